@@ -1,0 +1,46 @@
+# Each target prepares .venv by itself; python3 (3.11 or newer), its venv module and make are all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint format bench lock clean
+
+run: .venv/.run
+	$(BIN)/python run.py
+
+test: .venv/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev
+	$(BIN)/python -m bench pairs
+
+# The locks are made from the bounds in setup.cfg.
+lock: .venv/.dev
+	$(BIN)/pip-compile -q --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--allow-unsafe -o requirements.txt setup.cfg
+	$(BIN)/pip-compile -q --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--allow-unsafe --extra dev --extra bench -o requirements-dev.txt setup.cfg
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chat_server needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/.run: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
+	touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.run
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""The edge: the only room, with app.py, that knows aiohttp."""

@@ -1,0 +1,416 @@
+"""One socket: what goes out and what came in, proof of delivery, signs of life, and every way to end.
+
+What one turn of the loop sends goes out as one write, followed by one ping if messages are among it. The
+frames are put on the transport by ourselves, so the bounds are ours too: the outbox and the transport's own
+buffer together stay under `outbox_bytes`, or the socket closes with 1013.
+"""
+
+import asyncio
+import struct
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from typing import Protocol
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from chat_server.conf import Sockets as Config
+from chat_server.service.frames import Request
+from chat_server.service.registry import Receipt
+from chat_server.status import Disconnect, Refused
+from chat_server.utils.tcp import progress
+from chat_server.utils.throttle import Bucket
+
+# Requests of a socket that wait to be worked on, at most so many and so many bytes; then it is not read.
+INBOX_FRAMES = 128
+INBOX_BYTES = 262144
+# A run of sends is worked on together, at most so many.
+LONGEST_RUN = 64
+# Pages go on while less than this waits for the reader. In bytes.
+ENOUGH_WAITING = 65536
+# Messages of a socket without a pong, of which the receipts are kept; more stay unread.
+MOST_UNPROVEN = 16384
+BAD_FRAMES = 100
+# After our close frame the peer has so many seconds to answer it. aiohttp's own close() gave up too early
+# for a peer that has much to read before it.
+LINGER = 2.0
+# Shorter frames are not worth compressing. In bytes.
+COMPRESS_FROM = 256
+
+TEXT, PING, PONG, CLOSE = 0x81, 0x89, 0x8A, 0x88
+COMPRESSED = 0x40
+
+
+class WebSocket(web.WebSocketResponse):
+    """aiohttp's end of the socket, used for the handshake and for reading; the Connection closes it."""
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Nothing: aiohttp calls this when a frame breaks the protocol, before our answers are out."""
+        return False
+
+
+class Owner(Protocol):
+    """What a connection needs of whoever keeps it."""
+
+    def decode(self, data: str) -> Request | Refused:
+        """The request in a frame, or what is wrong with it."""
+        ...
+
+    async def work(self, connection: "Connection", run: Sequence[Request]) -> None:
+        """Answer a run of sends, or one other request."""
+        ...
+
+    def refuse(self, connection: "Connection", refused: Refused) -> None:
+        """Answer what was no request."""
+        ...
+
+    def proven(self, connection: "Connection", receipts: Sequence[Receipt]) -> None:
+        """These messages have arrived."""
+        ...
+
+    def working(self, task: asyncio.Task[None]) -> None:
+        """A task to wait for before the stores close."""
+        ...
+
+
+class Connection:
+    """A user's open socket; a service.registry.Socket."""
+
+    __slots__ = (
+        "__weakref__",
+        "_acked",
+        "_bad",
+        "_bucket",
+        "_closing",
+        "_config",
+        "_drain",
+        "_ended",
+        "_flushing",
+        "_held",
+        "_inbox",
+        "_inbox_bytes",
+        "_loop",
+        "_missed",
+        "_outbox",
+        "_owner",
+        "_ping",
+        "_pinged",
+        "_pings",
+        "_queued",
+        "_received",
+        "_room",
+        "_transport",
+        "_unproven",
+        "_waited",
+        "_worker",
+        "_ws",
+        "address",
+        "close_code",
+        "peer",
+        "session",
+        "sync",
+        "user",
+    )
+
+    def __init__(  # noqa: PLR0913 - what a socket is made of, each by name
+        self,
+        owner: Owner,
+        config: Config,
+        ws: WebSocket,
+        transport: asyncio.Transport,
+        drain: Callable[[], Awaitable[None]],
+        *,
+        user: str,
+        peer: str,
+        session: bytes,
+        sync: bool,
+        address: str,
+        bucket: Bucket | None,
+    ) -> None:
+        self.user = user
+        self.peer = peer
+        self.session = session
+        self.sync = sync
+        self.address = address
+        self.close_code: int | None = None
+        self._owner = owner
+        self._config = config
+        self._ws = ws
+        self._transport = transport
+        self._drain = drain
+        self._bucket = bucket
+        self._loop = asyncio.get_running_loop()
+        # out
+        self._outbox: list[bytes] = []
+        self._queued = 0
+        self._flushing = False
+        self._closing = False
+        self._ended: asyncio.Future[None] | None = None  # somebody waits for room: told when it closes
+        # proof of delivery: not pinged yet, and pinged with _ping
+        self._unproven: list[Receipt] = []
+        self._pinged: list[Receipt] = []
+        self._ping = b""
+        self._pings = 0
+        # in
+        self._inbox: deque[tuple[Request | Refused, int]] = deque()
+        self._inbox_bytes = 0
+        self._room: asyncio.Future[None] | None = None  # the reader waits for room in the inbox
+        self._worker: asyncio.Task[None] | None = None
+        self._bad = 0
+        # signs of life, as of the last beat
+        self._received = self._acked = self._waited = self._missed = 0
+        self._held = False  # the server itself did not read for a while
+
+    # --- out
+
+    def send(self, payload: bytes) -> None:
+        """Send a text frame; a socket that is closing forgets it."""
+        if not self._closing:
+            self._put(_frame(TEXT, payload, self._ws.compress))
+
+    def deliver(self, payload: bytes, receipt: Receipt) -> None:
+        """Send a message's frame and report its receipt once a pong proves it; on a sync socket only op 4 does."""
+        if self._closing:
+            return
+        self._put(_frame(TEXT, payload, self._ws.compress))
+        if not self.sync and len(self._unproven) < MOST_UNPROVEN:
+            self._unproven.append(receipt)
+
+    async def room(self) -> None:
+        """Wait until the reader has taken enough. Raises ConnectionResetError if the socket is closing."""
+        if self._queued < ENOUGH_WAITING:
+            return
+        self._flush()
+        if self._transport.get_write_buffer_size() > ENOUGH_WAITING and not self._closing:
+            self._ended = self._loop.create_future()
+            draining = asyncio.ensure_future(self._drain())
+            try:
+                await asyncio.wait((draining, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._ended = None
+                draining.cancel()
+                await asyncio.gather(draining, return_exceptions=True)
+        if self._closing or self._transport.is_closing():
+            raise ConnectionResetError("the socket is closing")
+
+    def _put(self, frame: bytes) -> None:
+        self._outbox.append(frame)
+        self._queued += len(frame)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        elif self._queued > self._config.outbox_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Put on the transport what this turn of the loop sent."""
+        self._flushing = False
+        if self._unproven and not self._ping:
+            self._send_ping()
+        if not self._outbox or self._transport.is_closing():
+            self._outbox.clear()
+            self._queued = 0
+            return
+        self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
+        self._queued = 0
+        if self._transport.get_write_buffer_size() > self._config.outbox_bytes:
+            self.close(WSCloseCode.TRY_AGAIN_LATER, "reads too slowly")
+
+    def _send_ping(self) -> None:
+        self._pings += 1
+        self._ping = self._pings.to_bytes(8, "big")
+        self._pinged, self._unproven = self._unproven, []
+        self._outbox.append(_frame(PING, self._ping))
+
+    def _pong(self, data: bytes) -> None:
+        if not self._ping or data != self._ping:
+            return
+        proven, self._pinged, self._ping = self._pinged, [], b""
+        if proven:
+            self._owner.proven(self, proven)
+        if self._unproven and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    # --- in
+
+    async def serve(self) -> None:
+        """Read until the peer is gone or has closed; then say goodbye."""
+        try:
+            while await self._read():
+                pass
+        except Disconnect as disconnect:
+            await self._finish()
+            self.close(disconnect.code, disconnect.why)
+            await self._discard()
+
+    async def _read(self) -> bool:
+        """Read one frame; False if it was the last."""
+        message = await self._ws.receive()
+        kind, data = message.type, message.data
+        if kind is WSMsgType.PONG:
+            self._pong(data)
+        elif kind is WSMsgType.CLOSE:
+            await self._finish()
+            self.close(data if data and data not in (1005, 1006) else WSCloseCode.OK, "")
+            return False
+        elif kind in (WSMsgType.CLOSED, WSMsgType.CLOSING):
+            return False
+        elif kind is WSMsgType.ERROR:
+            code = getattr(data, "code", None)
+            if code is None:
+                return False  # the connection broke
+            raise Disconnect(code, str(data))
+        elif not self._closing:
+            if self._bucket and (wait := self._bucket.take(self._loop.time())):
+                self._held = True
+                await asyncio.sleep(wait)
+            if kind is WSMsgType.TEXT:
+                await self._accept(data)
+            elif kind is WSMsgType.PING:
+                self._put(_frame(PONG, data))
+            else:
+                raise Disconnect(WSCloseCode.UNSUPPORTED_DATA, "text frames only")
+        return True
+
+    async def _accept(self, data: str) -> None:
+        """Take a frame to be worked on; wait while too many are."""
+        item = self._owner.decode(data)
+        self._inbox.append((item, len(data)))
+        self._inbox_bytes += len(data)
+        if isinstance(item, Refused):
+            self._bad += 1
+            if self._bad >= BAD_FRAMES:
+                raise Disconnect(WSCloseCode.POLICY_VIOLATION, f"{BAD_FRAMES} bad frames in a row")
+        else:
+            self._bad = 0
+        if self._worker is None:
+            # A task begins with the next turn of the loop: by then all frames that arrived with this one are here.
+            self._worker = self._loop.create_task(self._work())
+            self._owner.working(self._worker)
+        if len(self._inbox) >= INBOX_FRAMES or self._inbox_bytes >= INBOX_BYTES:
+            self._held = True
+            self._room = self._loop.create_future()
+            await self._room
+
+    async def _work(self) -> None:
+        try:
+            while self._inbox:
+                item = self._take()
+                if isinstance(item, Refused):
+                    self._owner.refuse(self, item)
+                    continue
+                run = [item]
+                while item.op_type == 1 and len(run) < LONGEST_RUN and self._next_is_send():
+                    run.append(self._take())  # type: ignore[arg-type]
+                self._make_room()
+                await self._owner.work(self, run)
+        except ConnectionError:
+            self._inbox.clear()  # nobody is there any more to be answered
+        finally:
+            self._worker = None
+            self._make_room()
+
+    def _take(self) -> Request | Refused:
+        item, size = self._inbox.popleft()
+        self._inbox_bytes -= size
+        return item
+
+    def _next_is_send(self) -> bool:
+        return bool(self._inbox) and getattr(self._inbox[0][0], "op_type", 0) == 1
+
+    def _make_room(self) -> None:
+        if self._room and not self._room.done():
+            self._room.set_result(None)
+
+    # --- signs of life
+
+    def beat(self) -> None:
+        """Called every HeartbeatSeconds: asks a peer for a sign of life, and cuts one that gave none for two beats."""
+        if self._transport.is_closing():
+            return
+        sock = self._transport.get_extra_info("socket")
+        received, acked, waiting = progress(sock)
+        waiting += self._transport.get_write_buffer_size()
+        took = self._waited and (acked != self._acked or waiting < self._waited)
+        alive = received != self._received or took or self._held
+        self._received, self._acked, self._waited = received, acked, waiting
+        self._held = bool(self._room and not self._room.done())
+        self._missed = 0 if alive else self._missed + 1
+        if self._missed >= 2:
+            self._transport.abort()
+        elif not self._ping and not self._closing:
+            self._send_ping()
+            self._flush()
+
+    # --- the end
+
+    def close(self, code: int, why: str) -> None:
+        """Say goodbye: what waits goes out, then the close frame; frames not worked on yet are forgotten."""
+        if self._closing:
+            return
+        self._flush()
+        self._closing = True
+        self.close_code = code
+        self._inbox.clear()
+        self._inbox_bytes = 0
+        self._make_room()
+        if self._ended and not self._ended.done():
+            self._ended.set_result(None)
+        if not self._transport.is_closing():
+            self._transport.write(_frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
+            self._loop.call_later(LINGER, self._transport.abort)
+
+    async def end(self, code: int, why: str) -> None:
+        """Close it, and wait until no frame from it is being worked on."""
+        self.close(code, why)
+        if self._worker:
+            await asyncio.wait((self._worker,))
+
+    async def finish(self, code: int, why: str) -> None:
+        """Finish the frames in work and close it."""
+        self._bucket = None
+        await self._finish()
+        await self.end(code, why)
+
+    async def _finish(self) -> None:
+        while self._worker:
+            await asyncio.wait((self._worker,))
+
+    async def _discard(self) -> None:
+        """Let the peer read the close frame before the connection ends: it may still be sending."""
+        deadline = self._loop.time() + LINGER
+        while not self._transport.is_closing() and (left := deadline - self._loop.time()) > 0:
+            try:
+                message = await self._ws.receive(timeout=left)
+            except TimeoutError:
+                return
+            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                return
+            if message.type is WSMsgType.ERROR:  # nothing more can be understood: asyncio reads and drops it
+                await asyncio.sleep(left)
+
+
+def _frame(opcode: int, payload: bytes, window: int | bool = 0) -> bytes:
+    """A frame as RFC 6455 section 5.2 has it; from a server it bears no mask.
+
+    `window`: the bits of permessage-deflate's window (RFC 7692), 0 where it was not agreed on.
+    """
+    if window and opcode == TEXT and len(payload) >= COMPRESS_FROM:
+        payload = _deflated(payload, int(window))
+        opcode |= COMPRESSED
+    size = len(payload)
+    if size < 126:
+        return struct.pack("!BB", opcode, size) + payload
+    if size < 65536:
+        return struct.pack("!BBH", opcode, 126, size) + payload
+    return struct.pack("!BBQ", opcode, 127, size) + payload
+
+
+@lru_cache(maxsize=8)
+def _deflated(payload: bytes, window: int) -> bytes:
+    """A message compressed on its own (RFC 7692 section 7.2.1), so that one fan-out compresses it once."""
+    deflate = zlib.compressobj(wbits=-max(window, 9))
+    return (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]

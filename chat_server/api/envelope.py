@@ -1,0 +1,62 @@
+"""The one shape of every JSON answer (protocol section 1)."""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from chat_server.status import Reason, Refused, Status, text
+
+# The HTTP code of each refusal; what is not here is 400.
+HTTP_CODES = {
+    Reason.WRONG_PASSWORD: 401,
+    Reason.NOT_LOGGED_IN: 401,
+    Reason.NOT_YOURS: 403,
+    Reason.FOREIGN_ORIGIN: 403,
+    Reason.REGISTRATION_CLOSED: 403,
+    Reason.NOT_FOUND: 404,
+    Reason.NO_SUCH_USER: 404,
+    Reason.METHOD_NOT_ALLOWED: 405,
+    Reason.USER_EXISTS: 409,
+    Reason.TOO_LARGE: 413,
+    Reason.BAD_CONTENT_TYPE: 415,
+    Reason.NO_UPGRADE: 426,
+    Reason.TOO_MANY: 429,
+    Reason.INTERNAL: 500,
+    Reason.STORE_AWAY: 503,
+}
+
+
+class Envelope:
+    """Makes answers, with texts in `language`."""
+
+    def __init__(self, language: str) -> None:
+        self._language = language
+
+    def success(self, status: Status, data: Any = None) -> web.Response:
+        """What was asked for is done."""
+        return self._response(200, status, data, "", {})
+
+    def refusal(self, refused: Refused) -> web.Response:
+        """Why it is not."""
+        headers = {}
+        if refused.retry_after is not None:
+            headers["Retry-After"] = str(max(1, ceil(refused.retry_after)))
+        if refused.reason is Reason.NO_UPGRADE:
+            headers |= {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        code = HTTP_CODES.get(refused.reason, 400)
+        data = {"reason": refused.reason, "field": refused.field}
+        return self._response(code, refused.status, data, refused.why, headers)
+
+    def away(self, data: Mapping[str, Any]) -> web.Response:
+        """A store is away; `data` says which."""
+        data = {**data, "reason": Reason.STORE_AWAY, "field": None}
+        return self._response(503, Status.UNKNOWN, data, "a store is away", {})
+
+    def _response(self, code: int, status: Status, data: Any, error: str, headers: Mapping[str, str]) -> web.Response:
+        body = {"status": status, "data": data, "msg": text(status, self._language), "error": error}
+        return web.Response(
+            status=code, body=msgspec.json.encode(body), content_type="application/json", headers=headers
+        )

@@ -1,0 +1,123 @@
+"""The HTTP endpoints (protocol section 1): parse, check who is asking, call a service, shape the answer."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+from aiohttp import web
+
+from chat_server.api.envelope import Envelope
+from chat_server.api.request import COOKIE, Edge, body
+from chat_server.service.accounts import Accounts, Session
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.errors import StoreUnavailable
+
+Ping = Callable[[], Awaitable[None]]
+
+
+class Credentials(msgspec.Struct):
+    """The body of register and login."""
+
+    user_name: str
+    password: str
+
+
+class NewPassword(msgspec.Struct):
+    """The body of set_password."""
+
+    user_name: str
+    old_password: str
+    new_password: str
+
+
+class Name(msgspec.Struct):
+    """The body of logout."""
+
+    user_name: str
+
+
+class Http:
+    """The handlers of the HTTP endpoints."""
+
+    def __init__(self, accounts: Accounts, envelope: Envelope, edge: Edge, stores: Mapping[str, Ping]) -> None:
+        self._accounts = accounts
+        self._envelope = envelope
+        self._edge = edge
+        self._health = Health(stores)
+
+    async def ping(self, request: web.Request) -> web.Response:
+        """GET /ping"""
+        return self._envelope.success(Status.OK)
+
+    async def health(self, request: web.Request) -> web.Response:
+        """GET /health"""
+        up, data = await self._health.look()
+        return self._envelope.success(Status.OK, data) if up else self._envelope.away(data)
+
+    async def register(self, request: web.Request) -> web.Response:
+        """POST /user/register"""
+        asked = await body(request, Credentials, Status.REGISTER_FAILED)
+        await self._accounts.register(asked.user_name, asked.password, self._edge.address(request))
+        return self._envelope.success(Status.REGISTERED)
+
+    async def login(self, request: web.Request) -> web.Response:
+        """POST /user/login"""
+        asked = await body(request, Credentials, Status.LOGIN_FAILED)
+        login = await self._accounts.login(asked.user_name, asked.password, self._edge.address(request))
+        response = self._envelope.success(Status.LOGGED_IN, msgspec.to_builtins(login))
+        if not self._edge.foreign(request):
+            secure = self._edge.secure(request)
+            response.set_cookie(
+                COOKIE, login.token, max_age=login.expires_in, httponly=True, samesite="Lax", secure=secure
+            )
+        return response
+
+    async def set_password(self, request: web.Request) -> web.Response:
+        """POST /user/set_password"""
+        session = await self._session(request)
+        asked = await body(request, NewPassword, Status.SET_PASSWORD_FAILED)
+        await self._accounts.set_password(
+            session, asked.user_name, asked.old_password, asked.new_password, self._edge.address(request)
+        )
+        return self._envelope.success(Status.PASSWORD_SET)
+
+    async def logout(self, request: web.Request) -> web.Response:
+        """POST /user/logout"""
+        session = await self._session(request)
+        asked = await body(request, Name, Status.LOGOUT_FAILED)
+        await self._accounts.logout(session, asked.user_name)
+        response = self._envelope.success(Status.LOGGED_OUT)
+        response.del_cookie(COOKIE)
+        return response
+
+    async def _session(self, request: web.Request) -> Session:
+        token = self._edge.token(request)
+        session = await self._accounts.whose(token) if token else None
+        if session is None:
+            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
+        return session
+
+
+class Health:
+    """Which stores answer, and since when each is as it is."""
+
+    def __init__(self, stores: Mapping[str, Ping]) -> None:
+        self._stores = stores
+        now = int(time.time() * 1000)
+        self._since = dict.fromkeys(stores, (True, now))
+
+    async def look(self) -> tuple[bool, dict[str, dict[str, object]]]:
+        """Whether all are up, and for each its state, since when (ms) and how long the answer took (ms)."""
+        data: dict[str, dict[str, object]] = {}
+        for name, ping in self._stores.items():
+            started = time.monotonic()
+            try:
+                await ping()
+                up = True
+            except StoreUnavailable:
+                up = False
+            if up != self._since[name][0]:
+                self._since[name] = (up, int(time.time() * 1000))
+            took = round((time.monotonic() - started) * 1000, 1)
+            data[name] = {"state": "up" if up else "away", "since": self._since[name][1], "took_ms": took}
+        return all(up for up, _ in self._since.values()), data

@@ -1,0 +1,260 @@
+"""The upgrade, the table of ops, and what concerns all sockets: heartbeats, limits, the end."""
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from aiohttp import web
+
+from chat_server.api.connection import Connection, WebSocket
+from chat_server.api.middleware import foreign
+from chat_server.api.request import Edge
+from chat_server.cache.sessions import SessionStore
+from chat_server.conf import Sockets as Config
+from chat_server.service.accounts import Accounts, Session, normal
+from chat_server.service.chat import Chat
+from chat_server.service.frames import Frames, Request, decode
+from chat_server.service.registry import Receipt, Registry
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.throttle import Bucket
+
+log = logging.getLogger(__name__)
+
+# A heartbeat's work is spread over so many moments.
+SLOTS = 16
+
+
+class Op(NamedTuple):
+    """What an op does, and the code of its failure."""
+
+    do: Callable[[Connection, Request], Awaitable[None]]
+    failed: Status
+
+
+class Sockets:
+    """All sockets of this process: makes them, hands their requests to Chat, keeps them alive, ends them."""
+
+    def __init__(
+        self,
+        config: Config,
+        accounts: Accounts,
+        chat: Chat,
+        sessions: SessionStore,
+        registry: Registry,
+        frames: Frames,
+        edge: Edge,
+    ) -> None:
+        self._config = config
+        self._accounts = accounts
+        self._chat = chat
+        self._sessions = sessions
+        self._registry = registry
+        self._frames = frames
+        self._edge = edge
+        self._ops = {
+            1: Op(self._send_one, Status.SEND_FAILED),
+            2: Op(chat.history, Status.HISTORY_FAILED),
+            3: Op(chat.unread, Status.HISTORY_FAILED),
+            4: Op(chat.mark_read, Status.MARK_READ_FAILED),
+            5: Op(chat.delete, Status.DELETE_FAILED),
+            6: Op(chat.broadcast, Status.SEND_FAILED),
+            7: Op(chat.conversations, Status.CONVERSATIONS_FAILED),
+        }
+        self._slots: deque[set[Connection]] = deque(set() for _ in range(SLOTS))
+        self._addresses: Counter[str] = Counter()
+        self._users: Counter[str] = Counter()
+        self._buckets: dict[str, Bucket] = {}
+        self._workers: set[asyncio.Task[None]] = set()
+        self._ending = False
+
+    # --- the upgrade
+
+    async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        """GET /chat/test: check in the order of the protocol, then serve the socket until it ends."""
+        ws = WebSocket(
+            autoclose=False,
+            autoping=False,
+            compress=self._config.compress,
+            max_msg_size=self._config.max_frame_bytes + 1,
+        )
+        failed = Status.SOCKET_FAILED
+        if not ws.can_prepare(request).ok or self._ending:
+            raise Refused(failed, Reason.NO_UPGRADE, "this address is for WebSocket (RFC 6455, version 13)")
+        if (origin := self._edge.foreign(request)) and not self._edge.allowed(origin):
+            raise foreign(failed)
+        endings = self._registry.endings
+        session = await self._session(request)
+        if normal(request.query.get("uid", "")) != session.user:
+            raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
+        peer = normal(request.query.get("to_uid", ""))
+        if peer and not await self._accounts.exists(peer):
+            raise Refused(Status.NO_SUCH_USER, Reason.NO_SUCH_USER, "no such user as to_uid", field="to_uid")
+        address = self._edge.address(request)
+        self._reserve(session.user, address)
+        try:
+            return await self._serve(request, ws, session, peer, address, endings)
+        finally:
+            self._give_back(session.user, address)
+
+    async def _session(self, request: web.Request) -> Session:
+        token = self._edge.token(request, socket=True)
+        session = await self._accounts.whose(token) if token else None
+        if session is None:
+            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
+        return session
+
+    def _reserve(self, user: str, address: str) -> None:
+        for counter, key, most in (
+            (self._users, user, self._config.sockets_per_user),
+            (self._addresses, address, self._config.sockets_per_address),
+        ):
+            if most and counter[key] >= most:
+                why = f"{most} sockets are open already"
+                raise Refused(Status.SOCKET_FAILED, Reason.TOO_MANY, why, retry_after=60)
+        self._users[user] += 1
+        self._addresses[address] += 1
+
+    def _give_back(self, user: str, address: str) -> None:
+        for counter, key in ((self._users, user), (self._addresses, address)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
+
+    async def _serve(
+        self, request: web.Request, ws: WebSocket, session: Session, peer: str, address: str, endings: int
+    ) -> WebSocket:
+        writer = await ws.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return ws  # gone already
+        connection = Connection(
+            self,
+            self._config,
+            ws,
+            transport,
+            writer.drain,
+            user=session.user,
+            peer=peer,
+            session=session.digest,
+            sync=request.query.get("sync") == "1",
+            address=address,
+            bucket=self._bucket(session.user),
+        )
+        slot = min(self._slots, key=len)
+        self._registry.add(connection)
+        slot.add(connection)
+        log.info("socket opened", extra={"user": session.user, "address": address})
+        try:
+            if self._ending:
+                connection.close(1001, "the server is going away")
+            elif self._registry.endings != endings and not await self._sessions.use([session.digest]):
+                connection.close(4001, "the session ended")  # between our look at it and now
+            else:
+                connection.send(self._frames.answer(session.user, Status.CONNECTED))
+            await connection.serve()
+        finally:
+            self._registry.remove(connection)
+            slot.discard(connection)
+            log.info("socket closed", extra={"user": session.user, "code": connection.close_code})
+        return ws
+
+    def _bucket(self, user: str) -> Bucket | None:
+        if not self._config.frames_per_second:
+            return None
+        if user not in self._buckets:
+            now = asyncio.get_running_loop().time()
+            self._buckets[user] = Bucket(self._config.frames_per_second, self._config.frames_burst, now)
+        return self._buckets[user]
+
+    # --- what a connection needs of its owner
+
+    def decode(self, data: str) -> Request | Refused:
+        """The request in a frame, or what is wrong with it."""
+        try:
+            request = decode(data)
+        except Refused as refused:
+            return refused
+        if request.op_type not in self._ops:
+            return Refused(Status.FRAME_BAD, Reason.UNKNOWN_OP, f"unknown op_type: {request.op_type}", field="op_type")
+        return request
+
+    async def work(self, connection: Connection, run: Sequence[Request]) -> None:
+        """Answer a run of sends, or one other request."""
+        op = self._ops[run[0].op_type]
+        try:
+            if run[0].op_type == 1:
+                await self._chat.send(connection, run)
+            else:
+                await op.do(connection, run[0])
+        except Refused as refused:
+            self.refuse(connection, refused)
+        except StoreUnavailable as error:
+            log.warning("a store is away", extra={"op": run[0].op_type, "why": str(error)})
+            self.refuse(connection, Refused(op.failed, Reason.STORE_AWAY, "a store is away, try again"))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("failed", extra={"op": run[0].op_type})
+            for _ in run:
+                why = "something went wrong here, it is in the server's log"
+                self.refuse(connection, Refused(op.failed, Reason.INTERNAL, why))
+
+    def refuse(self, connection: Connection, refused: Refused) -> None:
+        """Say why not."""
+        connection.send(self._frames.refusal(connection.user, refused))
+
+    def proven(self, connection: Connection, receipts: Iterable[Receipt]) -> None:
+        """These messages have arrived."""
+        self._chat.proven(connection, receipts)
+
+    def working(self, task: asyncio.Task[None]) -> None:
+        """A task to wait for before the stores close."""
+        self._workers.add(task)
+        task.add_done_callback(self._workers.discard)
+
+    # --- all sockets
+
+    async def beat(self) -> None:
+        """A slot's heartbeat: its sockets give a sign of life, and their sessions are asked for.
+
+        Called SLOTS times in HeartbeatSeconds.
+        """
+        self._slots.append(slot := self._slots.popleft())
+        connections = list(slot)
+        for connection in connections:
+            connection.beat()
+        await self._renew(connections)
+        self._forget_buckets()
+
+    async def _renew(self, connections: Sequence[Connection]) -> None:
+        """Renew the sessions of open sockets; close those whose session is gone."""
+        if not connections:
+            return
+        try:
+            alive = await self._sessions.use([connection.session for connection in connections])
+        except StoreUnavailable as error:
+            log.warning("sessions not renewed", extra={"why": str(error)})  # a store that is away ends nobody
+            return
+        for connection in connections:
+            if connection.session not in alive:
+                connection.close(4001, "the session ended")
+
+    def _forget_buckets(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for user in [user for user, bucket in self._buckets.items() if user not in self._users and bucket.full(now)]:
+            del self._buckets[user]
+
+    async def end(self) -> None:
+        """Finish the frames in work, close all sockets with 1001, and wait for what is under way."""
+        self._ending = True
+        connections = [connection for slot in self._slots for connection in slot]
+        await asyncio.gather(*(one.finish(1001, "the server is going away") for one in connections))
+        if self._workers:
+            await asyncio.wait(self._workers)
+        await self._chat.settled()
+
+    async def _send_one(self, connection: Connection, request: Request) -> None:
+        await self._chat.send(connection, [request])

@@ -1,0 +1,120 @@
+"""What a store of counters must do: how often something was tried, and who may write to a stranger."""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+import msgspec
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """At most `limit` times per `window` seconds for what `key` names.
+
+    The key is a sequence of strings, so that no part can be mistaken for another.
+    """
+
+    key: tuple[str, ...]
+    limit: int
+    window: float
+
+
+class Stranger(msgspec.Struct, frozen=True):
+    """The state of two users' talk, times in microseconds.
+
+    Either `sender` has sent `count` messages since `started` that were not answered, and `refused` says
+    whether one more was refused; or (`sender` is empty) both talk freely until `until`.
+    """
+
+    sender: str = ""
+    count: int = 0
+    started: int = 0
+    refused: bool = False
+    until: int = 0
+
+
+class Verdict(Enum):
+    """May this message be sent?"""
+
+    FREE = "yes, as every other between the two"
+    COUNTED = "yes, and it was counted"
+    REFUSED = "no"
+    UNKNOWN = "there is no counter: rebuild it from the messages and ask again"
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """A verdict; `lifted`: whether the receiver, refused before, may write again because of this message."""
+
+    verdict: Verdict
+    lifted: bool = False
+
+
+class RateStore(Protocol):
+    """Counts of what may be done only so often. Raises StoreUnavailable throughout."""
+
+    async def take(self, rates: Sequence[Rate]) -> float:
+        """Count one for each rate, if all allow it, in one atomic step.
+
+        Returns 0, or, counting nothing, the seconds until the last of those exceeded begins anew.
+        """
+        ...
+
+    async def give_back(self, rates: Sequence[Rate]) -> None:
+        """Take back what `take` counted."""
+        ...
+
+    async def forget(self, rate: Rate) -> None:
+        """Begin anew."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+
+class StrangerStore(Protocol):
+    """Who may write to whom (protocol section 3, promise 4). Raises StoreUnavailable throughout."""
+
+    async def take(self, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+        """Decide on one message at `now` (microseconds), and count it if it counts, in one atomic step.
+
+        Where nothing is known of the two the verdict is UNKNOWN, unless `rebuilt` says what the messages do.
+        """
+        ...
+
+    async def give_back(self, sender: str, receiver: str, now: int) -> None:
+        """Take back what `take` counted at `now`: the message could not be stored."""
+        ...
+
+
+def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> tuple[Stranger, Ruling]:
+    """The rule itself: the next state, and may `sender` send one message now? Times in microseconds.
+
+    A window begins with the first message that counts. The other side's message within it is an answer:
+    both are free for a window from then on, renewed by each message.
+    """
+    free = Stranger(until=now + window)
+    if not state.sender:
+        if now < state.until:
+            return free, Ruling(Verdict.FREE)
+    elif now < state.started + window:
+        if sender != state.sender:
+            return free, Ruling(Verdict.FREE, lifted=state.refused)
+        if state.count >= limit:
+            return msgspec.structs.replace(state, refused=True), Ruling(Verdict.REFUSED)
+        return msgspec.structs.replace(state, count=state.count + 1), Ruling(Verdict.COUNTED)
+    return Stranger(sender=sender, count=1, started=now), Ruling(Verdict.COUNTED)
+
+
+def rebuild(recent: Sequence[tuple[str, int]], answered: bool, limit: int, window: int) -> Stranger:
+    """The state that the messages tell of: `recent` is sender and time of the newest `limit` + 1 in the window.
+
+    Both sides among them, or one side with more than it might have sent unanswered, means free; the latter
+    only if the other side ever wrote (`answered`), since a window that ended let a stranger begin anew.
+    """
+    if not recent:
+        return Stranger()
+    senders = {sender for sender, _ in recent}
+    if len(senders) > 1 or (len(recent) > limit and answered):
+        return Stranger(until=recent[0][1] + window)
+    counted = recent[:limit]
+    return Stranger(sender=counted[0][0], count=len(counted), started=counted[-1][1])

@@ -1,0 +1,183 @@
+"""Sessions, rates and strangers in the embedded database, so that they outlive a restart."""
+
+import sqlite3
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from chat_server.cache.limits import Rate, Ruling, Stranger, Verdict, decide
+from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.sqlite import Database, Schema
+
+# A lifetime is written anew once more than this part of it has passed, not at each use.
+RENEWAL = 0.01
+# Expired rows are deleted at most so many at a time, so that no transaction is long.
+SWEEP = 500
+
+
+# The cache's part of the database. Times in microseconds since the epoch.
+CACHE_SCHEMA = Schema(
+    "cache",
+    (
+        """CREATE TABLE sessions (
+            digest BLOB PRIMARY KEY, user TEXT NOT NULL, expires INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX sessions_by_user ON sessions (user)",
+        "CREATE INDEX sessions_by_expiry ON sessions (expires)",
+        """CREATE TABLE rates (
+            key BLOB PRIMARY KEY, count INTEGER NOT NULL, expires INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX rates_by_expiry ON rates (expires)",
+        """CREATE TABLE strangers (
+            low TEXT NOT NULL, high TEXT NOT NULL, state BLOB NOT NULL, expires INTEGER NOT NULL,
+            PRIMARY KEY (low, high)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX strangers_by_expiry ON strangers (expires)",
+    ),
+)
+
+
+class SqliteSessions:
+    """SessionStore on the embedded database; `lifetime` in seconds."""
+
+    def __init__(self, database: Database, lifetime: float, clock: Clock) -> None:
+        self._database = database
+        self._lifetime = int(lifetime * MICROSECONDS)
+        self._clock = clock
+
+    async def add(self, digest: bytes, user: str) -> None:
+        values = (digest, user, self._clock.now() + self._lifetime)
+        await self._database.write(
+            lambda tx: tx.execute("INSERT INTO sessions (digest, user, expires) VALUES (?, ?, ?)", values).rowcount
+        )
+
+    async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
+        now = self._clock.now()
+        fresh = now + int(self._lifetime * (1 - RENEWAL))
+
+        def job(connection: sqlite3.Connection) -> list[tuple[bytes, str, int]]:
+            query = "SELECT digest, user, expires FROM sessions WHERE digest = ? AND expires > ?"
+            rows = (connection.execute(query, (digest, now)).fetchone() for digest in digests)
+            return [row for row in rows if row]
+
+        found = await self._database.read(job)
+        if due := [(now + self._lifetime, digest) for digest, _, expires in found if expires < fresh]:
+            update = "UPDATE sessions SET expires = ? WHERE digest = ?"
+            await self._database.write(lambda tx: tx.executemany(update, due).rowcount)
+        return {digest: user for digest, user, _ in found}
+
+    async def end(self, digest: bytes) -> None:
+        await self._database.write(lambda tx: tx.execute("DELETE FROM sessions WHERE digest = ?", (digest,)).rowcount)
+
+    async def end_others(self, user: str, keep: bytes) -> None:
+        await self._database.write(
+            lambda tx: tx.execute("DELETE FROM sessions WHERE user = ? AND digest != ?", (user, keep)).rowcount
+        )
+
+    async def ping(self) -> None:
+        await self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+
+
+class SqliteRates:
+    """RateStore on the embedded database: fixed windows."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def take(self, rates: Sequence[Rate]) -> float:
+        def job(tx: sqlite3.Connection) -> float:
+            now = self._clock.now()
+            counts = []
+            wait = 0
+            for rate in rates:
+                window = int(rate.window * MICROSECONDS)
+                count, expires = tx.execute(
+                    "SELECT count, expires FROM rates WHERE key = ?", (_key(rate),)
+                ).fetchone() or (0, 0)
+                if expires <= now or expires > now + window:  # over, or the clock was set back
+                    count, expires = 0, now + window
+                if count >= rate.limit:
+                    wait = max(wait, expires - now)
+                counts.append((_key(rate), count + 1, expires))
+            if not wait:
+                tx.executemany("INSERT OR REPLACE INTO rates (key, count, expires) VALUES (?, ?, ?)", counts)
+            return wait / MICROSECONDS
+
+        return await self._database.write(job)
+
+    async def give_back(self, rates: Sequence[Rate]) -> None:
+        keys = [(_key(rate),) for rate in rates]
+        update = "UPDATE rates SET count = count - 1 WHERE key = ? AND count > 0"
+        await self._database.write(lambda tx: tx.executemany(update, keys).rowcount)
+
+    async def forget(self, rate: Rate) -> None:
+        await self._database.write(lambda tx: tx.execute("DELETE FROM rates WHERE key = ?", (_key(rate),)).rowcount)
+
+    async def ping(self) -> None:
+        await self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+
+
+class SqliteStrangers:
+    """StrangerStore on the embedded database; `window` in seconds.
+
+    A state is kept for a window after it ended: so long, an ended one is known from one that was lost.
+    """
+
+    def __init__(self, database: Database, limit: int, window: float) -> None:
+        self._database = database
+        self._limit = limit
+        self._window = int(window * MICROSECONDS)
+
+    async def take(self, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+        return await self._database.write(lambda tx: self.take_in(tx, sender, receiver, now, rebuilt))
+
+    def take_in(
+        self, tx: sqlite3.Connection, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None
+    ) -> Ruling:
+        """What `take` does, inside a job."""
+        low, high = sorted((sender, receiver))
+        row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
+        state = msgspec.msgpack.decode(row[0], type=Stranger) if row else rebuilt
+        if state is None:
+            return Ruling(Verdict.UNKNOWN)
+        after, ruling = decide(state, sender, now, self._limit, self._window)
+        if after != state or not row:
+            self._put(tx, low, high, after)
+        return ruling
+
+    async def give_back(self, sender: str, receiver: str, now: int) -> None:
+        low, high = sorted((sender, receiver))
+
+        def job(tx: sqlite3.Connection) -> None:
+            row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
+            state = msgspec.msgpack.decode(row[0], type=Stranger) if row else Stranger()
+            if state.sender == sender and state.started <= now and state.count:
+                self._put(tx, low, high, msgspec.structs.replace(state, count=state.count - 1))
+
+        await self._database.write(job)
+
+    def _put(self, tx: sqlite3.Connection, low: str, high: str, state: Stranger) -> None:
+        expires = state.started + 2 * self._window if state.sender else state.until + self._window
+        tx.execute(
+            "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)",
+            (low, high, msgspec.msgpack.encode(state), expires),
+        )
+
+
+async def sweep(database: Database, now: int) -> None:
+    """Delete what expired before `now`, a little at a time."""
+    for table, key in (("sessions", "digest"), ("rates", "key"), ("strangers", "low, high")):
+        # The names are those above, nobody's input.
+        query = f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE expires <= ? LIMIT ?)"  # noqa: S608
+        while await database.write(partial(_execute, query, (now, SWEEP))) == SWEEP:
+            pass
+
+
+def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> int:
+    return tx.execute(query, values).rowcount
+
+
+def _key(rate: Rate) -> bytes:
+    return msgspec.msgpack.encode(rate.key)

@@ -1,0 +1,71 @@
+"""The command line: python run.py, or chat-server."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from chat_server import __version__
+from chat_server.app import check, serving
+from chat_server.conf import ConfigError, Settings, load
+from chat_server.utils import logs
+from chat_server.utils.errors import StartError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 1 after one line that says what was wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        settings = load(_config_file(options.config), os.environ)
+        logs.set_up(settings.server.app_mode)
+        if options.check:
+            print(f"settings: {settings.source}")
+            print(f"users, messages, sessions: {check(settings)}")
+            return 0
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings))
+    except (ConfigError, StartError) as error:
+        print(f"chat-server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chat-server", description="An instant-messaging server.")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the settings; default: config.ini, if there is one"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="look at the settings and the stores, change nothing, and end"
+    )
+    parser.add_argument("--version", action="version", version=f"chat-server {__version__}")
+    return parser
+
+
+def _config_file(named: Path | None) -> Path | None:
+    """The file of settings: the one named, or config.ini beside run.py or in the current folder, or none."""
+    if named:
+        return named
+    beside = Path(sys.argv[0]).resolve().parent
+    return next((path for folder in (beside, Path.cwd()) if (path := folder / "config.ini").is_file()), None)
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for signal_ in signals:
+        loop.add_signal_handler(signal_, stop.set)
+    async with serving(settings) as (host, port):
+        shown = f"[{host}]" if ":" in host else host
+        print(f"chat-server {__version__} is ready on http://{shown}:{port}", flush=True)
+        await stop.wait()
+        for signal_ in signals:  # a second one ends it at once
+            loop.remove_signal_handler(signal_)
+            signal.signal(signal_, signal.SIG_DFL)
+        print("chat-server is ending", flush=True)

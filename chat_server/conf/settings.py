@@ -1,0 +1,132 @@
+"""Every setting: its key in config.ini, type, range and default. config.ini says in words what each means."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Duration = Annotated[float, Meta(gt=0, le=1_000_000)]
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """A group of settings; a field's name in pascal case (or the name given) is its key in the file."""
+
+
+class Server(Group, frozen=True):
+    """[service]: where and how the server is reached."""
+
+    app_mode: Literal["debug", "release"] = "debug"
+    http_host: str = "127.0.0.1"
+    http_port: Port = 8081
+    language: Literal["zh", "en"] = "zh"
+    allowed_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    # The key is known so that a file may name it; a port other than 0 is refused until there are metrics.
+    metrics_port: Annotated[int, Meta(ge=0, le=0)] = 0
+
+
+class Stores(Group, frozen=True):
+    """[service]: what every store needs to know. Times in seconds, but `message_days` (0 keeps all)."""
+
+    data_dir: Path = Path("data")
+    start_timeout: Duration = 30
+    store_timeout: Duration = 5
+    message_days: Annotated[float, Meta(ge=0, le=36500)] = 0
+
+
+class Accounts(Group, frozen=True):
+    """[service]: users, passwords and sessions. `login_window` in minutes, `password_wait` in seconds."""
+
+    password_cost: Annotated[int, Meta(ge=4, le=16)] = 12
+    min_password_length: Annotated[int, Meta(ge=1, le=72)] = 6
+    session_days: Annotated[float, Meta(gt=0, le=3650)] = 30
+    registration: Literal["open", "closed"] = "open"
+    login_failures: Positive = 10
+    login_window: Duration = 5
+    registrations_per_hour: Count = 1000
+    password_wait: Duration = 10
+
+
+class Chat(Group, frozen=True):
+    """[service]: what may be sent to whom. `stranger_window` in days."""
+
+    stranger_limit: Annotated[int, Meta(ge=0, le=1000)] = 5
+    stranger_window: Annotated[float, Meta(gt=0, le=3650)] = 3
+    max_text_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 16384
+    broadcasts_per_minute: Count = 30
+
+
+class Sockets(Group, frozen=True):
+    """[service]: the limits of a socket. Sizes in bytes, rates in frames per second."""
+
+    heartbeat_seconds: Annotated[float, Meta(ge=0.05, le=3600)] = 30
+    max_frame_bytes: Annotated[int, Meta(ge=256, le=67_108_864)] = 65536
+    outbox_bytes: Annotated[int, Meta(ge=4096, le=1_073_741_824)] = 1048576
+    frames_per_second: Count = 200
+    frames_burst: Positive = 1000
+    sockets_per_user: Positive = 32
+    sockets_per_address: Count = 0
+    compress: bool = False
+
+
+class MySQL(Group, frozen=True):
+    """[mysql]: where the users are kept."""
+
+    db: Literal["embedded", "mysql"] = "embedded"
+    db_host: str = "127.0.0.1"
+    db_port: Port = 3306
+    db_user: str = ""
+    db_password: str = field(name="DbPassWord", default="")
+    db_name: str = "chat_demo"
+
+
+class Redis(Group, frozen=True):
+    """[redis]: where sessions, counters and limits are kept."""
+
+    redis_db: Literal["embedded", "redis"] = "embedded"
+    redis_addr: str = "127.0.0.1:6379"
+    redis_pw: str = ""
+    redis_db_name: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
+class MongoDB(Group, frozen=True):
+    """[MongoDB]: where the messages are kept."""
+
+    mongodb: Literal["embedded", "mongodb"] = field(name="MongoDb", default="embedded")
+    name: str = field(name="MongoDBName", default="chat_demo")
+    addr: str = field(name="MongoDBAddr", default="localhost")
+    user: str = field(name="MongoDBUser", default="")
+    pwd: str = field(name="MongoDBPwd", default="")
+    port: Port = field(name="MongoDBPort", default=27017)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All groups; `source` names where they came from, for people."""
+
+    server: Server = Server()
+    stores: Stores = Stores()
+    accounts: Accounts = Accounts()
+    chat: Chat = Chat()
+    sockets: Sockets = Sockets()
+    mysql: MySQL = MySQL()
+    redis: Redis = Redis()
+    mongodb: MongoDB = MongoDB()
+    source: str = "the defaults"
+
+
+SECTIONS: dict[str, dict[str, type[Group]]] = {
+    "service": {
+        "server": Server,
+        "stores": Stores,
+        "accounts": Accounts,
+        "chat": Chat,
+        "sockets": Sockets,
+    },
+    "mysql": {"mysql": MySQL},
+    "redis": {"redis": Redis},
+    "MongoDB": {"mongodb": MongoDB},
+}

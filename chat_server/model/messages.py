@@ -1,0 +1,123 @@
+"""What a store of messages must do, and the records it takes and gives."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message. `time` is in microseconds since the epoch, unlike that of any other message."""
+
+    sender: str
+    receiver: str
+    id: str
+    text: str
+    time: int
+    read: bool = False
+
+
+class Added(msgspec.Struct, frozen=True):
+    """What became of a message that was to be added.
+
+    `new`: it was stored now. Otherwise its sender had used the id before, at `time`: `same` says whether
+    with the same text, `unread` whether that one still waits to be read (a deleted one does not).
+    """
+
+    time: int
+    new: bool = True
+    same: bool = True
+    unread: bool = True
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """A conversation as its user sees it: its newest message and how many of the peer's are unread."""
+
+    peer: str
+    last: Message
+    unread: int
+
+
+# A message is named by who sent it and its id: (sender, id). One that was delivered, also by its time.
+Name = tuple[str, str]
+
+MOST_UNREAD = 1000  # unread messages of a conversation are counted up to here (protocol section 2, op 7)
+
+
+class MessageStore(Protocol):
+    """Messages and conversations, durable. Every method raises StoreUnavailable when the store fails.
+
+    A conversation is a pair of users, whoever writes. An id is unique per sender and receiver. A deleted
+    message leaves a tombstone (id, time and a salted digest of its text) that keeps its id used and its
+    place, and is in no page. Pages are lists in order of time. No cost grows with the number of stored
+    messages, but that of `skip`.
+    """
+
+    async def newest(self) -> int:
+        """The time of the newest message ever added, 0 if there is none."""
+        ...
+
+    async def add(self, run: Sequence[Message]) -> list[Added]:
+        """Store messages, unread, in this order. When it returns they are durable; the answers are in order.
+
+        An id that its sender has used with the receiver is stored once, also when two come at once.
+        """
+        ...
+
+    async def recent(self, one: str, other: str, count: int, since: int) -> list[tuple[str, int]]:
+        """Sender and time of the newest `count` messages after `since`, tombstones too, the newest first."""
+        ...
+
+    async def has_written(self, sender: str, receiver: str) -> bool:
+        """Whether `sender` ever sent `receiver` a message that is stored, tombstones included."""
+        ...
+
+    async def place(self, one: str, other: str, sender: str, id: str) -> int | None:
+        """The time of that message of the conversation, also of a tombstone; None if there is none."""
+        ...
+
+    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
+        """At most `count` messages after skipping the `skip` oldest (protocol section 2, `S-N`)."""
+        ...
+
+    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        """The `count` messages just before `time`."""
+        ...
+
+    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        """The `count` messages just after `time`."""
+        ...
+
+    async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
+        """At most `count` unread messages to `receiver` after the time `after`, the oldest first."""
+        ...
+
+    async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
+        """Mark messages as read. Returns the ids that exist, and those that were unread until now."""
+        ...
+
+    async def mark_delivered(self, delivered: Sequence[Message]) -> list[Message]:
+        """Mark what was proven to have arrived; returns what was unread until now."""
+        ...
+
+    async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
+        """For each of `names`, a list of names to try, delete the first that is there.
+
+        Returns the names deleted, None where there was none.
+        """
+        ...
+
+    async def conversations(self, user: str, after: str | None, count: int) -> list[Conversation]:
+        """The user's conversations, the newest first, those after the one with `after` (None: from the top).
+
+        Raises KeyError if there is none with `after`. A conversation of tombstones alone is left out.
+        """
+        ...
+
+    async def purge(self, before: int, most: int) -> int:
+        """Forget at most `most` messages older than `before`, whole; returns how many there were."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...

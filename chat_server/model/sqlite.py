@@ -1,0 +1,376 @@
+"""Users and messages in the embedded database."""
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name
+from chat_server.model.users import User
+from chat_server.utils.errors import Duplicate
+from chat_server.utils.sqlite import Database, Schema
+
+# How many conversations' numbers are kept in memory, so that a message needs no look-up.
+KNOWN_CONVERSATIONS = 65536
+
+
+# The users' part of the database.
+USERS_SCHEMA = Schema(
+    "users",
+    ("CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL) STRICT, WITHOUT ROWID",),
+)
+
+
+class SqliteUsers:
+    """UserStore on the embedded database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, user: User) -> None:
+        def job(tx: sqlite3.Connection) -> None:
+            try:
+                tx.execute("INSERT INTO users (name, password) VALUES (?, ?)", (user.name, user.password))
+            except sqlite3.IntegrityError as error:
+                raise Duplicate(user.name) from error
+
+        await self._database.write(job)
+
+    async def get(self, name: str) -> User | None:
+        def job(connection: sqlite3.Connection) -> User | None:
+            row = connection.execute("SELECT name, password FROM users WHERE name = ?", (name,)).fetchone()
+            return User(*row) if row else None
+
+        return await self._database.read(job)
+
+    async def set_password(self, name: str, old: str, new: str) -> bool:
+        def job(tx: sqlite3.Connection) -> bool:
+            values = (new, name, old)
+            return tx.execute("UPDATE users SET password = ? WHERE name = ? AND password = ?", values).rowcount > 0
+
+        return await self._database.write(job)
+
+    async def ping(self) -> None:
+        await self._database.read(_ping)
+
+
+# The messages' part of the database.
+# `time` is the key of a message: unique, increasing, so that a page is a range of an index. `conv` is the
+# number of a conversation (the time of its first message), `side` who sent: 0 the lesser name, 1 the
+# greater. `text` is the text, or of a deleted message the salted digest, a blob.
+MESSAGES_SCHEMA = Schema(
+    "messages",
+    (
+        """CREATE TABLE messages (
+            time INTEGER PRIMARY KEY,
+            conv INTEGER NOT NULL,
+            side INTEGER NOT NULL,
+            id TEXT NOT NULL,
+            text ANY NOT NULL,
+            read INTEGER NOT NULL DEFAULT 0,
+            deleted INTEGER NOT NULL DEFAULT 0
+        ) STRICT""",
+        "CREATE UNIQUE INDEX messages_by_id ON messages (conv, side, id)",
+        "CREATE INDEX messages_by_time ON messages (conv, deleted, time)",
+        "CREATE INDEX messages_unread ON messages (conv, side, time) WHERE read = 0",
+        """CREATE TABLE conversations (
+            user TEXT NOT NULL,
+            peer TEXT NOT NULL,
+            conv INTEGER NOT NULL,
+            side INTEGER NOT NULL,
+            last INTEGER NOT NULL,
+            PRIMARY KEY (user, peer)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX conversations_by_time ON conversations (user, last)",
+        "CREATE INDEX conversations_by_number ON conversations (conv)",
+    ),
+)
+
+
+_INSERT = """INSERT INTO messages (time, conv, side, id, text) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (conv, side, id) DO NOTHING"""
+_TOUCH = """INSERT INTO conversations (user, peer, conv, side, last) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last)"""
+_PAGE = "SELECT time, side, id, text, read FROM messages WHERE conv = ? AND deleted = 0 "
+
+
+class SqliteMessages:
+    """MessageStore on the embedded database.
+
+    Methods that end in `_in` do their work inside a job, for whoever needs several in one transaction.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # (lesser name, greater name) -> number. Only the writer thread uses it. A number whose transaction
+        # was rolled back may stay: _TOUCH then writes it with the next message.
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    async def newest(self) -> int:
+        def job(connection: sqlite3.Connection) -> int:
+            row = connection.execute("SELECT max(time) FROM messages").fetchone()
+            return int(row[0] or 0)
+
+        return await self._database.read(job)
+
+    async def add(self, run: Sequence[Message]) -> list[Added]:
+        return await self._database.write(lambda tx: self.add_in(tx, run))
+
+    def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
+        """What `add` does."""
+        rows = []
+        touched: dict[tuple[str, str], tuple[str, str, int, int, int]] = {}
+        for message in run:
+            conv = self._number(tx, message)
+            side = int(message.sender > message.receiver)
+            rows.append((message.time, conv, side, message.id, message.text))
+            touched[message.sender, message.receiver] = (
+                message.sender,
+                message.receiver,
+                conv,
+                side,
+                message.time,
+            )
+            touched[message.receiver, message.sender] = (
+                message.receiver,
+                message.sender,
+                conv,
+                1 - side,
+                message.time,
+            )
+        if tx.executemany(_INSERT, rows).rowcount == len(rows):
+            added = [Added(message.time) for message in run]
+        else:
+            added = [self._found(tx, row) or Added(row[0]) for row in rows]
+            touched = {key: value for key, value in touched.items() if any(one.new for one in added)}
+        tx.executemany(_TOUCH, touched.values())
+        return added
+
+    def find_in(self, tx: sqlite3.Connection, message: Message) -> Added | None:
+        """What is stored under the id of `message` already, None if nothing is."""
+        conv = _conversation(tx, message.sender, message.receiver)
+        side = int(message.sender > message.receiver)
+        return self._found(tx, (message.time, conv, side, message.id, message.text)) if conv else None
+
+    async def recent(self, one: str, other: str, count: int, since: int) -> list[tuple[str, int]]:
+        return await self._database.read(lambda connection: self.recent_in(connection, one, other, count, since))
+
+    def recent_in(
+        self, connection: sqlite3.Connection, one: str, other: str, count: int, since: int
+    ) -> list[tuple[str, int]]:
+        """What `recent` does."""
+        names = sorted((one, other))
+        conv = _conversation(connection, one, other)
+        rows = [
+            row
+            for deleted in (0, 1)
+            for row in connection.execute(
+                """SELECT time, side FROM messages
+                    WHERE conv = ? AND deleted = ? AND time > ? ORDER BY time DESC LIMIT ?""",
+                (conv, deleted, since, count),
+            )
+        ]
+        return [(names[side], time) for time, side in sorted(rows, reverse=True)[:count]]
+
+    async def has_written(self, sender: str, receiver: str) -> bool:
+        return await self._database.read(lambda connection: self.has_written_in(connection, sender, receiver))
+
+    def has_written_in(self, connection: sqlite3.Connection, sender: str, receiver: str) -> bool:
+        """What `has_written` does."""
+        values = (_conversation(connection, sender, receiver), int(sender > receiver))
+        found = connection.execute("SELECT 1 FROM messages WHERE conv = ? AND side = ? LIMIT 1", values)
+        return found.fetchone() is not None
+
+    async def place(self, one: str, other: str, sender: str, id: str) -> int | None:
+        def job(connection: sqlite3.Connection) -> int | None:
+            values = (_conversation(connection, one, other), int(sender != min(one, other)), id)
+            row = connection.execute(
+                "SELECT time FROM messages WHERE conv = ? AND side = ? AND id = ?", values
+            ).fetchone()
+            return row[0] if row else None
+
+        return await self._database.read(job)
+
+    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
+        return await self._page(one, other, "ORDER BY time LIMIT ? OFFSET ?", (count, skip))
+
+    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        page = await self._page(one, other, "AND time < ? ORDER BY time DESC LIMIT ?", (time, count))
+        return page[::-1]
+
+    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        return await self._page(one, other, "AND time > ? ORDER BY time LIMIT ?", (time, count))
+
+    async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
+        def job(connection: sqlite3.Connection) -> list[Message]:
+            values = (_conversation(connection, sender, receiver), int(sender > receiver), after, count)
+            rows = connection.execute(
+                """SELECT id, text, time FROM messages
+                    WHERE conv = ? AND side = ? AND read = 0 AND time > ? ORDER BY time LIMIT ?""",
+                values,
+            )
+            return [Message(sender, receiver, *row) for row in rows]
+
+        return await self._database.read(job)
+
+    async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
+        def job(tx: sqlite3.Connection) -> tuple[set[str], list[str]]:
+            conv, side = _conversation(tx, sender, receiver), int(sender > receiver)
+            found, changed = set(), []
+            for id in ids:
+                row = tx.execute(
+                    "SELECT time, read FROM messages WHERE conv = ? AND side = ? AND id = ? AND deleted = 0",
+                    (conv, side, id),
+                ).fetchone()
+                if row is None:
+                    continue
+                found.add(id)
+                if not row[1]:
+                    tx.execute("UPDATE messages SET read = 1 WHERE time = ?", (row[0],))
+                    changed.append(id)
+            return found, changed
+
+        return await self._database.write(job)
+
+    async def mark_delivered(self, delivered: Sequence[Message]) -> list[Message]:
+        def job(tx: sqlite3.Connection) -> list[Message]:
+            mark = "UPDATE messages SET read = 1 WHERE time = ? AND read = 0"
+            return [message for message in delivered if tx.execute(mark, (message.time,)).rowcount]
+
+        return await self._database.write(job)
+
+    async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
+        def job(tx: sqlite3.Connection) -> list[Name | None]:
+            conv = _conversation(tx, one, other)
+            low = min(one, other)
+            return [
+                next((name for name in choices if _bury(tx, conv, int(name[0] != low), name[1])), None)
+                for choices in names
+            ]
+
+        return await self._database.write(job)
+
+    async def conversations(self, user: str, after: str | None, count: int) -> list[Conversation]:
+        def job(connection: sqlite3.Connection) -> list[Conversation]:
+            top = 2**62
+            if after is not None:
+                row = connection.execute(
+                    "SELECT last FROM conversations WHERE user = ? AND peer = ?", (user, after)
+                ).fetchone()
+                if row is None:
+                    raise KeyError(after)
+                top = row[0]
+            found: list[Conversation] = []
+            for conversation in _conversations(connection, user, top):
+                found.append(conversation)
+                if len(found) == count:
+                    break
+            return found
+
+        return await self._database.read(job)
+
+    async def purge(self, before: int, most: int) -> int:
+        def job(tx: sqlite3.Connection) -> int:
+            gone = tx.execute(
+                """DELETE FROM messages WHERE time IN
+                    (SELECT time FROM messages WHERE time < ? ORDER BY time LIMIT ?) RETURNING conv""",
+                (before, most),
+            ).fetchall()
+            for conv in set(gone):
+                tx.execute(
+                    """DELETE FROM conversations WHERE conv = ?1
+                        AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = ?1)""",
+                    conv,
+                )
+            return len(gone)
+
+        return await self._database.write(job)
+
+    async def ping(self) -> None:
+        await self._database.read(_ping)
+
+    # --- inside a job
+
+    def _number(self, tx: sqlite3.Connection, message: Message) -> int:
+        """The number of the conversation; a new one is numbered by its first message's time."""
+        sender, receiver = message.sender, message.receiver
+        pair = (sender, receiver) if sender < receiver else (receiver, sender)
+        number = self._numbers.get(pair)
+        if number is None:
+            number = _conversation(tx, *pair) or message.time
+            if len(self._numbers) >= KNOWN_CONVERSATIONS:
+                del self._numbers[next(iter(self._numbers))]
+            self._numbers[pair] = number
+        return number
+
+    def _found(self, tx: sqlite3.Connection, row: tuple[int, int, int, str, str]) -> Added | None:
+        """What another message stored under the id of `row` is; None if there is none, or it is this one."""
+        mine, conv, side, id, text = row
+        found = tx.execute(
+            "SELECT time, text, read FROM messages WHERE conv = ? AND side = ? AND id = ?", (conv, side, id)
+        ).fetchone()
+        if found is None or found[0] == mine:
+            return None
+        time, stored, read = found
+        same = _is_digest_of(stored, text) if isinstance(stored, bytes) else stored == text
+        return Added(time, new=False, same=same, unread=not read)
+
+    async def _page(self, one: str, other: str, rest: str, values: tuple[int, ...]) -> list[Message]:
+        def job(connection: sqlite3.Connection) -> list[Message]:
+            names = sorted((one, other))
+            rows = connection.execute(_PAGE + rest, (_conversation(connection, one, other), *values))
+            return [_message(names, *row) for row in rows]
+
+        return await self._database.read(job)
+
+
+def _conversation(connection: sqlite3.Connection, one: str, other: str) -> int | None:
+    """The number of the conversation, None if there is none; as a value in a query, None finds nothing."""
+    row = connection.execute("SELECT conv FROM conversations WHERE user = ? AND peer = ?", (one, other)).fetchone()
+    return row[0] if row else None
+
+
+def _message(names: Sequence[str], time: int, side: int, id: str, text: str, read: int) -> Message:
+    return Message(names[side], names[1 - side], id, text, time, bool(read))
+
+
+def _conversations(connection: sqlite3.Connection, user: str, top: int) -> Iterator[Conversation]:
+    """The conversations of `user` whose newest message is older than `top`, the newest first."""
+    for peer, conv, side in connection.execute(
+        "SELECT peer, conv, side FROM conversations WHERE user = ? AND last < ? ORDER BY last DESC",
+        (user, top),
+    ):
+        last = connection.execute(_PAGE + "ORDER BY time DESC LIMIT 1", (conv,)).fetchone()
+        if last is None:
+            continue
+        (unread,) = connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM messages WHERE conv = ? AND side = ? AND read = 0 LIMIT ?)",
+            (conv, 1 - side, MOST_UNREAD),
+        ).fetchone()
+        yield Conversation(peer, _message(sorted((user, peer)), *last), unread)
+
+
+def _bury(tx: sqlite3.Connection, conv: int | None, side: int, id: str) -> bool:
+    """Turn a message into a tombstone; False if it is not there."""
+    row = tx.execute(
+        "SELECT time, text FROM messages WHERE conv = ? AND side = ? AND id = ? AND deleted = 0",
+        (conv, side, id),
+    ).fetchone()
+    if row is None:
+        return False
+    tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (_digest(row[1]), row[0]))
+    return True
+
+
+def _digest(text: str, salt: bytes | None = None) -> bytes:
+    salt = salt or secrets.token_bytes(16)
+    return salt + hashlib.sha256(salt + text.encode()).digest()
+
+
+def _is_digest_of(stored: bytes, text: str) -> bool:
+    return hmac.compare_digest(stored, _digest(text, stored[:16]))
+
+
+def _ping(connection: sqlite3.Connection) -> None:
+    connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()

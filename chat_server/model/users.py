@@ -1,0 +1,32 @@
+"""What a store of users must do."""
+
+from typing import Protocol
+
+import msgspec
+
+
+class User(msgspec.Struct, frozen=True):
+    """A user: the name (NFC, case-sensitive) and the bcrypt hash of the password."""
+
+    name: str
+    password: str
+
+
+class UserStore(Protocol):
+    """Users, kept for good. Every method raises StoreUnavailable when the store does not answer."""
+
+    async def add(self, user: User) -> None:
+        """Add a user. Raises Duplicate if the name is taken, also when two come at once."""
+        ...
+
+    async def get(self, name: str) -> User | None:
+        """The user of exactly that name: A is not a, and é is not e."""
+        ...
+
+    async def set_password(self, name: str, old: str, new: str) -> bool:
+        """Replace the hash `old` by `new`; False, changing nothing, if it is no longer `old`."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...

@@ -1,0 +1,1 @@
+"""What the product does, without a word of HTTP or of a database."""

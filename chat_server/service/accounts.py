@@ -1,0 +1,227 @@
+"""Register, log in, change password, log out, and whose token this is (protocol section 1)."""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import unicodedata
+
+import msgspec
+
+from chat_server.cache.limits import Rate, RateStore
+from chat_server.cache.sessions import SessionStore
+from chat_server.conf import Accounts as Config
+from chat_server.model.users import User, UserStore
+from chat_server.service.registry import Registry
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.errors import Duplicate
+from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
+
+log = logging.getLogger(__name__)
+
+LONGEST_NAME = 64
+RESERVED = frozenset({"system", "all"})  # the protocol's own senders
+# How many names are remembered to exist, so that sending to them needs no look-up.
+KNOWN_NAMES = 65536
+DAY, HOUR, MINUTE = 86400, 3600, 60
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A session that exists: whose it is, and the digest of its token."""
+
+    user: str
+    digest: bytes
+
+
+class Login(msgspec.Struct, frozen=True):
+    """What a successful login returns; `expires_in` in seconds."""
+
+    user_name: str
+    token: str
+    expires_in: int
+
+
+class Accounts:
+    """The users and their sessions. Every method raises StoreUnavailable when a store is away."""
+
+    def __init__(
+        self,
+        config: Config,
+        users: UserStore,
+        sessions: SessionStore,
+        rates: RateStore,
+        passwords: Passwords,
+        registry: Registry,
+    ) -> None:
+        self._config = config
+        self._users = users
+        self._sessions = sessions
+        self._rates = rates
+        self._passwords = passwords
+        self._registry = registry
+        self._known: dict[str, None] = {}
+        self._changes: set[asyncio.Task[None]] = set()
+
+    async def register(self, name: str, password: str, address: str) -> None:
+        """Make a user. Raises Refused."""
+        failed = Status.REGISTER_FAILED
+        if self._config.registration == "closed":
+            raise Refused(failed, Reason.REGISTRATION_CLOSED, "registration is closed here")
+        name = normal(name)
+        if not is_name(name):
+            why = "1 to 64 letters, digits and _ - . @, and neither System nor ALL"
+            raise Refused(failed, Reason.BAD_NAME, f"user_name: {why}", field="user_name")
+        self._check_new_password(failed, "password", password)
+        if self._config.registrations_per_hour:
+            rate = Rate(("register", address), self._config.registrations_per_hour, HOUR)
+            await self._take(failed, [rate], "too many registrations from this address")
+        taken = Refused(Status.USER_EXISTS, Reason.USER_EXISTS, f"{name} exists already", field="user_name")
+        if await self._users.get(name):
+            raise taken
+        hashed = await self._hashed(failed, password)
+        try:
+            await self._users.add(User(name, hashed))
+        except Duplicate:
+            raise taken from None
+        log.info("registered", extra={"user": name, "address": address})
+
+    async def login(self, name: str, password: str, address: str) -> Login:
+        """Begin a session. Raises Refused, for a wrong name and a wrong password alike."""
+        name = normal(name)
+        user = await self._authenticated(Status.LOGIN_FAILED, name, password, address)
+        token = secrets.token_urlsafe(32)
+        digest = _digest(token)
+        await self._sessions.add(digest, user.name)
+        # The password may have been changed while it was being checked, and its sessions ended before this one.
+        if await self._users.get(name) != user:
+            await self._sessions.end(digest)
+            raise _wrong_password()
+        log.info("logged in", extra={"user": name, "address": address})
+        return Login(user.name, token, int(self._config.session_days * DAY))
+
+    async def set_password(self, session: Session, name: str, old: str, new: str, address: str) -> None:
+        """Change the password; every other session of the user ends. Raises Refused."""
+        failed = Status.SET_PASSWORD_FAILED
+        _require_own(failed, session, name)
+        self._check_new_password(failed, "new_password", new)
+        user = await self._authenticated(failed, session.user, old, address)
+        hashed = await self._hashed(failed, new)
+        # From here on it is done whole, also if whoever asked for it goes.
+        change = asyncio.create_task(self._change_password(session, user, hashed))
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+        await asyncio.shield(change)
+
+    async def logout(self, session: Session, name: str) -> None:
+        """End this session and close its sockets. Raises Refused."""
+        _require_own(Status.LOGOUT_FAILED, session, name)
+        await self._sessions.end(session.digest)
+        await self._registry.end(session.user, only=session.digest)
+        log.info("logged out", extra={"user": session.user})
+
+    async def whose(self, token: str) -> Session | None:
+        """The session of that token, which is thereby renewed; None if there is none."""
+        digest = _digest(token)
+        user = (await self._sessions.use([digest])).get(digest)
+        return Session(user, digest) if user else None
+
+    def knows(self, name: str) -> bool:
+        """Whether it is known, without looking, that there is such a user."""
+        return name in self._known
+
+    async def exists(self, name: str) -> bool:
+        """Whether there is a user of that (normal) name."""
+        if name in self._known:
+            return True
+        if not is_name(name) or await self._users.get(name) is None:
+            return False
+        if len(self._known) >= KNOWN_NAMES:
+            del self._known[next(iter(self._known))]
+        self._known[name] = None
+        return True
+
+    async def close(self) -> None:
+        """Finish the changes under way."""
+        if self._changes:
+            await asyncio.wait(self._changes)
+
+    async def _change_password(self, session: Session, user: User, hashed: str) -> None:
+        # First, so that a store that is away refuses before anything has changed; and again after, for a
+        # session that began with the old password in between.
+        await self._sessions.end_others(user.name, session.digest)
+        if not await self._users.set_password(user.name, user.password, hashed):
+            raise _wrong_password()
+        await self._sessions.end_others(user.name, session.digest)
+        await self._registry.end(user.name, keep=session.digest)
+        log.info("password changed", extra={"user": user.name})
+
+    async def _authenticated(self, failed: Status, name: str, password: str, address: str) -> User:
+        """The user, if that is the password. Failures are counted before hashing, so that none slips by."""
+        limit, window = self._config.login_failures, self._config.login_window * MINUTE
+        rates = [
+            Rate(("login", name, address), limit, window),
+            Rate(("login by name", name), 10 * limit, window),
+            Rate(("login by address", address), 10 * limit, window),
+        ]
+        await self._take(failed, rates, "too many failed logins")
+        try:
+            user = await self._users.get(name)
+            right = await self._passwords.check(password, user.password if user else None)
+        except TooBusy as error:
+            await self._rates.give_back(rates)
+            raise _too_busy(failed, error) from None
+        if not user or not right:
+            log.info("wrong password", extra={"address": address})
+            raise _wrong_password()
+        await self._rates.forget(rates[0])
+        await self._rates.give_back(rates[1:])
+        return user
+
+    async def _take(self, failed: Status, rates: list[Rate], why: str) -> None:
+        if wait := await self._rates.take(rates):
+            why = f"{why}; try again in {wait:.0f} s"
+            raise Refused(failed, Reason.TOO_MANY, why, retry_after=wait)
+
+    async def _hashed(self, failed: Status, password: str) -> str:
+        try:
+            return await self._passwords.hash(password)
+        except TooBusy as error:
+            raise _too_busy(failed, error) from None
+
+    def _check_new_password(self, failed: Status, field: str, password: str) -> None:
+        shortest = self._config.min_password_length
+        if not shortest <= len(password.encode()) <= LONGEST or "\0" in password:
+            why = f"{field}: {shortest} to {LONGEST} bytes in UTF-8, no NUL"
+            raise Refused(failed, Reason.BAD_PASSWORD, why, field=field)
+
+
+def normal(name: str) -> str:
+    """The form in which a name is kept and compared: NFC."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def is_name(name: str) -> bool:
+    """Whether a (normal) name may be a user's."""
+    return (
+        1 <= len(name) <= LONGEST_NAME
+        and all(char in "_-.@" or unicodedata.category(char)[0] in "LMN" for char in name)
+        and unicodedata.normalize("NFKC", name).casefold() not in RESERVED
+    )
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _require_own(failed: Status, session: Session, name: str) -> None:
+    if normal(name) != session.user:
+        raise Refused(failed, Reason.NOT_YOURS, "user_name is not the user who is logged in", field="user_name")
+
+
+def _wrong_password() -> Refused:
+    return Refused(Status.WRONG_PASSWORD, Reason.WRONG_PASSWORD, "wrong user name or password")
+
+
+def _too_busy(failed: Status, error: TooBusy) -> Refused:
+    why = f"too many passwords wait to be checked; try again in {error.retry_after:.0f} s"
+    return Refused(failed, Reason.TOO_MANY, why, retry_after=error.retry_after)

@@ -1,0 +1,380 @@
+"""Class Chat: what the ops of a socket do (protocol section 2), one method each."""
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from chat_server.cache.limits import Rate, RateStore
+from chat_server.conf import Chat as Config
+from chat_server.model.messages import Message, MessageStore, Name
+from chat_server.service.accounts import Accounts, normal
+from chat_server.service.frames import Frames, Request, is_id, split
+from chat_server.service.memory import Friends, Recent
+from chat_server.service.registry import Receipt, Registry, Socket
+from chat_server.service.sending import Outcome, Sending
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.batch import Batcher
+from chat_server.utils.clock import Timeline
+from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.locks import KeyedLock
+
+log = logging.getLogger(__name__)
+
+LARGEST_PAGE = 200  # messages of a page, ids of a request
+STREAM_PAGE = 100  # messages that op 3 has in memory at a time
+REMEMBERED = 65536  # recent deliveries, and pairs of friends
+
+_SKIP = re.compile(r"([0-9]{1,15})-([0-9]{1,3})")
+_NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
+_AFTER = re.compile(r"\+([0-9]{1,3})@(.+)", re.DOTALL)
+_COUNT = re.compile(r"[0-9]{1,3}")
+
+
+class Chat:
+    """One-to-one chat, history, marks, and messages to everybody. Methods raise Refused and StoreUnavailable."""
+
+    def __init__(
+        self,
+        config: Config,
+        accounts: Accounts,
+        messages: MessageStore,
+        sending: Sending,
+        rates: RateStore,
+        registry: Registry,
+        frames: Frames,
+        timeline: Timeline,
+        friends: Friends,
+    ) -> None:
+        self._config = config
+        self._accounts = accounts
+        self._messages = messages
+        self._sending = sending
+        self._rates = rates
+        self._registry = registry
+        self._frames = frames
+        self._timeline = timeline
+        self._friends = friends
+        self._delivered = Recent(REMEMBERED)
+        self._skipping = KeyedLock()
+        self._marks: Batcher[list[Message], list[Message]] = Batcher(self._mark_together, most=256)
+
+    # --- op 1
+
+    async def send(self, socket: Socket, run: Sequence[Request]) -> None:
+        """Send a run of messages that arrived together; each is answered, in order."""
+        drafts = [await self._draft(socket, request) for request in run]
+        messages = [draft for draft in drafts if isinstance(draft, Message)]
+        try:
+            outcomes = iter(await self._store(messages))
+        except StoreUnavailable as error:
+            log.warning("not stored", extra={"why": str(error), "messages": len(messages)})
+            away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
+            outcomes = iter([away] * len(messages))
+        for request, draft in zip(run, drafts, strict=True):
+            result = next(outcomes) if isinstance(draft, Message) else draft
+            if isinstance(draft, Message) and isinstance(result, Outcome):
+                result = self._sent(socket, draft, result)
+            if isinstance(result, Refused):
+                given = draft.id if isinstance(draft, Message) else _given_id(request)
+                socket.send(self._frames.refusal(socket.user, result, given))
+
+    async def _draft(self, socket: Socket, request: Request) -> Message | Refused:
+        """The message to be stored, or why it cannot be."""
+        try:
+            receiver = await self._peer(socket, request, Status.SEND_FAILED)
+            id, text = split(request.content)
+            if id and not is_id(id):
+                why = "the first line is no valid id: 1 to 64 of A-Z a-z 0-9 _ - . :, or empty"
+                raise Refused(Status.SEND_FAILED, Reason.BAD_ID, why)
+            self._check_text(text)
+        except Refused as refused:
+            return refused
+        except StoreUnavailable:
+            return Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
+        return Message(socket.user, receiver, id or secrets.token_hex(12), text, self._timeline.next())
+
+    async def _store(self, messages: Sequence[Message]) -> list[Outcome] | list[Refused]:
+        if not messages:
+            return []
+        now = messages[-1].time
+        if all(self._friends.are(message.sender, message.receiver, now) for message in messages):
+            return [Outcome(added) for added in await self._messages.add(messages)]
+        return await self._sending.add(messages)
+
+    def _sent(self, socket: Socket, message: Message, outcome: Outcome) -> Refused | None:
+        """Deliver and acknowledge what was stored."""
+        added = outcome.added
+        if added is None:
+            return Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
+        if not added.same:
+            return Refused(Status.SEND_FAILED, Reason.ID_USED, "this id was used with another text")
+        if outcome.free:
+            self._friends.meet(message.sender, message.receiver, message.time)
+        if outcome.lifted:
+            again = self._frames.answer(message.receiver, Status.ALLOWED_AGAIN, message.sender)
+            for other in self._registry.sockets(message.receiver):
+                other.send(again)
+        online = self._registry.online(message.receiver)
+        if added.new or (added.unread and added.time not in self._delivered):
+            self._deliver(socket, message, added.time)
+        status = Status.RECEIVER_ONLINE if online else Status.RECEIVER_OFFLINE
+        socket.send(self._frames.answer(socket.user, status, id=message.id, time=added.time))
+        return None
+
+    def _deliver(self, sender: Socket, message: Message, time: int) -> None:
+        if time != message.time:  # a retry: what was stored first is the message
+            message = Message(message.sender, message.receiver, message.id, message.text, time)
+        payload = self._frames.live(message)
+        if sockets := self._registry.sockets(message.receiver):
+            receipt = Receipt(message)
+            for socket in sockets:
+                socket.deliver(payload, receipt)
+            self._delivered.add(time)
+        for other in self._registry.sockets(message.sender):
+            if other.sync and other is not sender:
+                other.send(payload)
+
+    # --- ops 2, 3 and 7
+
+    async def history(self, socket: Socket, request: Request) -> None:
+        """Op 2: a page of the conversation."""
+        failed = Status.HISTORY_FAILED
+        peer = await self._peer(socket, request, failed)
+        await self._marks.settled()
+        me = socket.user
+        if match := _SKIP.fullmatch(request.content):
+            skip, count = int(match[1]), _count(failed, match[2])
+            async with self._skipping.hold(me):  # the one page whose cost grows with depth
+                page = await self._messages.skip(me, peer, skip, count)
+        elif match := _NEWEST.fullmatch(request.content):
+            count = _count(failed, match[1])
+            before = 2**62 if match[2] is None else await self._place(me, peer, match[2])
+            page = await self._messages.before(me, peer, before, count)
+        elif match := _AFTER.fullmatch(request.content):
+            count = _count(failed, match[1])
+            page = await self._messages.after(me, peer, await self._place(me, peer, match[2]), count)
+        else:
+            raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
+        await self._stream(socket, map(self._frames.stored, page))
+        socket.send(self._frames.answer(me, Status.HISTORY, str(len(page))))
+
+    async def unread(self, socket: Socket, request: Request) -> None:
+        """Op 3: every unread message from the peer, or the oldest N, streamed."""
+        failed = Status.HISTORY_FAILED
+        peer = await self._peer(socket, request, failed)
+        left = _count(failed, request.content) if request.content else 2**62
+        await self._marks.settled()
+        until, after, came = self._timeline.next(), 0, 0
+        while left:
+            page = await self._messages.unread(peer, socket.user, after, min(left, STREAM_PAGE))
+            page = [message for message in page if message.time < until]
+            await self._stream(socket, map(self._frames.stored, page))
+            came += len(page)
+            left -= len(page)
+            if len(page) < STREAM_PAGE:
+                break
+            after = page[-1].time
+        socket.send(self._frames.answer(socket.user, Status.HISTORY, str(came)))
+
+    async def conversations(self, socket: Socket, request: Request) -> None:
+        """Op 7: the user's conversations, the newest first."""
+        failed = Status.CONVERSATIONS_FAILED
+        match = _NEWEST.fullmatch(request.content)
+        if not match:
+            raise Refused(failed, Reason.BAD_PAGE, "content is -N or -N@USER, N from 1 to 200")
+        count = _count(failed, match[1])
+        await self._marks.settled()
+        after = None if match[2] is None else normal(match[2])
+        try:
+            page = await self._messages.conversations(socket.user, after, count)
+        except KeyError:
+            raise Refused(failed, Reason.NO_SUCH_USER, f"there is no conversation with {after}") from None
+        online = self._registry.online
+        await self._stream(socket, (self._frames.conversation(one, online(one.peer)) for one in page))
+        socket.send(self._frames.answer(socket.user, Status.CONVERSATIONS, str(len(page))))
+
+    async def _stream(self, socket: Socket, payloads: Iterable[bytes]) -> None:
+        for payload in payloads:
+            socket.send(payload)
+            await socket.room()
+
+    async def _place(self, me: str, peer: str, marker: str) -> int:
+        """The time of the message that a page starts from."""
+        [choices] = _names(Status.HISTORY_FAILED, [marker], me, peer)
+        for sender, id in choices:
+            if (time := await self._messages.place(me, peer, sender, id)) is not None:
+                return time
+        raise Refused(Status.HISTORY_FAILED, Reason.NO_SUCH_MESSAGE, f"no such message: {marker}")
+
+    # --- ops 4 and 5
+
+    async def mark_read(self, socket: Socket, request: Request) -> None:
+        """Op 4: mark messages to me as read."""
+        failed = Status.MARK_READ_FAILED
+        peer = await self._peer(socket, request, failed)
+        if request.content == "*":
+            count = await self._mark_all(socket, peer)
+            socket.send(self._frames.answer(socket.user, Status.MARKED_READ, str(count)))
+            return
+        lines = _lines(failed, request.content)
+        choices = _names(failed, lines, socket.user, peer)
+        # Only messages sent to me can be marked: of the names that a line may mean, those from the peer.
+        ids = [next((id for sender, id in names if sender == peer), None) for names in choices]
+        found, changed = await self._messages.mark(peer, socket.user, [id for id in ids if id])
+        self._notify(socket, peer, Status.MARKED_READ, changed)
+        _refuse_missing(failed, [line for line, id in zip(lines, ids, strict=True) if id not in found])
+        socket.send(self._frames.answer(socket.user, Status.MARKED_READ, request.content))
+
+    async def _mark_all(self, socket: Socket, peer: str) -> int:
+        until, after, count = self._timeline.next(), 0, 0
+        while True:
+            page = await self._messages.unread(peer, socket.user, after, LARGEST_PAGE)
+            page = [message for message in page if message.time < until]
+            _, changed = await self._messages.mark(peer, socket.user, [message.id for message in page])
+            self._notify(socket, peer, Status.MARKED_READ, changed)
+            count += len(changed)
+            if len(page) < LARGEST_PAGE:
+                return count
+            after = page[-1].time
+
+    async def delete(self, socket: Socket, request: Request) -> None:
+        """Op 5: delete messages of the conversation, for both."""
+        failed = Status.DELETE_FAILED
+        peer = await self._peer(socket, request, failed)
+        lines = _lines(failed, request.content)
+        deleted = await self._messages.delete(socket.user, peer, _names(failed, lines, socket.user, peer))
+        notice = [f"{'>' if name[0] == socket.user else '<'}{name[1]}" for name in deleted if name]
+        self._notify(socket, peer, Status.DELETED, notice)
+        _refuse_missing(failed, [line for line, name in zip(lines, deleted, strict=True) if not name])
+        socket.send(self._frames.answer(socket.user, Status.DELETED, request.content))
+
+    # --- op 6
+
+    async def broadcast(self, socket: Socket, request: Request) -> None:
+        """Op 6: to everybody online, not stored."""
+        self._check_from(socket, request)
+        self._check_text(request.content)
+        if limit := self._config.broadcasts_per_minute:
+            rate = Rate(("broadcast", socket.user), limit, 60)
+            if wait := await self._rates.take([rate]):
+                why = f"more than {limit} messages to everybody in a minute; try again in {wait:.0f} s"
+                raise Refused(Status.SEND_FAILED, Reason.TOO_MANY, why, retry_after=wait)
+        payload = self._frames.broadcast(socket.user, request.content, self._timeline.next())
+        reached = await self._registry.broadcast(socket, payload)
+        socket.send(self._frames.answer(socket.user, Status.SENT, str(reached)))
+
+    # --- proof of delivery
+
+    def proven(self, socket: Socket, receipts: Iterable[Receipt]) -> None:
+        """A socket of the receiver has provably got these messages: they become read."""
+        messages = []
+        for receipt in receipts:
+            if not receipt.proven:
+                receipt.proven = True
+                messages.append(receipt.message)
+        if messages:
+            self._marks.submit(messages).add_done_callback(partial(self._marked, socket))
+
+    async def settled(self) -> None:
+        """Wait for the marks under way."""
+        await self._marks.settled()
+
+    async def _mark_together(self, batch: list[list[Message]]) -> list[list[Message]]:
+        changed = await self._messages.mark_delivered([message for messages in batch for message in messages])
+        times = {message.time for message in changed}
+        return [[message for message in messages if message.time in times] for messages in batch]
+
+    def _marked(self, socket: Socket, marks: asyncio.Future[list[Message]]) -> None:
+        if marks.cancelled():
+            return
+        if error := marks.exception():
+            log.warning("delivered but not marked", extra={"why": str(error)})  # unread: op 3 has them again
+            return
+        by_sender: dict[str, list[str]] = {}
+        for message in marks.result():
+            by_sender.setdefault(message.sender, []).append(message.id)
+        for sender, ids in by_sender.items():
+            self._notify(socket, sender, Status.MARKED_READ, ids)
+
+    # --- what several ops need
+
+    def _check_from(self, socket: Socket, request: Request) -> None:
+        if request.sender and request.sender != socket.user and normal(request.sender) != socket.user:
+            why = "from is not the user of this socket"
+            raise Refused(Status.SEND_FAILED, Reason.WRONG_FROM, why, field="from")
+
+    async def _peer(self, socket: Socket, request: Request, failed: Status) -> str:
+        """The other user of the conversation that a request is about. Raises Refused."""
+        self._check_from(socket, request)
+        peer = normal(request.to or socket.peer)
+        if self._accounts.knows(peer) and peer != socket.user:
+            return peer
+        if peer == socket.user:
+            raise Refused(failed, Reason.TO_YOURSELF, "to is the user of this socket", field="to")
+        if not await self._accounts.exists(peer):
+            why = f"no such user: {peer[:64]}" if peer else "to is empty, and so is the socket's to_uid"
+            raise Refused(failed, Reason.NO_SUCH_USER, why, field="to")
+        return peer
+
+    def _check_text(self, text: str) -> None:
+        if not text:
+            raise Refused(Status.SEND_FAILED, Reason.EMPTY, "the text is empty")
+        most = self._config.max_text_bytes
+        if len(text) > most or (not text.isascii() and len(text.encode()) > most):
+            raise Refused(Status.SEND_FAILED, Reason.TOO_LONG, f"the text is over {most} bytes of UTF-8")
+
+    def _notify(self, by: Socket, other: str, status: Status, lines: list[str]) -> None:
+        """Tell the sync sockets of both users what `by` did, but `by` itself."""
+        hearers = [
+            socket
+            for user in (by.user, other)
+            for socket in self._registry.sockets(user)
+            if socket.sync and socket is not by
+        ]
+        for start in range(0, len(lines) if hearers else 0, LARGEST_PAGE):
+            payload = self._frames.notice(by.user, other, status, lines[start : start + LARGEST_PAGE])
+            for socket in hearers:
+                socket.send(payload)
+
+
+def _given_id(request: Request) -> str:
+    """The id that a refused request gave, if it is a valid one."""
+    id, _ = split(request.content)
+    return id if is_id(id) else ""
+
+
+def _count(failed: Status, text: str) -> int:
+    if not _COUNT.fullmatch(text) or not 1 <= int(text) <= LARGEST_PAGE:
+        raise Refused(failed, Reason.BAD_PAGE, f"N is 1 to {LARGEST_PAGE}")
+    return int(text)
+
+
+def _lines(failed: Status, content: str) -> list[str]:
+    lines = content.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise Refused(failed, Reason.EMPTY, "content is empty: name the message's id")
+    if len(lines) > LARGEST_PAGE:
+        raise Refused(failed, Reason.TOO_LONG, f"more than {LARGEST_PAGE} ids")
+    return lines
+
+
+def _names(failed: Status, lines: Sequence[str], me: str, peer: str) -> list[list[Name]]:
+    """Which messages each line may mean, in the order in which to look: `>ID` mine, `<ID` the peer's, `ID` either."""
+    names = []
+    for line in lines:
+        senders = {">": [me], "<": [peer]}.get(line[:1], [me, peer])
+        id = line[1:] if line[:1] in ("<", ">") else line
+        if not is_id(id):
+            raise Refused(failed, Reason.BAD_ID, f"no valid id: {line[:80]}")
+        names.append([(sender, id) for sender in senders])
+    return names
+
+
+def _refuse_missing(failed: Status, missing: Sequence[str]) -> None:
+    if missing:
+        raise Refused(failed, Reason.NO_SUCH_MESSAGE, f"no such message: {', '.join(missing)}")

@@ -1,0 +1,49 @@
+"""What this process remembers, in bounds: who are friends, and what was delivered lately."""
+
+
+class Recent:
+    """The newest `most` to twice as many of the numbers that were added."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._new: set[int] = set()
+        self._old: set[int] = set()
+
+    def add(self, number: int) -> None:
+        """Remember `number`."""
+        if len(self._new) >= self._most:
+            self._new, self._old = set(), self._new
+        self._new.add(number)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._new or number in self._old
+
+
+class Friends:
+    """Pairs known to talk freely, so that their messages need not ask the counters.
+
+    A pair is free for `window` microseconds after its last message. The counters are told of it again
+    once a tenth of that has passed, so they know nearly as much after a restart.
+    """
+
+    def __init__(self, window: int, most: int) -> None:
+        self._window = window
+        self._most = most
+        self._pairs: dict[tuple[str, str], tuple[int, int]] = {}  # -> free until, tell the counters from
+
+    def are(self, one: str, other: str, now: int) -> bool:
+        """Whether the two are known to talk freely at `now`, and the counters need not hear of it yet."""
+        pair = (one, other) if one < other else (other, one)
+        known = self._pairs.get(pair)
+        if known is None or now >= known[0] or now >= known[1]:
+            return False
+        self._pairs[pair] = (now + self._window, known[1])
+        return True
+
+    def meet(self, one: str, other: str, now: int) -> None:
+        """The counters say that the two talk freely from `now` on."""
+        pair = (one, other) if one < other else (other, one)
+        self._pairs.pop(pair, None)
+        if len(self._pairs) >= self._most:
+            del self._pairs[next(iter(self._pairs))]
+        self._pairs[pair] = (now + self._window, now + self._window // 10)

@@ -1,0 +1,124 @@
+"""Who is connected: user -> sockets. The one seam behind which a second process would fit."""
+
+import asyncio
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+import msgspec
+
+from chat_server.model.messages import Message
+
+# Between two turns of the loop a broadcast goes to at most so many sockets.
+BROADCAST_STRIDE = 200
+
+
+class Receipt(msgspec.Struct):
+    """A delivered message; `proven` once one of the receiver's sockets has shown that it arrived."""
+
+    message: Message
+    proven: bool = False
+
+
+class Socket(Protocol):
+    """A connected client, as the services see it."""
+
+    @property
+    def user(self) -> str:
+        """Whose socket it is."""
+        ...
+
+    @property
+    def peer(self) -> str:
+        """To whom a frame without `to` goes; empty if to nobody."""
+        ...
+
+    @property
+    def session(self) -> bytes:
+        """The digest of the session that opened it."""
+        ...
+
+    @property
+    def sync(self) -> bool:
+        """Whether it also wants to know what happens on other devices."""
+        ...
+
+    def send(self, payload: bytes) -> None:
+        """Send a frame; one that is closing takes it and forgets it. Never waits."""
+        ...
+
+    def deliver(self, payload: bytes, receipt: Receipt) -> None:
+        """Send a message's frame, and report the receipt once it has provably arrived."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until the reader has taken what waits for it; at once if that is little."""
+        ...
+
+    async def end(self, code: int, why: str) -> None:
+        """Close it, and wait until no frame from it is being worked on."""
+        ...
+
+
+class Registry:
+    """The sockets of this process, by user."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[str, tuple[Socket, ...]] = {}
+        self.endings = 0  # grows whenever sessions end: an upgrade under way meanwhile must look again
+
+    def add(self, socket: Socket) -> None:
+        """A socket that is open from now on."""
+        self._sockets[socket.user] = (*self.sockets(socket.user), socket)
+
+    def remove(self, socket: Socket) -> None:
+        """A socket that is gone; without effect if it was not there."""
+        if left := tuple(other for other in self.sockets(socket.user) if other is not socket):
+            self._sockets[socket.user] = left
+        else:
+            self._sockets.pop(socket.user, None)
+
+    def sockets(self, user: str) -> tuple[Socket, ...]:
+        """The sockets that `user` has open."""
+        return self._sockets.get(user, ())
+
+    def online(self, user: str) -> bool:
+        """Whether `user` has a socket open."""
+        return user in self._sockets
+
+    async def broadcast(self, sender: Socket, payload: bytes) -> int:
+        """Send to every socket of every other user, and to the sender's other sync sockets.
+
+        Returns how many users it reached. Waits for no reader, and lets the loop go on meanwhile.
+        """
+        reached = 0
+        budget = BROADCAST_STRIDE
+        for user, sockets in list(self._sockets.items()):
+            for socket in sockets:
+                if user != sender.user or (socket.sync and socket is not sender):
+                    socket.send(payload)
+                    budget -= 1
+            reached += user != sender.user
+            if budget <= 0:
+                await asyncio.sleep(0)
+                budget = BROADCAST_STRIDE
+        return reached
+
+    async def end(self, user: str, *, only: bytes | None = None, keep: bytes | None = None) -> None:
+        """Close the sockets of ended sessions with 4001, and wait until no frame of theirs is being worked on.
+
+        `only` that session's, or all of the user's but the session `keep`'s.
+        """
+        self.endings += 1
+        ended = [s for s in self.sockets(user) if (s.session == only if only else s.session != keep)]
+        await close_all(ended, 4001, "the session ended")
+
+    def __iter__(self) -> Iterator[Socket]:
+        return iter([socket for sockets in self._sockets.values() for socket in sockets])
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sockets.values()))
+
+
+async def close_all(sockets: Collection[Socket], code: int, why: str) -> None:
+    """Close sockets side by side."""
+    await asyncio.gather(*(socket.end(code, why) for socket in sockets))

@@ -1,0 +1,241 @@
+"""The owner of the embedded database: one file, one writer thread, a few readers, never the event loop.
+
+Durability: WAL with synchronous=FULL on the writing connection, so COMMIT returns after the log was synced
+(https://www.sqlite.org/pragma.html#pragma_synchronous), and nobody hears of a write before that.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from chat_server.utils.batch import Batcher
+from chat_server.utils.errors import StartError, StoreUnavailable
+
+T = TypeVar("T")
+Job = Callable[[sqlite3.Connection], T]
+
+READERS = 2
+# "chat" in ASCII: lets `file` and --check tell our database from another program's.
+APPLICATION_ID = 0x63686174
+
+
+class Schema(NamedTuple):
+    """A part of the database: its name, and its numbered steps, never changed once released."""
+
+    part: str
+    steps: Sequence[str]
+
+
+class Database:
+    """The embedded database of the folder `folder`, opened by one process at a time.
+
+    A job is a function of a connection; it runs in a thread and returns plain values. Write jobs that come
+    together are committed together. A job that raises fails alone and leaves nothing behind, so
+    it must not keep state of its own that a second run would break.
+    Raises StoreUnavailable where SQLite fails, or does not answer within `timeout` seconds.
+    """
+
+    def __init__(self, folder: Path, *, timeout: float) -> None:
+        self.path = folder / "chat.db"
+        self._timeout = timeout
+        self._lock: int | None = None
+        self._writer = ThreadPoolExecutor(1, "sqlite-writer")
+        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+        self._writing: sqlite3.Connection | None = None
+        self._local = threading.local()
+        self._reading: list[sqlite3.Connection] = []
+        self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together)
+
+    async def open(self, schemas: Sequence[Schema]) -> None:
+        """Lock the folder, open the file, bring the schema up to date. Raises StartError."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._open, schemas)
+
+    async def write(self, job: Job[T]) -> T:
+        """Run `job` in a transaction; its result comes after the transaction was made durable."""
+        result: T = await self._batcher.submit(job)
+        return result
+
+    async def read(self, job: Job[T]) -> T:
+        """Run `job` on a reading connection: it sees all that was committed, and waits for no writer."""
+        return await self._in_thread(self._readers, self._read, job)
+
+    async def close(self) -> None:
+        """Finish what was handed over, close all connections, release the folder. Idempotent."""
+        await self._batcher.settled()
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    # --- on the loop
+
+    async def _write_together(self, jobs: list[Job[Any]]) -> Sequence[Any]:
+        return await self._in_thread(self._writer, self._write, jobs)
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.get_running_loop().run_in_executor(pool, work, argument)
+        except TimeoutError as error:
+            raise StoreUnavailable(f"the embedded database did not answer within {self._timeout:g} s") from error
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the embedded database failed: {error}") from error
+
+    # --- in the threads
+
+    def _write(self, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
+        try:
+            return self._transaction(jobs)
+        except sqlite3.OperationalError:
+            raise  # the database itself: full, unreadable, locked
+        except Exception as error:
+            if len(jobs) == 1:
+                return [error]
+        # One of them is at fault: each for itself, so that its neighbours do not pay for it.
+        return [result for job in jobs for result in self._write([job])]
+
+    def _transaction(self, jobs: Sequence[Job[Any]]) -> list[Any]:
+        connection = self._writing
+        if connection is None:
+            raise sqlite3.OperationalError("the database is closed")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            results = [job(connection) for job in jobs]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return results
+
+    def _read(self, job: Job[T]) -> T:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = _connect(self.path)
+            connection.execute("PRAGMA query_only = ON")
+            self._reading.append(connection)
+        return job(connection)
+
+    def _open(self, schemas: Sequence[Schema]) -> None:
+        folder = self.path.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _locked(folder / "chat.lock")
+        except BlockingIOError as error:
+            raise StartError(
+                f"DataDir {folder}: another chat_server is running on it; stop that one, or choose another DataDir"
+            ) from error
+        except OSError as error:
+            raise StartError(
+                f"DataDir {folder}: cannot be written ({error.strerror}); make it writable for this user, "
+                "or choose another DataDir"
+            ) from error
+        try:
+            self._writing = _connect(self.path)
+            _prepare(self._writing, schemas)
+        except sqlite3.Error as error:
+            raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error
+
+    def _close(self) -> None:
+        self._writer.shutdown()
+        self._readers.shutdown()
+        for connection in (*self._reading, self._writing):
+            if connection is not None:
+                connection.close()
+        self._reading.clear()
+        self._writing = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def examine(folder: Path, schemas: Sequence[Schema]) -> str:
+    """Look at the database of `folder` without changing anything, also beside a running server.
+
+    Returns a sentence for people. Raises StartError for what would stop a start.
+    """
+    path = folder / "chat.db"
+    if not path.exists():
+        parent = next(p for p in (folder, *folder.parents) if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise StartError(f"DataDir {folder}: cannot be written; make it writable, or choose another DataDir")
+        return f"{path}: not there yet, the first start makes it"
+    # Without a log beside it nobody has the file open, and it can be read as it stands, making no files.
+    mode = "mode=ro" if path.with_name("chat.db-wal").exists() else "immutable=1"
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
+        try:
+            steps = _recorded_steps(connection, schemas, path)
+            if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise StartError(f"{path}: is damaged ({found}); restore it from a backup")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise StartError(f"{path}: {error}; restore it from a backup, or choose another DataDir") from error
+    behind = sum(len(schema.steps) - steps.get(schema.part, 0) for schema in schemas)
+    state = f"{behind} schema steps to do at the next start" if behind else "schema up to date"
+    return f"{path}: sound, {state}"
+
+
+def _locked(path: Path) -> int:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # The owner hands a connection from thread to thread, but never to two at once.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection.execute("PRAGMA busy_timeout = 5000")  # a backup, or sqlite3 in a shell, may hold it for a moment
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # of a deleted message the text must not stay in the file
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> None:
+    """Bring the schema up to date in one transaction: all of it, or nothing."""
+    path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        steps = _recorded_steps(connection, schemas, path)
+        if not steps:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_steps (part TEXT PRIMARY KEY, step INTEGER NOT NULL) STRICT"
+            )
+        for schema in schemas:
+            for step in schema.steps[steps.get(schema.part, 0) :]:
+                connection.execute(step)
+            connection.execute(
+                "INSERT OR REPLACE INTO schema_steps (part, step) VALUES (?, ?)",
+                (schema.part, len(schema.steps)),
+            )
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _recorded_steps(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> dict[str, int]:
+    """How many steps of each part the file has seen. Raises StartError for a file that is not ours to use."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if not tables:
+        return {}
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StartError(f"{path}: is a database of another program; choose another DataDir")
+    steps = dict(connection.execute("SELECT part, step FROM schema_steps"))
+    for schema in schemas:
+        if steps.get(schema.part, 0) > len(schema.steps):
+            raise StartError(
+                f"{path}: was made by a newer chat_server (schema {schema.part} {steps[schema.part]}, "
+                f"this one knows {len(schema.steps)}); run that one, or restore a backup"
+            )
+    return steps

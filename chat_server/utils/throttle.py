@@ -1,0 +1,28 @@
+"""Flood control that refuses nothing: who sends too fast is read more slowly."""
+
+
+class Bucket:
+    """Lets through `rate` a second, after a burst of `burst`. Times in seconds of a monotonic clock."""
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_when")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._when = now
+
+    def take(self, now: float) -> float:
+        """Take one; returns the seconds to wait before it may be used, 0 if it may be at once."""
+        self._refill(now)
+        self._tokens -= 1
+        return -self._tokens / self._rate if self._tokens < 0 else 0.0
+
+    def full(self, now: float) -> bool:
+        """Whether it is as good as new, and may be forgotten."""
+        self._refill(now)
+        return self._tokens >= self._burst
+
+    def _refill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._when) * self._rate)
+        self._when = now

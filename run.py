@@ -1,0 +1,13 @@
+"""python run.py [--config FILE] [--check]: starts the server."""
+
+import sys
+
+try:
+    from chat_server.cli import main
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("chat_server"):
+        raise
+    sys.exit(f"chat-server: the package {error.name} is missing; `make run` installs what is needed and starts")
+
+if __name__ == "__main__":
+    sys.exit(main())
