@@ -21,6 +21,10 @@ T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
 
 READERS = 2
+# The write-ahead log is copied into the file after so many pages: the pages that every batch touches are then
+# written to it once instead of often. The writer keeps so many KiB of pages in memory.
+CHECKPOINT_PAGES = 4000
+CACHE_KIB = 16384
 # "chat" in ASCII: lets `file` and --check tell our database from another program's.
 APPLICATION_ID = 0x63686174
 
@@ -135,6 +139,8 @@ class Database:
             ) from error
         try:
             self._writing = _connect(self.path)
+            self._writing.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            self._writing.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             _prepare(self._writing, schemas)
         except sqlite3.Error as error:
             raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error

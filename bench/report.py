@@ -1,0 +1,155 @@
+"""Figures of several rounds, as ratios to a baseline of the same round: a table and a JSON file."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from bench.harness import LIFTED, ROOT, counts_instructions
+
+Figures = dict[str, float]  # by label, which names the unit
+
+
+class Spread(msgspec.Struct):
+    """What several rounds gave; without a value nothing was measured."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Summarise, leaving out what is not a number."""
+        known = [value for value in values if not math.isnan(value)] or [math.nan]
+        return cls(median(known), min(known), max(known))
+
+    def show(self, form: Callable[[float], str]) -> str:
+        """Return `median (min..max)`."""
+        if math.isnan(self.median):
+            return "-"
+        if self.min == self.max:
+            return form(self.median)
+        return f"{form(self.median)} ({form(self.min)}..{form(self.max)})"
+
+
+class Report:
+    """The figures of one experiment: one column a server (or a size), one list of rounds each."""
+
+    def __init__(self, title: str, baseline: str, data: Path) -> None:
+        self.title = title
+        self.baseline = baseline
+        self.errors = 0  # breaches of the contract: with any, the figures mean nothing
+        self.notes = [f"data on {filesystem(data)}; lifted: {', '.join(f'{k}={v}' for k, v in LIFTED.items())}"]
+        if not counts_instructions():
+            self.notes.append("instructions: perf stat is not supported on this machine")
+        self._rounds: dict[str, list[Figures]] = {}
+
+    def add(self, column: str, figures: Figures) -> None:
+        """Take one round of one column and say so at once."""
+        rounds = self._rounds.setdefault(column, [])
+        rounds.append(figures)
+        label, value = next(iter(figures.items()))
+        print(f"round {len(rounds)}: {column}: {_number(value)} {label}", file=sys.stderr, flush=True)
+
+    def blame(self, column: str, errors: int, problems: list[str]) -> None:
+        """Count errors of a column's run."""
+        self.errors += errors
+        if errors:
+            self.notes.append(f"ERROR: {column}: {errors} errors, such as: {'; '.join(problems)}")
+
+    def values(self, column: str, label: str) -> Spread:
+        """Return a figure over all rounds."""
+        return Spread.of([figures.get(label, math.nan) for figures in self._rounds[column]])
+
+    def ratio(self, column: str, label: str) -> Spread:
+        """Return a figure as ratio to the baseline's of the same round."""
+        both = zip(self._rounds[column], self._rounds.get(self.baseline, []), strict=False)
+        return Spread.of([_divide(one.get(label, math.nan), base.get(label, math.nan)) for one, base in both])
+
+    def table(self) -> str:
+        """Return a Markdown table: the baseline as it was, the others also as ratios to it."""
+        labels = list(dict.fromkeys(label for rounds in self._rounds.values() for label in rounds[0]))
+        lines = [f"**{self.title}**", "", f"| | {' | '.join(self._rounds)} |"]
+        lines.append("|---" * (len(self._rounds) + 1) + "|")
+        for label in labels:
+            cells = [self._cell(column, label) for column in self._rounds]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
+
+    def _cell(self, column: str, label: str) -> str:
+        values = self.values(column, label)
+        if column == self.baseline:
+            return values.show(_number)
+        ratio = self.ratio(column, label)
+        if math.isnan(ratio.median):
+            return values.show(_number)
+        return f"{_number(values.median)} = {ratio.show(_ratio)}"
+
+    def write(self, path: Path) -> None:
+        """Write everything, every round too, as JSON."""
+        columns = {
+            column: {
+                "rounds": rounds,
+                "figures": {label: self.values(column, label) for label in rounds[0]},
+                "ratios": {label: self.ratio(column, label) for label in rounds[0]},
+            }
+            for column, rounds in self._rounds.items()
+        }
+        everything = {
+            "title": self.title,
+            "baseline": self.baseline,
+            "errors": self.errors,
+            "notes": self.notes,
+            "lifted": LIFTED,
+            "machine": machine(),
+            "columns": columns,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(everything), indent=2) + b"\n")
+
+
+def machine() -> dict[str, str | int | None]:
+    """Say what was measured, where and when."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    model = (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git.stdout.strip(),
+        "cpu": next(model, "").partition(": ")[2],
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("aiohttp", "msgspec", "picows", "uvloop")},
+    }
+
+
+def filesystem(path: Path) -> str:
+    """Name the type of the file system under `path`: on tmpfs a sync costs nothing, and proves nothing."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    above = [(point, kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
+    kind = max(above, key=lambda mount: len(mount[0]))[1]
+    return f"{kind} (memory: syncing costs nothing here)" if kind == "tmpfs" else kind
+
+
+def _divide(one: float, other: float) -> float:
+    return one / other if other else math.nan
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x"
