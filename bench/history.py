@@ -12,7 +12,7 @@ from bench.flows import Flow, Ledger
 from bench.harness import Meter, Server
 from bench.load import Latency, befriend
 from bench.report import Figures
-from chat_server.app import SCHEMAS
+from chat_server.backends import SCHEMAS
 from chat_server.model.messages import Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.utils.clock import Clock, Timeline
@@ -43,7 +43,7 @@ async def _seed(data_dir: Path, n: int) -> None:
             numbers = range(start, min(start + BATCH, n))
             run = [Message(WRITER, READER, f"{PREFIX}-{i}", f"message {i}", timeline.next()) for i in numbers]
             await store.add(run)
-            await store.mark_delivered(run)
+            await store.mark_delivered([message.time for message in run])
     finally:
         await database.close()
 

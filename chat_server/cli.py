@@ -10,7 +10,8 @@ from pathlib import Path
 import uvloop
 
 from chat_server import __version__
-from chat_server.app import check, serving
+from chat_server.app import serving
+from chat_server.backends import check
 from chat_server.conf import ConfigError, Settings, load
 from chat_server.utils import logs
 from chat_server.utils.errors import StartError
@@ -24,8 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load(_config_file(options.config), os.environ)
         logs.set_up(settings.server.app_mode)
         if options.check:
-            print(f"settings: {settings.source}")
-            print(f"users, messages, sessions: {check(settings)}")
+            print("\n".join((f"settings: {settings.source}", *check(settings))))
             return 0
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
@@ -57,11 +57,17 @@ def _config_file(named: Path | None) -> Path | None:
 
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
+    failures: list[str] = []
+
+    def lost(why: str) -> None:
+        failures.append(why)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:
         loop.add_signal_handler(signal_, stop.set)
-    async with serving(settings) as (host, port):
+    async with serving(settings, lost=lost) as (host, port):
         shown = f"[{host}]" if ":" in host else host
         print(f"chat-server {__version__} is ready on http://{shown}:{port}", flush=True)
         await stop.wait()
@@ -69,3 +75,5 @@ async def _serve(settings: Settings) -> None:
             loop.remove_signal_handler(signal_)
             signal.signal(signal_, signal.SIG_DFL)
         print("chat-server is ending", flush=True)
+    if failures:
+        raise StartError(failures[0])

@@ -7,10 +7,9 @@ buffer together stay under `outbox_bytes`, or the socket closes with 1013.
 
 import asyncio
 import struct
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from contextlib import suppress
 from typing import Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -21,6 +20,7 @@ from chat_server.service.registry import Receipt
 from chat_server.status import Disconnect, Refused
 from chat_server.utils.tcp import progress
 from chat_server.utils.throttle import Bucket
+from chat_server.utils.websocket import CLOSE, PING, PONG, deflated, frame
 
 # Requests of a socket that wait to be worked on, at most so many and so many bytes; then it is not read.
 INBOX_FRAMES = 128
@@ -28,18 +28,15 @@ INBOX_BYTES = 262144
 # A run of sends is worked on together, at most so many.
 LONGEST_RUN = 64
 # Pages go on while less than this waits for the reader. In bytes.
-ENOUGH_WAITING = 65536
+ENOUGH_WAITING = 32768
 # Messages of a socket without a pong, of which the receipts are kept; more stay unread.
 MOST_UNPROVEN = 16384
 BAD_FRAMES = 100
 # After our close frame the peer has so many seconds to answer it. aiohttp's own close() gave up too early
 # for a peer that has much to read before it.
 LINGER = 2.0
-# Shorter frames are not worth compressing. In bytes.
-COMPRESS_FROM = 256
-
-TEXT, PING, PONG, CLOSE = 0x81, 0x89, 0x8A, 0x88
-COMPRESSED = 0x40
+# A page that is being read slowly is left unfinished after so many seconds when the server ends.
+FINISH = 2.0
 
 
 class WebSocket(web.WebSocketResponse):
@@ -69,6 +66,10 @@ class Owner(Protocol):
         """These messages have arrived."""
         ...
 
+    def closing(self, connection: "Connection") -> None:
+        """From now on nothing can be delivered to it."""
+        ...
+
     def working(self, task: asyncio.Task[None]) -> None:
         """A task to wait for before the stores close."""
         ...
@@ -87,7 +88,9 @@ class Connection:
         "_drain",
         "_ended",
         "_flushing",
+        "_heard",
         "_held",
+        "_holding",
         "_inbox",
         "_inbox_bytes",
         "_loop",
@@ -100,9 +103,11 @@ class Connection:
         "_queued",
         "_received",
         "_room",
+        "_spoke",
         "_transport",
         "_unproven",
         "_waited",
+        "_window",
         "_worker",
         "_ws",
         "address",
@@ -137,6 +142,7 @@ class Connection:
         self._owner = owner
         self._config = config
         self._ws = ws
+        self._window = int(ws.compress)  # of permessage-deflate; 0: frames are not compressed
         self._transport = transport
         self._drain = drain
         self._bucket = bucket
@@ -160,29 +166,30 @@ class Connection:
         self._bad = 0
         # signs of life, as of the last beat
         self._received = self._acked = self._waited = self._missed = 0
-        self._held = False  # the server itself did not read for a while
+        self._heard = self._spoke = False  # frames came, and went, since the last beat
+        self._held = self._holding = False  # since the last beat, and now, the server itself does not read
 
     # --- out
 
-    def send(self, payload: bytes) -> None:
+    def send(self, frame: bytes) -> None:
         """Send a text frame; a socket that is closing forgets it."""
         if not self._closing:
-            self._put(_frame(TEXT, payload, self._ws.compress))
+            self._put(deflated(frame, self._window) if self._window else frame)
 
-    def deliver(self, payload: bytes, receipt: Receipt) -> None:
+    def deliver(self, frame: bytes, receipt: Receipt) -> None:
         """Send a message's frame and report its receipt once a pong proves it; on a sync socket only op 4 does."""
         if self._closing:
             return
-        self._put(_frame(TEXT, payload, self._ws.compress))
+        self.send(frame)
         if not self.sync and len(self._unproven) < MOST_UNPROVEN:
             self._unproven.append(receipt)
 
     async def room(self) -> None:
         """Wait until the reader has taken enough. Raises ConnectionResetError if the socket is closing."""
-        if self._queued < ENOUGH_WAITING:
+        if self._queued + self._transport.get_write_buffer_size() < ENOUGH_WAITING and not self._closing:
             return
         self._flush()
-        if self._transport.get_write_buffer_size() > ENOUGH_WAITING and not self._closing:
+        if self._transport.get_write_buffer_size() >= ENOUGH_WAITING and not self._closing:
             self._ended = self._loop.create_future()
             draining = asyncio.ensure_future(self._drain())
             try:
@@ -195,6 +202,7 @@ class Connection:
             raise ConnectionResetError("the socket is closing")
 
     def _put(self, frame: bytes) -> None:
+        self._spoke = True
         self._outbox.append(frame)
         self._queued += len(frame)
         if not self._flushing:
@@ -206,7 +214,7 @@ class Connection:
     def _flush(self) -> None:
         """Put on the transport what this turn of the loop sent."""
         self._flushing = False
-        if self._unproven and not self._ping:
+        if self._unproven and not self._ping and not self._closing:
             self._send_ping()
         if not self._outbox or self._transport.is_closing():
             self._outbox.clear()
@@ -215,22 +223,21 @@ class Connection:
         self._transport.write(b"".join(self._outbox))
         self._outbox.clear()
         self._queued = 0
-        if self._transport.get_write_buffer_size() > self._config.outbox_bytes:
+        if self._transport.get_write_buffer_size() > self._config.outbox_bytes and not self._closing:
             self.close(WSCloseCode.TRY_AGAIN_LATER, "reads too slowly")
 
     def _send_ping(self) -> None:
         self._pings += 1
         self._ping = self._pings.to_bytes(8, "big")
         self._pinged, self._unproven = self._unproven, []
-        self._outbox.append(_frame(PING, self._ping))
+        self._outbox.append(frame(PING, self._ping))
 
-    def _pong(self, data: bytes) -> None:
-        if not self._ping or data != self._ping:
-            return
+    def _pong(self) -> None:
+        """The pong that echoes our ping proves that all before it arrived."""
         proven, self._pinged, self._ping = self._pinged, [], b""
         if proven:
             self._owner.proven(self, proven)
-        if self._unproven and not self._flushing:
+        if self._unproven and not self._flushing and not self._closing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
@@ -250,8 +257,9 @@ class Connection:
         """Read one frame; False if it was the last."""
         message = await self._ws.receive()
         kind, data = message.type, message.data
-        if kind is WSMsgType.PONG:
-            self._pong(data)
+        self._heard = True
+        if kind is WSMsgType.PONG and self._ping and data == self._ping:
+            self._pong()
         elif kind is WSMsgType.CLOSE:
             await self._finish()
             self.close(data if data and data not in (1005, 1006) else WSCloseCode.OK, "")
@@ -265,13 +273,14 @@ class Connection:
             raise Disconnect(code, str(data))
         elif not self._closing:
             if self._bucket and (wait := self._bucket.take(self._loop.time())):
-                self._held = True
-                await asyncio.sleep(wait)
+                await self._hold(asyncio.sleep(wait))
+                if self._closing:
+                    return True
             if kind is WSMsgType.TEXT:
                 await self._accept(data)
             elif kind is WSMsgType.PING:
-                self._put(_frame(PONG, data))
-            else:
+                self._put(frame(PONG, data))
+            elif kind is WSMsgType.BINARY:
                 raise Disconnect(WSCloseCode.UNSUPPORTED_DATA, "text frames only")
         return True
 
@@ -280,20 +289,16 @@ class Connection:
         item = self._owner.decode(data)
         self._inbox.append((item, len(data)))
         self._inbox_bytes += len(data)
-        if isinstance(item, Refused):
-            self._bad += 1
-            if self._bad >= BAD_FRAMES:
-                raise Disconnect(WSCloseCode.POLICY_VIOLATION, f"{BAD_FRAMES} bad frames in a row")
-        else:
-            self._bad = 0
         if self._worker is None:
             # A task begins with the next turn of the loop: by then all frames that arrived with this one are here.
             self._worker = self._loop.create_task(self._work())
             self._owner.working(self._worker)
+        self._bad = self._bad + 1 if isinstance(item, Refused) else 0
+        if self._bad >= BAD_FRAMES:
+            raise Disconnect(WSCloseCode.POLICY_VIOLATION, f"{BAD_FRAMES} bad frames in a row")
         if len(self._inbox) >= INBOX_FRAMES or self._inbox_bytes >= INBOX_BYTES:
-            self._held = True
             self._room = self._loop.create_future()
-            await self._room
+            await self._hold(self._room)
 
     async def _work(self) -> None:
         try:
@@ -308,15 +313,26 @@ class Connection:
                 self._make_room()
                 await self._owner.work(self, run)
         except ConnectionError:
-            self._inbox.clear()  # nobody is there any more to be answered
+            self._forget_inbox()  # nobody is there any more to be answered
         finally:
             self._worker = None
             self._make_room()
+
+    async def _hold(self, wait: Awaitable[None]) -> None:
+        """Do not read for a while: that is no silence of the peer's."""
+        self._holding = self._held = True
+        await wait
+        self._holding = False
 
     def _take(self) -> Request | Refused:
         item, size = self._inbox.popleft()
         self._inbox_bytes -= size
         return item
+
+    def _forget_inbox(self) -> None:
+        self._inbox.clear()
+        self._inbox_bytes = 0
+        self._make_room()
 
     def _next_is_send(self) -> bool:
         return bool(self._inbox) and getattr(self._inbox[0][0], "op_type", 0) == 1
@@ -329,19 +345,19 @@ class Connection:
 
     def beat(self) -> None:
         """Called every HeartbeatSeconds: asks a peer for a sign of life, and cuts one that gave none for two beats."""
-        if self._transport.is_closing():
-            return
         sock = self._transport.get_extra_info("socket")
         received, acked, waiting = progress(sock)
         waiting += self._transport.get_write_buffer_size()
-        took = self._waited and (acked != self._acked or waiting < self._waited)
-        alive = received != self._received or took or self._held
+        # Our pings do not count as taken: the system takes them for a program that hangs.
+        took = (self._waited or self._spoke) and (acked != self._acked or waiting < self._waited)
+        alive = self._heard or received != self._received or took or self._held
+        self._heard = self._spoke = False
         self._received, self._acked, self._waited = received, acked, waiting
-        self._held = bool(self._room and not self._room.done())
+        self._held = self._holding
         self._missed = 0 if alive else self._missed + 1
         if self._missed >= 2:
             self._transport.abort()
-        elif not self._ping and not self._closing:
+        elif not self._ping and not self._closing and not self._transport.is_closing():
             self._send_ping()
             self._flush()
 
@@ -351,16 +367,15 @@ class Connection:
         """Say goodbye: what waits goes out, then the close frame; frames not worked on yet are forgotten."""
         if self._closing:
             return
+        self._closing = True  # first: a flush that finds too much waiting would close, too
+        self._owner.closing(self)
         self._flush()
-        self._closing = True
         self.close_code = code
-        self._inbox.clear()
-        self._inbox_bytes = 0
-        self._make_room()
+        self._forget_inbox()
         if self._ended and not self._ended.done():
             self._ended.set_result(None)
         if not self._transport.is_closing():
-            self._transport.write(_frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
+            self._transport.write(frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
             self._loop.call_later(LINGER, self._transport.abort)
 
     async def end(self, code: int, why: str) -> None:
@@ -370,9 +385,10 @@ class Connection:
             await asyncio.wait((self._worker,))
 
     async def finish(self, code: int, why: str) -> None:
-        """Finish the frames in work and close it."""
-        self._bucket = None
-        await self._finish()
+        """Finish the frames in work, for FINISH seconds at most, and close it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FINISH):
+                await self._finish()
         await self.end(code, why)
 
     async def _finish(self) -> None:
@@ -391,26 +407,3 @@ class Connection:
                 return
             if message.type is WSMsgType.ERROR:  # nothing more can be understood: asyncio reads and drops it
                 await asyncio.sleep(left)
-
-
-def _frame(opcode: int, payload: bytes, window: int | bool = 0) -> bytes:
-    """A frame as RFC 6455 section 5.2 has it; from a server it bears no mask.
-
-    `window`: the bits of permessage-deflate's window (RFC 7692), 0 where it was not agreed on.
-    """
-    if window and opcode == TEXT and len(payload) >= COMPRESS_FROM:
-        payload = _deflated(payload, int(window))
-        opcode |= COMPRESSED
-    size = len(payload)
-    if size < 126:
-        return struct.pack("!BB", opcode, size) + payload
-    if size < 65536:
-        return struct.pack("!BBH", opcode, 126, size) + payload
-    return struct.pack("!BBQ", opcode, 127, size) + payload
-
-
-@lru_cache(maxsize=8)
-def _deflated(payload: bytes, window: int) -> bytes:
-    """A message compressed on its own (RFC 7692 section 7.2.1), so that one fan-out compresses it once."""
-    deflate = zlib.compressobj(wbits=-max(window, 9))
-    return (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]

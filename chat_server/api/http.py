@@ -65,7 +65,7 @@ class Http:
         asked = await body(request, Credentials, Status.LOGIN_FAILED)
         login = await self._accounts.login(asked.user_name, asked.password, self._edge.address(request))
         response = self._envelope.success(Status.LOGGED_IN, msgspec.to_builtins(login))
-        if not self._edge.foreign(request):
+        if self._edge.foreign(request) is None:
             secure = self._edge.secure(request)
             response.set_cookie(
                 COOKIE, login.token, max_age=login.expires_in, httponly=True, samesite="Lax", secure=secure
@@ -87,7 +87,8 @@ class Http:
         asked = await body(request, Name, Status.LOGOUT_FAILED)
         await self._accounts.logout(session, asked.user_name)
         response = self._envelope.success(Status.LOGGED_OUT)
-        response.del_cookie(COOKIE)
+        if self._edge.foreign(request) is None:
+            response.del_cookie(COOKIE)
         return response
 
     async def _session(self, request: web.Request) -> Session:

@@ -36,11 +36,7 @@ def errors_become_answers(
             why = "a store is away, try again"
             return envelope.refusal(Refused(Status.UNKNOWN, Reason.STORE_AWAY, why, retry_after=1))
         except web.HTTPException as error:
-            known = (Status.BAD_REQUEST, Reason.BAD_REQUEST, error.reason)
-            response = envelope.refusal(Refused(*_OF_HTTP_CODE.get(error.status, known)))
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
+            return answer_to(error, envelope)
         except ConnectionError:
             raise  # the client is gone, and aiohttp knows
         except Exception:
@@ -60,15 +56,14 @@ def other_origins(edge: Edge, envelope: Envelope, failures: Mapping[str, Status]
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = edge.foreign(request)
-        if origin is None or request.path not in failures:
+        if origin is None:
             return await handler(request)
         if not edge.allowed(origin):
-            return (
-                await handler(request) if request.method == "GET" else envelope.refusal(foreign(failures[request.path]))
-            )
+            failed = failures.get(request.path)
+            return envelope.refusal(foreign(failed)) if failed and request.method != "GET" else await handler(request)
         preflight = request.method == "OPTIONS"
         response = envelope.success(Status.OK) if preflight else await handler(request)
-        if not response.prepared:  # a socket's answer is out by now
+        if not response.prepared:  # that of a socket is out by now
             response.headers.update(
                 {
                     "Access-Control-Allow-Origin": origin,
@@ -82,6 +77,15 @@ def other_origins(edge: Edge, envelope: Envelope, failures: Mapping[str, Status]
         return response
 
     return middleware
+
+
+def answer_to(error: web.HTTPException, envelope: Envelope) -> web.Response:
+    """Our answer where aiohttp has one of its own."""
+    known = (Status.BAD_REQUEST, Reason.BAD_REQUEST, error.reason)
+    response = envelope.refusal(Refused(*_OF_HTTP_CODE.get(error.status, known)))
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
 
 
 def foreign(failed: Status) -> Refused:

@@ -25,7 +25,8 @@ class Edge:
         """The client's address, for counting: of IPv6 its /64, since a client has that many for itself."""
         address = request.remote or ""
         if self._from_proxy(request):
-            hops = request.headers.get("X-Forwarded-For", "").replace(" ", "").split(",")
+            # A proxy may add a line of its own after the client's: all of them count, the last says most.
+            hops = ",".join(request.headers.getall("X-Forwarded-For", ())).replace(" ", "").split(",")
             for hop in reversed([hop for hop in hops if hop]):
                 address = hop
                 if not self._is_trusted(hop):
@@ -40,7 +41,8 @@ class Edge:
 
     def secure(self, request: web.Request) -> bool:
         """Whether the client speaks TLS, with a proxy in front if not with us."""
-        return request.secure or (self._from_proxy(request) and request.headers.get("X-Forwarded-Proto") == "https")
+        proto = request.headers.getall("X-Forwarded-Proto", ("",))[-1]
+        return request.secure or (self._from_proxy(request) and proto == "https")
 
     def foreign(self, request: web.Request) -> str | None:
         """The Origin of a request from another site's page, None if there is none."""
@@ -49,8 +51,9 @@ class Edge:
             return None
         host = request.headers.get("Host", "")
         if self._from_proxy(request):
-            host = request.headers.get("X-Forwarded-Host", host)
-        return None if urlsplit_netloc(origin) == host.lower() != "" else origin
+            host = request.headers.getall("X-Forwarded-Host", (host,))[-1]
+        # The scheme is not compared: behind a proxy that speaks TLS we may not know which it was.
+        return None if _netloc(origin) == host.lower() != "" else origin
 
     def allowed(self, origin: str) -> bool:
         """Whether pages of that origin may use this server."""
@@ -63,7 +66,7 @@ class Edge:
             return credentials.strip()
         if socket and (token := request.query.get("token")):
             return token
-        return None if self.foreign(request) else request.cookies.get(COOKIE)
+        return request.cookies.get(COOKIE) if self.foreign(request) is None else None
 
     def _from_proxy(self, request: web.Request) -> bool:
         return self._is_trusted(request.remote or "")
@@ -78,7 +81,7 @@ class Edge:
         return any(parsed in network for network in self._trusted)
 
 
-def urlsplit_netloc(origin: str) -> str:
+def _netloc(origin: str) -> str:
     """Host and port of an origin, in lower case; empty for `null` and for what is no origin."""
     try:
         return urlsplit(origin.lower()).netloc
@@ -89,9 +92,9 @@ def urlsplit_netloc(origin: str) -> str:
 async def body(request: web.Request, kind: type[Body], failed: Status) -> Body:
     """The body as a record, from JSON or a form. Raises Refused: 400, 413 or 415."""
     content_type = request.content_type if "Content-Type" in request.headers else ""
-    data = await request.read()
     fields: Any
     try:
+        data = await request.read()
         if content_type == "application/json":
             fields = msgspec.json.decode(data)
         elif content_type == "application/x-www-form-urlencoded":
@@ -100,9 +103,9 @@ async def body(request: web.Request, kind: type[Body], failed: Status) -> Body:
         else:
             why = "Content-Type is application/json or application/x-www-form-urlencoded"
             raise Refused(Status.BAD_REQUEST, Reason.BAD_CONTENT_TYPE, why)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, web.RequestPayloadError):
         why = f"the body is no valid {content_type}"
-        raise Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, why) from None
+        raise Refused(Status.BAD_REQUEST, Reason.BAD_JSON, why) from None
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

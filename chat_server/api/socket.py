@@ -15,7 +15,7 @@ from chat_server.cache.sessions import SessionStore
 from chat_server.conf import Sockets as Config
 from chat_server.service.accounts import Accounts, Session, normal
 from chat_server.service.chat import Chat
-from chat_server.service.frames import Frames, Request, decode
+from chat_server.service.frames import Frames, Request, decode, given_id
 from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
@@ -81,9 +81,12 @@ class Sockets:
             max_msg_size=self._config.max_frame_bytes + 1,
         )
         failed = Status.SOCKET_FAILED
-        if not ws.can_prepare(request).ok or self._ending:
+        if not ws.can_prepare(request).ok:
             raise Refused(failed, Reason.NO_UPGRADE, "this address is for WebSocket (RFC 6455, version 13)")
-        if (origin := self._edge.foreign(request)) and not self._edge.allowed(origin):
+        if self._ending:
+            raise Refused(failed, Reason.TOO_MANY, "the server is going away", retry_after=5)
+        origin = self._edge.foreign(request)
+        if origin is not None and not self._edge.allowed(origin):
             raise foreign(failed)
         endings = self._registry.endings
         session = await self._session(request)
@@ -127,6 +130,7 @@ class Sockets:
         self, request: web.Request, ws: WebSocket, session: Session, peer: str, address: str, endings: int
     ) -> WebSocket:
         writer = await ws.prepare(request)
+        obstacle = await self._obstacle(session, endings)
         transport = request.transport
         if transport is None:
             return ws  # gone already
@@ -144,22 +148,34 @@ class Sockets:
             bucket=self._bucket(session.user),
         )
         slot = min(self._slots, key=len)
+        if not obstacle:
+            connection.send(self._frames.answer(session.user, Status.CONNECTED))
         self._registry.add(connection)
         slot.add(connection)
         log.info("socket opened", extra={"user": session.user, "address": address})
         try:
-            if self._ending:
-                connection.close(1001, "the server is going away")
-            elif self._registry.endings != endings and not await self._sessions.use([session.digest]):
-                connection.close(4001, "the session ended")  # between our look at it and now
-            else:
-                connection.send(self._frames.answer(session.user, Status.CONNECTED))
+            if obstacle:
+                connection.close(*obstacle)
             await connection.serve()
+        except Exception:  # what aiohttp would answer to it is HTTP, and this is a socket by now
+            log.exception("failed", extra={"user": session.user})
+            connection.close(1011, "something went wrong here")
         finally:
             self._registry.remove(connection)
             slot.discard(connection)
             log.info("socket closed", extra={"user": session.user, "code": connection.close_code})
         return ws
+
+    async def _obstacle(self, session: Session, endings: int) -> tuple[int, str] | None:
+        """Close code and text if the socket may not stay: the session was looked at after so many `endings`."""
+        while self._registry.endings != endings:
+            endings = self._registry.endings
+            try:
+                if not await self._sessions.use([session.digest]):
+                    return 4001, "the session ended"
+            except StoreUnavailable:
+                return 1013, "whether the session still exists cannot be told now"
+        return (1001, "the server is going away") if self._ending else None
 
     def _bucket(self, user: str) -> Bucket | None:
         if not self._config.frames_per_second:
@@ -198,9 +214,10 @@ class Sockets:
             raise
         except Exception:
             log.exception("failed", extra={"op": run[0].op_type})
-            for _ in run:
-                why = "something went wrong here, it is in the server's log"
-                self.refuse(connection, Refused(op.failed, Reason.INTERNAL, why))
+            internal = Refused(op.failed, Reason.INTERNAL, "something went wrong here, it is in the server's log")
+            for request in run:
+                id = given_id(request.content) if request.op_type == 1 else ""
+                connection.send(self._frames.refusal(connection.user, internal, id))
 
     def refuse(self, connection: Connection, refused: Refused) -> None:
         """Say why not."""
@@ -209,6 +226,10 @@ class Sockets:
     def proven(self, connection: Connection, receipts: Iterable[Receipt]) -> None:
         """These messages have arrived."""
         self._chat.proven(connection, receipts)
+
+    def closing(self, connection: Connection) -> None:
+        """From now on nothing can be delivered to it."""
+        self._registry.remove(connection)
 
     def working(self, task: asyncio.Task[None]) -> None:
         """A task to wait for before the stores close."""
@@ -227,7 +248,8 @@ class Sockets:
         for connection in connections:
             connection.beat()
         await self._renew(connections)
-        self._forget_buckets()
+        if len(self._buckets) > len(self._users):
+            self._forget_buckets()
 
     async def _renew(self, connections: Sequence[Connection]) -> None:
         """Renew the sessions of open sockets; close those whose session is gone."""

@@ -81,6 +81,10 @@ class StrangerStore(Protocol):
         """
         ...
 
+    async def befriend(self, one: str, other: str, now: int) -> None:
+        """Remember that the two are known to talk freely at `now`."""
+        ...
+
     async def give_back(self, sender: str, receiver: str, now: int) -> None:
         """Take back what `take` counted at `now`: the message could not be stored."""
         ...
@@ -106,15 +110,14 @@ def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> t
 
 
 def rebuild(recent: Sequence[tuple[str, int]], answered: bool, limit: int, window: int) -> Stranger:
-    """The state that the messages tell of: `recent` is sender and time of the newest `limit` + 1 in the window.
+    """The state that the messages tell of: `recent` is sender and time of the newest `limit` + 1, the newest first.
 
-    Both sides among them, or one side with more than it might have sent unanswered, means free; the latter
-    only if the other side ever wrote (`answered`), since a window that ended let a stranger begin anew.
+    The rule is applied to each as if it were sent again. One that it refuses was sent all the same: then the two
+    were free, if the other side ever wrote (`answered`); else an earlier window ended among what is not seen.
     """
-    if not recent:
-        return Stranger()
-    senders = {sender for sender, _ in recent}
-    if len(senders) > 1 or (len(recent) > limit and answered):
-        return Stranger(until=recent[0][1] + window)
-    counted = recent[:limit]
-    return Stranger(sender=counted[0][0], count=len(counted), started=counted[-1][1])
+    state = Stranger()
+    for sender, time in reversed(recent):
+        state, ruling = decide(state, sender, time, limit, window)
+        if ruling.verdict is Verdict.REFUSED and answered:
+            state = Stranger(until=time + window)
+    return msgspec.structs.replace(state, refused=False)

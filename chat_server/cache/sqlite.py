@@ -76,7 +76,7 @@ class SqliteSessions:
         )
 
     async def ping(self) -> None:
-        await self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+        await self._database.ping()
 
 
 class SqliteRates:
@@ -116,7 +116,7 @@ class SqliteRates:
         await self._database.write(lambda tx: tx.execute("DELETE FROM rates WHERE key = ?", (_key(rate),)).rowcount)
 
     async def ping(self) -> None:
-        await self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+        await self._database.ping()
 
 
 class SqliteStrangers:
@@ -147,19 +147,27 @@ class SqliteStrangers:
             self._put(tx, low, high, after)
         return ruling
 
+    async def befriend(self, one: str, other: str, now: int) -> None:
+        await self._database.write(lambda tx: self.befriend_in(tx, one, other, now))
+
+    def befriend_in(self, tx: sqlite3.Connection, one: str, other: str, now: int) -> None:
+        """What `befriend` does, inside a job."""
+        self._put(tx, min(one, other), max(one, other), Stranger(until=now + self._window))
+
     async def give_back(self, sender: str, receiver: str, now: int) -> None:
         low, high = sorted((sender, receiver))
 
         def job(tx: sqlite3.Connection) -> None:
             row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
             state = msgspec.msgpack.decode(row[0], type=Stranger) if row else Stranger()
-            if state.sender == sender and state.started <= now and state.count:
-                self._put(tx, low, high, msgspec.structs.replace(state, count=state.count - 1))
+            if state.sender == sender and state.started <= now:
+                left = msgspec.structs.replace(state, count=state.count - 1)
+                self._put(tx, low, high, left if left.count else Stranger())
 
         await self._database.write(job)
 
     def _put(self, tx: sqlite3.Connection, low: str, high: str, state: Stranger) -> None:
-        expires = state.started + 2 * self._window if state.sender else state.until + self._window
+        expires = (state.started + self._window if state.sender else state.until) + self._window
         tx.execute(
             "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)",
             (low, high, msgspec.msgpack.encode(state), expires),

@@ -37,7 +37,14 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         for section, parts in SECTIONS.items()
         for name, group in parts.items()
     }
-    return Settings(**groups, source=str(path) if path else "the defaults")  # type: ignore[arg-type]
+    settings = Settings(**groups, source=str(path) if path else "the defaults")  # type: ignore[arg-type]
+    longest = settings.chat.max_text_bytes * 6 + 1024  # in JSON a byte becomes up to six
+    if settings.sockets.outbox_bytes < longest:
+        raise ConfigError(
+            f"{settings.source}: [service] OutboxBytes = {settings.sockets.outbox_bytes} is too small for a message of "
+            f"MaxTextBytes = {settings.chat.max_text_bytes}: at least {longest}"
+        )
+    return settings
 
 
 def _from_file(path: Path) -> dict[str, dict[str, Written]]:
@@ -49,7 +56,7 @@ def _from_file(path: Path) -> dict[str, dict[str, Written]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except configparser.Error as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: {_what_is_wrong(error)}") from None  # its text repeats lines: passwords, perhaps
     if parser.defaults():
         raise ConfigError(f"{path}: unknown section [DEFAULT]; known: {_names(SECTIONS)}")
     by_lower = {section.lower(): section for section in SECTIONS}
@@ -139,6 +146,19 @@ def _unquoted(value: str) -> str:
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'`":
         return value[1:-1]
     return value
+
+
+def _what_is_wrong(error: configparser.Error) -> str:
+    match error:
+        case configparser.DuplicateOptionError():
+            return f"line {error.lineno}: {error.option} is there twice in [{error.section}]"
+        case configparser.DuplicateSectionError():
+            return f"line {error.lineno}: [{error.section}] is there twice"
+        case configparser.MissingSectionHeaderError():
+            return f"line {error.lineno}: stands before the first [section]"
+        case configparser.ParsingError():
+            return f"line {error.errors[0][0]}: is no `Key = value`"
+    return "cannot be understood"
 
 
 def _names(names: Any) -> str:

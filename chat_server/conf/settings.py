@@ -82,6 +82,8 @@ class MySQL(Group, frozen=True):
     db_user: str = ""
     db_password: str = field(name="DbPassWord", default="")
     db_name: str = "chat_demo"
+    db_tls: Literal["off", "verified", "unverified"] = "off"
+    db_tls_ca: str = ""
 
 
 class Redis(Group, frozen=True):
@@ -91,6 +93,7 @@ class Redis(Group, frozen=True):
     redis_addr: str = "127.0.0.1:6379"
     redis_pw: str = ""
     redis_db_name: Annotated[int, Meta(ge=0, le=65535)] = 0
+    redis_prefix: str = "chat_server:"
 
 
 class MongoDB(Group, frozen=True):

@@ -38,7 +38,7 @@ class Conversation(msgspec.Struct, frozen=True):
     unread: int
 
 
-# A message is named by who sent it and its id: (sender, id). One that was delivered, also by its time.
+# A message of a conversation is named by who sent it and its id: (sender, id).
 Name = tuple[str, str]
 
 MOST_UNREAD = 1000  # unread messages of a conversation are counted up to here (protocol section 2, op 7)
@@ -64,8 +64,12 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def recent(self, one: str, other: str, count: int, since: int) -> list[tuple[str, int]]:
-        """Sender and time of the newest `count` messages after `since`, tombstones too, the newest first."""
+    async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
+        """For each message, what is stored already under its id; None if nothing is."""
+        ...
+
+    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
+        """Sender and time of the newest `count` messages, tombstones too, the newest first."""
         ...
 
     async def has_written(self, sender: str, receiver: str) -> bool:
@@ -96,8 +100,8 @@ class MessageStore(Protocol):
         """Mark messages as read. Returns the ids that exist, and those that were unread until now."""
         ...
 
-    async def mark_delivered(self, delivered: Sequence[Message]) -> list[Message]:
-        """Mark what was proven to have arrived; returns what was unread until now."""
+    async def mark_delivered(self, times: Sequence[int]) -> set[int]:
+        """Mark the messages of those times, proven to have arrived; returns which were unread until now."""
         ...
 
     async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:

@@ -1,13 +1,11 @@
 """Users and messages in the embedded database."""
 
-import hashlib
-import hmac
-import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name
 from chat_server.model.users import User
+from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate
 from chat_server.utils.sqlite import Database, Schema
 
@@ -52,7 +50,7 @@ class SqliteUsers:
         return await self._database.write(job)
 
     async def ping(self) -> None:
-        await self._database.read(_ping)
+        await self._database.ping()
 
 
 # The messages' part of the database.
@@ -119,33 +117,25 @@ class SqliteMessages:
 
     def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
         """What `add` does."""
-        rows = []
-        touched: dict[tuple[str, str], tuple[str, str, int, int, int]] = {}
-        for message in run:
-            conv = self._number(tx, message)
-            side = int(message.sender > message.receiver)
-            rows.append((message.time, conv, side, message.id, message.text))
-            touched[message.sender, message.receiver] = (
-                message.sender,
-                message.receiver,
-                conv,
-                side,
-                message.time,
-            )
-            touched[message.receiver, message.sender] = (
-                message.receiver,
-                message.sender,
-                conv,
-                1 - side,
-                message.time,
-            )
+        rows = [
+            (message.time, self._number(tx, message), int(message.sender > message.receiver), message.id, message.text)
+            for message in run
+        ]
         if tx.executemany(_INSERT, rows).rowcount == len(rows):
             added = [Added(message.time) for message in run]
         else:
             added = [self._found(tx, row) or Added(row[0]) for row in rows]
-            touched = {key: value for key, value in touched.items() if any(one.new for one in added)}
+        touched: dict[tuple[str, str], tuple[str, str, int, int, int]] = {}
+        for message, (time, conv, side, *_), one in zip(run, rows, added, strict=True):
+            if one.new:
+                sender, receiver = message.sender, message.receiver
+                touched[sender, receiver] = (sender, receiver, conv, side, time)
+                touched[receiver, sender] = (receiver, sender, conv, 1 - side, time)
         tx.executemany(_TOUCH, touched.values())
         return added
+
+    async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
+        return await self._database.read(lambda connection: [self.find_in(connection, one) for one in messages])
 
     def find_in(self, tx: sqlite3.Connection, message: Message) -> Added | None:
         """What is stored under the id of `message` already, None if nothing is."""
@@ -153,12 +143,10 @@ class SqliteMessages:
         side = int(message.sender > message.receiver)
         return self._found(tx, (message.time, conv, side, message.id, message.text)) if conv else None
 
-    async def recent(self, one: str, other: str, count: int, since: int) -> list[tuple[str, int]]:
-        return await self._database.read(lambda connection: self.recent_in(connection, one, other, count, since))
+    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
+        return await self._database.read(lambda connection: self.recent_in(connection, one, other, count))
 
-    def recent_in(
-        self, connection: sqlite3.Connection, one: str, other: str, count: int, since: int
-    ) -> list[tuple[str, int]]:
+    def recent_in(self, connection: sqlite3.Connection, one: str, other: str, count: int) -> list[tuple[str, int]]:
         """What `recent` does."""
         names = sorted((one, other))
         conv = _conversation(connection, one, other)
@@ -167,8 +155,8 @@ class SqliteMessages:
             for deleted in (0, 1)
             for row in connection.execute(
                 """SELECT time, side FROM messages
-                    WHERE conv = ? AND deleted = ? AND time > ? ORDER BY time DESC LIMIT ?""",
-                (conv, deleted, since, count),
+                    WHERE conv = ? AND deleted = ? ORDER BY time DESC LIMIT ?""",
+                (conv, deleted, count),
             )
         ]
         return [(names[side], time) for time, side in sorted(rows, reverse=True)[:count]]
@@ -233,10 +221,10 @@ class SqliteMessages:
 
         return await self._database.write(job)
 
-    async def mark_delivered(self, delivered: Sequence[Message]) -> list[Message]:
-        def job(tx: sqlite3.Connection) -> list[Message]:
+    async def mark_delivered(self, times: Sequence[int]) -> set[int]:
+        def job(tx: sqlite3.Connection) -> set[int]:
             mark = "UPDATE messages SET read = 1 WHERE time = ? AND read = 0"
-            return [message for message in delivered if tx.execute(mark, (message.time,)).rowcount]
+            return {time for time in times if tx.execute(mark, (time,)).rowcount}
 
         return await self._database.write(job)
 
@@ -288,7 +276,7 @@ class SqliteMessages:
         return await self._database.write(job)
 
     async def ping(self) -> None:
-        await self._database.read(_ping)
+        await self._database.ping()
 
     # --- inside a job
 
@@ -313,7 +301,7 @@ class SqliteMessages:
         if found is None or found[0] == mine:
             return None
         time, stored, read = found
-        same = _is_digest_of(stored, text) if isinstance(stored, bytes) else stored == text
+        same = is_digest_of(stored, text) if isinstance(stored, bytes) else stored == text
         return Added(time, new=False, same=same, unread=not read)
 
     async def _page(self, one: str, other: str, rest: str, values: tuple[int, ...]) -> list[Message]:
@@ -359,18 +347,12 @@ def _bury(tx: sqlite3.Connection, conv: int | None, side: int, id: str) -> bool:
     ).fetchone()
     if row is None:
         return False
-    tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (_digest(row[1]), row[0]))
+    tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (digest(row[1]), row[0]))
+    # The conversation's place is that of its newest message; without any it keeps its place, and is not shown.
+    tx.execute(
+        """UPDATE conversations SET last = coalesce(
+                (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1), last)
+            WHERE conv = ?1 AND last = ?2""",
+        (conv, row[0]),
+    )
     return True
-
-
-def _digest(text: str, salt: bytes | None = None) -> bytes:
-    salt = salt or secrets.token_bytes(16)
-    return salt + hashlib.sha256(salt + text.encode()).digest()
-
-
-def _is_digest_of(stored: bytes, text: str) -> bool:
-    return hmac.compare_digest(stored, _digest(text, stored[:16]))
-
-
-def _ping(connection: sqlite3.Connection) -> None:
-    connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import secrets
 import unicodedata
+from collections.abc import Coroutine
 
 import msgspec
 
@@ -14,7 +15,7 @@ from chat_server.conf import Accounts as Config
 from chat_server.model.users import User, UserStore
 from chat_server.service.registry import Registry
 from chat_server.status import Reason, Refused, Status
-from chat_server.utils.errors import Duplicate
+from chat_server.utils.errors import Duplicate, StoreUnavailable
 from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ LONGEST_NAME = 64
 RESERVED = frozenset({"system", "all"})  # the protocol's own senders
 # How many names are remembered to exist, so that sending to them needs no look-up.
 KNOWN_NAMES = 65536
+# A changed password must end the other sessions: tried so often where the store is away.
+ENDING_TRIES = 5
 DAY, HOUR, MINUTE = 86400, 3600, 60
 
 
@@ -106,17 +109,12 @@ class Accounts:
         self._check_new_password(failed, "new_password", new)
         user = await self._authenticated(failed, session.user, old, address)
         hashed = await self._hashed(failed, new)
-        # From here on it is done whole, also if whoever asked for it goes.
-        change = asyncio.create_task(self._change_password(session, user, hashed))
-        self._changes.add(change)
-        change.add_done_callback(self._changes.discard)
-        await asyncio.shield(change)
+        await self._whole(self._change_password(session, user, hashed))
 
     async def logout(self, session: Session, name: str) -> None:
         """End this session and close its sockets. Raises Refused."""
         _require_own(Status.LOGOUT_FAILED, session, name)
-        await self._sessions.end(session.digest)
-        await self._registry.end(session.user, only=session.digest)
+        await self._whole(self._end_session(session))
         log.info("logged out", extra={"user": session.user})
 
     async def whose(self, token: str) -> Session | None:
@@ -142,18 +140,45 @@ class Accounts:
 
     async def close(self) -> None:
         """Finish the changes under way."""
-        if self._changes:
+        while self._changes:
             await asyncio.wait(self._changes)
 
+    async def _whole(self, change: Coroutine[None, None, None]) -> None:
+        """Do it to the end, also if whoever asked for it goes."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    async def _end_session(self, session: Session) -> None:
+        await self._sessions.end(session.digest)
+        await self._registry.end(session.user, only=session.digest)
+
     async def _change_password(self, session: Session, user: User, hashed: str) -> None:
-        # First, so that a store that is away refuses before anything has changed; and again after, for a
-        # session that began with the old password in between.
-        await self._sessions.end_others(user.name, session.digest)
-        if not await self._users.set_password(user.name, user.password, hashed):
-            raise _wrong_password()
-        await self._sessions.end_others(user.name, session.digest)
-        await self._registry.end(user.name, keep=session.digest)
+        # Asked again: hashing took its time, and a store that is away refuses here, before anything has changed.
+        if not await self._sessions.use([session.digest]):
+            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "the session ended meanwhile: log in")
+        try:
+            if not await self._users.set_password(user.name, user.password, hashed):
+                raise _wrong_password()
+        except StoreUnavailable:  # it may have been changed all the same
+            await self._end_others(session)
+            raise
+        await self._end_others(session)
         log.info("password changed", extra={"user": user.name})
+
+    async def _end_others(self, session: Session) -> None:
+        for _ in range(ENDING_TRIES - 1):
+            try:
+                return await self._end_others_once(session)
+            except StoreUnavailable as error:
+                log.warning("sessions not ended yet", extra={"user": session.user, "why": str(error)})
+                await asyncio.sleep(1)
+        return await self._end_others_once(session)
+
+    async def _end_others_once(self, session: Session) -> None:
+        await self._sessions.end_others(session.user, session.digest)
+        await self._registry.end(session.user, keep=session.digest)
 
     async def _authenticated(self, failed: Status, name: str, password: str, address: str) -> User:
         """The user, if that is the password. Failures are counted before hashing, so that none slips by."""
@@ -170,6 +195,9 @@ class Accounts:
         except TooBusy as error:
             await self._rates.give_back(rates)
             raise _too_busy(failed, error) from None
+        except BaseException:  # a store is away, or the client is gone: nobody learnt anything
+            await self._whole(self._rates.give_back(rates))
+            raise
         if not user or not right:
             log.info("wrong password", extra={"address": address})
             raise _wrong_password()
@@ -210,7 +238,7 @@ def is_name(name: str) -> bool:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()  # as a header may hold any byte
 
 
 def _require_own(failed: Status, session: Session, name: str) -> None:

@@ -11,8 +11,8 @@ from chat_server.cache.limits import Rate, RateStore
 from chat_server.conf import Chat as Config
 from chat_server.model.messages import Message, MessageStore, Name
 from chat_server.service.accounts import Accounts, normal
-from chat_server.service.frames import Frames, Request, is_id, split
-from chat_server.service.memory import Friends, Recent
+from chat_server.service.frames import Frames, Request, given_id, is_id, split
+from chat_server.service.memory import Friends, Recent, Talk
 from chat_server.service.registry import Receipt, Registry, Socket
 from chat_server.service.sending import Outcome, Sending
 from chat_server.status import Reason, Refused, Status
@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 
 LARGEST_PAGE = 200  # messages of a page, ids of a request
 STREAM_PAGE = 100  # messages that op 3 has in memory at a time
+LATEST = 2**62  # after every message's time, and more than there can be
 REMEMBERED = 65536  # recent deliveries, and pairs of friends
 
-_SKIP = re.compile(r"([0-9]{1,15})-([0-9]{1,3})")
+_SKIP = re.compile(r"0*([0-9]+)-([0-9]{1,3})")
 _NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
 _AFTER = re.compile(r"\+([0-9]{1,3})@(.+)", re.DOTALL)
 _COUNT = re.compile(r"[0-9]{1,3}")
@@ -59,30 +60,25 @@ class Chat:
         self._friends = friends
         self._delivered = Recent(REMEMBERED)
         self._skipping = KeyedLock()
-        self._marks: Batcher[list[Message], list[Message]] = Batcher(self._mark_together, most=256)
+        self._marks: Batcher[list[Receipt], list[Receipt]] = Batcher(self._mark_together, most=256)
 
     # --- op 1
 
     async def send(self, socket: Socket, run: Sequence[Request]) -> None:
         """Send a run of messages that arrived together; each is answered, in order."""
         drafts = [await self._draft(socket, request) for request in run]
-        messages = [draft for draft in drafts if isinstance(draft, Message)]
-        try:
-            outcomes = iter(await self._store(messages))
-        except StoreUnavailable as error:
-            log.warning("not stored", extra={"why": str(error), "messages": len(messages)})
-            away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
-            outcomes = iter([away] * len(messages))
+        # Times are given at once for the whole run: nobody else's message may come in between and be stored first.
+        messages = [
+            Message(socket.user, *draft, self._timeline.next()) for draft in drafts if not isinstance(draft, Refused)
+        ]
+        sent = iter(zip(messages, await self._store(messages), strict=True))
         for request, draft in zip(run, drafts, strict=True):
-            result = next(outcomes) if isinstance(draft, Message) else draft
-            if isinstance(draft, Message) and isinstance(result, Outcome):
-                result = self._sent(socket, draft, result)
+            result = draft if isinstance(draft, Refused) else self._sent(socket, *next(sent))
             if isinstance(result, Refused):
-                given = draft.id if isinstance(draft, Message) else _given_id(request)
-                socket.send(self._frames.refusal(socket.user, result, given))
+                socket.send(self._frames.refusal(socket.user, result, given_id(request.content)))
 
-    async def _draft(self, socket: Socket, request: Request) -> Message | Refused:
-        """The message to be stored, or why it cannot be."""
+    async def _draft(self, socket: Socket, request: Request) -> tuple[str, str, str] | Refused:
+        """Receiver, id and text of the message, or why there is none."""
         try:
             receiver = await self._peer(socket, request, Status.SEND_FAILED)
             id, text = split(request.content)
@@ -94,18 +90,25 @@ class Chat:
             return refused
         except StoreUnavailable:
             return Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
-        return Message(socket.user, receiver, id or secrets.token_hex(12), text, self._timeline.next())
+        return receiver, id or secrets.token_hex(12), text
 
-    async def _store(self, messages: Sequence[Message]) -> list[Outcome] | list[Refused]:
+    async def _store(self, messages: Sequence[Message]) -> Sequence[Outcome | Refused]:
         if not messages:
             return []
-        now = messages[-1].time
-        if all(self._friends.are(message.sender, message.receiver, now) for message in messages):
-            return [Outcome(added) for added in await self._messages.add(messages)]
-        return await self._sending.add(messages)
+        talks = [self._friends.talk(message.sender, message.receiver, message.time) for message in messages]
+        try:
+            if min(talks) is Talk.FREE:
+                return [Outcome(added, free=False) for added in await self._messages.add(messages)]
+            return await self._sending.add(messages, [talk is not Talk.UNKNOWN for talk in talks])
+        except StoreUnavailable as error:
+            log.warning("not stored", extra={"why": str(error), "messages": len(messages)})
+            away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
+            return [away] * len(messages)
 
-    def _sent(self, socket: Socket, message: Message, outcome: Outcome) -> Refused | None:
-        """Deliver and acknowledge what was stored."""
+    def _sent(self, socket: Socket, message: Message, outcome: Outcome | Refused) -> Refused | None:
+        """Deliver and acknowledge what was stored; returns why it was not."""
+        if isinstance(outcome, Refused):
+            return outcome
         added = outcome.added
         if added is None:
             return Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
@@ -127,15 +130,15 @@ class Chat:
     def _deliver(self, sender: Socket, message: Message, time: int) -> None:
         if time != message.time:  # a retry: what was stored first is the message
             message = Message(message.sender, message.receiver, message.id, message.text, time)
-        payload = self._frames.live(message)
+        frame = self._frames.live(message)
         if sockets := self._registry.sockets(message.receiver):
-            receipt = Receipt(message)
+            receipt = Receipt(message.sender, message.id, time)
             for socket in sockets:
-                socket.deliver(payload, receipt)
+                socket.deliver(frame, receipt)
             self._delivered.add(time)
         for other in self._registry.sockets(message.sender):
             if other.sync and other is not sender:
-                other.send(payload)
+                other.send(frame)
 
     # --- ops 2, 3 and 7
 
@@ -146,12 +149,13 @@ class Chat:
         await self._marks.settled()
         me = socket.user
         if match := _SKIP.fullmatch(request.content):
-            skip, count = int(match[1]), _count(failed, match[2])
+            skip = int(match[1]) if len(match[1]) < 19 else LATEST
+            count = _count(failed, match[2])
             async with self._skipping.hold(me):  # the one page whose cost grows with depth
                 page = await self._messages.skip(me, peer, skip, count)
         elif match := _NEWEST.fullmatch(request.content):
             count = _count(failed, match[1])
-            before = 2**62 if match[2] is None else await self._place(me, peer, match[2])
+            before = LATEST if match[2] is None else await self._place(me, peer, match[2])
             page = await self._messages.before(me, peer, before, count)
         elif match := _AFTER.fullmatch(request.content):
             count = _count(failed, match[1])
@@ -165,7 +169,7 @@ class Chat:
         """Op 3: every unread message from the peer, or the oldest N, streamed."""
         failed = Status.HISTORY_FAILED
         peer = await self._peer(socket, request, failed)
-        left = _count(failed, request.content) if request.content else 2**62
+        left = _count(failed, request.content) if request.content else LATEST
         await self._marks.settled()
         until, after, came = self._timeline.next(), 0, 0
         while left:
@@ -182,6 +186,7 @@ class Chat:
     async def conversations(self, socket: Socket, request: Request) -> None:
         """Op 7: the user's conversations, the newest first."""
         failed = Status.CONVERSATIONS_FAILED
+        self._check_from(socket, request)
         match = _NEWEST.fullmatch(request.content)
         if not match:
             raise Refused(failed, Reason.BAD_PAGE, "content is -N or -N@USER, N from 1 to 200")
@@ -196,9 +201,9 @@ class Chat:
         await self._stream(socket, (self._frames.conversation(one, online(one.peer)) for one in page))
         socket.send(self._frames.answer(socket.user, Status.CONVERSATIONS, str(len(page))))
 
-    async def _stream(self, socket: Socket, payloads: Iterable[bytes]) -> None:
-        for payload in payloads:
-            socket.send(payload)
+    async def _stream(self, socket: Socket, frames: Iterable[bytes]) -> None:
+        for frame in frames:
+            socket.send(frame)
             await socket.room()
 
     async def _place(self, me: str, peer: str, marker: str) -> int:
@@ -262,40 +267,37 @@ class Chat:
             if wait := await self._rates.take([rate]):
                 why = f"more than {limit} messages to everybody in a minute; try again in {wait:.0f} s"
                 raise Refused(Status.SEND_FAILED, Reason.TOO_MANY, why, retry_after=wait)
-        payload = self._frames.broadcast(socket.user, request.content, self._timeline.next())
-        reached = await self._registry.broadcast(socket, payload)
+        frame = self._frames.broadcast(socket.user, request.content, self._timeline.next())
+        reached = await self._registry.broadcast(socket, frame)
         socket.send(self._frames.answer(socket.user, Status.SENT, str(reached)))
 
     # --- proof of delivery
 
     def proven(self, socket: Socket, receipts: Iterable[Receipt]) -> None:
         """A socket of the receiver has provably got these messages: they become read."""
-        messages = []
-        for receipt in receipts:
-            if not receipt.proven:
-                receipt.proven = True
-                messages.append(receipt.message)
-        if messages:
-            self._marks.submit(messages).add_done_callback(partial(self._marked, socket))
+        fresh = [receipt for receipt in receipts if not receipt.proven]
+        for receipt in fresh:
+            receipt.proven = True
+        if fresh:
+            self._marks.submit(fresh).add_done_callback(partial(self._marked, socket))
 
     async def settled(self) -> None:
         """Wait for the marks under way."""
         await self._marks.settled()
 
-    async def _mark_together(self, batch: list[list[Message]]) -> list[list[Message]]:
-        changed = await self._messages.mark_delivered([message for messages in batch for message in messages])
-        times = {message.time for message in changed}
-        return [[message for message in messages if message.time in times] for messages in batch]
+    async def _mark_together(self, batch: list[list[Receipt]]) -> list[list[Receipt]]:
+        changed = await self._messages.mark_delivered([receipt.time for receipts in batch for receipt in receipts])
+        return [[receipt for receipt in receipts if receipt.time in changed] for receipts in batch]
 
-    def _marked(self, socket: Socket, marks: asyncio.Future[list[Message]]) -> None:
+    def _marked(self, socket: Socket, marks: asyncio.Future[list[Receipt]]) -> None:
         if marks.cancelled():
             return
         if error := marks.exception():
             log.warning("delivered but not marked", extra={"why": str(error)})  # unread: op 3 has them again
             return
         by_sender: dict[str, list[str]] = {}
-        for message in marks.result():
-            by_sender.setdefault(message.sender, []).append(message.id)
+        for receipt in marks.result():
+            by_sender.setdefault(receipt.sender, []).append(receipt.id)
         for sender, ids in by_sender.items():
             self._notify(socket, sender, Status.MARKED_READ, ids)
 
@@ -335,15 +337,9 @@ class Chat:
             if socket.sync and socket is not by
         ]
         for start in range(0, len(lines) if hearers else 0, LARGEST_PAGE):
-            payload = self._frames.notice(by.user, other, status, lines[start : start + LARGEST_PAGE])
+            frame = self._frames.notice(by.user, other, status, lines[start : start + LARGEST_PAGE])
             for socket in hearers:
-                socket.send(payload)
-
-
-def _given_id(request: Request) -> str:
-    """The id that a refused request gave, if it is a valid one."""
-    id, _ = split(request.content)
-    return id if is_id(id) else ""
+                socket.send(frame)
 
 
 def _count(failed: Status, text: str) -> int:

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType, field
 
 from chat_server.model.messages import Conversation, Message
 from chat_server.status import Reason, Refused, Status, text
+from chat_server.utils.websocket import TEXT, frame
 
 SYSTEM = "System"
 EVERYBODY = "ALL"
@@ -44,7 +45,11 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(Request)
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+
+
+def _encode(record: Frame) -> bytes:
+    return frame(TEXT, _encoder.encode(record))
 
 
 def decode(data: str) -> Request:
@@ -63,6 +68,12 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def given_id(content: str) -> str:
+    """The id in `ID\\nTEXT`, if it is a valid one, else nothing."""
+    id, _ = split(content)
+    return id if is_id(id) else ""
+
+
 def split(content: str) -> tuple[str, str]:
     """The id and the text of `ID\\nTEXT`; an id left to the server is empty. The id is not checked here."""
     first, newline, rest = content.partition("\n")
@@ -70,7 +81,7 @@ def split(content: str) -> tuple[str, str]:
 
 
 class Frames:
-    """Makes the frames that the server sends, each encoded as JSON, with texts in `language`."""
+    """Makes the frames that the server sends, each encoded once, ready for the wire, with texts in `language`."""
 
     def __init__(self, language: str) -> None:
         self._texts = {status: text(status, language) for status in Status}
@@ -131,8 +142,8 @@ class Frames:
 
     def conversation(self, conversation: Conversation, online: bool) -> bytes:
         """A conversation: its last message, how many are unread, and whether the other is online."""
-        frame = self._stored(conversation.last, Status.CONVERSATIONS)
-        return _encode(msgspec.structs.replace(frame, unread=conversation.unread, online=online))
+        last = self._stored(conversation.last, Status.CONVERSATIONS)
+        return _encode(msgspec.structs.replace(last, unread=conversation.unread, online=online))
 
     def notice(self, sender: str, to: str, status: Status, lines: list[str]) -> bytes:
         """What happened to messages on another device: one id a line."""

@@ -1,5 +1,7 @@
 """What this process remembers, in bounds: who are friends, and what was delivered lately."""
 
+from enum import IntEnum
+
 
 class Recent:
     """The newest `most` to twice as many of the numbers that were added."""
@@ -19,11 +21,19 @@ class Recent:
         return number in self._new or number in self._old
 
 
+class Talk(IntEnum):
+    """What is known of two users."""
+
+    UNKNOWN = 0  # whether they are friends: ask the counters
+    DUE = 1  # they are, and the counters should hear of it again
+    FREE = 2  # they are
+
+
 class Friends:
     """Pairs known to talk freely, so that their messages need not ask the counters.
 
     A pair is free for `window` microseconds after its last message. The counters are told of it again
-    once a tenth of that has passed, so they know nearly as much after a restart.
+    once a fiftieth of that has passed, so they know nearly as much after a restart.
     """
 
     def __init__(self, window: int, most: int) -> None:
@@ -31,19 +41,19 @@ class Friends:
         self._most = most
         self._pairs: dict[tuple[str, str], tuple[int, int]] = {}  # -> free until, tell the counters from
 
-    def are(self, one: str, other: str, now: int) -> bool:
-        """Whether the two are known to talk freely at `now`, and the counters need not hear of it yet."""
+    def talk(self, one: str, other: str, now: int) -> Talk:
+        """What is known of two users of whom one writes now, and so goes on to talk."""
         pair = (one, other) if one < other else (other, one)
         known = self._pairs.get(pair)
-        if known is None or now >= known[0] or now >= known[1]:
-            return False
+        if known is None or now >= known[0]:
+            return Talk.UNKNOWN
         self._pairs[pair] = (now + self._window, known[1])
-        return True
+        return Talk.FREE if now < known[1] else Talk.DUE
 
     def meet(self, one: str, other: str, now: int) -> None:
-        """The counters say that the two talk freely from `now` on."""
+        """The counters know that the two talk freely from `now` on."""
         pair = (one, other) if one < other else (other, one)
         self._pairs.pop(pair, None)
         if len(self._pairs) >= self._most:
             del self._pairs[next(iter(self._pairs))]
-        self._pairs[pair] = (now + self._window, now + self._window // 10)
+        self._pairs[pair] = (now + self._window, now + self._window // 50)

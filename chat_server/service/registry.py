@@ -6,16 +6,16 @@ from typing import Protocol
 
 import msgspec
 
-from chat_server.model.messages import Message
-
 # Between two turns of the loop a broadcast goes to at most so many sockets.
 BROADCAST_STRIDE = 200
 
 
 class Receipt(msgspec.Struct):
-    """A delivered message; `proven` once one of the receiver's sockets has shown that it arrived."""
+    """A delivered message, without its text; `proven` once one of the receiver's sockets has shown that it arrived."""
 
-    message: Message
+    sender: str
+    id: str
+    time: int
     proven: bool = False
 
 
@@ -42,11 +42,11 @@ class Socket(Protocol):
         """Whether it also wants to know what happens on other devices."""
         ...
 
-    def send(self, payload: bytes) -> None:
+    def send(self, frame: bytes) -> None:
         """Send a frame; one that is closing takes it and forgets it. Never waits."""
         ...
 
-    def deliver(self, payload: bytes, receipt: Receipt) -> None:
+    def deliver(self, frame: bytes, receipt: Receipt) -> None:
         """Send a message's frame, and report the receipt once it has provably arrived."""
         ...
 
@@ -85,7 +85,7 @@ class Registry:
         """Whether `user` has a socket open."""
         return user in self._sockets
 
-    async def broadcast(self, sender: Socket, payload: bytes) -> int:
+    async def broadcast(self, sender: Socket, frame: bytes) -> int:
         """Send to every socket of every other user, and to the sender's other sync sockets.
 
         Returns how many users it reached. Waits for no reader, and lets the loop go on meanwhile.
@@ -95,7 +95,7 @@ class Registry:
         for user, sockets in list(self._sockets.items()):
             for socket in sockets:
                 if user != sender.user or (socket.sync and socket is not sender):
-                    socket.send(payload)
+                    socket.send(frame)
                     budget -= 1
             reached += user != sender.user
             if budget <= 0:

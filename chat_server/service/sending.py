@@ -1,12 +1,14 @@
 """Storing what is sent, and keeping strangers within their limit, so that neither can be had without the other."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from chat_server.cache.limits import Ruling, Stranger, Verdict, rebuild
+from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, rebuild
 from chat_server.model.messages import Added, Message, MessageStore
+from chat_server.utils.errors import StoreUnavailable
 
 Tx = TypeVar("Tx")
 Tx_contra = TypeVar("Tx_contra", contravariant=True)
@@ -26,8 +28,11 @@ class Outcome(msgspec.Struct, frozen=True):
 class Sending(Protocol):
     """Stores messages of which some may be to strangers."""
 
-    async def add(self, run: Sequence[Message]) -> list[Outcome]:
-        """Decide on each message and store it, in this order; retries count for nothing. As MessageStore.add."""
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
+        """Decide on each message and store it, in this order; retries count for nothing. As MessageStore.add.
+
+        `free` says for each whether its two users are known to talk freely.
+        """
         ...
 
 
@@ -37,7 +42,7 @@ class Unguarded:
     def __init__(self, messages: MessageStore) -> None:
         self._messages = messages
 
-    async def add(self, run: Sequence[Message]) -> list[Outcome]:
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         return [Outcome(added) for added in await self._messages.add(run)]
 
 
@@ -46,7 +51,7 @@ class MessagesIn(Protocol[Tx_contra]):
 
     def add_in(self, tx: Tx_contra, run: Sequence[Message]) -> list[Added]: ...
     def find_in(self, tx: Tx_contra, message: Message) -> Added | None: ...
-    def recent_in(self, tx: Tx_contra, one: str, other: str, count: int, since: int) -> list[tuple[str, int]]: ...
+    def recent_in(self, tx: Tx_contra, one: str, other: str, count: int) -> list[tuple[str, int]]: ...
     def has_written_in(self, tx: Tx_contra, sender: str, receiver: str) -> bool: ...
 
 
@@ -56,6 +61,7 @@ class StrangersIn(Protocol[Tx_contra]):
     def take_in(
         self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None
     ) -> Ruling: ...
+    def befriend_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
 
 
 class OneTransaction(Generic[Tx]):
@@ -78,24 +84,88 @@ class OneTransaction(Generic[Tx]):
         self._limit = limit
         self._window = window
 
-    async def add(self, run: Sequence[Message]) -> list[Outcome]:
-        return await self._write(lambda tx: [self._add(tx, message) for message in run])
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
+        return await self._write(lambda tx: [self._add(tx, *each) for each in zip(run, free, strict=True)])
 
-    def _add(self, tx: Tx, message: Message) -> Outcome:
+    def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
         if earlier := self._messages.find_in(tx, message):
             return Outcome(earlier, free=False)
-        sender, receiver, now = message.sender, message.receiver, message.time
-        ruling = self._strangers.take_in(tx, sender, receiver, now)
-        if ruling.verdict is Verdict.UNKNOWN:
-            ruling = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
+        ruling = self._rule(tx, message, free)
         if ruling.verdict is Verdict.REFUSED:
             return Outcome(None, free=False)
         [added] = self._messages.add_in(tx, [message])
         return Outcome(added, free=ruling.verdict is Verdict.FREE, lifted=ruling.lifted)
 
+    def _rule(self, tx: Tx, message: Message, free: bool) -> Ruling:
+        sender, receiver, now = message.sender, message.receiver, message.time
+        if free:
+            self._strangers.befriend_in(tx, sender, receiver, now)
+            return Ruling(Verdict.FREE)
+        ruling = self._strangers.take_in(tx, sender, receiver, now)
+        if ruling.verdict is Verdict.UNKNOWN:
+            ruling = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
+        return ruling
+
     def _rebuilt(self, tx: Tx, message: Message) -> Stranger:
         one, other = message.sender, message.receiver
-        recent = self._messages.recent_in(tx, one, other, self._limit + 1, message.time - self._window)
-        silent = other if recent and recent[0][0] == one else one
-        answered = self._messages.has_written_in(tx, silent, one if silent == other else other)
+        recent = self._messages.recent_in(tx, one, other, self._limit + 1)
+        answered = self._messages.has_written_in(tx, *_silent(recent, one, other))
         return rebuild(recent, answered, self._limit, self._window)
+
+
+class TwoSteps:
+    """Sending where messages and counters lie in different stores: the limit is taken first, then stored.
+
+    What was taken is given back if it is certain that the message was not stored. Where that is not known,
+    or the process dies in between, a place is lost until the window ends; no stranger ever gets one more.
+    `window` in microseconds.
+    """
+
+    def __init__(self, messages: MessageStore, strangers: StrangerStore, limit: int, window: int) -> None:
+        self._messages = messages
+        self._strangers = strangers
+        self._limit = limit
+        self._window = window
+
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
+        return [await self._add(*each) for each in zip(run, free, strict=True)]
+
+    async def _add(self, message: Message, free: bool) -> Outcome:
+        [earlier] = await self._messages.stored([message])
+        if earlier:
+            return Outcome(earlier, free=False)
+        ruling = await self._rule(message, free)
+        if ruling.verdict is Verdict.REFUSED:
+            return Outcome(None, free=False)
+        counted = ruling.verdict is Verdict.COUNTED
+        try:
+            [added] = await self._messages.add([message])
+        except StoreUnavailable as error:
+            if counted and error.nothing_done:
+                await self._strangers.give_back(message.sender, message.receiver, message.time)
+            raise
+        if counted and not added.new:  # the same message, by another socket at the same moment
+            await self._strangers.give_back(message.sender, message.receiver, message.time)
+        return Outcome(added, free=not counted, lifted=ruling.lifted)
+
+    async def _rule(self, message: Message, free: bool) -> Ruling:
+        sender, receiver, now = message.sender, message.receiver, message.time
+        if free:
+            with suppress(StoreUnavailable):  # friends talk on while the counters are away
+                await self._strangers.befriend(sender, receiver, now)
+            return Ruling(Verdict.FREE)
+        ruling = await self._strangers.take(sender, receiver, now)
+        if ruling.verdict is Verdict.UNKNOWN:
+            ruling = await self._strangers.take(sender, receiver, now, await self._rebuilt(message))
+        return ruling
+
+    async def _rebuilt(self, message: Message) -> Stranger:
+        one, other = message.sender, message.receiver
+        recent = await self._messages.recent(one, other, self._limit + 1)
+        answered = await self._messages.has_written(*_silent(recent, one, other))
+        return rebuild(recent, answered, self._limit, self._window)
+
+
+def _silent(recent: Sequence[tuple[str, int]], one: str, other: str) -> tuple[str, str]:
+    """Of two users, who did not write the newest message, and who did."""
+    return (other, one) if recent and recent[0][0] == one else (one, other)

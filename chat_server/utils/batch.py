@@ -3,8 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
 from typing import Generic, TypeVar
+
+from chat_server.utils.errors import StoreUnavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -15,49 +16,79 @@ class Batcher(Generic[Item, Result]):
 
     There is no timer: an item that finds nothing under way goes at once, with whatever else the same turn
     of the loop brought. `work` gets 1 to `most` items and returns one result, or exception, for each;
-    what it raises itself is every caller's exception. Each caller waits for its own result, so what can
-    be gathered is bounded by the callers. A cancelled caller takes neither the batch nor its neighbours
-    with it.
+    what it raises itself is every caller's exception. No item waits longer than `timeout` seconds, counted from
+    when it was handed over: then its caller gets StoreUnavailable. Each caller waits for its own result, so what
+    can be gathered is bounded by the callers. A cancelled caller takes neither the batch nor its neighbours with it.
     """
 
     def __init__(
-        self, work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]], *, most: int = 1024
+        self,
+        work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
+        *,
+        most: int = 1024,
+        timeout: float | None = None,
     ) -> None:
         self._work = work
         self._most = most
+        self._timeout = timeout
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._since = 0.0  # when the first of those waiting was handed over
         self._runner: asyncio.Task[None] | None = None
+        self._taken = self._done = 0  # items handed over, and done with, so far
+        self._watchers: list[tuple[int, asyncio.Future[None]]] = []
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """Hand over an item; the future brings its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
+        if not self._waiting:
+            self._since = loop.time()
         self._waiting.append((item, future))
+        self._taken += 1
         if self._runner is None:
             self._runner = loop.create_task(self._run())
         return future
 
     async def settled(self) -> None:
         """Wait until everything handed over so far is done, whether it succeeded or failed."""
-        if self._waiting:
-            await asyncio.wait([self._waiting[-1][1]])
-        elif self._runner is not None:
-            await asyncio.wait([self._runner])
+        if self._done < self._taken:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._watchers.append((self._taken, done))
+            await done
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch = list(islice(self._waiting, self._most))
-            for _ in batch:
-                self._waiting.popleft()
-            try:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+                for (_, future), result in zip(batch, await self._results(batch), strict=True):
+                    if future.done():  # its caller was cancelled
+                        continue
+                    if isinstance(result, BaseException):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+                self._done += len(batch)
+                self._tell_watchers()
+        finally:
+            self._runner = None
+
+    async def _results(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> Sequence[Result | BaseException]:
+        deadline = None if self._timeout is None else self._since + self._timeout
+        self._since = asyncio.get_running_loop().time()  # at the latest, those still waiting came now
+        try:
+            async with asyncio.timeout_at(deadline):
                 results = await self._work([item for item, _ in batch])
-            except Exception as error:
-                results = [error] * len(batch)
-            for (_, future), result in zip(batch, results, strict=True):
-                if future.done():  # its caller was cancelled
-                    continue
-                if isinstance(result, BaseException):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
-        self._runner = None
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+        except TimeoutError:
+            return [StoreUnavailable(f"no answer within {self._timeout:g} s") for _ in batch]
+        except Exception as error:
+            return [error] * len(batch)
+        return results
+
+    def _tell_watchers(self) -> None:
+        due = [done for target, done in self._watchers if target <= self._done]
+        self._watchers = [watcher for watcher in self._watchers if watcher[0] > self._done]
+        for done in due:
+            if not done.done():
+                done.set_result(None)

@@ -38,7 +38,7 @@ class Passwords:
         self._pool = ThreadPoolExecutor(self._threads, "passwords", initializer=_step_back)
         self._free = asyncio.Semaphore(self._threads)
         self._waiting = 0
-        self._seconds = 0.0  # what one password takes, as last seen
+        self._seconds = 2**cost * 7e-5  # what one password takes: a guess, until one was seen
 
     async def hash(self, password: str) -> str:
         """The bcrypt hash of a password of at most 72 bytes without NUL. Raises TooBusy."""
@@ -48,14 +48,14 @@ class Passwords:
     async def check(self, password: str, hashed: str | None) -> bool:
         """Whether `hashed` is of this password. None, for nobody's, takes as long and is False. Raises TooBusy."""
         secret = password.encode()
-        if len(secret) > LONGEST:  # bcrypt refuses it at once, and nobody has it
+        if len(secret) > LONGEST or 0 in secret:  # bcrypt refuses the one, and reads the other up to there only
             secret, hashed = b"", None
         known = (hashed or _of_nobody(self._cost)).encode()
         return await self._turn(lambda: bcrypt.checkpw(secret, known)) and hashed is not None
 
     def close(self) -> None:
-        """End the threads; whoever still waits is cancelled by then."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the threads when they are done with what they do."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _turn(self, work: Callable[[], T]) -> T:
         wait = (self._waiting + 1) / self._threads * self._seconds if self._free.locked() else 0.0

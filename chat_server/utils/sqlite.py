@@ -7,11 +7,14 @@ Durability: WAL with synchronous=FULL on the writing connection, so COMMIT retur
 import asyncio
 import fcntl
 import os
+import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 from chat_server.utils.batch import Batcher
@@ -25,6 +28,8 @@ READERS = 2
 # written to it once instead of often. The writer keeps so many KiB of pages in memory.
 CHECKPOINT_PAGES = 4000
 CACHE_KIB = 16384
+# A file of at most so many bytes is read whole at start, to find damage; --check does so with any.
+CHECKED_AT_START = 67_108_864
 # "chat" in ASCII: lets `file` and --check tell our database from another program's.
 APPLICATION_ID = 0x63686174
 
@@ -49,12 +54,13 @@ class Database:
         self.path = folder / "chat.db"
         self._timeout = timeout
         self._lock: int | None = None
+        self._failing = False  # the last write failed
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._writing: sqlite3.Connection | None = None
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
-        self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together)
+        self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together, timeout=timeout)
 
     async def open(self, schemas: Sequence[Schema]) -> None:
         """Lock the folder, open the file, bring the schema up to date. Raises StartError."""
@@ -69,6 +75,16 @@ class Database:
         """Run `job` on a reading connection: it sees all that was committed, and waits for no writer."""
         return await self._in_thread(self._readers, self._read, job)
 
+    async def ping(self) -> None:
+        """Return if the database answers; after a write that failed, if one can be written again."""
+        if self._failing:
+            await self.write(_touch)
+        await self.read(lambda connection: connection.execute("SELECT 1 FROM schema_steps").fetchone())
+
+    async def checkpoint(self) -> None:
+        """Empty the log: what was deleted must not stay in it for long."""
+        await self._in_thread(self._writer, self._checkpoint, None)
+
     async def close(self) -> None:
         """Finish what was handed over, close all connections, release the folder. Idempotent."""
         await self._batcher.settled()
@@ -77,7 +93,10 @@ class Database:
     # --- on the loop
 
     async def _write_together(self, jobs: list[Job[Any]]) -> Sequence[Any]:
-        return await self._in_thread(self._writer, self._write, jobs)
+        self._failing = True  # until it has succeeded
+        results = await self._in_thread(self._writer, self._write, jobs)
+        self._failing = False
+        return results
 
     async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
         try:
@@ -93,11 +112,11 @@ class Database:
     def _write(self, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         try:
             return self._transaction(jobs)
-        except sqlite3.OperationalError:
-            raise  # the database itself: full, unreadable, locked
         except Exception as error:
+            if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+                raise  # the database itself: full, unreadable, damaged
             if len(jobs) == 1:
-                return [error]
+                return [_ours(error)]
         # One of them is at fault: each for itself, so that its neighbours do not pay for it.
         return [result for job in jobs for result in self._write([job])]
 
@@ -114,6 +133,10 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
         return results
+
+    def _checkpoint(self, _: None) -> None:
+        if self._writing:
+            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _read(self, job: Job[T]) -> T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -138,9 +161,12 @@ class Database:
                 "or choose another DataDir"
             ) from error
         try:
+            _refuse_foreign(self.path)
             self._writing = _connect(self.path)
             self._writing.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             self._writing.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            if self.path.stat().st_size <= CHECKED_AT_START:
+                _check_whole(self._writing, self.path)
             _prepare(self._writing, schemas)
         except sqlite3.Error as error:
             raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error
@@ -158,32 +184,77 @@ class Database:
             self._lock = None
 
 
+def _touch(tx: sqlite3.Connection) -> None:
+    tx.execute("UPDATE schema_steps SET step = step")
+
+
+def _ours(error: Exception) -> Exception:
+    return StoreUnavailable(f"the embedded database refused: {error}") if isinstance(error, sqlite3.Error) else error
+
+
 def examine(folder: Path, schemas: Sequence[Schema]) -> str:
     """Look at the database of `folder` without changing anything, also beside a running server.
 
     Returns a sentence for people. Raises StartError for what would stop a start.
     """
     path = folder / "chat.db"
-    if not path.exists():
-        parent = next(p for p in (folder, *folder.parents) if p.exists())
-        if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise StartError(f"DataDir {folder}: cannot be written; make it writable, or choose another DataDir")
-        return f"{path}: not there yet, the first start makes it"
-    # Without a log beside it nobody has the file open, and it can be read as it stands, making no files.
-    mode = "mode=ro" if path.with_name("chat.db-wal").exists() else "immutable=1"
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
-        try:
+        if not path.exists():
+            parent = next(p for p in (folder, *folder.parents) if p.exists())
+            if not (parent.is_dir() and os.access(parent, os.W_OK)):
+                raise StartError(f"DataDir {folder}: cannot be written; make it writable, or choose another DataDir")
+            return f"{path}: not there yet, the first start makes it"
+        with _undisturbed(path) as connection:
             steps = _recorded_steps(connection, schemas, path)
-            if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise StartError(f"{path}: is damaged ({found}); restore it from a backup")
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
+            _check_whole(connection, path)
+    except (sqlite3.Error, OSError) as error:
         raise StartError(f"{path}: {error}; restore it from a backup, or choose another DataDir") from error
     behind = sum(len(schema.steps) - steps.get(schema.part, 0) for schema in schemas)
     state = f"{behind} schema steps to do at the next start" if behind else "schema up to date"
     return f"{path}: sound, {state}"
+
+
+@contextmanager
+def _undisturbed(path: Path) -> Iterator[sqlite3.Connection]:
+    """A reading connection that makes no file and changes none."""
+    log = path.with_name("chat.db-wal")
+    with TemporaryDirectory() as folder:
+        if not log.exists():
+            mode = "immutable=1"  # nobody has it open: it can be read as it stands
+        elif _is_running(path.parent):
+            mode = "mode=ro"
+        else:  # it was left by a crash, and reading it would repair it: look at a copy
+            mode = "mode=rw"
+            for file in (path, log):
+                shutil.copy(file, folder)
+            path = Path(folder) / path.name
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
+        ) as connection:
+            yield connection
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether a server holds the folder's lock."""
+    try:
+        lock = os.open(folder / "chat.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(lock)
+
+
+def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
+    """Read every page. Raises StartError if one is damaged."""
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise StartError(f"{path}: is damaged ({found.splitlines()[-1]}); restore it from a backup")
 
 
 def _locked(path: Path) -> int:
@@ -194,6 +265,13 @@ def _locked(path: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise StartError for another program's database, before anything in it is touched."""
+    if path.exists() and path.stat().st_size and not path.with_name("chat.db-wal").exists():
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+            _recorded_steps(connection, (), path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

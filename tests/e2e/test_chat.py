@@ -1,6 +1,45 @@
 """Op 1: sending to one user (protocol section 2)."""
 
-from tests.harness import Server
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Chat, Frame, Server, serving, until
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A server with the users 1, 2 and 3, and no limit between them."""
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("1", "2", "3")
+        yield server
+
+
+def short(frame: Frame) -> tuple[Any, ...]:
+    """What an answer says: the code, why not, and about which message."""
+    return frame["op_type"], frame.get("reason"), frame.get("id")
+
+
+async def stored(chat: Chat) -> list[str]:
+    """The contents of all stored messages between the socket's user and its peer."""
+    return [frame["content"] for frame in (await chat.ask(2, "0-200"))[:-1]]
+
+
+async def burst(chat: Chat, *contents: str) -> list[Frame]:
+    """Send many at once; the answers."""
+    for content in contents:
+        await chat.put(1, content)
+    answers: list[Frame] = []
+    while len(answers) < len(contents):
+        if (frame := await chat.receive())["from"] == "System":
+            answers.append(frame)
+    return answers
 
 
 async def test_a_message_reaches_the_receiver_and_is_acknowledged(server: Server) -> None:
@@ -18,3 +57,427 @@ async def test_a_message_reaches_the_receiver_and_is_acknowledged(server: Server
             "id": "m1",
             "time": ack["time"],
         }
+
+
+# --- ID\nTEXT
+
+
+async def test_an_id_may_be_left_to_the_server(server: Server) -> None:
+    """By sending no newline at all, or an empty first line."""
+    contents = {"hello": "hello", "\nhello": "hello", "\na\nb\n\n": "a\nb\n\n", " ": " ", "\n\n": "\n", "m1": "m1"}
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        acks = [await one.send(content) for content in contents]
+        for ack, text in zip(acks, contents.values(), strict=True):
+            frame = await two.receive()
+            assert frame["id"] == ack["id"]
+            assert frame["content"] == f"{ack['id']}\n{text}"
+        assert len({ack["id"] for ack in acks}) == len(acks)
+        assert (await one.send(f"{acks[0]['id']}\nhello"))["time"] == acks[0]["time"]  # it is an id like any other
+
+
+async def test_the_first_line_is_the_id_and_all_the_rest_is_the_text(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        contents = [f"m{n}\n{text}" for n, text in enumerate(["a\nb", "a\n", "\na", "m1\nm1\nm1", "a\r\nb"])]
+        for number, content in enumerate(contents):
+            assert (await one.send(content))["id"] == f"m{number}"
+            assert (await two.receive())["content"] == content
+        assert await stored(one) == contents
+
+
+async def test_an_id_has_1_to_64_of_its_letters(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        for id in ("a", "0", "A-Z_a.z:0-9", ":", "x" * 64):
+            assert short(await one.send(f"{id}\nhello")) == (40019, None, id)
+
+
+async def test_a_first_line_that_is_no_id_is_refused_and_nothing_is_guessed(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        for id in ("a b", "é", "x" * 65, "m1\r", "a/b", " ", "m1 ", ">m1", "*", "\0", "m,n", "m1\u2028"):
+            refusal = await one.send(f"{id}\nhello")
+            assert short(refusal) == (40008, "bad_id", None)
+            assert "id" in refusal["content"]
+        assert await stored(one) == []
+
+
+async def test_a_text_arrives_and_is_stored_letter_by_letter(server: Server) -> None:
+    texts = [
+        *("\0", "a\0b", "'\"\\`", "$ne", "a.b", "%_*?", "null", "1", "1e400"),
+        *("אבג", "\u202eabc", "😀👩‍👩‍👧", "名字", "e\u0301", "\u2028", "\ufeff", "\uffff", "\U0010ffff"),
+    ]
+    contents = [f"m{number}\n{text}" for number, text in enumerate(texts)]
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        for content in contents:
+            await one.send(content)
+            assert (await two.receive())["content"] == content
+        assert await stored(two) == contents
+
+
+# --- from, to, type, other keys
+
+
+async def test_from_may_be_missing_empty_or_oneself(server: Server) -> None:
+    keys: list[dict[str, str]] = [{}, {"from": ""}, {"from": "1"}]
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        for sender in keys:
+            assert (await one.send("hello", **sender))["op_type"] == 40018
+            assert (await two.receive())["from"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("op_type", "content"),
+    [(1, "m1\nhello"), (2, "-5"), (3, ""), (4, "m0"), (5, "m0"), (6, "hello"), (7, "-5")],
+)
+async def test_from_somebody_else_is_refused_with_40008_whatever_the_op(
+    server: Server, op_type: int, content: str
+) -> None:
+    async with server.chat("2", to="1") as two:
+        await two.send("m0\nfirst")
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        for claimed in ("2", "3", "nobody", "System", " 1"):
+            refusal, *_ = await one.ask(op_type, content, **{"from": claimed})
+            assert short(refusal) == (40008, "wrong_from", "m1" if op_type == 1 else None)
+        [page, _] = await one.ask(2, "0-200")
+        assert (page["content"], page["read"]) == ("m0\nfirst", False)
+        await two.silent()
+
+
+@pytest.mark.parametrize(
+    ("op_type", "content", "code"),
+    [(1, "m1\nhello", 40008), (2, "-5", 40004), (3, "", 40004), (4, "m0", 40006), (5, "m0", 40012)],
+)
+async def test_to_an_unknown_user_or_oneself_is_refused_with_the_op_s_own_code(
+    server: Server, op_type: int, content: str, code: int
+) -> None:
+    id = "m1" if op_type == 1 else None
+    async with server.chat("1", to="2") as one, server.chat("1") as without:
+        for nobody in ("4", "nobody", "System", "ALL", "a b", "\0", "x" * 1000, "2 ", "２"):
+            assert short(await one.answer(op_type, content, to=nobody)) == (code, "no_such_user", id)
+        assert short(await one.answer(op_type, content, to="1")) == (code, "to_yourself", id)
+        assert short(await without.answer(op_type, content)) == (code, "no_such_user", id)
+        assert await stored(one) == []
+
+
+async def test_to_is_the_other_user_and_without_it_to_uid(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2") as two, server.chat("3") as three:
+        await one.send("m1\nhello")
+        await one.send("m2\nhello", to="")
+        await one.send("m3\nhello", to="3")
+        await one.send("m4\nhello", to="2")
+        assert [(await two.receive())["id"] for _ in range(3)] == ["m1", "m2", "m4"]
+        assert (await three.receive())["id"] == "m3"
+        await two.silent()
+        await three.silent()
+
+
+async def test_a_name_is_normalised_wherever_it_is_given(server: Server) -> None:
+    await server.users("é")
+    async with server.chat("1", to="e\u0301") as one, server.chat("é", to="1") as two:
+        assert (await one.send("m1\nhello"))["op_type"] == 40018
+        assert (await one.send("m2\nhello", to="e\u0301"))["op_type"] == 40018
+        assert [(await two.receive())["to"] for _ in range(2)] == ["é", "é"]
+        assert (await two.send("m3\nhello", **{"from": "e\u0301"}))["op_type"] == 40018
+        assert (await one.receive())["from"] == "é"
+        assert short(await two.send("m4\nhello", to="e\u0301")) == (40008, "to_yourself", "m4")
+
+
+async def test_type_is_1_or_missing(server: Server) -> None:
+    types: list[Any] = [0, 2, -1, "1", True, None, 1.5, [1]]
+    async with server.chat("1", to="2") as one:
+        assert short(await one.answer(1, "hello"))[0] == 40019
+        for odd in types:
+            refusal = await one.answer(1, "hello", type=odd)
+            assert (refusal["op_type"], refusal["reason"]) == (40000, "bad_frame")
+        assert len(await stored(one)) == 1
+
+
+async def test_unknown_keys_are_ignored(server: Server) -> None:
+    more = {"id": "other", "time": 1, "read": True, "reason": None, "x": {"op_type": 2, "from": ["3"]}, "": 0}
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        assert short(await one.send("m1\nhello", **more)) == (40018, None, "m1")
+        assert set(await two.receive()) == {"from", "to", "type", "op_type", "content", "msg", "id", "time"}
+
+
+# --- the text
+
+
+async def test_an_empty_text_is_refused(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        assert short(await one.send("")) == (40008, "empty", None)
+        assert short(await one.send("\n")) == (40008, "empty", None)
+        assert short(await one.send("m1\n")) == (40008, "empty", "m1")
+        assert short(await one.answer(1, to="2"))[:2] == (40008, "empty")
+        assert await stored(one) == []
+
+
+async def test_a_text_has_max_text_bytes_of_utf8_and_not_one_more(tmp_path: Path) -> None:
+    async with serving(tmp_path, MaxTextBytes=24, StrangerLimit=0) as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one:
+            for size, letter in enumerate(("a", "é", "名", "😀"), 1):
+                longest = letter * (24 // size)
+                assert short(await one.send(f"m{size}\n{longest}")) == (40019, None, f"m{size}")
+                assert short(await one.send(longest))[0] == 40019
+                assert short(await one.send(f"n{size}\n{longest}a")) == (40008, "too_long", f"n{size}")
+                assert short(await one.send(f"{longest}{letter}")) == (40008, "too_long", None)
+            assert len(await stored(one)) == 8
+
+
+async def test_a_text_has_16_kib_unless_it_is_set_otherwise(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        assert short(await one.send("m1\n" + "名" * 5461 + "a")) == (40019, None, "m1")
+        assert short(await one.send("m2\n" + "名" * 5461 + "ab")) == (40008, "too_long", "m2")
+
+
+# --- the answer
+
+
+async def test_the_ack_says_whether_the_receiver_is_online(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        assert (await one.send("hello"))["op_type"] == 40019
+        async with server.chat("2"):
+            assert (await one.send("hello"))["op_type"] == 40018
+
+        async def offline() -> bool:
+            return bool((await one.send("hello"))["op_type"] == 40019)
+
+        await until(offline)
+
+
+async def test_answers_come_in_the_order_of_the_requests(server: Server) -> None:
+    """Whatever the ops, and whether they are done or refused."""
+    async with server.chat("1", to="2") as one:
+        for _ in range(5):
+            await one.put(1, "hello")
+            await one.put(1, "m/1\nhello")
+            await one.put(1, "hello", to="nobody")
+            await one.put(7, "-1")
+            await one.raw("no json")
+            await one.put(2, "no page")
+            await one.put(6, "hello")
+            await one.put(1, "hello", to="3")
+            await one.put(4, "nothing")
+        codes: list[int] = []
+        while len(codes) < 45:
+            if (frame := await one.receive())["from"] == "System":
+                codes.append(frame["op_type"])
+        assert codes == [40019, 40008, 40008, 40023, 40000, 40004, 40009, 40019, 40006] * 5
+
+
+async def test_messages_are_acknowledged_delivered_and_listed_in_the_order_they_were_sent(server: Server) -> None:
+    ids = [f"m{number}" for number in range(200)]
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        acks = await burst(one, *(f"{id}\nhello" for id in ids))
+        assert [ack["id"] for ack in acks] == ids
+        assert [ack["time"] for ack in acks] == sorted(ack["time"] for ack in acks)
+        assert [(await two.receive())["id"] for _ in ids] == ids
+        assert await stored(two) == [f"{id}\nhello" for id in ids]
+
+
+async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: Server) -> None:
+    contents = ["a\n1", "b b\n2", "c\n", "d\n4", "a\n1", "a\n6", "e\n7"]
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        answers = [short(answer) for answer in await burst(one, *contents)]
+        assert answers == [
+            (40018, None, "a"),
+            (40008, "bad_id", None),
+            (40008, "empty", "c"),
+            (40018, None, "d"),
+            (40018, None, "a"),
+            (40008, "id_used", "a"),
+            (40018, None, "e"),
+        ]
+        assert [(await two.receive())["content"] for _ in range(3)] == ["a\n1", "d\n4", "e\n7"]
+        await two.silent()
+
+
+# --- several devices, and nobody else
+
+
+async def test_each_socket_of_a_user_receives_everything_sent_to_him(server: Server) -> None:
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(server.chat("1", to="2"))
+        devices = [await stack.enter_async_context(server.chat("2", to=to)) for to in ("1", "3", "", "1")]
+        three = await stack.enter_async_context(server.chat("3"))
+        await one.send("m1\nhello")
+        for device in devices:
+            assert (await device.receive())["content"] == "m1\nhello"
+        await devices[0].connection.close()
+        await one.send("m2\nhello")
+        for device in devices[1:]:
+            assert (await device.receive())["content"] == "m2\nhello"
+            await device.silent()
+        await one.silent()
+        await three.silent()
+
+
+async def test_a_socket_reads_and_writes_only_its_own_user_s_conversations(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two, server.chat("3", to="1") as three:
+        await one.send("m1\nsecret")
+        await two.receive()
+        for to in ("1", "2"):
+            for id in ("m1", ">m1", "<m1"):
+                assert short(await three.answer(4, id, to=to))[:2] == (40006, "no_such_message")
+                assert short(await three.answer(5, id, to=to))[:2] == (40012, "no_such_message")
+                assert short(await three.answer(2, f"-5@{id}", to=to))[:2] == (40004, "no_such_message")
+            assert [frame["content"] for frame in await three.ask(2, "-5", to=to)] == ["0"]
+            assert [frame["content"] for frame in await three.ask(3, to=to)] == ["0"]
+        assert [frame["content"] for frame in await three.ask(7, "-5")] == ["0"]
+        assert await stored(one) == ["m1\nsecret"]
+
+
+# --- the same id again
+
+
+async def test_a_retry_is_stored_once_and_acknowledged_with_the_same_time(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("1") as other:
+        acks = [await one.send("m1\nhello"), await other.send("m1\nhello", to="2")]
+        acks += await burst(one, *["m1\nhello"] * 3)
+        assert {(ack["op_type"], ack["id"], ack["time"]) for ack in acks} == {(40019, "m1", acks[0]["time"])}
+        assert await stored(one) == ["m1\nhello"]
+
+
+async def test_a_retry_of_what_was_put_on_a_socket_is_not_delivered_again(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        first = await one.send("m1\nhello")
+        await two.receive()
+        again = await one.send("m1\nhello")
+        assert short(again) == (40018, None, "m1")
+        assert again["time"] == first["time"]
+        await two.silent()
+        async with server.chat("2") as later:
+            await one.send("m1\nhello")
+            await later.silent()
+
+
+async def test_a_retry_of_what_was_on_no_socket_yet_is_delivered_with_its_first_time(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        first = await one.send("m1\nhello")
+        async with server.chat("2") as two:
+            again = await one.send("m1\nhello")
+            assert (again["op_type"], again["time"]) == (40018, first["time"])
+            frame = await two.receive()
+            assert (frame["content"], frame["id"], frame["time"]) == ("m1\nhello", "m1", first["time"])
+            await one.send("m1\nhello")
+            await two.silent()
+
+
+async def test_a_retry_of_what_was_read_is_not_delivered(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        await one.send("m1\nhello")
+        async with server.chat("2", to="1") as two:
+            assert (await two.answer(4, "m1"))["op_type"] == 40007
+            assert (await one.send("m1\nhello"))["op_type"] == 40018
+            await two.silent()
+
+
+async def test_after_a_restart_a_retry_delivers_what_is_unread_and_nothing_else(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one:
+            times = [(await one.send(content))["time"] for content in ("m1\nhello", "m2\nhello")]
+        async with server.chat("2", to="1") as two:
+            await two.answer(4, "m1")
+    async with serving(tmp_path) as later:
+        later.tokens = server.tokens
+        async with later.chat("1", to="2") as one, later.chat("2") as two:
+            assert [(await one.send(content))["time"] for content in ("m1\nhello", "m2\nhello")] == times
+            frame = await two.receive()
+            assert (frame["id"], frame["time"]) == ("m2", times[1])
+            await two.silent()
+
+
+async def test_the_same_id_with_another_text_is_refused_and_changes_nothing(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        await one.send("m1\nhello")
+        await two.receive()
+        for text in ("Hello", "hello ", "hello\n"):
+            assert short(await one.send(f"m1\n{text}")) == (40008, "id_used", "m1")
+        await two.silent()
+        assert await stored(one) == ["m1\nhello"]
+
+
+async def test_an_id_is_unique_per_direction_of_a_conversation(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two, server.chat("3") as three:
+        assert short(await one.send("m1\nfrom one")) == (40018, None, "m1")
+        assert (await two.receive())["content"] == "m1\nfrom one"
+        assert short(await two.send("m1\nfrom two")) == (40018, None, "m1")
+        assert (await one.receive())["content"] == "m1\nfrom two"
+        assert short(await one.send("m1\nto three", to="3")) == (40018, None, "m1")
+        assert (await three.receive())["content"] == "m1\nto three"
+        assert short(await one.send("M1\ngreater")) == (40018, None, "M1")
+
+
+async def test_the_id_of_a_deleted_message_stays_used(server: Server) -> None:
+    """Its retry is acknowledged, and nothing is stored or delivered."""
+    async with server.chat("1", to="2") as one:
+        first = await one.send("m1\nhello")
+        assert (await one.answer(5, "m1"))["op_type"] == 40013
+        async with server.chat("2", to="1") as two:
+            again = await one.send("m1\nhello")
+            assert short(again) == (40018, None, "m1")
+            assert again["time"] == first["time"]
+            assert short(await one.send("m1\nother")) == (40008, "id_used", "m1")
+            await two.silent()
+            assert await stored(two) == []
+            assert [frame["content"] for frame in await two.ask(3)] == ["0"]
+
+
+async def test_the_same_id_on_many_sockets_at_once_is_one_message(server: Server) -> None:
+    async with AsyncExitStack() as stack:
+        devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
+        two = await stack.enter_async_context(server.chat("2", to="1"))
+        answers = await asyncio.gather(*(device.send("m1\nhello") for device in devices))
+        assert {short(answer) for answer in answers} == {(40018, None, "m1")}
+        assert len({answer["time"] for answer in answers}) == 1
+        assert (await two.receive())["time"] == answers[0]["time"]
+        await two.silent()
+        assert await stored(two) == ["m1\nhello"]
+
+
+async def test_of_different_texts_with_the_same_id_at_once_one_is_sent_and_the_others_are_refused(
+    server: Server,
+) -> None:
+    async with AsyncExitStack() as stack:
+        devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
+        two = await stack.enter_async_context(server.chat("2", to="1"))
+        answers = await asyncio.gather(*(device.send(f"m1\n{number}") for number, device in enumerate(devices)))
+        codes = [answer["op_type"] for answer in answers]
+        assert sorted(codes) == [40008] * 9 + [40018]
+        assert (await two.receive())["content"] == f"m1\n{codes.index(40018)}"
+        await two.silent()
+
+
+async def test_what_the_store_did_not_confirm_is_refused_and_its_retry_delivers_it_once(tmp_path: Path) -> None:
+    """An attempt that was answered 40008 because the store failed may have been stored all the same."""
+    async with serving(tmp_path, StoreTimeout=0.5, StrangerLimit=0) as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+            await one.send("m0\nhello")
+            await two.receive()
+            with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as database:
+                database.execute("BEGIN IMMEDIATE")  # nobody else can write
+                refusal = await one.send("m1\nhello")
+                assert short(refusal) == (40008, "store_away", "m1")
+                await two.silent()
+                database.execute("ROLLBACK")
+            acks: list[Frame] = []
+
+            async def acknowledged() -> bool:
+                acks.append(await one.send("m1\nhello"))
+                assert acks[-1].get("reason") in (None, "store_away")
+                return bool(acks[-1]["op_type"] == 40018)
+
+            await until(acknowledged)
+            frame = await two.receive()
+            assert (frame["content"], frame["time"]) == ("m1\nhello", acks[-1]["time"])
+            assert await stored(one) == ["m0\nhello", "m1\nhello"]
+            await two.silent()
+
+
+async def test_every_frame_is_one_json_object_in_utf8(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        await one.put(1, "m1\n名😀")
+        for chat in (one, two):
+            text = await chat.connection.recv()
+            assert isinstance(text, str)
+            assert isinstance(json.loads(text), dict)

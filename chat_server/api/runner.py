@@ -1,0 +1,76 @@
+"""Listening, with our envelope also for what never reaches a handler: what is no HTTP, and unknown expectations."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from chat_server.api.envelope import Envelope
+from chat_server.api.middleware import answer_to
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.errors import StartError
+
+# Connections that the system holds for us until we accept them.
+BACKLOG = 1024
+
+
+class Protocol(web.RequestHandler):
+    """aiohttp's end of an HTTP connection, with its own error pages replaced."""
+
+    __slots__ = ("_envelope",)
+
+    def __init__(self, envelope: Envelope, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._envelope = envelope
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP: nothing of it is repeated, in the answer or in the log."""
+        response = self._envelope.refusal(Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, "this is no valid HTTP"))
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; one of aiohttp's own becomes ours."""
+        if isinstance(resp, web.HTTPException):
+            resp = answer_to(resp, self._envelope)
+        return await super().finish_response(request, resp, start_time)
+
+
+@asynccontextmanager
+async def listening(
+    application: web.Application, envelope: Envelope, host: str, port: int
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve while the context lasts; yields host and port. Raises StartError if it cannot listen there."""
+    # A client that is gone cancels its handler: a password that nobody waits for leaves the queue.
+    runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        manager, loop = runner.server, asyncio.get_running_loop()
+        if manager is None:
+            raise RuntimeError("the runner was set up, but has no server")
+        try:
+            server = await loop.create_server(
+                lambda: Protocol(envelope, manager, loop=loop, access_log=None), host, port, backlog=BACKLOG
+            )
+        except OSError as error:
+            raise StartError(
+                f"HttpHost {host}, HttpPort {port}: cannot listen there ({error.strerror or error}); "
+                "stop what uses it, or choose another"
+            ) from error
+        try:
+            bound_host, bound_port, *_ = server.sockets[0].getsockname()
+            yield bound_host, bound_port
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()

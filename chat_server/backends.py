@@ -1,0 +1,212 @@
+"""The stores that the settings name, opened together and closed together: the one place where backends are chosen."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+
+from chat_server.cache.limits import RateStore, StrangerStore
+from chat_server.cache.sessions import SessionStore
+from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteRates, SqliteSessions, SqliteStrangers, sweep
+from chat_server.conf import Settings
+from chat_server.model.messages import MessageStore
+from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessages, SqliteUsers
+from chat_server.model.users import UserStore
+from chat_server.service.sending import OneTransaction, Sending, TwoSteps, Unguarded
+from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.lease import Lease
+from chat_server.utils.sqlite import Database, examine
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SCHEMAS = (USERS_SCHEMA, MESSAGES_SCHEMA, CACHE_SCHEMA)
+DAY = 86400
+# Between two tries to reach a database at start. In seconds.
+RETRY = 0.5
+
+
+class Stores(msgspec.Struct, frozen=True):
+    """What the services need; `forget` deletes what expired."""
+
+    users: UserStore
+    messages: MessageStore
+    sessions: SessionStore
+    rates: RateStore
+    sending: Sending
+    forget: Callable[[], Awaitable[None]]
+
+
+@asynccontextmanager
+async def opened(settings: Settings, clock: Clock, lost: Callable[[str], None]) -> AsyncIterator[Stores]:
+    """The stores. Raises StartError, after at most StartTimeout for those that are away.
+
+    `lost` is told, in a sentence, when another server took a store over: this one must end.
+    """
+    async with AsyncExitStack() as stack:
+        opening = _Opening(settings, clock, lost, stack)
+        database = await opening.database() if _embedded(settings) else None
+        users = await opening.users(database)
+        messages = await opening.messages(database)
+        sessions, rates, strangers = await opening.cache(database)
+
+        async def forget() -> None:
+            if database:
+                await sweep(database, clock.now())
+                await database.checkpoint()
+            keep = int(settings.stores.message_days * DAY * MICROSECONDS)
+            while keep and await messages.purge(clock.now() - keep, SWEEP) == SWEEP:
+                pass
+
+        sending = _sending(settings, database, messages, strangers)
+        yield Stores(users, messages, sessions, rates, sending, forget)
+
+
+def check(settings: Settings) -> list[str]:
+    """Look at the stores, changing nothing. Returns a sentence for each; raises StartError."""
+    found = []
+    if _embedded(settings):
+        found.append(f"embedded: {examine(settings.stores.data_dir, SCHEMAS)}")
+    return found + asyncio.run(_check_servers(settings))
+
+
+async def _check_servers(settings: Settings) -> list[str]:
+    found = []
+    timeout = settings.stores.store_timeout
+    if settings.mysql.db == "mysql":
+        from chat_server.model import mysql  # noqa: PLC0415
+
+        found.append(await _looked_at("MySQL", mysql.look(settings.mysql, timeout)))
+    if settings.redis.redis_db == "redis":
+        from chat_server.cache import redis  # noqa: PLC0415
+
+        found.append(await _looked_at("Redis", redis.look(settings.redis, timeout)))
+    if settings.mongodb.mongodb == "mongodb":
+        from chat_server.model import mongodb  # noqa: PLC0415
+
+        found.append(await _looked_at("MongoDB", mongodb.look(settings.mongodb, timeout)))
+    return found
+
+
+async def _looked_at(name: str, look: Awaitable[str]) -> str:
+    try:
+        return f"{name}: {await look}"
+    except StoreUnavailable as error:
+        raise StartError(f"{name}: {error}") from error
+
+
+class _Opening:
+    """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted."""
+
+    def __init__(self, settings: Settings, clock: Clock, lost: Callable[[str], None], stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._lost = lost
+        self._stack = stack
+        self._deadline = time.monotonic() + settings.stores.start_timeout
+
+    async def database(self) -> Database:
+        database = Database(self._settings.stores.data_dir, timeout=self._settings.stores.store_timeout)
+        self._stack.push_async_callback(database.close)
+        await database.open(SCHEMAS)
+        return database
+
+    async def users(self, database: Database | None) -> UserStore:
+        config = self._settings.mysql
+        if database and config.db == "embedded":
+            return SqliteUsers(database)
+        from chat_server.model import mysql  # noqa: PLC0415
+
+        users = await self._patiently("MySQL", lambda: mysql.connect(config, self._settings.stores.store_timeout))
+        self._stack.push_async_callback(users.close)
+        return users
+
+    async def messages(self, database: Database | None) -> MessageStore:
+        config, stores = self._settings.mongodb, self._settings.stores
+        if database and config.mongodb == "embedded":
+            return SqliteMessages(database)
+        from chat_server.model import mongodb  # noqa: PLC0415
+
+        client = mongodb.client(config, stores.store_timeout)
+        self._stack.callback(client.close)
+        lease = Lease(mongodb.MongoLease(client[config.name], stores.store_timeout), "[MongoDB] MongoDBName")
+        await self._patiently("MongoDB", lambda: mongodb.reach(config, client, stores.store_timeout))
+        await self._hold(lease)
+        return await self._patiently(
+            "MongoDB", lambda: mongodb.connect(config, client, stores.store_timeout, stores.message_days, lease.held)
+        )
+
+    async def cache(self, database: Database | None) -> tuple[SessionStore, RateStore, StrangerStore]:
+        settings = self._settings
+        lifetime, window = settings.accounts.session_days * DAY, settings.chat.stranger_window * DAY
+        limit = settings.chat.stranger_limit
+        if database and settings.redis.redis_db == "embedded":
+            return (
+                SqliteSessions(database, lifetime, self._clock),
+                SqliteRates(database, self._clock),
+                SqliteStrangers(database, limit, window),
+            )
+        from chat_server.cache import redis  # noqa: PLC0415
+
+        timeout = settings.stores.store_timeout
+        client = redis.client(settings.redis, timeout)
+        bare = redis.Scripts(client, settings.redis.redis_prefix, timeout)
+        self._stack.push_async_callback(bare.close)
+        await self._patiently("Redis", lambda: redis.reach(bare))
+        lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr")
+        await self._hold(lease)
+        scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held)
+        self._stack.push_async_callback(scripts.settled)
+        return (
+            redis.RedisSessions(scripts, lifetime, self._clock),
+            redis.RedisRates(scripts, self._clock),
+            redis.RedisStrangers(scripts, limit, window),
+        )
+
+    async def _hold(self, lease: Lease) -> None:
+        await lease.take()
+        self._stack.push_async_callback(lease.release)
+        keeping = asyncio.create_task(lease.keep(self._lost))
+
+        async def stop() -> None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+        self._stack.push_async_callback(stop)
+
+    async def _patiently(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
+        """What `connect` returns, tried until StartTimeout is over."""
+        said = False
+        while True:
+            try:
+                return await connect()
+            except StoreUnavailable as error:
+                if time.monotonic() >= self._deadline:
+                    waited = f"{self._settings.stores.start_timeout:g} s (StartTimeout)"
+                    raise StartError(f"{name} did not come within {waited}: {error}") from error
+                if not said:
+                    log.warning("waiting for a database", extra={"store": name, "why": str(error)})
+                    said = True
+                await asyncio.sleep(RETRY)
+
+
+def _embedded(settings: Settings) -> bool:
+    return "embedded" in (settings.mysql.db, settings.redis.redis_db, settings.mongodb.mongodb)
+
+
+def _sending(
+    settings: Settings, database: Database | None, messages: MessageStore, strangers: StrangerStore
+) -> Sending:
+    limit = settings.chat.stranger_limit
+    window = int(settings.chat.stranger_window * DAY * MICROSECONDS)
+    if not limit:
+        return Unguarded(messages)
+    if database and isinstance(messages, SqliteMessages) and isinstance(strangers, SqliteStrangers):
+        return OneTransaction(database.write, messages, strangers, limit, window)
+    return TwoSteps(messages, strangers, limit, window)

@@ -1,0 +1,2 @@
+-- Begin anew. KEYS: the rate.
+return redis.call('DEL', KEYS[1])

@@ -1,0 +1,41 @@
+-- May one message be sent? The rule is chat_server.cache.limits.decide; times in microseconds.
+-- KEYS: the pair's state. ARGV: sender, now, limit, window, and, if known, the rebuilt state's sender, count,
+-- started, refused (0 or 1), until. Returns the verdict and whether a refusal is lifted (0 or 1).
+local sender, now, limit, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local state = redis.call('HMGET', KEYS[1], 'sender', 'count', 'started', 'refused', 'until')
+if not state[1] then
+    if not ARGV[5] then
+        return {'UNKNOWN', 0}
+    end
+    state = {ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]}
+end
+local counted, count, started = state[1], tonumber(state[2]), tonumber(state[3])
+local refused, free_until = tonumber(state[4]), tonumber(state[5])
+
+-- Numbers are doubles here: exact up to 2^53, if they are not written as 1.7e15.
+local function put(counted, count, started, refused, free_until, ends)
+    redis.call('HSET', KEYS[1], 'sender', counted, 'count', count, 'started', string.format('%.0f', started),
+        'refused', refused, 'until', string.format('%.0f', free_until))
+    -- Kept for a window after its end: so long, an ended one is known from one that was lost.
+    redis.call('PEXPIRE', KEYS[1], math.max(1000, math.ceil((ends + window - now) / 1000)))
+end
+
+if counted == '' then
+    if now < free_until then
+        put('', 0, 0, 0, now + window, now + window)
+        return {'FREE', 0}
+    end
+elseif now < started + window then
+    if counted ~= sender then
+        put('', 0, 0, 0, now + window, now + window)
+        return {'FREE', refused}
+    end
+    if count >= limit then
+        put(counted, count, started, 1, 0, started + window)
+        return {'REFUSED', 0}
+    end
+    put(counted, count + 1, started, refused, 0, started + window)
+    return {'COUNTED', 0}
+end
+put(sender, 1, now, 0, 0, now + window)
+return {'COUNTED', 0}

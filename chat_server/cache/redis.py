@@ -1,0 +1,255 @@
+"""Sessions, rates and strangers in Redis: each operation one script, atomic, gathered into one pipeline per turn."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+
+from chat_server.cache.limits import Rate, Ruling, Stranger, Verdict
+from chat_server.conf import Redis as Config
+from chat_server.utils.batch import Batcher
+from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.errors import StartError, StoreUnavailable
+
+# Connections at most: one carries the scripts, the others health checks and what is left of broken ones.
+POOL = 8
+# Scripts that go into one pipeline, at most.
+MOST_CALLS = 1024
+
+_SCRIPTS = {
+    path.name.removesuffix(".lua"): path.read_text("utf-8")
+    for path in files("chat_server.cache").joinpath("lua").iterdir()
+    if path.name.endswith(".lua")
+}
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A script to be run: its name, keys and arguments."""
+
+    script: str
+    keys: Sequence[str]
+    arguments: Sequence[str | int | bytes]
+
+
+class Scripts:
+    """Runs scripts; `prefix` goes before every key, `timeout` in seconds bounds each pipeline.
+
+    `held` says whether this process still has the lease on Redis: without it nothing counts as done.
+    """
+
+    def __init__(
+        self, redis: "aioredis.Redis", prefix: str, timeout: float, held: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._held = held
+        self.prefix = prefix
+        self._redis = redis
+        self._timeout = timeout
+        self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in _SCRIPTS.items()}  # noqa: S324
+        self._calls: Batcher[Call, Any] = Batcher(self._run_together, most=MOST_CALLS, timeout=timeout)
+
+    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes] = ()) -> Any:
+        """What the script returns. Raises StoreUnavailable; the script may have run all the same."""
+        return await self._calls.submit(Call(script, [self.prefix + key for key in keys], arguments))
+
+    async def ping(self) -> None:
+        """Return if Redis answers."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+
+    async def settled(self) -> None:
+        """Finish what was handed over."""
+        await self._calls.settled()
+
+    async def close(self) -> None:
+        """Finish what was handed over and close the connections."""
+        await self.settled()
+        await self._redis.aclose()
+
+    async def _run_together(self, calls: list[Call]) -> Sequence[Any]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                results = await self._pipeline(calls)
+                if missing := [index for index, result in enumerate(results) if isinstance(result, NoScriptError)]:
+                    for script in {calls[index].script for index in missing}:
+                        await self._redis.script_load(_SCRIPTS[script])
+                    again = await self._pipeline([calls[index] for index in missing])
+                    for index, result in zip(missing, again, strict=True):
+                        results[index] = result
+        except (RedisError, OSError, TimeoutError) as error:
+            # Connections that broke with this one are not tried one after the other.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+            raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+        if not self._held():
+            raise StoreUnavailable("the lease on Redis was not renewed in time")
+        return [
+            StoreUnavailable(f"Redis refused: {type(result).__name__}") if isinstance(result, RedisError) else result
+            for result in results
+        ]
+
+    async def _pipeline(self, calls: Sequence[Call]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for call in calls:
+                pipeline.evalsha(self._digests[call.script], len(call.keys), *call.keys, *call.arguments)
+            return await pipeline.execute(raise_on_error=False)
+
+
+class RedisSessions:
+    """SessionStore on Redis; `lifetime` in seconds."""
+
+    def __init__(self, scripts: Scripts, lifetime: float, clock: Clock) -> None:
+        self._scripts = scripts
+        self._lifetime = int(lifetime * 1000)
+        self._clock = clock
+
+    async def add(self, digest: bytes, user: str) -> None:
+        keys = [_session(digest), f"sessions:{user}"]
+        await self._scripts.run("session_add", keys, [user, digest.hex(), self._lifetime, self._now()])
+
+    async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
+        index, now = f"{self._scripts.prefix}sessions:", self._now()
+        users = await asyncio.gather(
+            *(
+                self._scripts.run("session_use", [_session(digest)], [index, digest.hex(), self._lifetime, now])
+                for digest in digests
+            )
+        )
+        return {digest: user.decode() for digest, user in zip(digests, users, strict=True) if user}
+
+    async def end(self, digest: bytes) -> None:
+        index = f"{self._scripts.prefix}sessions:"
+        await self._scripts.run("session_end", [_session(digest)], [index, digest.hex()])
+
+    async def end_others(self, user: str, keep: bytes) -> None:
+        sessions = f"{self._scripts.prefix}session:"
+        await self._scripts.run("session_end_others", [f"sessions:{user}"], [sessions, keep.hex()])
+
+    async def ping(self) -> None:
+        await self._scripts.ping()
+
+    def _now(self) -> int:
+        return self._clock.now() // 1000
+
+
+class RedisRates:
+    """RateStore on Redis: fixed windows."""
+
+    def __init__(self, scripts: Scripts, clock: Clock) -> None:
+        self._scripts = scripts
+        self._clock = clock
+
+    async def take(self, rates: Sequence[Rate]) -> float:
+        limits = [number for rate in rates for number in (rate.limit, max(1, int(rate.window * 1000)))]
+        arguments = [self._clock.now() // 1000, *limits]
+        wait = await self._scripts.run("rates_take", [_rate(rate) for rate in rates], arguments)
+        return float(wait) / 1000
+
+    async def give_back(self, rates: Sequence[Rate]) -> None:
+        await self._scripts.run("rates_give_back", [_rate(rate) for rate in rates])
+
+    async def forget(self, rate: Rate) -> None:
+        await self._scripts.run("rates_forget", [_rate(rate)])
+
+    async def ping(self) -> None:
+        await self._scripts.ping()
+
+
+class RedisStrangers:
+    """StrangerStore on Redis; `window` in seconds."""
+
+    def __init__(self, scripts: Scripts, limit: int, window: float) -> None:
+        self._scripts = scripts
+        self._limit = limit
+        self._window = int(window * MICROSECONDS)
+
+    async def take(self, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+        arguments: list[str | int] = [sender, now, self._limit, self._window]
+        if rebuilt:
+            arguments += [rebuilt.sender, rebuilt.count, rebuilt.started, int(rebuilt.refused), rebuilt.until]
+        verdict, lifted = await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)
+        return Ruling(Verdict[verdict.decode()], bool(lifted))
+
+    async def befriend(self, one: str, other: str, now: int) -> None:
+        await self._scripts.run(
+            "stranger_befriend", [_pair(one, other)], [now + self._window, 2 * self._window // 1000]
+        )
+
+    async def give_back(self, sender: str, receiver: str, now: int) -> None:
+        await self._scripts.run("stranger_give_back", [_pair(sender, receiver)], [sender, now])
+
+
+class RedisLease:
+    """LeaseStore on Redis."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    async def take(self, holder: bytes, seconds: float, instead_of: bytes | None) -> bytes:
+        arguments: list[str | int | bytes] = [holder, int(seconds * 1000), instead_of or holder]
+        current: bytes = await self._scripts.run("lease_take", ["lease"], arguments)
+        return current
+
+    async def release(self, holder: bytes) -> None:
+        await self._scripts.run("lease_release", ["lease"], [holder])
+
+
+def client(config: Config, timeout: float) -> "aioredis.Redis":
+    """The driver. Nothing is repeated by itself: a script that counts must not count twice."""
+    is_uri = "://" in config.redis_addr
+    pool = aioredis.BlockingConnectionPool.from_url(
+        config.redis_addr if is_uri else f"redis://{config.redis_addr}",
+        **({} if is_uri else {"db": config.redis_db_name}),
+        **({"password": config.redis_pw} if config.redis_pw else {}),
+        max_connections=POOL,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+    return aioredis.Redis.from_pool(pool)
+
+
+async def reach(scripts: Scripts) -> str:
+    """Return a sentence if Redis answers and lets us in.
+
+    Raises StoreUnavailable where it may help to wait, and StartError where it does not.
+    """
+    try:
+        await scripts.ping()
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, AuthenticationError):
+            raise StartError("[redis] RedisPw is wrong") from error
+        raise
+    return "answers"
+
+
+async def look(config: Config, timeout: float) -> str:
+    """What --check says of it."""
+    scripts = Scripts(client(config, timeout), config.redis_prefix, timeout)
+    try:
+        return await reach(scripts)
+    finally:
+        await scripts.close()
+
+
+def _session(digest: bytes) -> str:
+    return f"session:{digest.hex()}"
+
+
+def _rate(rate: Rate) -> str:
+    return f"rate:{msgspec.json.encode(rate.key).decode()}"
+
+
+def _pair(one: str, other: str) -> str:
+    """No name holds a slash (service.accounts.is_name), so no two pairs have one key."""
+    return f"stranger:{min(one, other)}/{max(one, other)}"

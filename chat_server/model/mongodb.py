@@ -1,0 +1,416 @@
+"""Messages in MongoDB."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pymongo
+from bson import Binary, Int64
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+
+from chat_server.conf import MongoDB as Config
+from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name
+from chat_server.utils.batch import Batcher
+from chat_server.utils.clock import MICROSECONDS
+from chat_server.utils.digest import digest, is_digest_of
+from chat_server.utils.errors import StartError, StoreUnavailable
+
+T = TypeVar("T")
+
+Document = dict[str, Any]
+# The collections have names of their own, so that the data of the Go original may lie in the same database.
+MESSAGES, CONVERSATIONS, LEASES = "chat_messages", "chat_conversations", "chat_leases"
+EARLIEST, LATEST = Int64(0), Int64(2**62)  # no message's time: every range has two ends
+DUPLICATE_KEY = 11000
+WRONG_PASSWORD = 18
+UNAUTHORIZED = 13
+# Callers whose messages go into one insert, at most.
+MOST_CALLERS = 512
+POOL = 16
+EXPIRY = "at_1"
+
+
+def client(config: Config, timeout: float) -> Any:
+    """The driver. motor is past its end of life; its successor has the same calls:
+
+    `return pymongo.AsyncMongoClient(address, **options)` is the whole change, and the contract suite runs with both.
+    """
+    from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - slow to import, and only needed here
+
+    address, options = client_options(config, timeout)
+    return AsyncIOMotorClient(address, **options)
+
+
+def client_options(config: Config, timeout: float) -> tuple[str, dict[str, Any]]:
+    """Address and options of a client, whichever it is; `timeout` in seconds."""
+    is_uri = config.addr.startswith(("mongodb://", "mongodb+srv://"))
+    options: dict[str, Any] = {
+        "timeoutMS": int(timeout * 1000),
+        "serverSelectionTimeoutMS": int(timeout * 1000),
+        "maxPoolSize": POOL,
+        "w": "majority",
+        "journal": True,
+        "retryWrites": True,
+        "appname": "chat_server",
+    }
+    if not is_uri:
+        options["port"] = config.port
+    if config.user:
+        options |= {"username": config.user, "password": config.pwd}
+    return config.addr, options
+
+
+class MongoMessages:
+    """MessageStore on MongoDB. A message's time is its _id; `timeout` in seconds bounds every operation.
+
+    `held` says whether this process still has the lease on the database: without it nothing counts as stored.
+    """
+
+    def __init__(self, database: Any, timeout: float, held: Callable[[], bool] = lambda: True) -> None:
+        self._held = held
+        self._messages = database[MESSAGES]
+        self._conversations = database[CONVERSATIONS]
+        self._database = database
+        self._timeout = timeout
+        self._adding: Batcher[Sequence[Message], list[Added]] = Batcher(
+            self._add_together, most=MOST_CALLERS, timeout=timeout
+        )
+
+    async def prepare(self, days: float) -> None:
+        """Make the indexes; messages expire after `days`, never if that is 0."""
+        messages, conversations = self._messages, self._conversations
+        by_id = [("conv", 1), ("from", 1), ("mid", 1)]
+        by_time = [("conv", 1), ("deleted", 1), ("_id", 1)]
+        await self._do(messages.create_index(by_id, unique=True))
+        await self._do(messages.create_index(by_time))
+        await self._do(
+            messages.create_index([("to", 1), ("conv", 1), ("_id", 1)], partialFilterExpression={"read": False})
+        )
+        await self._do(conversations.create_index([("user", 1), ("last", 1)]))
+        await self._do(conversations.create_index([("last", 1)]))  # for what expires
+        await self._expire(days)
+
+    async def newest(self) -> int:
+        query = {"_id": {"$gt": EARLIEST, "$lt": LATEST}}
+        found = await self._do(self._messages.find(query, {"_id": 1}).sort("_id", -1).limit(1).to_list(1))
+        return int(found[0]["_id"]) if found else 0
+
+    async def add(self, run: Sequence[Message]) -> list[Added]:
+        return await self._adding.submit(run)
+
+    async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
+        names: dict[tuple[str, str], list[str]] = {}
+        for message in messages:
+            names.setdefault((message.sender, message.receiver), []).append(message.id)
+        query = [
+            {"conv": _conv(sender, receiver), "from": sender, "mid": {"$in": ids}}
+            for (sender, receiver), ids in names.items()
+        ]
+        documents = await self._do(self._messages.find({"$or": query}).to_list(None)) if query else []
+        found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
+        return [_found(found.get((_conv(m.sender, m.receiver), m.sender, m.id)), m) for m in messages]
+
+    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        for deleted in (False, True):
+            query = {"conv": _conv(one, other), "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+            documents = await self._do(
+                self._messages.find(query, {"from": 1}).sort("_id", -1).limit(count).to_list(count)
+            )
+            found += [(document["from"], int(document["_id"])) for document in documents]
+        return sorted(found, key=lambda entry: entry[1], reverse=True)[:count]
+
+    async def has_written(self, sender: str, receiver: str) -> bool:
+        query = {"conv": _conv(sender, receiver), "from": sender}
+        return await self._do(self._messages.find_one(query, {"_id": 1})) is not None
+
+    async def place(self, one: str, other: str, sender: str, id: str) -> int | None:
+        query = {"conv": _conv(one, other), "from": sender, "mid": id}
+        document = await self._do(self._messages.find_one(query, {"_id": 1}))
+        return int(document["_id"]) if document else None
+
+    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
+        return await self._page(one, other, EARLIEST, LATEST, 1, count, skip=skip)
+
+    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        return (await self._page(one, other, EARLIEST, Int64(time), -1, count))[::-1]
+
+    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        return await self._page(one, other, Int64(time), LATEST, 1, count)
+
+    async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
+        query = {**_unread(sender, receiver), "_id": {"$gt": Int64(after), "$lt": LATEST}}
+        documents = await self._do(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
+        return [_message(document) for document in documents]
+
+    async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
+        if not ids:
+            return set(), []
+        query = {"conv": _conv(sender, receiver), "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
+        documents = await self._do(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
+        found = {document["mid"] for document in documents}
+        unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
+        if unread:
+            await self._mark(list(unread.values()))
+        return found, [id for id in dict.fromkeys(ids) if id in unread]
+
+    async def mark_delivered(self, times: Sequence[int]) -> set[int]:
+        query = {"_id": {"$in": [Int64(time) for time in times]}, "read": False}
+        documents = await self._do(self._messages.find(query, {"_id": 1}).to_list(None))
+        if documents:
+            await self._mark([document["_id"] for document in documents])
+        return {int(document["_id"]) for document in documents}
+
+    async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
+        return [await self._delete_first(_conv(one, other), choices) for choices in names]
+
+    async def conversations(self, user: str, after: str | None, count: int) -> list[Conversation]:
+        top = LATEST
+        if after is not None:
+            document = await self._do(self._conversations.find_one({"_id": _inbox(user, after)}))
+            if document is None:
+                raise KeyError(after)
+            top = document["last"]
+        page: list[Conversation] = []
+        while len(page) < count:
+            query = {"user": user, "last": {"$gt": EARLIEST, "$lt": top}}
+            documents = await self._do(self._conversations.find(query).sort("last", -1).limit(count).to_list(count))
+            seen = await asyncio.gather(*(self._conversation(user, document["peer"]) for document in documents))
+            page += [conversation for conversation in seen if conversation]
+            if len(documents) < count:
+                break
+            top = documents[-1]["last"]
+        return page[:count]
+
+    async def purge(self, before: int, most: int) -> int:
+        query = {"_id": {"$gt": EARLIEST, "$lt": Int64(before)}}
+        documents = await self._do(self._messages.find(query, {"conv": 1}).sort("_id", 1).limit(most).to_list(most))
+        if documents:
+            await self._do(self._messages.delete_many({"_id": {"$in": [document["_id"] for document in documents]}}))
+        if len(documents) < most:  # what is left is younger, and so is the last of every conversation that has one
+            await self._do(self._conversations.delete_many({"last": {"$gt": EARLIEST, "$lt": Int64(before)}}))
+        return len(documents)
+
+    async def ping(self) -> None:
+        await self._do(self._database.command("ping"))
+
+    # --- adding
+
+    async def _add_together(self, runs: list[Sequence[Message]]) -> Sequence[list[Added]]:
+        """Insert what several callers send, but for retries, which change nothing."""
+        messages = [message for run in runs for message in run]
+        earlier = await self.stored(messages)
+        new = [message for message, known in zip(messages, earlier, strict=True) if not known]
+        if new:
+            await self._touch(new)
+        inserted = iter(await self._insert(new) if new else [])
+        added = iter([known or next(inserted) for known in earlier])
+        if not self._held():
+            raise StoreUnavailable("the lease on MongoDB was not renewed in time")
+        return [[next(added) for _ in run] for run in runs]
+
+    async def _touch(self, messages: Sequence[Message]) -> None:
+        """Bring conversations up. It comes before their messages: op 7 skips one that has none, and none is lost."""
+        last: dict[tuple[str, str], int] = {}
+        for message in messages:
+            last[message.sender, message.receiver] = last[message.receiver, message.sender] = message.time
+        updates = [
+            pymongo.UpdateOne(
+                {"_id": _inbox(user, peer)},
+                {"$max": {"last": Int64(newest)}, "$setOnInsert": {"user": user, "peer": peer}},
+                upsert=True,
+            )
+            for (user, peer), newest in last.items()
+        ]
+        await self._do(self._conversations.bulk_write(updates, ordered=False))
+
+    async def _insert(self, messages: Sequence[Message]) -> list[Added]:
+        taken: list[int] = []
+        try:
+            await self._do(self._messages.insert_many([_document(message) for message in messages], ordered=False))
+        except BulkWriteError as error:
+            failures = error.details["writeErrors"]
+            if any(f["code"] != DUPLICATE_KEY for f in failures) or error.details.get("writeConcernErrors"):
+                raise StoreUnavailable("MongoDB did not store all") from error
+            taken = [failure["index"] for failure in failures]
+        # Of two with one id in a batch the second finds the first. A write of ours whose answer was lost, and which
+        # the driver repeated, finds itself: it is new.
+        earlier = dict(zip(taken, await self.stored([messages[index] for index in taken]), strict=True))
+        return [earlier.get(index) or Added(message.time) for index, message in enumerate(messages)]
+
+    # --- what several methods need
+
+    async def _page(
+        self, one: str, other: str, after: Int64, before: Int64, order: int, count: int, *, skip: int = 0
+    ) -> list[Message]:
+        query = {"conv": _conv(one, other), "deleted": False, "_id": {"$gt": after, "$lt": before}}
+        cursor = self._messages.find(query).sort("_id", order).skip(skip).limit(count)
+        return [_message(document) for document in await self._do(cursor.to_list(count))]
+
+    async def _mark(self, times: Sequence[Int64]) -> None:
+        await self._do(self._messages.update_many({"_id": {"$in": list(times)}}, {"$set": {"read": True}}))
+
+    async def _delete_first(self, conv: str, choices: Sequence[Name]) -> Name | None:
+        for sender, id in choices:
+            query = {"conv": conv, "from": sender, "mid": id, "deleted": False}
+            document = await self._do(self._messages.find_one(query))
+            if document is None:
+                continue
+            change = {"deleted": True, "read": True, "digest": Binary(digest(document["text"]))}
+            result = await self._do(
+                self._messages.update_one(
+                    {"_id": document["_id"], "deleted": False}, {"$set": change, "$unset": {"text": ""}}
+                )
+            )
+            if result.modified_count:
+                await self._move(document)
+                return sender, id
+        return None
+
+    async def _move(self, deleted: Document) -> None:
+        """Put the conversation of a deleted message to the place of its newest; without any it is not shown."""
+        one, other = deleted["from"], deleted["to"]
+        if newest := await self._page(one, other, EARLIEST, LATEST, -1, 1):
+            query = {"_id": {"$in": [_inbox(one, other), _inbox(other, one)]}, "last": deleted["_id"]}
+            await self._do(self._conversations.update_many(query, {"$set": {"last": Int64(newest[0].time)}}))
+
+    async def _conversation(self, user: str, peer: str) -> Conversation | None:
+        last = await self._page(user, peer, EARLIEST, LATEST, -1, 1)
+        if not last:
+            return None
+        query = {**_unread(peer, user), "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+        unread = await self._do(self._messages.find(query, {"_id": 1}).limit(MOST_UNREAD).to_list(MOST_UNREAD))
+        return Conversation(peer, last[0], len(unread))
+
+    async def _expire(self, days: float) -> None:
+        """Let MongoDB forget messages by the date in `at`; it expires nothing by a number."""
+        indexes = await self._do(self._messages.index_information())
+        if EXPIRY in indexes:
+            await self._do(self._messages.drop_index(EXPIRY))
+        if days:
+            seconds = int(timedelta(days=days).total_seconds())
+            await self._do(self._messages.create_index("at", name=EXPIRY, expireAfterSeconds=seconds))
+
+    async def _do(self, work: Awaitable[T]) -> T:
+        return await _done(work, self._timeout)
+
+
+class MongoLease:
+    """LeaseStore on MongoDB; times by this host's clock."""
+
+    def __init__(self, database: Any, timeout: float) -> None:
+        self._leases = database[LEASES]
+        self._timeout = timeout
+
+    async def take(self, holder: bytes, seconds: float, instead_of: bytes | None) -> bytes:
+        now = time.time()
+        mine = [holder] if instead_of is None else [holder, instead_of]
+        free = {"_id": "server", "$or": [{"holder": {"$in": mine}}, {"until": {"$lt": now}}]}
+        lease = {"$set": {"holder": holder, "until": now + seconds}}
+        try:
+            await _done(self._leases.update_one(free, lease, upsert=True), self._timeout)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, DuplicateKeyError):
+                raise
+            document = await _done(self._leases.find_one({"_id": "server"}), self._timeout)
+            return bytes(document["holder"]) if document else b""
+        return holder
+
+    async def release(self, holder: bytes) -> None:
+        await _done(self._leases.delete_one({"_id": "server", "holder": holder}), self._timeout)
+
+
+async def reach(config: Config, mongo: Any, timeout: float) -> str:
+    """Return a sentence if the server answers and lets us in.
+
+    Raises StoreUnavailable where it may help to wait, and StartError where it does not.
+    """
+    try:
+        await _done(mongo[config.name].command("ping"), timeout)
+        names = await _done(mongo[config.name].list_collection_names(), timeout)
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, OperationFailure) and error.__cause__.code in (WRONG_PASSWORD, UNAUTHORIZED):
+            raise StartError("[MongoDB] MongoDBUser or MongoDBPwd is wrong, or may not use MongoDBName") from error
+        raise
+    return "answers, " + ("holds our messages" if MESSAGES in names else "empty yet, the first start makes it")
+
+
+async def look(config: Config, timeout: float) -> str:
+    """What --check says of it."""
+    mongo = client(config, timeout)
+    try:
+        return await reach(config, mongo, timeout)
+    finally:
+        mongo.close()
+
+
+async def connect(config: Config, mongo: Any, timeout: float, days: float, held: Callable[[], bool]) -> MongoMessages:
+    """The messages of that database, its indexes made. Raises StoreUnavailable."""
+    messages = MongoMessages(mongo[config.name], timeout, held)
+    await messages.prepare(days)
+    return messages
+
+
+async def _done(work: Awaitable[T], timeout: float) -> T:
+    """Wait for the driver, and turn its errors into ours."""
+    try:
+        async with asyncio.timeout(timeout * 1.2):  # the driver's own comes first
+            return await work
+    except BulkWriteError:
+        raise
+    except ServerSelectionTimeoutError as error:
+        raise StoreUnavailable("MongoDB is away", nothing_done=True) from error
+    except TimeoutError as error:
+        raise StoreUnavailable(f"MongoDB did not answer within {timeout:g} s") from error
+    except (PyMongoError, OSError) as error:
+        raise StoreUnavailable(f"MongoDB failed: {type(error).__name__}") from error
+
+
+def _conv(one: str, other: str) -> str:
+    """The key of a conversation. No name holds a slash (service.accounts.is_name), so no two are alike."""
+    return f"{one}/{other}" if one < other else f"{other}/{one}"
+
+
+def _inbox(user: str, peer: str) -> str:
+    return f"{user}/{peer}"
+
+
+def _unread(sender: str, receiver: str) -> Document:
+    return {"to": receiver, "conv": _conv(sender, receiver), "read": False}
+
+
+def _document(message: Message) -> Document:
+    return {
+        "_id": Int64(message.time),
+        "conv": _conv(message.sender, message.receiver),
+        "from": message.sender,
+        "to": message.receiver,
+        "mid": message.id,
+        "text": message.text,
+        "read": False,
+        "deleted": False,
+        "at": datetime.fromtimestamp(message.time / MICROSECONDS, UTC),
+    }
+
+
+def _message(document: Document) -> Message:
+    return Message(
+        document["from"], document["to"], document["mid"], document["text"], int(document["_id"]), document["read"]
+    )
+
+
+def _found(document: Document | None, message: Message) -> Added | None:
+    """What another message stored under the id of `message` is."""
+    if document is None or document["_id"] == message.time:
+        return None
+    buried = document.get("digest")
+    same = document["text"] == message.text if buried is None else is_digest_of(bytes(buried), message.text)
+    return Added(int(document["_id"]), new=False, same=same, unread=not document["read"])

@@ -1,0 +1,194 @@
+"""Users in MySQL or MariaDB."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiomysql
+import pymysql
+from pymysql.constants import ER
+
+from chat_server.conf import MySQL as Config
+from chat_server.model.users import User
+from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+
+# Connections at most; a login needs one for a moment.
+POOL = 8
+# utf8mb4 with a binary collation: names are compared byte by byte, A is not a.
+STEPS = (
+    """CREATE TABLE chat_users (
+        name VARCHAR(64) NOT NULL PRIMARY KEY,
+        password VARBINARY(255) NOT NULL
+    ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
+)
+_LOCK = "chat_server schema"
+# What the server says when it understood us and will say again: nothing to wait for.
+_REFUSALS = {
+    ER.ACCESS_DENIED_ERROR: "DbUser or DbPassWord is wrong",
+    ER.DBACCESS_DENIED_ERROR: "DbUser may not use DbName",
+    ER.BAD_DB_ERROR: "there is no database DbName: create it",
+}
+
+
+class MySQLUsers:
+    """UserStore on MySQL. An operation takes `timeout` seconds at most, waiting for a connection included."""
+
+    def __init__(self, pool: aiomysql.Pool, timeout: float) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def add(self, user: User) -> None:
+        try:
+            await self._execute("INSERT INTO chat_users (name, password) VALUES (%s, %s)", user.name, user.password)
+        except pymysql.err.IntegrityError as error:
+            if error.args[0] != ER.DUP_ENTRY:
+                raise
+            raise Duplicate(user.name) from error
+
+    async def get(self, name: str) -> User | None:
+        _, rows = await self._execute("SELECT name, password FROM chat_users WHERE name = %s", name)
+        return User(rows[0][0], rows[0][1].decode()) if rows else None
+
+    async def set_password(self, name: str, old: str, new: str) -> bool:
+        change = "UPDATE chat_users SET password = %s WHERE name = %s AND password = %s"
+        changed, _ = await self._execute(change, new, name, old)
+        return changed > 0
+
+    async def ping(self) -> None:
+        await self._execute("SELECT 1")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._pool.terminate()
+        await self._pool.wait_closed()
+
+    async def _execute(self, query: str, *values: str) -> tuple[int, Sequence[tuple[Any, ...]]]:
+        """Run one statement in a transaction of its own: how many rows it changed, and those it found."""
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                _connection(self._pool) as connection,
+                connection.cursor() as cursor,
+            ):
+                count = await cursor.execute(query, values)
+                return count, await cursor.fetchall() if cursor.description else ()
+        except TimeoutError as error:
+            raise StoreUnavailable(f"MySQL did not answer within {self._timeout:g} s") from error
+        except pymysql.err.IntegrityError:
+            raise
+        except (pymysql.err.MySQLError, OSError, RuntimeError) as error:
+            # aiomysql raises RuntimeError where a connection ended while it was read
+            raise StoreUnavailable(f"MySQL failed: {type(error).__name__} {_code(error)}") from error
+
+
+async def connect(config: Config, timeout: float) -> MySQLUsers:
+    """The users of that database, its schema up to date.
+
+    Raises StoreUnavailable where it may help to wait, and StartError where it does not.
+    """
+    pool = _pool(config, timeout)
+    try:
+        async with _opening(config, timeout), _connection(pool) as connection:
+            await _prepare(connection, timeout)
+    except BaseException:
+        pool.terminate()
+        await pool.wait_closed()
+        raise
+    return MySQLUsers(pool, timeout)
+
+
+async def look(config: Config, timeout: float) -> str:
+    """What --check says of it."""
+    pool = _pool(config, timeout)
+    try:
+        async with _opening(config, timeout), _connection(pool) as connection, connection.cursor() as cursor:
+            await cursor.execute("SHOW TABLES LIKE 'chat_users'")
+            known = await cursor.fetchone()
+            return "answers, " + ("holds our users" if known else "empty yet, the first start makes it")
+    finally:
+        pool.terminate()
+        await pool.wait_closed()
+
+
+async def _prepare(connection: aiomysql.Connection, timeout: float) -> None:
+    """Bring the schema up to date by the steps not recorded yet; a lock lets one process at a time do so."""
+    async with connection.cursor() as cursor:
+        await cursor.execute("SELECT GET_LOCK(%s, %s)", (_LOCK, timeout))
+        if (await cursor.fetchone())[0] != 1:
+            raise TimeoutError("another process holds the schema's lock")
+        try:
+            await cursor.execute("CREATE TABLE IF NOT EXISTS chat_schema (step INT NOT NULL PRIMARY KEY)")
+            await cursor.execute("SELECT coalesce(max(step), 0) FROM chat_schema")
+            [done] = await cursor.fetchone()
+            if done > len(STEPS):
+                raise StartError(
+                    f"[mysql] the schema was made by a newer chat_server (step {done}, this one knows {len(STEPS)}); "
+                    "run that one, or restore a backup"
+                )
+            for number, step in enumerate(STEPS[done:], done + 1):
+                await cursor.execute(step)
+                await cursor.execute("INSERT INTO chat_schema (step) VALUES (%s)", (number,))
+        finally:
+            await cursor.execute("SELECT RELEASE_LOCK(%s)", (_LOCK,))
+
+
+def _pool(config: Config, timeout: float) -> aiomysql.Pool:
+    return aiomysql.Pool(
+        minsize=0,
+        maxsize=POOL,
+        echo=False,
+        pool_recycle=-1,
+        loop=asyncio.get_running_loop(),
+        host=config.db_host,
+        port=config.db_port,
+        user=config.db_user,
+        password=config.db_password,
+        db=config.db_name,
+        charset="utf8mb4",
+        autocommit=True,
+        connect_timeout=timeout,
+        ssl=_tls(config),
+    )
+
+
+@asynccontextmanager
+async def _opening(config: Config, timeout: float) -> AsyncIterator[None]:
+    """Turns what goes wrong with the first connection into our errors."""
+    where = f"{config.db_host}:{config.db_port}"
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except (pymysql.err.MySQLError, OSError, TimeoutError, RuntimeError) as error:
+        if why := _REFUSALS.get(_code(error)):
+            raise StartError(f"[mysql] {where}: {why}") from error
+        raise StoreUnavailable(f"MySQL at {where}: {type(error).__name__}") from error
+
+
+@asynccontextmanager
+async def _connection(pool: aiomysql.Pool) -> AsyncIterator[aiomysql.Connection]:
+    """A connection of the pool; one on which something went wrong is not used again."""
+    connection = await pool.acquire()
+    try:
+        yield connection
+    except BaseException as error:
+        if not isinstance(error, pymysql.err.IntegrityError):
+            connection.close()
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    if config.db_tls == "off":
+        return None
+    context = ssl.create_default_context(cafile=config.db_tls_ca or None)
+    if config.db_tls == "unverified":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _code(error: BaseException) -> int:
+    return error.args[0] if error.args and isinstance(error.args[0], int) else 0

@@ -1,0 +1,129 @@
+"""One server on one set of stores: a lease that is renewed, and that nothing is acknowledged without."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from chat_server.utils.errors import StartError, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+# A lease ends so many seconds after it was last renewed, and is renewed three times as often.
+LEASE_SECONDS = 15.0
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a lease: a process, told from another of the same number by when it started."""
+
+    host: str
+    pid: int
+    started: str
+
+    def gone(self) -> bool:
+        """Whether it is certain that this process has ended: it ran on this host, and is no more."""
+        return self.host == _host() and _started(self.pid) != self.started
+
+
+class LeaseStore(Protocol):
+    """A store that can hold a lease. Raises StoreUnavailable."""
+
+    async def take(self, holder: bytes, seconds: float, instead_of: bytes | None) -> bytes:
+        """Take or renew the lease in one atomic step; returns who holds it now.
+
+        It is free if nobody holds it, its time is over, or its holder is `holder` or `instead_of`.
+        """
+        ...
+
+    async def release(self, holder: bytes) -> None:
+        """Give it up, if `holder` has it."""
+        ...
+
+
+class Lease:
+    """This process's hold on a store; `name` says which, for people."""
+
+    def __init__(self, store: LeaseStore, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._me = msgspec.json.encode(Holder(_host(), os.getpid(), _started(os.getpid())))
+        self._until = 0.0
+
+    def held(self) -> bool:
+        """Whether it is certain that nobody else has it: a process that was frozen learns here that it may not."""
+        return time.monotonic() < self._until
+
+    async def take(self) -> None:
+        """Take it. Raises StartError if another server has it, StoreUnavailable if the store is away."""
+        deadline = time.monotonic() + LEASE_SECONDS + 1
+        instead_of = None
+        while True:
+            holder = await self._renew(instead_of)
+            if holder is None:
+                return
+            known = msgspec.json.decode(holder, type=Holder)
+            if known.gone():
+                instead_of = holder
+                continue
+            if known.host == _host() or time.monotonic() > deadline:
+                raise StartError(
+                    f"{self._name}: another chat_server (host {known.host}, process {known.pid}) is running on it; "
+                    "stop that one, or choose another database"
+                )
+            log.warning("waiting for a lease", extra={"store": self._name, "host": known.host, "pid": known.pid})
+            await asyncio.sleep(1)
+
+    async def keep(self, lost: Callable[[str], None]) -> None:
+        """Renew it for ever; `lost` is told if another server took it."""
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            try:
+                holder = await self._renew(None)
+            except StoreUnavailable as error:
+                log.warning("lease not renewed", extra={"store": self._name, "why": str(error)})
+                continue
+            if holder is not None:
+                known = msgspec.json.decode(holder, type=Holder)
+                lost(
+                    f"{self._name}: another chat_server (host {known.host}, process {known.pid}) took this one's place"
+                )
+
+    async def release(self) -> None:
+        """Give it up, so that the next server need not wait."""
+        self._until = 0.0
+        try:
+            await self._store.release(self._me)
+        except StoreUnavailable as error:
+            log.warning("lease not released", extra={"store": self._name, "why": str(error)})
+
+    async def _renew(self, instead_of: bytes | None) -> bytes | None:
+        """None if it is ours now, else who holds it."""
+        asked = time.monotonic()
+        holder = await self._store.take(self._me, LEASE_SECONDS, instead_of)
+        if holder != self._me:
+            return holder
+        self._until = asked + LEASE_SECONDS
+        return None
+
+
+def _host() -> str:
+    """This host, told from another that bears its name by when it was booted."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}".strip()
+
+
+def _started(pid: int) -> str:
+    """When that process of this host started, in clock ticks since the boot; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -1,0 +1,147 @@
+"""RateStore, whatever the backend."""
+
+import asyncio
+
+import pytest
+
+from chat_server.cache.limits import Rate, RateStore
+from chat_server.utils.errors import StoreUnavailable
+from tests.harness import HandClock
+
+SLACK = 5.0  # seconds that a test may take
+
+
+def rate(*key: str, limit: int = 3, window: float = 100) -> Rate:
+    return Rate(key or ("a",), limit, window)
+
+
+async def taken(rates: RateStore, *wanted: Rate) -> int:
+    """How often they can be taken now, at most 20 times."""
+    for count in range(20):
+        if await rates.take(wanted):
+            return count
+    return 20
+
+
+async def test_so_often_and_no_more(rates: RateStore) -> None:
+    assert await taken(rates, rate()) == 3
+    assert await taken(rates, rate()) == 0
+    assert await taken(rates, rate(limit=1)) == 0
+    assert await taken(rates, rate(limit=5)) == 2
+
+
+async def test_the_answer_is_when_to_come_back(rates: RateStore, clock: HandClock) -> None:
+    assert [await rates.take([rate()]) for _ in range(3)] == [0, 0, 0]
+    assert 100 - SLACK < await rates.take([rate()]) <= 100
+    clock.shift += 60
+    assert 40 - SLACK < await rates.take([rate()]) <= 40
+
+
+async def test_it_begins_anew_after_the_window_of_the_first(rates: RateStore, clock: HandClock) -> None:
+    assert not await rates.take([rate()])
+    clock.shift += 60
+    assert await taken(rates, rate()) == 2
+    clock.shift += 41
+    assert await taken(rates, rate()) == 3
+
+
+async def test_what_was_refused_does_not_make_the_wait_longer(rates: RateStore, clock: HandClock) -> None:
+    await taken(rates, rate())
+    for _ in range(10):
+        clock.shift += 9
+        assert await rates.take([rate()])
+    clock.shift += 11
+    assert await taken(rates, rate()) == 3
+
+
+async def test_all_must_allow_it_or_none_is_counted(rates: RateStore) -> None:
+    tight, wide = rate("tight", limit=1), rate("wide", limit=5)
+    assert await taken(rates, tight, wide) == 1
+    assert await rates.take([wide, tight])
+    assert await taken(rates, wide) == 4
+
+
+async def test_the_wait_is_that_of_the_last_that_begins_anew(rates: RateStore) -> None:
+    short, long, free = rate("short", limit=1, window=10), rate("long", limit=1, window=1000), rate("free")
+    assert not await rates.take([short, long, free])
+    assert 1000 - SLACK < await rates.take([short, long, free]) <= 1000
+    assert 1000 - SLACK < await rates.take([free, long, short]) <= 1000
+    assert 10 - SLACK < await rates.take([short, free]) <= 10
+
+
+async def test_nothing_at_all_is_allowed(rates: RateStore) -> None:
+    assert await rates.take([]) == 0
+
+
+async def test_a_part_of_a_key_is_not_mistaken_for_another(rates: RateStore) -> None:
+    keys: list[tuple[str, ...]] = [
+        *(("a", "b"), ("ab",), ("a:b",), ("a", "b", ""), ("", "a", "b"), ("b", "a"), ("a b",), ("a,b",), ("a\0b",)),
+        *(("A", "b"), ("á", "b"), ("a", "b "), ("",), ("", ""), ("'",), ('"',), ("\\",), ("*",), ("?",), ("a*",)),
+        *(("$a",), ("a.b",), ("a", ".b"), ("{a}",), ("[a]",), ("%",), ("_",), ("אב",), ("בא",), ("😀",), ("\n",)),
+    ]
+    for key in keys:
+        assert await taken(rates, rate(*key, limit=1)) == 1, key
+    for key in keys:
+        await rates.forget(rate(*key))
+        assert await taken(rates, rate(*key, limit=1)) == 1, key
+
+
+async def test_a_long_key_is_a_key(rates: RateStore) -> None:
+    assert await taken(rates, rate("a" * 16000)) == 3
+    assert await taken(rates, rate("a" * 16000 + "b")) == 3
+
+
+async def test_of_many_at_once_no_more_get_through(rates: RateStore) -> None:
+    waits = await asyncio.gather(*(rates.take([rate(limit=7), rate("other", limit=50)]) for _ in range(40)))
+    assert waits.count(0) == 7
+    assert await taken(rates, rate("other", limit=50)) == 20
+
+
+async def test_what_is_given_back_can_be_taken_again(rates: RateStore) -> None:
+    both = [rate("a"), rate("b")]
+    for _ in range(3):
+        assert not await rates.take(both)
+    await rates.give_back(both)
+    assert await taken(rates, rate("a")) == 1
+    assert await taken(rates, rate("b")) == 1
+
+
+async def test_no_more_is_given_back_than_was_taken(rates: RateStore) -> None:
+    await rates.give_back([rate()])
+    assert await taken(rates, rate()) == 3
+    for _ in range(5):
+        await rates.give_back([rate()])
+    assert await taken(rates, rate()) == 3
+
+
+async def test_forgotten_it_begins_anew(rates: RateStore) -> None:
+    await taken(rates, rate("a"))
+    await taken(rates, rate("b"))
+    await rates.forget(rate("a"))
+    await rates.forget(rate("never taken"))
+    assert await taken(rates, rate("a")) == 3
+    assert await taken(rates, rate("b")) == 0
+
+
+async def test_a_caller_who_goes_takes_nobody_with_him(rates: RateStore) -> None:
+    tasks = [asyncio.create_task(rates.take([rate(limit=100)])) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    waits = await asyncio.gather(*tasks, return_exceptions=True)
+    assert waits[1::2] == [0] * 5
+
+
+async def test_it_answers(rates: RateStore) -> None:
+    await rates.ping()
+
+
+async def test_a_store_that_is_away_says_so(rates_away: RateStore) -> None:
+    for asked in (
+        rates_away.take([rate()]),
+        rates_away.give_back([rate()]),
+        rates_away.forget(rate()),
+        rates_away.ping(),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await asked

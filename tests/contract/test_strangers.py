@@ -1,0 +1,202 @@
+"""StrangerStore, whatever the backend: the rule of cache.limits.decide, one atomic step at a time."""
+
+import asyncio
+from itertools import accumulate
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, decide
+from chat_server.utils.clock import MICROSECONDS
+from chat_server.utils.errors import StoreUnavailable
+from tests.contract.conftest import LIMIT, WINDOW
+from tests.harness import HandClock
+
+FREE, COUNTED, REFUSED, UNKNOWN = Verdict.FREE, Verdict.COUNTED, Verdict.REFUSED, Verdict.UNKNOWN
+LAPSE = int(WINDOW * MICROSECONDS)
+NOTHING = Stranger()
+
+
+async def attempts(store: StrangerStore, sender: str, receiver: str, now: int, count: int) -> list[Verdict]:
+    return [(await store.take(sender, receiver, now + step, NOTHING)).verdict for step in range(count)]
+
+
+async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    for _ in range(LIMIT + 1):
+        assert await strangers.take("1", "2", now) == Ruling(UNKNOWN)
+    assert await attempts(strangers, "1", "2", now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
+
+
+async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    rebuilt = Stranger(sender="1", count=LIMIT - 1, started=now - 10)
+    assert (await strangers.take("1", "2", now, rebuilt)).verdict is COUNTED
+    assert (await strangers.take("1", "2", now + 1, NOTHING)).verdict is REFUSED
+    assert (await strangers.take("1", "2", now + 2, Stranger(until=now + LAPSE))).verdict is REFUSED
+    assert (await strangers.take("1", "2", now + 3)).verdict is REFUSED
+
+
+async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
+    strangers: StrangerStore, clock: HandClock
+) -> None:
+    now = clock.now()
+    rebuilt = Stranger(sender="1", count=LIMIT, started=now - 10)
+    assert await strangers.take("1", "2", now, rebuilt) == Ruling(REFUSED)
+    assert await strangers.take("2", "1", now + 1) == Ruling(FREE, lifted=True)
+
+
+async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    assert await strangers.take("2", "1", now, Stranger(until=now + 1)) == Ruling(FREE)
+    assert await attempts(strangers, "1", "2", now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
+
+
+async def test_befriended_they_are_free_for_a_window(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await attempts(strangers, "3", "1", now, LIMIT + 1)
+    for one, other in (("1", "2"), ("1", "3")):  # of one pair it never heard, of the other it did
+        await strangers.befriend(one, other, now)
+        assert (await strangers.take(other, one, now + 1)).verdict is FREE
+        assert await attempts(strangers, one, other, now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
+        assert (await strangers.take(one, other, now + 2 * LAPSE)).verdict is COUNTED
+    assert (await strangers.take("2", "3", now)).verdict is UNKNOWN
+
+
+async def test_the_answer_frees_both_and_lifts_once(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await attempts(strangers, "1", "2", now, LIMIT + 1)
+    assert await strangers.take("2", "1", now + 10) == Ruling(FREE, lifted=True)
+    assert await strangers.take("2", "1", now + 11) == Ruling(FREE)
+    assert await attempts(strangers, "1", "2", now + 12, LIMIT + 1) == [FREE] * (LIMIT + 1)
+
+
+async def test_a_window_begins_with_the_first_that_counts(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await attempts(strangers, "1", "2", now, LIMIT)
+    assert (await strangers.take("1", "2", now + LAPSE - 1)).verdict is REFUSED
+    assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
+
+
+async def test_freedom_ends_a_window_after_the_last_message(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await strangers.take("1", "2", now, NOTHING)
+    await strangers.take("2", "1", now + 1)
+    last = now + 1
+    for _ in range(3):
+        last += LAPSE - 1
+        assert (await strangers.take("1", "2", last)).verdict is FREE
+    ended = last + LAPSE
+    assert await attempts(strangers, "1", "2", ended, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
+
+
+async def test_pairs_do_not_mix(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    names = ["1", "2", "12", "1.2", "a", "A", "b", "a.b", "a-b", "a_b", "a@b", "名", "אב", "𠀀", "ß", "ss"]
+    pairs = [(one, other) for one in names for other in names if one < other]
+    for number, (one, other) in enumerate(pairs):
+        sender, receiver = (one, other) if number % 2 else (other, one)
+        assert await attempts(strangers, sender, receiver, now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
+
+
+async def test_of_many_at_once_no_more_get_through(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    rulings = await asyncio.gather(*(strangers.take("1", "2", now + step, NOTHING) for step in range(30)))
+    assert [ruling.verdict for ruling in rulings].count(COUNTED) == LIMIT
+    assert [ruling.verdict for ruling in rulings].count(REFUSED) == 30 - LIMIT
+
+
+async def test_of_both_at_once_the_second_is_the_answer(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    rulings = await asyncio.gather(
+        *(strangers.take(*pair, now + step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
+    )
+    verdicts = [ruling.verdict for ruling in rulings]
+    assert verdicts.count(FREE) + verdicts.count(COUNTED) == 20
+    assert 1 <= verdicts.count(COUNTED) <= LIMIT
+
+
+async def test_what_is_given_back_can_be_taken_again(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await attempts(strangers, "1", "2", now, LIMIT)
+    await strangers.give_back("1", "2", now + LIMIT - 1)
+    assert await attempts(strangers, "1", "2", now + 10, 2) == [COUNTED, REFUSED]
+
+
+async def test_a_message_that_was_given_back_is_no_message_that_could_be_answered(
+    strangers: StrangerStore, clock: HandClock
+) -> None:
+    """Messages that could not be stored do not count: who writes then is the first of the two."""
+    now = clock.now()
+    await strangers.take("1", "2", now, NOTHING)
+    await strangers.give_back("1", "2", now)
+    assert await attempts(strangers, "2", "1", now + 1, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
+
+
+async def test_a_message_that_was_given_back_begins_no_window(strangers: StrangerStore, clock: HandClock) -> None:
+    """The window starts with the first message that counts."""
+    now = clock.now()
+    await strangers.take("1", "2", now, NOTHING)
+    await strangers.give_back("1", "2", now)
+    later = now + LAPSE // 2
+    assert await attempts(strangers, "1", "2", later, LIMIT) == [COUNTED] * LIMIT
+    assert (await strangers.take("1", "2", now + LAPSE + 1, NOTHING)).verdict is REFUSED
+
+
+async def test_only_what_was_counted_is_given_back(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await strangers.give_back("1", "2", now)  # of two it never heard of
+    assert await attempts(strangers, "1", "2", now, LIMIT) == [COUNTED] * LIMIT
+    await strangers.give_back("2", "1", now + 5)  # of the other
+    assert (await strangers.take("1", "2", now + 6)).verdict is REFUSED
+    await strangers.take("2", "1", now + 7)
+    await strangers.give_back("1", "2", now + 7)  # of friends
+    assert await attempts(strangers, "1", "2", now + 8, LIMIT + 1) == [FREE] * (LIMIT + 1)
+
+
+async def test_a_counter_of_an_ended_window_is_not_given_back_in_the_next(
+    strangers: StrangerStore, clock: HandClock
+) -> None:
+    now = clock.now()
+    await strangers.take("1", "2", now, NOTHING)
+    await attempts(strangers, "1", "2", now + LAPSE, LIMIT)
+    await strangers.give_back("1", "2", now)
+    assert (await strangers.take("1", "2", now + LAPSE + 5)).verdict is REFUSED
+
+
+async def test_a_caller_who_goes_takes_nobody_with_him(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    tasks = [asyncio.create_task(strangers.take("1", str(2 + number), now, NOTHING)) for number in range(10)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    rulings = await asyncio.gather(*tasks, return_exceptions=True)
+    assert rulings[1::2] == [Ruling(COUNTED)] * 5
+
+
+pairs_of_users = (f"u{number}" for number in range(10**9))
+
+
+@given(st.lists(st.tuples(st.sampled_from("112"), st.sampled_from([1, 10, LAPSE // 2, LAPSE])), max_size=15))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_it_rules_as_the_rule_says(
+    strangers: StrangerStore, clock: HandClock, talk: list[tuple[str, int]]
+) -> None:
+    one, other = next(pairs_of_users), next(pairs_of_users)
+    names = {"1": (one, other), "2": (other, one)}
+    state = NOTHING
+    for (who, _), now in zip(talk, accumulate((gap for _, gap in talk), initial=clock.now()), strict=False):
+        sender, receiver = names[who]
+        state, ruling = decide(state, sender, now, LIMIT, LAPSE)
+        assert await strangers.take(sender, receiver, now, NOTHING) == ruling
+
+
+async def test_a_store_that_is_away_says_so(strangers_away: StrangerStore) -> None:
+    for asked in (
+        strangers_away.take("1", "2", 1, NOTHING),
+        strangers_away.befriend("1", "2", 1),
+        strangers_away.give_back("1", "2", 1),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await asked

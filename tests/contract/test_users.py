@@ -1,0 +1,124 @@
+"""UserStore, whatever the backend."""
+
+import asyncio
+
+import pytest
+
+from chat_server.model.users import User, UserStore
+from chat_server.utils.errors import Duplicate, StoreUnavailable
+
+# Names that some collation, index or query language takes for one another, or for more than a name.
+DIFFERENT = [
+    *("a", "A", "á", "à", "ä", "æ", "ae", "ª", "Ａ", "а"),  # the last is Cyrillic
+    *("ß", "ss", "SS", "ẞ", "i", "I", "ı", "İ", "ﬁ", "fi", "ǆ", "dž"),
+    *("1", "１", "²", "2", "①", "01", "1.0", "٣", "3"),
+    *(".", "..", "_", "-", "@", "a.b", "a_b", "a-b", "aab", "a@b", "_id", "null", "None", "true"),
+    *("名字", "名", "か", "カ", "が", "אבג", "مرحبا", "กำ", "𝔘", "𠀀", "𠀁", "a\u0301\u0323"),
+]
+# Nobody can have these names, but anybody may ask for them.
+STRANGE = ["", " ", "a ", " a", "%", "*", "$ne", "$", "'", '"', "\\", "\0", "a\0", "\0a", "a\n", "😀", "a" * 5000]
+
+
+async def test_a_user_that_was_added_is_there(users: UserStore) -> None:
+    await users.add(User("1", "hash"))
+    assert await users.get("1") == User("1", "hash")
+
+
+async def test_a_user_who_was_not_added_is_not_there(users: UserStore) -> None:
+    assert await users.get("1") is None
+
+
+async def test_a_name_is_taken_once(users: UserStore) -> None:
+    await users.add(User("1", "first"))
+    with pytest.raises(Duplicate):
+        await users.add(User("1", "second"))
+    assert await users.get("1") == User("1", "first")
+
+
+async def test_of_many_who_come_at_once_one_gets_the_name(users: UserStore) -> None:
+    """Neighbours with other names are not harmed."""
+    adding = [users.add(User("1", f"hash {number}")) for number in range(10)]
+    adding += [users.add(User(f"neighbour{number}", "hash")) for number in range(10)]
+    results = await asyncio.gather(*adding, return_exceptions=True)
+    winners = [number for number, result in enumerate(results[:10]) if result is None]
+    assert len(winners) == 1
+    assert sum(isinstance(result, Duplicate) for result in results[:10]) == 9
+    assert results[10:] == [None] * 10
+    assert await users.get("1") == User("1", f"hash {winners[0]}")
+
+
+async def test_a_name_is_exactly_that_name(users: UserStore) -> None:
+    for name in DIFFERENT:
+        await users.add(User(name, f"hash of {name}"))
+    for name in DIFFERENT:
+        assert await users.get(name) == User(name, f"hash of {name}")
+
+
+async def test_the_longest_names_differ_in_their_last_letter(users: UserStore) -> None:
+    for last in ("a", "b", "𠀀"):
+        await users.add(User("𠀀" * 63 + last, last))
+    for last in ("a", "b", "𠀀"):
+        assert await users.get("𠀀" * 63 + last) == User("𠀀" * 63 + last, last)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+async def test_a_name_that_nobody_can_have_is_not_found(users: UserStore, name: str) -> None:
+    for known in ("a", "aa", "1", "."):
+        await users.add(User(known, "hash"))
+    assert await users.get(name) is None
+    assert not await users.set_password(name, "hash", "new")
+
+
+async def test_a_password_is_replaced_if_it_is_still_the_old_one(users: UserStore) -> None:
+    await users.add(User("1", "old"))
+    await users.add(User("2", "old"))
+    assert await users.set_password("1", "old", "new")
+    assert await users.get("1") == User("1", "new")
+    assert await users.get("2") == User("2", "old")
+    assert not await users.set_password("1", "old", "newer")
+    assert not await users.set_password("1", "NEW", "newer")
+    assert await users.get("1") == User("1", "new")
+
+
+async def test_nobody_s_password_is_not_replaced(users: UserStore) -> None:
+    assert not await users.set_password("1", "old", "new")
+    assert await users.get("1") is None
+
+
+async def test_of_many_changes_at_once_one_succeeds(users: UserStore) -> None:
+    await users.add(User("1", "old"))
+    changed = await asyncio.gather(*(users.set_password("1", "old", f"new {number}") for number in range(10)))
+    assert changed.count(True) == 1
+    assert await users.get("1") == User("1", f"new {changed.index(True)}")
+
+
+async def test_a_caller_who_goes_takes_nobody_with_him(users: UserStore) -> None:
+    """Whether his own was added is not known: asking again says."""
+    tasks = [asyncio.create_task(users.add(User(f"user{number}", "hash"))) for number in range(10)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for number in range(1, 10, 2):
+        assert await users.get(f"user{number}") == User(f"user{number}", "hash")
+    for number in range(0, 10, 2):
+        try:
+            await users.add(User(f"user{number}", "hash"))
+        except Duplicate:
+            pass
+        assert await users.get(f"user{number}") == User(f"user{number}", "hash")
+
+
+async def test_it_answers(users: UserStore) -> None:
+    await users.ping()
+
+
+async def test_a_store_that_is_away_says_so(users_away: UserStore) -> None:
+    for asked in (
+        users_away.add(User("1", "hash")),
+        users_away.get("1"),
+        users_away.set_password("1", "old", "new"),
+        users_away.ping(),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await asked

@@ -1,0 +1,151 @@
+"""What the tests of HTTP share: what an answer looks like, and how to ask where a polite client would not."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import websockets
+
+from tests.harness import PASSWORD, PATIENCE, Chat, Server
+
+# The closed list of protocol section 4.
+REASONS = {
+    "bad_json",
+    "bad_frame",
+    "bad_request",
+    "unknown_op",
+    "wrong_from",
+    "no_such_user",
+    "to_yourself",
+    "bad_id",
+    "id_used",
+    "no_such_message",
+    "empty",
+    "too_long",
+    "bad_page",
+    "refused_by_limit",
+    "too_many",
+    "store_away",
+    "bad_name",
+    "bad_password",
+    "user_exists",
+    "wrong_password",
+    "not_logged_in",
+    "not_yours",
+    "foreign_origin",
+    "registration_closed",
+    "no_upgrade",
+    "not_found",
+    "method_not_allowed",
+    "too_large",
+    "bad_content_type",
+    "internal",
+}
+# The POST endpoints: their fields, and the status of their failure.
+ENDPOINTS = {
+    "/user/register": (("user_name", "password"), 41000),
+    "/user/login": (("user_name", "password"), 41002),
+    "/user/set_password": (("user_name", "old_password", "new_password"), 41004),
+    "/user/logout": (("user_name",), 41014),
+}
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+def envelope(response: httpx.Response) -> dict[str, Any]:
+    """The body, which has the four keys of every answer."""
+    assert response.headers.get("Content-Type") == "application/json", response.text
+    body: dict[str, Any] = response.json()
+    assert {key: type(body[key]) for key in body if key != "data"} == {"status": int, "msg": str, "error": str}, body
+    assert "data" in body
+    assert body["msg"]
+    return body
+
+
+def done(response: httpx.Response, status: int) -> Any:
+    """The `data` of a success."""
+    body = envelope(response)
+    assert (response.status_code, body["status"], body["error"]) == (200, status, ""), response.text
+    return body["data"]
+
+
+def refused(response: httpx.Response, code: int, status: int, reason: str, field: str | None = None) -> None:
+    """Fail unless this is a refusal of that kind, for people and for programs."""
+    body = envelope(response)
+    assert (response.status_code, body["status"]) == (code, status), response.text
+    assert body["error"]
+    assert body["data"] == {"reason": reason, "field": field}
+    assert reason in REASONS
+    assert ("Retry-After" in response.headers) == (code == 429 or reason == "store_away")
+    assert int(response.headers.get("Retry-After", 1)) >= 1
+
+
+async def ask(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+    """One request, without cookies."""
+    async with server.client(verify=False) as client:
+        return await client.request(method, path, **options)
+
+
+async def post(server: Server, path: str, token: str | None = None, /, **body: Any) -> httpx.Response:
+    """POST JSON, with a session where one is given."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return await ask(server, "POST", path, json=body, headers=headers)
+
+
+async def try_login(server: Server, name: str, password: str = PASSWORD, address: str = "") -> httpx.Response:
+    """Log in, by way of a proxy where an address is given."""
+    headers = {"X-Forwarded-For": address} if address else {}
+    return await ask(server, "POST", "/user/login", json={"user_name": name, "password": password}, headers=headers)
+
+
+async def try_upgrade(server: Server, headers: Mapping[str, str] | None = None, **query: str) -> httpx.Response:
+    """Ask for a socket, in order to be refused."""
+    return await ask(server, "GET", "/chat/test", params=query, headers={**UPGRADE, **(headers or {})})
+
+
+@asynccontextmanager
+async def opened(server: Server, user: str, token: str | None = None, **headers: str) -> AsyncIterator[Chat]:
+    """An open socket whose token stands in the URL, as browsers do it, with more headers (`_` in them is `-`)."""
+    url = f"{server.socket_url(user)}&token={token or server.tokens[user]}"
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with websockets.connect(url, additional_headers=more, proxy=None) as connection:
+        chat = Chat(connection, user, "")
+        assert (await chat.receive())["op_type"] == 40003
+        yield chat
+
+
+async def lives(server: Server, token: str) -> bool:
+    """Whether this is a session's token: it may then not log out somebody else. Thereby it is used."""
+    response = await post(server, "/user/logout", token, user_name="somebody else")
+    assert response.status_code in (401, 403), response.text
+    return response.status_code == 403
+
+
+async def speak(server: Server, request: bytes) -> httpx.Response:
+    """Send these bytes on a connection of their own; the answer."""
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            writer.write(request)
+            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+            headers = httpx.Headers([(name, value) for name, _, value in (line.partition(": ") for line in lines)])
+            content = await reader.readexactly(int(headers["Content-Length"]))
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    return httpx.Response(int(first.split()[1]), headers=headers, content=content)
+
+
+def sql(folder: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Run a statement on the database of a server, behind its back."""
+    with closing(sqlite3.connect(folder / "chat.db", isolation_level=None)) as database:
+        return database.execute(statement, values).fetchall()

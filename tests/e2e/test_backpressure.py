@@ -1,0 +1,252 @@
+"""Peers that do not read, that send without end, that vanish: bounds, and what is given back (protocol section 2)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import raw
+from tests.harness import Chat, Process, Server, process, serving, until
+
+TEXT = "x" * 16000
+# So many messages of that size are more than may wait for a reader that has stopped, wherever they wait.
+MANY = (raw.HELD_BY_KERNEL + 2_000_000) // len(TEXT)
+MIB = 1 << 20
+
+
+@asynccontextmanager
+async def open_house(folder: Path, *users: str, **settings: Any) -> AsyncIterator[Server]:
+    """A server in this process without a limit between these users."""
+    async with serving(folder, StrangerLimit=0, **settings) as server:
+        await server.users(*users)
+        yield server
+
+
+def memory(server: Process) -> int:
+    """The server's resident memory, in bytes."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+async def page(two: raw.Raw, count: int) -> None:
+    """Read a page of `count` messages to its end."""
+    assert [(await two.receive()).get("id") for _ in range(count)] == [f"m{n}" for n in range(count)]
+    assert (await two.receive())["content"] == str(count)
+
+
+# --- readers that stop
+
+
+async def test_a_page_and_op_3_wait_for_a_reader_that_stopped_and_go_on_when_it_reads(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "1", "2") as server:
+        await raw.store(server, "1", "2", MANY)
+        async with raw.chat(server, "2", to="1", buffer=4096) as two, server.chat("1", to="2") as one:
+            await two.write(raw.request(3) + raw.request(2, "-200") + raw.request(3) + raw.request(7, "-1"))
+            await two.stalled()
+            assert (await one.answer(7, "-1"))["op_type"] == 40023  # others do not wait
+            await page(two, MANY)
+            assert [(await two.receive()).get("id") for _ in range(201)] == [
+                f"m{n}" for n in range(MANY - 200, MANY)
+            ] + [None]
+            await page(two, MANY)
+            assert (await two.answer())["op_type"] == 40023
+
+
+async def test_many_short_pages_wait_for_the_reader_like_a_long_one(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "1", "2") as server:
+        await raw.store(server, "1", "2", 200, "x" * 50)
+        count = 2 * MANY * len(TEXT) // (200 * 200)  # a frame is over 200 bytes
+        async with raw.chat(server, "2", to="1", buffer=4096) as two:
+            asking = asyncio.create_task(two.write(raw.request(2, "-200") * count))
+            await two.stalled()
+            for _ in range(count):
+                await page(two, 200)
+            await asking
+
+
+@pytest.mark.parametrize("outbox", [4096, 65536])
+async def test_a_page_never_closes_a_socket_however_small_outbox_bytes_is(tmp_path: Path, outbox: int) -> None:
+    async with open_house(tmp_path, "1", "2", OutboxBytes=outbox) as server:
+        await raw.store(server, "1", "2", MANY)
+        async with raw.chat(server, "2", to="1", buffer=4096) as two:
+            await two.put(3)
+            await two.stalled()
+            await page(two, MANY)
+
+
+async def test_memory_stays_bounded_while_many_readers_stop_in_a_long_page(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", StrangerLimit=0) as server:
+        await server.users("1", "2")
+        await raw.store(server, "1", "2", MANY)
+        before = memory(server)
+        sockets = [raw.chat(server, "2", to="1", buffer=4096) for _ in range(20)]
+        readers = [await one.__aenter__() for one in sockets]
+        for reader in readers:
+            await reader.put(3)
+        await asyncio.gather(*(reader.stalled() for reader in readers))
+        grown = memory(server) - before
+        for one in sockets:
+            await one.__aexit__(None, None, None)
+        assert grown < 100 * MIB  # all that is unread would be 120 MB and more for the frames alone
+
+
+async def test_live_messages_over_outbox_bytes_close_with_1013_but_a_reader_that_reads_gets_any_number(
+    tmp_path: Path,
+) -> None:
+    async with open_house(tmp_path, "1", "2", OutboxBytes=262144) as server:
+        async with raw.chat(server, "2", buffer=4096) as slow, raw.chat(server, "2") as quick:
+            await asyncio.gather(raw.store(server, "1", "2", MANY), received(quick, MANY))
+            assert await slow.closed() == 1013
+        async with raw.chat(server, "2", to="1") as two:
+            await two.put(3)
+            await page(two, MANY)
+
+
+async def received(two: raw.Raw, count: int) -> None:
+    """Read so many live messages, answering no ping."""
+    assert [(await two.receive())["id"] for _ in range(count)] == [f"m{n}" for n in range(count)]
+
+
+# --- senders without end
+
+
+async def test_a_sender_that_never_reads_its_acks_is_stopped_and_its_neighbours_chat_on(tmp_path: Path) -> None:
+    async with (
+        open_house(tmp_path, "1", "2", "3", OutboxBytes=262144) as server,
+        server.chat("3", to="2") as three,
+        raw.chat(server, "2") as two,
+        raw.chat(server, "1", to="2", buffer=4096) as one,
+    ):
+        retries = raw.request(1, f"{'m' * 64}\nhello") * 1000
+        sending = asyncio.create_task(one.flood(retries, 1 << 40))
+        acked = 0
+        while not sending.done():
+            assert (await three.send("hello"))["op_type"] == 40018
+            while (await two.receive())["from"] != "3":
+                pass
+            acked += 1
+        assert acked
+        assert await one.closed() in (1013, None)
+
+
+async def test_a_client_is_not_read_while_its_own_requests_wait(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "1", "2") as server:
+        await raw.store(server, "1", "2", MANY)
+        async with raw.chat(server, "2", to="1", buffer=4096) as two:
+            await two.put(3)
+            await two.stalled()
+            frames = [raw.request(1, f"r{n:04}\n{TEXT}") for n in range(2000)]
+            size = len(frames[0])
+            taken = await two.flood(b"".join(frames), 2000 * size)
+            assert taken < 1900 * size  # the kernel has some, and the server little
+            await page(two, MANY)
+            assert [(await two.answer())["id"] for _ in range(taken // size)] == [
+                f"r{n:04}" for n in range(taken // size)
+            ]
+
+
+# --- peers that vanish
+
+
+async def idle(one: raw.Raw) -> None:
+    """Nothing under way."""
+
+
+async def half_a_frame(one: raw.Raw) -> None:
+    """In the middle of a frame."""
+    await one.write(raw.request(1, "half")[:20])
+
+
+async def in_a_page(one: raw.Raw) -> None:
+    """The server waits for it to read."""
+    await one.put(3, to="2")
+    await one.stalled()
+
+
+async def in_a_burst(one: raw.Raw) -> None:
+    """Requests wait to be answered."""
+    await one.write(b"".join(raw.request(1, f"burst{n}\nhello") for n in range(1000)))
+
+
+async def throttled(one: raw.Raw) -> None:
+    """The server waits before it reads on."""
+    await one.write(raw.frame(b"", raw.PING) * 10000)
+
+
+async def closing(one: raw.Raw) -> None:
+    """Closed by the server, and the close frame not answered."""
+    await one.write(raw.frame(b"", raw.BINARY))
+
+
+async def unproven(one: raw.Raw) -> None:
+    """A delivered message waits for its pong."""
+
+
+WAYS: dict[str, Callable[[raw.Raw], None]] = {
+    "RST": raw.Raw.reset,
+    "killed": raw.Raw.vanish,
+    "half-close": raw.Raw.half_close,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_nothing_is_left_of_sockets_that_vanish(tmp_path: Path, way: str) -> None:
+    states = [idle, half_a_frame, in_a_burst, throttled, closing, unproven]
+    if way != "half-close":  # then it may read on, until the heartbeat says that it does not: test_heartbeat.py
+        states.append(in_a_page)
+    async with open_house(tmp_path, "1", "2", "3", FramesPerSecond=2000, FramesBurst=2000) as server:
+        await raw.store(server, "2", "1", MANY)
+        async with server.chat("2", to="1", max_queue=None) as two, server.chat("3") as three:
+            await settled(two)
+            before = asyncio.all_tasks()
+            for state in states:
+                async with raw.chat(server, "1", to="2", buffer=4096) as one:
+                    if state is unproven:
+                        assert (await two.send("hello"))["op_type"] == 40018
+                    await state(one)
+                    WAYS[way](one)
+                    await raw.gone(two)
+                    assert (await three.answer(6, "hello"))["content"] == "1"  # user 2
+                    while (await two.receive())["from"] != "3":  # those of the burst come first
+                        pass
+                await until(lambda: asyncio.all_tasks() <= before, state.__name__)
+
+
+async def settled(chat: Chat) -> None:
+    """Wait until all is done that a request of this socket began."""
+    await chat.answer(7, "-1")
+    await chat.silent()
+
+
+async def test_nothing_is_left_of_clients_that_vanish_while_they_connect(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "1", "2", SocketsPerUser=2) as server, server.chat("2", to="1") as two:
+        await settled(two)
+        before = asyncio.all_tasks()
+        upgrade = (
+            f"GET /chat/test?uid=1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.tokens['1']}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+        ).encode()
+        for _ in range(10):
+            for part in (b"", upgrade[:50], upgrade):
+                sock = await raw.connect(server)
+                sock.send(part)
+                raw.Raw(sock, "1").reset()
+        await raw.gone(two)
+        await until(lambda: asyncio.all_tasks() <= before)
+        async with server.chat("1"), server.chat("1"):  # and no place is taken
+            pass
+
+
+async def test_a_user_who_comes_and_goes_two_hundred_times_leaves_nothing(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "1", "2") as server, server.chat("2", to="1") as two:
+        await settled(two)
+        before = asyncio.all_tasks()
+        for _ in range(200):
+            async with raw.chat(server, "1", to="2") as one:
+                one.reset()
+        await raw.gone(two)
+        await until(lambda: asyncio.all_tasks() <= before)

@@ -1,0 +1,518 @@
+"""python run.py: what it says, how it starts, why it does not, and how it ends."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import websockets
+
+from chat_server import __version__
+from chat_server.cli import main
+from tests.e2e.answers import ask, done, lives
+from tests.harness import PATIENCE, ROOT, Process, process, run_py, serving
+
+# The issue: SIGTERM and SIGINT end it within so many seconds.
+ENDING = 10
+PAGE = 4096
+NOWHERE = {"CHAT_MYSQL_DBPORT": "1", "CHAT_REDIS_REDISADDR": "127.0.0.1:1", "CHAT_MONGODB_MONGODBPORT": "1"}
+
+
+class Ran(NamedTuple):
+    """What a command has said, and its exit code."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+async def run(*arguments: str, environ: Mapping[str, str] | None = None) -> Ran:
+    """python run.py, to its end."""
+    child = await run_py(*arguments, environ=environ)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            out, err = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.communicate()
+    return Ran(child.returncode, out.decode(), err.decode())
+
+
+def settings(folder: Path, **values: object) -> dict[str, str]:
+    """The environment of a server with its data in `folder`."""
+    values = {"DataDir": folder, "HttpPort": 0, **values}
+    return {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
+
+
+async def fails(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    """The one line with which a start fails."""
+    ran = await run(*arguments, environ=environ)
+    assert ran.code == 1, ran
+    assert "ready" not in ran.out, ran
+    assert "Traceback" not in ran.err, ran
+    *waiting, line = ran.err.splitlines()
+    assert all("waiting for a database" in said for said in waiting)
+    assert line.startswith("chat-server: ")
+    return line
+
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """The same command in this process: the one line with which it fails."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def fails_here(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+        for name, value in (environ or {}).items():
+            monkeypatch.setenv(name, value)
+        assert main(list(arguments)) == 1
+        out, err = capsys.readouterr()
+        assert "ready" not in out
+        [line] = err.splitlines()
+        assert line.startswith("chat-server: ")
+        return str(line)
+
+    yield fails_here
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything below a folder, as it is now."""
+    return {
+        str(path.relative_to(folder)): (stat.st_mtime_ns, stat.st_size, stat.st_mode)
+        for path in (folder, *folder.rglob("*"))
+        if (stat := path.stat())
+    }
+
+
+async def made(folder: Path) -> Path:
+    """A folder with the data of a server that has ended: users, messages, sessions."""
+    async with serving(folder) as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as chat:
+            await chat.send("hello")
+            await chat.send("x" * 16_000)
+    return folder
+
+
+# --- what it says of itself
+
+
+async def test_version_and_help() -> None:
+    version, help_ = await asyncio.gather(run("--version"), run("--help"))
+    assert version == (0, f"chat-server {__version__}\n", "")
+    assert (help_.code, help_.err) == (0, "")
+    for option in ("--config FILE", "--check", "--version", "--help"):
+        assert option in help_.out
+
+
+async def test_an_unknown_option_is_named() -> None:
+    ran = await run("--chekc")
+    assert ran.code == 2
+    assert "--chekc" in ran.err
+
+
+# --- --check
+
+
+async def test_check_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    ran = await run("--check", environ=settings(tmp_path / "deep" / "data"))
+    assert (ran.code, ran.err) == (0, "")
+    assert "not there yet" in ran.out
+    assert snapshot(tmp_path) == before
+
+
+async def test_check_says_what_it_found_and_changes_nothing(tmp_path: Path) -> None:
+    folder = await made(tmp_path / "data")
+    config = tmp_path / "my.ini"
+    config.write_text("[service]\nDataDir = data\nHttpPort = 0")
+    before = snapshot(tmp_path)
+    ran = await run("--check", "--config", str(config))
+    assert (ran.code, ran.err) == (0, "")
+    assert str(config) in ran.out
+    assert str(folder / "chat.db") in ran.out
+    assert "sound" in ran.out
+    assert snapshot(tmp_path) == before
+
+
+async def test_check_beside_a_running_server_changes_nothing_and_disturbs_nobody(tmp_path: Path) -> None:
+    async with process(tmp_path / "data") as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as chat:
+            before = snapshot(tmp_path)
+            ran = await run("--check", "--config", str(tmp_path / "server.ini"))
+            assert (ran.code, ran.err) == (0, "")
+            assert "sound" in ran.out
+            assert snapshot(tmp_path) == before
+            assert (await chat.send("hello"))["op_type"] == 40019
+
+
+@pytest.mark.parametrize("left", ["as it was", "without -shm"])
+async def test_check_of_what_a_killed_server_left_changes_nothing(tmp_path: Path, left: str) -> None:
+    """It looks at the stores read-only: no lock, nothing created or migrated."""
+    folder = tmp_path / "data"
+    async with process(folder) as server:
+        await server.users("1")
+        server.kill()
+        await server.ended()
+    assert (folder / "chat.db-wal").stat().st_size
+    if left == "without -shm":
+        (folder / "chat.db-shm").unlink()
+    before = snapshot(tmp_path)
+    ran = await run("--check", environ=settings(folder))
+    assert (ran.code, ran.err) == (0, "")
+    assert snapshot(tmp_path) == before
+
+
+async def test_check_of_an_older_schema_migrates_nothing(tmp_path: Path) -> None:
+    tmp_path.joinpath("chat.db").touch()
+    before = snapshot(tmp_path)
+    ran = await run("--check", environ=settings(tmp_path))
+    assert (ran.code, ran.err) == (0, "")
+    assert "next start" in ran.out
+    assert snapshot(tmp_path) == before
+
+
+# --- databases that cannot be used: --check and the start say so
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database " * 1000)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwritten(path: Path, page: int) -> None:
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(b"\xaa" * PAGE)
+
+
+def first_page(path: Path) -> None:
+    overwritten(path, 1)
+
+
+def page_of_users(path: Path) -> None:
+    overwritten(path, root_page(path, "users"))
+
+
+def page_of_messages(path: Path) -> None:
+    overwritten(path, root_page(path, "messages"))
+
+
+def page_of_sessions(path: Path) -> None:
+    overwritten(path, root_page(path, "sessions"))
+
+
+def page_of_an_index(path: Path) -> None:
+    overwritten(path, root_page(path, "messages_by_time"))
+
+
+def page_of_steps(path: Path) -> None:
+    overwritten(path, root_page(path, "sqlite_autoindex_schema_steps_1"))
+
+
+def of_another_program(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE something (else_)")
+
+
+def of_a_newer_release(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE schema_steps SET step = 1000 WHERE part = 'messages'")
+
+
+def root_page(path: Path, name: str) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        page: int = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (name,)).fetchone()[0]
+    return page
+
+
+SPOILT: list[Callable[[Path], None]] = [
+    garbage,
+    truncated,
+    first_page,
+    page_of_steps,
+    page_of_messages,
+    page_of_users,
+    page_of_sessions,
+    page_of_an_index,
+    of_another_program,
+    of_a_newer_release,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_check_tells_of_a_database_that_cannot_be_used(
+    tmp_path: Path, command: Command, spoil: Callable[[Path], None]
+) -> None:
+    path = asyncio.run(made(tmp_path / "data")) / "chat.db"
+    spoil(path)
+    before = snapshot(tmp_path)
+    line = command("--check", environ=settings(path.parent))
+    assert str(path) in line
+    assert "backup" in line or "another DataDir" in line
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_database_that_cannot_be_used_is_a_start_error(
+    tmp_path: Path, command: Command, spoil: Callable[[Path], None]
+) -> None:
+    path = asyncio.run(made(tmp_path / "data")) / "chat.db"
+    spoil(path)
+    content = path.read_bytes()
+    # The port is taken as well: a server that overlooks the damage ends, too, but with other words.
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        line = command(environ=settings(path.parent, HttpPort=taken.getsockname()[1]))
+    assert str(path) in line or "messages cannot be read" in line
+    assert "backup" in line or "another DataDir" in line
+    if spoil in (of_another_program, of_a_newer_release):
+        assert path.read_bytes() == content
+
+
+async def test_the_same_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = await made(tmp_path / "data") / "chat.db"
+    garbage(path)
+    environ = settings(path.parent)
+    for line in await asyncio.gather(fails("--check", environ=environ), fails(environ=environ)):
+        assert str(path) in line
+        assert "backup" in line
+
+
+# --- other reasons not to start
+
+
+async def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        line = await fails(environ=settings(tmp_path, HttpPort=port))
+    assert f"HttpPort {port}" in line
+    assert "in use" in line
+
+
+async def test_an_address_that_is_not_this_machines_is_told(tmp_path: Path) -> None:
+    assert "HttpHost 192.0.2.1" in await fails(environ=settings(tmp_path, HttpHost="192.0.2.1"))
+
+
+async def test_a_data_dir_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """Below a file not even root can make a folder."""
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "data", tmp_path / "file"):
+        environ = settings(folder)
+        for line in await asyncio.gather(fails("--check", environ=environ), fails(environ=environ)):
+            assert f"DataDir {folder}" in line
+            assert "another DataDir" in line
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no folder in which not even root may write")
+def test_a_folder_in_which_nothing_can_be_made_is_told(command: Command) -> None:
+    assert "DataDir /proc/data" in command(environ=settings(Path("/proc/data")))
+
+
+async def test_a_second_process_on_the_same_data_is_refused_and_the_first_unharmed(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with process(folder) as first:
+        await first.users("1", "2")
+        async with first.chat("1", to="2") as one, first.chat("2", to="1") as two:
+            line = await fails(environ=settings(folder))
+            assert f"DataDir {folder}" in line
+            assert "another chat_server is running" in line
+            assert (await one.send("m\nhello"))["op_type"] == 40018
+            assert (await two.receive())["id"] == "m"
+        first.kill()
+        await first.ended()
+    async with process(folder) as again:  # the lock of one that was killed is in nobody's way
+        assert await lives(again, first.tokens["1"])
+
+
+async def test_a_wrong_setting_is_told_with_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "my.ini"
+    for text, named in (("[service]\nHttpProt = 8081", "httpprot"), ("[service]\nHttpPort = 808100", "HttpPort")):
+        config.write_text(text)
+        for line in await asyncio.gather(fails("--config", str(config)), fails("--config", str(config), "--check")):
+            assert str(config) in line
+            assert named in line
+
+
+def test_a_wrong_environment_variable_is_told(command: Command) -> None:
+    assert "CHAT_SERVICE_HTTPPORT" in command(environ={"CHAT_SERVICE_HTTPPORT": "many"})
+    assert "CHAT_SERVICE_HTTPPROT" in command(environ={"CHAT_SERVICE_HTTPPROT": "8081"})
+
+
+async def test_a_file_that_is_named_must_exist(tmp_path: Path, command: Command) -> None:
+    assert f"{tmp_path}/missing.ini" in await fails("--config", f"{tmp_path}/missing.ini")
+    assert f"{tmp_path}: " in command("--config", str(tmp_path))
+
+
+def test_where_no_file_is_named_config_ini_in_the_current_folder_is_read(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command that `pip install` gives does it: beside it there is no config.ini."""
+    (tmp_path / "config.ini").write_text("[service]\nHttpPort = many")
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}/config.ini: [service] HttpPort" in command()
+
+
+@pytest.mark.parametrize(
+    ("variable", "word"),
+    [("CHAT_MYSQL_DB", "mysql"), ("CHAT_REDIS_REDISDB", "redis"), ("CHAT_MONGODB_MONGODB", "mongodb")],
+)
+async def test_a_database_server_that_is_not_there_is_a_start_error(tmp_path: Path, variable: str, word: str) -> None:
+    """Until there is a backend for it, whatever is there; then, since nobody listens on port 1."""
+    environ = settings(tmp_path, StartTimeout=0.5) | NOWHERE | {variable: word}
+    assert word in (await fails(environ=environ)).lower()
+
+
+async def test_the_originals_file_is_a_start_error_that_names_a_database(tmp_path: Path) -> None:
+    config = tmp_path / "config.ini"
+    config.write_bytes((ROOT / "tests" / "data" / "origin.ini").read_bytes())
+    line = await fails("--config", str(config), environ=NOWHERE | {"CHAT_SERVICE_STARTTIMEOUT": "0.5"})
+    assert re.search("mysql|redis|mongodb", line.lower())
+    assert "123456" not in line
+
+
+async def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    """A module of that name that raises what Python raises where there is none."""
+
+    async def without(package: str) -> None:
+        folder = tmp_path / package
+        folder.mkdir()
+        (folder / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module', name={package!r})")
+        line = await fails(environ={"PYTHONPATH": str(folder)})
+        assert f" {package} " in line
+        assert "make run" in line
+
+    await asyncio.gather(*map(without, ("aiohttp", "bcrypt", "msgspec", "uvloop")))
+
+
+# --- ready
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: str, shown: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    child = await run_py(environ=settings(tmp_path, HttpHost=host))
+    try:
+        assert child.stdout
+        async with asyncio.timeout(PATIENCE):
+            line = (await child.stdout.readline()).decode()
+        match = re.fullmatch(
+            rf"chat-server {re.escape(__version__)} is ready on http://{re.escape(shown)}:(\d+)\n", line
+        )
+        assert match
+        _, writer = await asyncio.open_connection(host, int(match[1]))
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        child.kill()
+        out, err = await child.communicate()
+    assert (out, err) == (b"", b"")
+
+
+# --- the end
+
+
+@asynccontextmanager
+async def stubborn(server: Process) -> AsyncIterator[None]:
+    """Peers that do nothing to help: one idle, one in the middle of a request, one that never reads its socket."""
+    requests = [
+        b"",
+        b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /ping HTTP/1.1\r\nHo",
+        b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+        b"GET /chat/test?uid=1&to_uid=2&token=%s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        % server.tokens["1"].encode(),
+    ]
+    writers = []
+    for request in requests:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writers.append(writer)
+        writer.write(request)
+        if request.endswith(b"\r\n\r\n"):
+            async with asyncio.timeout(PATIENCE):
+                await reader.readuntil(b"\r\n\r\n")
+    try:
+        yield
+    finally:
+        for writer in writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def test_sigterm_ends_it_politely_whatever_its_peers_do(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with process(folder) as server:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        async with stubborn(server), server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+            sent = [f"m{number}" for number in range(200)]
+            for id in sent:
+                await one.put(1, f"{id}\nhello")
+            first = await one.receive()
+            server.process.terminate()
+            acked = [first["id"]]
+            with suppress(websockets.ConnectionClosed):
+                while True:
+                    acked.append((await one.receive())["id"])
+            assert await one.closed() == 1001
+            assert await two.closed() == 1001
+            async with asyncio.timeout(ENDING):
+                assert await server.process.wait() == 0
+        assert server.process.stdout
+        assert (await server.process.stdout.read()).decode() == "chat-server is ending\n"
+        assert "Traceback" not in server.log.read_text()
+    assert not (folder / "chat.db-wal").exists()  # all of it is in chat.db
+    assert acked == sent[: len(acked)]
+    async with serving(folder) as server_again, server_again.chat("1", to="2", token=server.tokens["1"]) as one:
+        stored = [frame["id"] for frame in await one.ask(2, "-200") if frame["from"] != "System"]
+    assert set(acked) <= set(stored)
+
+
+async def test_sigint_ends_it_too(tmp_path: Path) -> None:
+    async with process(tmp_path / "data") as server:
+        await server.users("1")
+        async with server.chat("1") as chat:
+            server.process.send_signal(signal.SIGINT)
+            assert await chat.closed() == 1001
+            async with asyncio.timeout(ENDING):
+                assert await server.process.wait() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    async with process(tmp_path / "data") as server:
+        await server.users("1", "2")
+        async with stubborn(server):
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.stdout
+            async with asyncio.timeout(PATIENCE):
+                assert await server.process.stdout.readline() == b"chat-server is ending\n"
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.ended() == -signal.SIGTERM
+    async with process(tmp_path / "data") as again:
+        done(await ask(again, "GET", "/health"), 200)
+        assert await lives(again, server.tokens["1"])

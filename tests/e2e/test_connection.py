@@ -1,0 +1,433 @@
+"""One socket on the wire: fragments, bad input, close codes, compression (protocol section 2; RFC 6455)."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
+
+from tests import raw
+from tests.harness import Server, process, serving, until
+
+LARGEST = 65536  # MaxFrameBytes as shipped
+
+
+def padded(size: int, content: str = "m1\nhello") -> bytes:
+    """A request of exactly `size` bytes that is understood."""
+    text = json.dumps({"op_type": 1, "content": content}).encode()
+    return text[:-1] + b" " * (size - len(text)) + text[-1:]
+
+
+def cut(text: bytes, *at: int) -> list[bytes]:
+    """The frames of a message cut at these places."""
+    ends = (0, *at, len(text))
+    parts = [text[start:end] for start, end in pairwise(ends)]
+    last = len(parts) - 1
+    return [raw.frame(part, raw.CONTINUATION if i else raw.TEXT, fin=i == last) for i, part in enumerate(parts)]
+
+
+# --- how a frame may arrive
+
+
+async def test_a_message_in_fragments_is_one_message_wherever_it_was_cut(server: Server) -> None:
+    text = json.dumps({"op_type": 1, "content": "m1\n漢字 😀"}, ensure_ascii=False).encode()
+    async with raw.chat(server, "1", to="2") as one:
+        for frame in cut(text, 0, 5, text.index("😀".encode()) + 2, len(text)):
+            await one.write(frame)
+        assert (await one.answer())["id"] == "m1"
+    async with server.chat("2", to="1") as two:
+        assert (await two.ask(3))[0]["content"] == "m1\n漢字 😀"
+
+
+async def test_a_ping_between_fragments_is_answered_before_the_message_is_whole(server: Server) -> None:
+    first, second = cut(padded(100), 50)
+    async with raw.chat(server, "1", to="2") as one:
+        await one.write(first + raw.frame(b"are you there", raw.PING))
+        assert await one.pong() == b"are you there"
+        await one.write(second)
+        assert (await one.answer())["id"] == "m1"
+
+
+async def test_frames_that_come_together_are_answered_one_by_one_in_order(server: Server) -> None:
+    await server.friends("1", "2")
+    async with raw.chat(server, "1", to="2") as one:
+        await one.write(b"".join(raw.request(1, f"m{n}\nhello") for n in range(300)))
+        assert [(await one.answer())["id"] for _ in range(300)] == [f"m{n}" for n in range(300)]
+
+
+async def test_a_frame_may_come_one_byte_at_a_time(server: Server) -> None:
+    async with raw.chat(server, "1", to="2") as one:
+        for byte in raw.request(1, "m1\nhello"):
+            await one.write(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await one.answer())["id"] == "m1"
+
+
+async def test_a_frame_without_a_mask_is_read_like_any_other(server: Server) -> None:
+    # RFC 6455 section 5.1 asks a server to close; aiohttp is lenient, and it harms nobody.
+    async with raw.chat(server, "1", to="2") as one:
+        await one.write(raw.frame(padded(100), mask=b""))
+        assert (await one.answer())["id"] == "m1"
+        assert (await one.ask(1, "m2\nhello"))["id"] == "m2"
+
+
+async def test_frames_right_behind_the_upgrade_are_answered(server: Server) -> None:
+    async with raw.chat(server, "1", to="2", early=raw.request(1, "m1\nhello")) as one:
+        assert (await one.answer())["id"] == "m1"
+
+
+# --- what closes a socket
+
+
+async def closes(server: Server, data: bytes, code: int) -> None:
+    """`data`, sent after a request, closes the socket with `code`; the request was answered, and others chat on."""
+    async with raw.chat(server, "1", to="2") as one, server.chat("2", to="1") as two:
+        await one.write(raw.request(1, "before\nhello") + data)  # the first time a message, then a retry
+        assert (await one.answer())["id"] == "before"
+        assert await one.closed() == code, data[:60]
+        assert (await two.answer(2, "-1"))["content"] == "1"
+
+
+async def test_text_that_is_not_utf8_closes_with_1007(server: Server) -> None:
+    for data in (
+        raw.frame(b'{"op_type": 1, "content": "\xff"}'),
+        raw.frame(b"\xed\xa0\x80"),  # a surrogate
+        raw.frame(b"\xf0\x9f", fin=False) + raw.frame(b"\x98", raw.CONTINUATION),  # cut short
+    ):
+        await closes(server, data, 1007)
+
+
+async def test_a_binary_frame_closes_with_1003(server: Server) -> None:
+    for data in (
+        raw.frame(padded(100), raw.BINARY),
+        raw.frame(b"", raw.BINARY),
+        raw.frame(b"a", raw.BINARY, fin=False) + raw.frame(b"b", raw.CONTINUATION),
+    ):
+        await closes(server, data, 1003)
+
+
+async def test_a_frame_over_max_frame_bytes_closes_with_1009(server: Server) -> None:
+    for data in (
+        raw.frame(padded(LARGEST + 1)),
+        raw.header(LARGEST + 1),
+        raw.header(2**40),
+        raw.header(2**63 - 1),
+        raw.header(2**64 - 1),
+        b"".join(cut(padded(LARGEST + 1), 1000, 40000)),
+        raw.frame(b" " * LARGEST, fin=False) + raw.frame(b" ", raw.CONTINUATION, fin=False),
+    ):
+        await closes(server, data, 1009)
+
+
+async def test_a_frame_of_exactly_max_frame_bytes_is_fine_whole_and_in_fragments(server: Server) -> None:
+    async with raw.chat(server, "1", to="2") as one:
+        await one.write(raw.frame(padded(LARGEST)))
+        assert (await one.answer())["id"] == "m1"
+        await one.write(b"".join(cut(padded(LARGEST, "m2\nhello"), 1, 60000)))
+        assert (await one.answer())["id"] == "m2"
+
+
+@pytest.mark.parametrize("size", [256, 5000])
+async def test_max_frame_bytes_is_a_setting(tmp_path: Path, size: int) -> None:
+    async with serving(tmp_path, MaxFrameBytes=size) as server:
+        await server.users("1", "2")
+        async with raw.chat(server, "1", to="2") as one:
+            await one.write(raw.frame(padded(size)))
+            assert (await one.answer())["id"] == "m1"
+        await closes(server, raw.frame(padded(size + 1)), 1009)
+
+
+async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(server: Server) -> None:
+    for data in (
+        *(raw.frame(padded(100), rsv=rsv) for rsv in (1, 2, 4)),
+        *(raw.frame(b"", opcode) for opcode in (3, 7, 11, 15)),  # that mean nothing
+        raw.frame(b"", raw.PING, fin=False),
+        raw.frame(b"x" * 126, raw.PING),
+        raw.frame(b"more", raw.CONTINUATION),  # of nothing
+        raw.frame(b"begun", fin=False) + raw.frame(padded(100)),  # and not continued
+        raw.frame(b"\x03", raw.CLOSE),  # half a code
+        raw.close(1004),
+        raw.close(999),
+    ):
+        await closes(server, data, 1002)
+
+
+async def test_a_hundred_bad_frames_in_a_row_are_answered_and_close_with_1008(server: Server) -> None:
+    async with raw.chat(server, "1", to="2") as one:
+        await one.write(raw.frame(b"bad") * 100)
+        assert [(await one.answer())["op_type"] for _ in range(100)] == [40000] * 100
+        assert await one.closed() == 1008
+
+
+async def test_a_hundred_bad_frames_one_after_the_other_are_answered_and_close_with_1008(server: Server) -> None:
+    async with raw.chat(server, "1", to="2") as one:
+        for _ in range(100):
+            await one.write(raw.frame(b"bad"))
+            assert (await one.answer())["op_type"] == 40000
+        assert await one.closed() == 1008
+
+
+async def test_a_good_frame_after_99_bad_ones_is_forgiven(server: Server) -> None:
+    async with raw.chat(server, "1", to="2") as one:
+        for n in range(3):
+            await one.write(raw.frame(b"bad") * 99 + raw.request(1, f"m{n}\nhello"))
+            assert [(await one.answer())["op_type"] for _ in range(100)] == [40000] * 99 + [40019]
+        # A request that is refused was understood.
+        await one.write(raw.frame(b"bad") * 99 + raw.request(2, "no page") + raw.frame(b"bad") * 99)
+        assert [(await one.answer())["op_type"] for _ in range(199)] == [40000] * 99 + [40004] + [40000] * 99
+
+
+# --- bad input that does not close
+
+
+BAD = (
+    (b"", "bad_json"),
+    (b"hello", "bad_json"),
+    (b"{", "bad_json"),
+    (b'{"op_type": 1}{"op_type": 1}', "bad_json"),
+    (b"{'op_type': 1}", "bad_json"),
+    (b'{"op_type": NaN}', "bad_json"),
+    (b'{"op_type": 1, "content": "\n"}', "bad_json"),
+    (b'{"op_type": 1, "content": "\\ud800"}', "bad_json"),
+    (b'{"op_type": 1, "content": "\\udc00\\ud800"}', "bad_json"),
+    (b'{"op_type": 1, "key": ' + b"[" * 60000, "bad_json"),
+    (b'{"op_type": 1, "key": ' + b'{"":' * 15000, "bad_json"),
+    (b"null", "bad_frame"),  # killed the whole Go server
+    (b"[]", "bad_frame"),
+    (b"1", "bad_frame"),
+    (b'"hello"', "bad_frame"),
+    (b"{}", "bad_frame"),
+    (b'{"op_type": null}', "bad_frame"),
+    (b'{"op_type": true}', "bad_frame"),
+    (b'{"op_type": "1"}', "bad_frame"),
+    (b'{"op_type": 1.5}', "bad_frame"),
+    (b'{"op_type": 1e999}', "bad_frame"),
+    (b'{"op_type": ' + b"9" * 60000 + b"}", "bad_frame"),
+    (b'{"op_type": 1, "content": 1}', "bad_frame"),
+    (b'{"op_type": 1, "content": null}', "bad_frame"),
+    (b'{"op_type": 1, "from": 1}', "bad_frame"),
+    (b'{"op_type": 1, "to": ["2"]}', "bad_frame"),
+    (b'{"op_type": 1, "type": 2}', "bad_frame"),
+    (b'{"op_type": 1, "type": "1"}', "bad_frame"),
+    (b'{"op_type": 0}', "unknown_op"),
+    (b'{"op_type": -1}', "unknown_op"),
+    (b'{"op_type": 8}', "unknown_op"),
+    (b'{"op_type": 1180591620717411303424}', "unknown_op"),
+)
+
+
+async def test_a_bad_frame_is_answered_40000_with_why_and_the_socket_stays_open(server: Server) -> None:
+    await server.friends("1", "2")
+    async with raw.chat(server, "1", to="2") as one:
+        for data, reason in BAD:
+            await one.write(raw.frame(data))
+            answer = await one.answer()
+            said = (answer["op_type"], answer["from"], answer["to"], answer["reason"], bool(answer["content"]))
+            assert said == (40000, "System", "1", reason, True), data[:60]
+            assert (await one.ask(1, "hello"))["op_type"] == 40019
+
+
+async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_included(server: Server) -> None:
+    requests = {
+        40019: raw.request(1, "hello"),
+        40000: raw.frame(b"bad"),
+        40004: raw.request(2, "no page"),
+        40008: raw.request(1, ""),
+        40005: raw.request(2, "0-1"),
+        40023: raw.request(7, "-1"),
+        40009: raw.request(6, "all"),
+    }
+    order = [*requests, *reversed(requests), *requests] * 10
+    await server.friends("1", "2")
+    async with raw.chat(server, "1", to="2") as one:
+        await one.write(b"".join(requests[code] for code in order))
+        assert [(await one.answer())["op_type"] for _ in order] == order
+
+
+# --- closing
+
+
+async def test_a_close_frame_is_answered_with_its_code(server: Server) -> None:
+    for payload, code in (
+        (b"", 1000),
+        (b"\x03\xe8", 1000),
+        (b"\x03\xe9going away", 1001),
+        (b"\x0f\xa0", 4000),
+        (b"\x13\x87" + "再見".encode(), 4999),
+    ):
+        async with raw.chat(server, "1", to="2") as one:
+            await one.write(raw.frame(payload, raw.CLOSE))
+            assert await one.closed() == code
+            with pytest.raises(raw.Cut):  # and then the server ends the connection
+                await one.read_bytes()
+
+
+async def test_what_was_sent_before_a_close_frame_is_still_answered_and_what_comes_after_is_not(server: Server) -> None:
+    async with raw.chat(server, "1", to="2") as one:
+        sends = b"".join(raw.request(1, f"m{n}\nhello") for n in range(5))
+        await one.write(sends + raw.frame(b"bad") + raw.close(1000) + raw.request(1, "late\nhello"))
+        assert [(await one.answer())["op_type"] for _ in range(6)] == [40019] * 5 + [40000]
+        assert (await one.read()).opcode == raw.CLOSE
+        assert await one.rest() == []
+    async with server.chat("2", to="1") as two:
+        assert [frame["id"] for frame in (await two.ask(3))[:-1]] == [f"m{n}" for n in range(5)]
+
+
+async def test_a_polite_client_closes_normally(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        await one.send("hello")
+        await one.connection.close(4321, "bye")
+        assert one.connection.close_code == 4321
+        assert one.connection.protocol.close_rcvd is not None
+        assert one.connection.protocol.close_rcvd.code == 4321
+
+
+async def test_sigterm_closes_every_socket_with_1001(tmp_path: Path) -> None:
+    async with process(tmp_path / "data") as server:
+        await server.users("1", "2")
+        async with server.chat("1") as one, server.chat("2") as two, server.chat("2") as other:
+            server.process.send_signal(signal.SIGTERM)
+            assert [await one.closed(), await two.closed(), await other.closed()] == [1001] * 3
+        assert await server.ended() == 0
+
+
+async def test_a_reader_that_stops_is_closed_with_1013_its_messages_stay_unread_and_others_chat_on(
+    tmp_path: Path,
+) -> None:
+    count = 50 * (raw.HELD_BY_KERNEL // 16000 // 50 + 20)  # in all over what may wait for it
+    async with serving(tmp_path, StrangerLimit=0, OutboxBytes=262144) as server:
+        await server.users("1", "2", "3")
+        async with (
+            raw.chat(server, "2", to="1", buffer=4096) as slow,
+            server.chat("1", to="2") as one,
+            server.chat("3", to="1") as three,
+        ):
+            for start in range(0, count, 50):
+                for n in range(start, start + 50):
+                    await one.put(1, f"m{n}\n{'x' * 16000}")
+                for n in range(start, start + 50):
+                    assert (await one.receive())["id"] == f"m{n}"
+                assert (await three.send(f"between {start}"))["op_type"] == 40018
+                assert (await one.receive())["from"] == "3"
+            live = 0
+            while (read := await slow.read()).opcode != raw.CLOSE:
+                live += read.opcode == raw.TEXT
+            assert read.payload[:2] == (1013).to_bytes(2, "big")
+            assert 0 < live < count
+        async with server.chat("2", to="1", max_size=None) as two:
+            assert [frame["id"] for frame in (await two.ask(3))[:-1]] == [f"m{n}" for n in range(count)]
+
+
+async def test_a_session_whose_row_is_gone_closes_its_sockets_with_4001(tmp_path: Path) -> None:
+    async with serving(tmp_path, HeartbeatSeconds=0.2) as server:
+        await server.users("1", "2")
+        async with server.chat("1") as one, server.chat("1") as other, server.chat("2") as two:
+            with closing(sqlite3.connect(tmp_path / "chat.db")) as database, database:
+                database.execute("DELETE FROM sessions WHERE user = '1'")
+            assert [await one.closed(), await other.closed()] == [4001, 4001]
+            await two.silent()
+
+
+async def test_a_store_that_is_away_closes_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(tmp_path, HeartbeatSeconds=0.2) as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one:
+            with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+                database.execute("ALTER TABLE sessions RENAME TO away")
+                await until(lambda: caplog.text.count("sessions not renewed") >= 3)
+                assert (await one.send("m1\nhello"))["op_type"] == 40019
+                database.execute("ALTER TABLE away RENAME TO sessions")
+            async with server.chat("1", to="2"):
+                assert (await one.send("m2\nhello"))["op_type"] == 40019
+
+
+async def test_the_close_frame_arrives_although_the_client_is_still_sending(server: Server) -> None:
+    for data, code in ((raw.frame(b"", raw.BINARY), 1003), (raw.header(2**40), 1009)):
+        async with raw.chat(server, "1", to="2") as one:
+            await one.write(data)
+            for _ in range(50):
+                await one.write(raw.frame(b"x" * 60000))
+            assert await one.closed() == code
+
+
+async def test_the_close_frame_arrives_although_much_was_unread(tmp_path: Path) -> None:
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("1", "2")
+        await raw.store(server, "1", "2", raw.HELD_BY_KERNEL // 16000 + 100)
+        async with raw.chat(server, "2", to="1", buffer=4096) as two:
+            await two.put(3)
+            await two.stalled()
+            response = await server.post(
+                "/user/logout", {"user_name": "2"}, headers={"Authorization": f"Bearer {server.tokens['2']}"}
+            )
+            assert response.json()["status"] == 41015
+            assert await two.closed() == 4001
+
+
+# --- compression
+
+
+async def compressed(server: Server, **options: Any) -> None:
+    """Both directions work, small and large, live and from the history."""
+    async with server.chat("1", to="2", **options) as one, server.chat("2", to="1", **options) as two:
+        assert one.connection.protocol.extensions
+        assert one.connection.response
+        assert "permessage-deflate" in one.connection.response.headers["Sec-WebSocket-Extensions"]
+        for n, text in enumerate(["hello", "x" * 16000, "漢字 😀 " * 1000, "".join(map(chr, range(32, 5000)))] * 3):
+            assert (await one.send(f"m{n}\n{text}"))["op_type"] == 40018
+            assert (await two.receive())["content"] == f"m{n}\n{text}"
+        assert len(await two.ask(2, "0-200")) == 13
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"server_no_context_takeover": True, "client_no_context_takeover": True},
+        {"server_max_window_bits": 9},
+        {"client_max_window_bits": 9},
+    ],
+)
+async def test_with_compress_both_directions_are_compressed(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
+        await server.users("1", "2")
+        await compressed(server, compression=None, extensions=[ClientPerMessageDeflateFactory(**parameters)])
+
+
+async def test_with_compress_a_large_frame_is_smaller_on_the_wire_and_a_client_without_it_reads_plain_text(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
+        await server.users("1", "2")
+        async with (
+            raw.chat(server, "2", extensions="permessage-deflate") as packed,
+            raw.chat(server, "2") as plain,
+            server.chat("1", to="2") as one,
+        ):
+            assert b"permessage-deflate" in packed.response
+            assert b"permessage-deflate" not in plain.response
+            await one.send("m1\n" + "x" * 10000)
+            small, large = await packed.read(), await plain.read()
+            assert (small.rsv, large.rsv) == (4, 0)
+            assert len(small.payload) < 1000 < len(large.payload)
+
+
+async def test_with_compress_what_is_too_large_once_unpacked_closes_with_1009(tmp_path: Path) -> None:
+    async with serving(tmp_path, Compress="yes") as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one:
+            await one.raw("x" * 5_000_000)
+            assert await one.closed() == 1009
+
+
+async def test_without_compress_it_is_not_agreed_on(server: Server) -> None:
+    async with raw.chat(server, "1", to="2", extensions="permessage-deflate; client_max_window_bits") as one:
+        assert b"sec-websocket-extensions" not in one.response.lower()
+    async with server.chat("1", to="2", compression="deflate") as polite:
+        assert polite.connection.protocol.extensions == []

@@ -1,0 +1,318 @@
+"""The envelope, whatever happens (protocol section 1)."""
+
+import gzip
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+
+from tests.e2e.answers import ENDPOINTS, ask, done, envelope, post, refused, speak, sql, try_login, try_upgrade
+from tests.harness import PASSWORD, Server, serving, until
+
+WRONG: list[Any] = [None, 1, True, [], {}, ["1"]]
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+async def test_ping_answers_in_the_envelope(server: Server) -> None:
+    response = await ask(server, "GET", "/ping")
+    assert response.json() == {"status": 200, "data": None, "msg": "ok", "error": ""}
+
+
+async def test_msg_is_in_the_language_of_the_settings(tmp_path: Path) -> None:
+    async with serving(tmp_path, Language="zh") as server:
+        assert (await ask(server, "GET", "/ping")).json()["msg"] == "成功"
+
+
+async def test_health_says_of_each_store_that_it_is_up_and_since_when(server: Server) -> None:
+    data = done(await ask(server, "GET", "/health"), 200)
+    assert set(data) == {"users", "messages", "cache"}
+    for store in data.values():
+        assert store["state"] == "up"
+        assert store["since"] > 1_700_000_000_000
+
+
+async def test_head_is_get_without_the_body(server: Server) -> None:
+    for path in ("/ping", "/health"):
+        response = await ask(server, "HEAD", path)
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["Content-Type"] == "application/json"
+
+
+async def test_what_is_not_there_is_404(server: Server) -> None:
+    for path in ("/", "/user", "/user/login/", "/user/login/x", "//ping", "/PING", "/%00", "/%ff", "/.."):
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            refused(await ask(server, method, path), 404, 404, "not_found")
+        response = await ask(server, "HEAD", path)
+        assert (response.status_code, response.content) == (404, b"")
+
+
+async def test_a_wrong_method_is_405_and_allow_names_the_right_ones(server: Server) -> None:
+    reading, posting = {"GET", "HEAD"}, {"POST"}
+    known = {"/ping": reading, "/health": reading, "/chat/test": {"GET"}} | dict.fromkeys(ENDPOINTS, posting)
+    for path, right in known.items():
+        for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} - right:
+            response = await ask(server, method, path)
+            refused(response, 405, 400, "method_not_allowed")
+            assert set(response.headers["Allow"].replace(" ", "").split(",")) == right
+
+
+async def test_a_body_that_is_too_large_is_413(server: Server) -> None:
+    body = json.dumps({"user_name": "1", "password": "x" * 100_000})
+    headers = JSON | {"Authorization": f"Bearer {server.tokens['1']}"}
+    for path in ENDPOINTS:
+        refused(await ask(server, "POST", path, content=body, headers=headers), 413, 400, "too_large")
+
+
+async def test_a_body_whose_size_is_not_known_in_advance_is_413_too(server: Server) -> None:
+    async def chunks() -> Any:
+        for _ in range(100):
+            yield b"x" * 1000
+
+    response = await ask(server, "POST", "/user/login", content=chunks(), headers=JSON)
+    refused(response, 413, 400, "too_large")
+
+
+async def test_a_body_that_becomes_too_large_by_unpacking_is_413_too(server: Server) -> None:
+    packed = gzip.compress(b" " * 1_000_000)
+    response = await ask(server, "POST", "/user/login", content=packed, headers=JSON | {"Content-Encoding": "gzip"})
+    refused(response, 413, 400, "too_large")
+
+
+async def test_a_body_that_is_neither_json_nor_a_form_is_415(server: Server) -> None:
+    for content_type in (None, "", "text/plain", "text/json", "multipart/form-data; boundary=x", "x"):
+        headers = {} if content_type is None else {"Content-Type": content_type}
+        body = b'{"user_name": "1", "password": "secret1"}'
+        response = await ask(server, "POST", "/user/login", content=body, headers=headers)
+        refused(response, 415, 400, "bad_content_type")
+
+
+async def test_the_sockets_address_without_an_upgrade_is_426(server: Server) -> None:
+    for accept in ("text/html", "*/*"):
+        response = await ask(server, "GET", "/chat/test?uid=1&to_uid=2", headers={"Accept": accept})
+        refused(response, 426, 40014, "no_upgrade")
+        assert response.headers["Upgrade"] == "websocket"
+
+
+# --- bodies
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
+async def test_bodies_are_json_or_forms(server: Server, form: bool) -> None:
+    async def send(path: str, token: str = "", **fields: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        body: Any = {"data": fields} if form else {"json": fields}
+        return await ask(server, "POST", path, headers=headers, **body)
+
+    name, password, changed = "Zoë@home", "pass & wörd=%+", "other+pass %41"
+    done(await send("/user/register", user_name=name, password=password), 41001)
+    login = done(await send("/user/login", user_name=name, password=password), 41003)
+    assert login["user_name"] == name
+    assert login["expires_in"] == 30 * 86400
+    token = login["token"]
+    change = await send("/user/set_password", token, user_name=name, old_password=password, new_password=changed)
+    done(change, 41005)
+    done(await send("/user/login", user_name=name, password=changed), 41003)
+    done(await send("/user/logout", token, user_name=name), 41015)
+
+
+async def test_a_charset_beside_the_content_type_is_no_hindrance(server: Server) -> None:
+    fields = {"user_name": "1", "password": PASSWORD}
+    for headers, body in ((JSON, json.dumps(fields)), (FORM, urlencode(fields))):
+        content_type = {"Content-Type": f"{headers['Content-Type']}; charset=UTF-8"}
+        done(await ask(server, "POST", "/user/login", content=body, headers=content_type), 41003)
+
+
+async def test_a_packed_body_is_unpacked(server: Server) -> None:
+    packed = gzip.compress(json.dumps({"user_name": "1", "password": PASSWORD}).encode())
+    response = await ask(server, "POST", "/user/login", content=packed, headers=JSON | {"Content-Encoding": "gzip"})
+    done(response, 41003)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"user_name=1",
+        b'{"user_name": "\xff"}',
+        b'{"user_name": "\\ud800", "password": "secret1"}',
+        b'{"user_name": "1"} {}',
+        b"[" * 10_000,
+    ],
+    ids=["empty", "open", "form", "not utf-8", "surrogate", "two", "deep"],
+)
+async def test_a_body_that_is_no_json_is_400_with_status_400(server: Server, body: bytes) -> None:
+    """`bad_json`: it cannot be parsed (`bad_request`: a key is missing or of the wrong type)."""
+    headers = JSON | {"Authorization": f"Bearer {server.tokens['1']}"}
+    for path in ENDPOINTS:
+        refused(await ask(server, "POST", path, content=body, headers=headers), 400, 400, "bad_json")
+
+
+async def test_a_body_that_is_no_form_is_400_with_status_400(server: Server) -> None:
+    for body in (b"user_name=%ff&password=secret1", b"user_name=\xff&password=secret1", b"a&" * 5000):
+        response = await ask(server, "POST", "/user/login", content=body, headers=FORM)
+        assert (response.status_code, envelope(response)["status"]) == (400, 400)
+        assert response.json()["data"]["reason"] in ("bad_json", "bad_request")
+
+
+async def test_a_body_that_is_no_object_is_400_with_the_endpoints_failure(server: Server) -> None:
+    headers = JSON | {"Authorization": f"Bearer {server.tokens['1']}"}
+    for path, (_, failed) in ENDPOINTS.items():
+        for body in ("[]", '"user_name"', "1", "null", "true"):
+            response = await ask(server, "POST", path, content=body, headers=headers)
+            refused(response, 400, failed, "bad_request")
+
+
+async def test_a_missing_or_wrong_field_is_named(server: Server) -> None:
+    for path, (fields, failed) in ENDPOINTS.items():
+        right: dict[str, Any] = dict.fromkeys(fields, PASSWORD)
+        for field in fields:
+            missing = {other: right[other] for other in fields if other != field}
+            for body in (missing, *(right | {field: wrong} for wrong in WRONG)):
+                response = await post(server, path, server.tokens["1"], **body)
+                refused(response, 400, failed, "bad_request", field)
+                assert field in response.json()["error"]
+
+
+async def test_a_missing_field_of_a_form_is_named(server: Server) -> None:
+    response = await ask(server, "POST", "/user/login", data={"user_name": "1"})
+    refused(response, 400, 41002, "bad_request", "password")
+    assert "password" in response.json()["error"]
+
+
+# --- what is hardly HTTP any more
+
+HOST = b"Host: chat.example\r\n"
+LOGIN = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"FETCH /ping HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /ping HTTP/9.9\r\n" + HOST + b"\r\n",
+        b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /ping HTTP/1.1\r\n" + HOST + b"X-Long: " + b"x" * 10_000 + b"\r\n\r\n",
+        b"GET /ping HTTP/1.1\r\n" + HOST + b"no header\r\n\r\n",
+        LOGIN + b"Content-Length: many\r\n\r\n",
+        LOGIN + b"Transfer-Encoding: chunked\r\n\r\nmany\r\n",
+        LOGIN + b"Content-Length: 2\r\nContent-Encoding: br\r\n\r\n{}",
+    ],
+    ids=[
+        "no request line",
+        "TLS",
+        "method",
+        "version",
+        "not ASCII",
+        "long line",
+        "long header",
+        "header",
+        "length",
+        "chunk",
+        "encoding",
+    ],
+)
+async def test_what_is_no_http_is_400_in_the_envelope(server: Server, request_: bytes) -> None:
+    """Every response is JSON with the same four keys, whatever happened."""
+    refused(await speak(server, request_), 400, 400, "bad_request")
+
+
+async def test_an_expectation_that_nobody_knows_is_answered_in_the_envelope(server: Server) -> None:
+    response = await speak(server, LOGIN + b"Expect: miracles\r\nContent-Length: 2\r\n\r\n{}")
+    refused(response, response.status_code, 400, "bad_request")
+    assert response.status_code in (400, 417)
+
+
+async def test_a_body_that_is_not_packed_as_it_says_is_400(server: Server) -> None:
+    """A body that cannot be parsed is 400 with status 400."""
+    body = b'{"user_name": "1", "password": "secret1"}'
+    response = await ask(server, "POST", "/user/login", content=body, headers=JSON | {"Content-Encoding": "gzip"})
+    assert (response.status_code, envelope(response)["status"]) == (400, 400)
+    assert response.json()["data"]["reason"] in ("bad_json", "bad_request")
+
+
+async def test_a_connection_goes_on_after_a_refusal(server: Server) -> None:
+    async with server.client(verify=False) as client:
+        for _ in range(2):
+            refused(
+                await client.post("/user/login", content="{}", headers=JSON), 400, 41002, "bad_request", "user_name"
+            )
+            refused(await client.get("/nothing"), 404, 404, "not_found")
+            done(await client.get("/ping"), 200)
+
+
+# --- trouble in the server
+
+
+async def test_an_error_in_the_server_is_500(server: Server, tmp_path: Path) -> None:
+    sql(tmp_path, "UPDATE users SET password = 'no hash' WHERE name = '1'")
+    refused(await try_login(server, "1"), 500, 44444, "internal")
+    done(await try_login(server, "2"), 41003)
+
+
+async def test_a_database_that_does_not_answer_is_503_until_it_does(tmp_path: Path) -> None:
+    async with serving(tmp_path, StoreTimeout=0.2) as server:
+        await server.users("1")
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for response in (
+                await try_login(server, "1"),
+                await post(server, "/user/register", user_name="2", password=PASSWORD),
+                await post(server, "/user/logout", server.tokens["1"], user_name="1"),
+            ):
+                refused(response, 503, 44444, "store_away")
+
+        async def back() -> bool:
+            return (await try_login(server, "1")).status_code == 200
+
+        await until(back)
+
+
+async def test_health_tells_of_a_database_that_does_not_answer(tmp_path: Path) -> None:
+    """Each store up or away, since when; 503/44444 while one is away."""
+    async with serving(tmp_path, StoreTimeout=0.2) as server:
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refused(await post(server, "/user/register", user_name="1", password=PASSWORD), 503, 44444, "store_away")
+            response = await ask(server, "GET", "/health")
+        assert (response.status_code, envelope(response)["status"]) == (503, 44444)
+
+        async def up() -> bool:
+            return (await ask(server, "GET", "/health")).status_code == 200
+
+        await until(up)
+
+
+def damage(folder: Path) -> None:
+    """Make the database of a running server unreadable, and have the server look at it anew."""
+    sql(folder, "CREATE TABLE something (new)")
+    for path in (folder / "chat.db", folder / "chat.db-wal"):
+        with path.open("r+b") as file:
+            file.write(b"\xaa" * path.stat().st_size)
+
+
+async def test_a_database_that_cannot_be_read_is_away(server: Server, tmp_path: Path) -> None:
+    damage(tmp_path)
+    response = await ask(server, "GET", "/health")
+    body = envelope(response)
+    assert (response.status_code, body["status"], body["data"]["reason"]) == (503, 44444, "store_away")
+    assert body["error"]
+    assert body["data"]["users"]["state"] == body["data"]["messages"]["state"] == "away"
+    token = {"Authorization": f"Bearer {server.tokens['1']}"}
+    refused(await try_upgrade(server, token, uid="1"), 503, 44444, "store_away")
+    refused(await post(server, "/user/register", user_name="3", password=PASSWORD), 503, 44444, "store_away")
+
+
+async def test_a_database_that_cannot_be_written_for_damage_is_away(server: Server, tmp_path: Path) -> None:
+    """500 and 503 have 44444; a database that is away is 503, and worth trying again."""
+    damage(tmp_path)
+    refused(await try_login(server, "1"), 503, 44444, "store_away")

@@ -1,0 +1,335 @@
+"""The limits on guessing, registrations, waiting passwords and sockets (protocol section 1)."""
+
+import asyncio
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import httpx
+import websockets
+
+from tests.e2e.answers import ask, done, opened, post, refused, sql, try_login, try_upgrade
+from tests.harness import PASSWORD, HandClock, Server, serving, until
+
+LOCAL = "127.0.0.1"
+WRONG = "wrong password"
+
+
+async def guess(server: Server, name: str = "1", address: str = "192.0.2.1") -> int:
+    """A wrong password; 401 if it was tried, 429 if it was refused."""
+    response = await try_login(server, name, WRONG, address)
+    if response.status_code == 429:
+        refused(response, 429, 41002, "too_many")
+    else:
+        refused(response, 401, 41010, "wrong_password")
+    return response.status_code
+
+
+async def register(server: Server, name: str, address: str = "192.0.2.1") -> httpx.Response:
+    headers = {"X-Forwarded-For": address}
+    return await ask(server, "POST", "/user/register", json={"user_name": name, "password": PASSWORD}, headers=headers)
+
+
+# --- guessing
+
+
+async def test_after_ten_failures_even_the_right_password_is_refused(server: Server) -> None:
+    assert [await guess(server) for _ in range(11)] == [401] * 10 + [429]
+    response = await try_login(server, "1")
+    refused(response, 429, 41002, "too_many")
+    assert 0 < int(response.headers["Retry-After"]) <= 300
+    done(await try_login(server, "2"), 41003)
+
+
+async def test_failures_are_counted_per_name_and_address(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        await server.users("1", "2")
+        assert [await guess(server) for _ in range(3)] == [401, 401, 429]
+        assert await guess(server, "2") == 401
+        assert await guess(server, address="192.0.2.2") == 401
+        done(await try_login(server, "1", PASSWORD, "192.0.2.2"), 41003)
+
+
+async def test_a_name_that_nobody_has_is_counted_too(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2) as server:
+        assert [await guess(server, "nobody") for _ in range(3)] == [401, 401, 429]
+
+
+async def test_the_spellings_of_a_name_are_counted_together(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2) as server:
+        assert [await guess(server, name) for name in ("\u00e9", "e\u0301", "\u00e9")] == [401, 401, 429]
+
+
+async def test_ten_times_as_many_per_name_are_too_many_from_wherever(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        await server.users("1", "2")
+        for address in range(10):
+            assert [await guess(server, "1", f"192.0.2.{address}") for _ in range(2)] == [401, 401]
+        assert await guess(server, "1", "198.51.100.1") == 429
+        refused(await try_login(server, "1", PASSWORD, "198.51.100.1"), 429, 41002, "too_many")
+        assert await guess(server, "2", "198.51.100.1") == 401
+
+
+async def test_ten_times_as_many_per_address_are_too_many_for_whatever_name(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        await server.users("1")
+        for name in range(10):
+            assert [await guess(server, f"user{name}") for _ in range(2)] == [401, 401]
+        assert await guess(server, "somebody") == 429
+        refused(await try_login(server, "1", PASSWORD, "192.0.2.1"), 429, 41002, "too_many")
+        done(await try_login(server, "1", PASSWORD, "192.0.2.2"), 41003)
+
+
+async def test_an_ipv6_address_counts_by_its_64(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        addresses = ("2001:db8::1", "2001:db8:0:0:ffff::", "2001:0DB8::2")
+        assert [await guess(server, address=address) for address in addresses] == [401, 401, 429]
+        assert await guess(server, address="2001:db8:0:1::1") == 401
+
+
+async def test_an_ipv4_address_in_ipv6_counts_as_itself(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        addresses = ("192.0.2.1", "::ffff:192.0.2.1", "::ffff:c000:201")
+        assert [await guess(server, address=address) for address in addresses] == [401, 401, 429]
+        assert await guess(server, address="::ffff:192.0.2.2") == 401
+
+
+async def test_nobody_chooses_the_address_that_is_counted(tmp_path: Path) -> None:
+    """Of X-Forwarded-For the last address that is no trusted proxy counts: what stands before it is hearsay."""
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies="127.0.0.1 10.0.0.0/8") as server:
+        forwarded = ("192.0.2.1", "198.51.100.7, 192.0.2.1", "198.51.100.8,192.0.2.1 , 10.1.2.3")
+        assert [await guess(server, address=value) for value in forwarded] == [401, 401, 429]
+        assert await guess(server, address="192.0.2.1, 198.51.100.9") == 401
+
+
+async def test_a_proxy_may_add_a_header_of_its_own_behind_that_of_the_client(tmp_path: Path) -> None:
+    """Several X-Forwarded-For are one list (RFC 9110, 5.3); HAProxy, for one, adds a line of its own."""
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        answers = []
+        for number in range(3):
+            forwarded = [("X-Forwarded-For", f"198.51.100.{number}"), ("X-Forwarded-For", "192.0.2.1")]
+            body = {"user_name": "1", "password": WRONG}
+            answers.append(await ask(server, "POST", "/user/login", json=body, headers=forwarded))
+        assert [answer.status_code for answer in answers] == [401, 401, 429]
+
+
+async def test_a_proxy_that_is_not_trusted_is_not_believed(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies="192.0.2.99") as server:
+        addresses = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+        assert [await guess(server, address=address) for address in addresses] == [401, 401, 429]
+
+
+async def test_a_success_clears_the_count_of_the_name_and_address(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=3) as server:
+        await server.users("1")
+        for _ in range(3):
+            assert [await guess(server), await guess(server)] == [401, 401]
+            done(await try_login(server, "1"), 41003)
+
+
+async def test_a_success_clears_neither_the_count_of_the_name_nor_that_of_the_address(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=1, TrustedProxies=LOCAL) as server:
+        await server.users("1", "2")
+        for number in range(10):
+            done(await try_login(server, "1", PASSWORD, f"198.51.100.{number}"), 41003)
+            assert await guess(server, "1", f"192.0.2.{number}") == 401
+        assert await guess(server, "1", "192.0.2.10") == 429
+        for number in range(9):  # one failure of this address was that of user 1
+            done(await try_login(server, "2", PASSWORD, "192.0.2.1"), 41003)
+            assert await guess(server, f"user{number}", "192.0.2.1") == 401
+        refused(await try_login(server, "2", PASSWORD, "192.0.2.1"), 429, 41002, "too_many")
+
+
+async def test_success_costs_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=1) as server:
+        await server.users("1")
+        for _ in range(15):
+            done(await try_login(server, "1"), 41003)
+
+
+async def test_a_wrong_old_password_counts_too(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2) as server:
+        await server.users("1")
+        change = {"user_name": "1", "old_password": WRONG, "new_password": "another1"}
+        for _ in range(2):
+            response = await post(server, "/user/set_password", server.tokens["1"], **change)
+            refused(response, 401, 41010, "wrong_password")
+        right = change | {"old_password": PASSWORD}
+        refused(await post(server, "/user/set_password", server.tokens["1"], **right), 429, 41004, "too_many")
+        refused(await try_login(server, "1"), 429, 41002, "too_many")
+
+
+async def test_parallel_guesses_do_not_slip_through(server: Server) -> None:
+    """They are counted before hashing."""
+    body = {"user_name": "1", "password": WRONG}
+    async with server.client(verify=False) as client:
+        answers = await asyncio.gather(*(client.post("/user/login", json=body) for _ in range(30)))
+    assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 20
+
+
+async def test_the_window_passes(tmp_path: Path) -> None:
+    clock = HandClock()
+    async with serving(tmp_path, clock, LoginFailures=2, LoginWindow=5) as server:
+        assert [await guess(server), await guess(server), await guess(server)] == [401, 401, 429]
+        clock.shift += 200
+        response = await try_login(server, "1", WRONG)
+        refused(response, 429, 41002, "too_many")
+        assert int(response.headers["Retry-After"]) <= 100
+        clock.shift += 100
+        assert [await guess(server), await guess(server), await guess(server)] == [401, 401, 429]
+
+
+async def test_a_clock_that_was_set_back_shuts_nobody_out_for_longer(tmp_path: Path) -> None:
+    clock = HandClock()
+    clock.shift = 365 * 86400
+    async with serving(tmp_path, clock, LoginFailures=2) as server:
+        assert [await guess(server), await guess(server), await guess(server)] == [401, 401, 429]
+        clock.shift = 0
+        assert await guess(server) == 401
+
+
+async def test_the_counts_survive_a_restart(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2) as server:
+        assert [await guess(server), await guess(server)] == [401, 401]
+    async with serving(tmp_path, LoginFailures=2) as server:
+        assert await guess(server) == 429
+
+
+# --- registrations
+
+
+async def test_too_many_registrations_per_address_and_hour(tmp_path: Path) -> None:
+    clock = HandClock()
+    async with serving(tmp_path, clock, RegistrationsPerHour=2, TrustedProxies=LOCAL) as server:
+        done(await register(server, "1"), 41001)
+        done(await register(server, "2"), 41001)
+        response = await register(server, "3")
+        refused(response, 429, 41000, "too_many")
+        assert 0 < int(response.headers["Retry-After"]) <= 3600
+        done(await register(server, "3", "192.0.2.2"), 41001)
+        clock.shift += 3601
+        done(await register(server, "4"), 41001)
+
+
+async def test_parallel_registrations_do_not_slip_through(tmp_path: Path) -> None:
+    async with serving(tmp_path, RegistrationsPerHour=3) as server:
+        answers = await asyncio.gather(*(register(server, f"user{number}") for number in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 7
+
+
+# --- passwords that wait
+
+
+async def parallel_logins(server: Server, count: int, password: str = PASSWORD) -> list[httpx.Response]:
+    body = {"user_name": "1", "password": password}
+    async with server.client(verify=False) as client:
+        return await asyncio.gather(*(client.post("/user/login", json=body) for _ in range(count)))
+
+
+def some_were_told_to_wait(answers: list[httpx.Response], done_status: int, failed: int) -> None:
+    told = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(told) < len(answers)
+    for answer in answers:
+        if answer in told:
+            refused(answer, 429, failed, "too_many")
+        else:
+            done(answer, done_status)
+
+
+async def test_who_would_wait_too_long_for_a_password_is_told_so(tmp_path: Path) -> None:
+    async with serving(tmp_path, PasswordCost=11, PasswordWait=0.001) as server:
+        await server.users("1")
+        some_were_told_to_wait(await parallel_logins(server, 16), 41003, 41002)
+        done(await try_login(server, "1"), 41003)  # nobody waits any more
+
+
+async def test_who_would_wait_too_long_is_told_so_from_the_first_moment_on(tmp_path: Path) -> None:
+    """A wait of more than `PasswordWait` is 429, also where nothing was measured yet."""
+    async with serving(tmp_path, PasswordCost=11, PasswordWait=0.001) as server:
+        answers = await asyncio.gather(*(register(server, f"user{number}") for number in range(16)))
+        some_were_told_to_wait(answers, 41001, 41000)
+
+
+async def test_being_told_to_wait_is_no_failure(tmp_path: Path) -> None:
+    async with serving(tmp_path, PasswordCost=11, PasswordWait=0.001, LoginFailures=16) as server:
+        await server.users("1")
+        answers = await parallel_logins(server, 16, WRONG)
+        failures = [answer for answer in answers if answer.status_code == 401]
+        assert 0 < len(failures) < 16
+        for _ in range(16 - len(failures)):
+            assert await guess(server) == 401
+        assert await guess(server) == 429
+
+
+async def test_who_has_gone_leaves_the_queue(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.users("1")
+    async with serving(tmp_path, PasswordCost=13, PasswordWait=1000, LoginFailures=1000) as server:
+        body = json.dumps({"user_name": "nobody", "password": PASSWORD})
+        request = (
+            "POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        waiting = 128 * min(4, os.cpu_count() or 1)
+        writers = []
+        for _ in range(waiting):
+            _, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(request)
+            writers.append(writer)
+        # They are counted just before they wait. Their turns would take more than PATIENCE.
+        await until(lambda: sql(tmp_path, "SELECT max(count) FROM rates") == [(waiting,)])
+        for writer in writers:
+            writer.close()
+        done(await try_login(server, "1"), 41003)  # whose hash is as quick to check as before
+
+
+# --- sockets
+
+
+async def test_a_user_has_only_so_many_sockets(tmp_path: Path) -> None:
+    async with serving(tmp_path, SocketsPerUser=2) as server:
+        await server.users("1", "2")
+        token = server.tokens["1"]
+        async with server.chat("1"), server.chat("2"):
+            async with server.chat("1", token=await server.login("1")):
+                for _ in range(3):
+                    refused(await try_upgrade(server, uid="1", token=token), 429, 40014, "too_many")
+            await until(partial(opens, server, "1"))  # the server has heard that it was closed
+
+
+async def test_an_address_has_only_so_many_sockets(tmp_path: Path) -> None:
+    async with serving(tmp_path, SocketsPerAddress=2, TrustedProxies=LOCAL) as server:
+        await server.users("1", "2", "3")
+        async with opened(server, "1", X_Forwarded_For="2001:db8::1"):
+            async with opened(server, "2", X_Forwarded_For="2001:db8::2"):
+                for _ in range(3):
+                    response = await try_upgrade(
+                        server, {"X-Forwarded-For": "2001:db8::3"}, uid="3", token=server.tokens["3"]
+                    )
+                    refused(response, 429, 40014, "too_many")
+                async with opened(server, "3", X_Forwarded_For="2001:db8:0:1::1"):
+                    pass
+            await until(partial(opens, server, "3", X_Forwarded_For="2001:db8::3"))
+
+
+async def test_an_upgrade_that_was_refused_takes_no_place(tmp_path: Path) -> None:
+    async with serving(tmp_path, SocketsPerUser=1, SocketsPerAddress=1) as server:
+        await server.users("1")
+        token = server.tokens["1"]
+        refused(await try_upgrade(server, uid="1", token="wrong"), 401, 41012, "not_logged_in")
+        refused(await try_upgrade(server, uid="2", token=token), 403, 40014, "not_yours", "uid")
+        refused(await try_upgrade(server, uid="1", to_uid="2", token=token), 404, 41006, "no_such_user", "to_uid")
+        async with server.chat("1"):
+            pass
+
+
+async def opens(server: Server, user: str, **headers: str) -> bool:
+    """Whether a socket opens: it does, or it is one too many."""
+    try:
+        async with opened(server, user, **headers):
+            return True
+    except websockets.InvalidStatus as refusal:
+        if refusal.response.status_code != 429:
+            raise
+        return False

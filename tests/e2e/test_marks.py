@@ -1,0 +1,313 @@
+"""Ops 4 and 5, and what a pong proves (protocol section 2; section 3, promise 2)."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests import raw
+from tests.harness import Chat, Frame, Server, serving, until
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A server with the users 1 to 3, and no limit between them."""
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("1", "2", "3")
+        yield server
+
+
+async def store(server: Server, sender: str, receiver: str, *ids: str) -> None:
+    """Store messages while the receiver is offline, so that all are unread."""
+    async with server.chat(sender, to=receiver) as chat:
+        for id in ids:
+            await chat.put(1, f"{id}\nfrom {sender}")
+        for id in ids:
+            assert (await chat.receive())["id"] == id
+
+
+def short(frame: Frame) -> tuple[int, str | None]:
+    return frame["op_type"], frame.get("reason")
+
+
+async def unread(chat: Chat, to: str = "") -> list[str]:
+    """The ids of what is unread from the peer."""
+    frames = await chat.ask(3, to=to)
+    return [frame["id"] for frame in frames if frame["type"] == 2]
+
+
+async def left(chat: Chat, to: str = "") -> list[tuple[str, str]]:
+    """Sender and id of all that is stored."""
+    frames = await chat.ask(2, "-200", to=to)
+    return [(frame["from"], frame["id"]) for frame in frames if frame["type"] == 2]
+
+
+# --- op 4
+
+
+async def test_a_message_to_me_is_marked_as_read(server: Server) -> None:
+    await store(server, "1", "2", "a", "b")
+    async with server.chat("2", to="1") as two:
+        answer = await two.answer(4, "a")
+        assert (answer["op_type"], answer["from"], answer["to"]) == (40007, "System", "2")
+        assert await unread(two) == ["b"]
+        assert short(await two.answer(4, "a")) == (40007, None)  # it is read already
+    async with server.chat("1", to="2") as one:
+        frames = (await one.ask(2, "-5"))[:-1]
+        assert [(frame["id"], frame["read"]) for frame in frames] == [("a", True), ("b", False)]
+
+
+async def test_up_to_200_ids_one_a_line_are_marked(server: Server) -> None:
+    names = [f"m{number}" for number in range(202)]
+    await store(server, "1", "2", *names)
+    async with server.chat("2", to="1") as two:
+        assert short(await two.answer(4, "\n".join(names[:201]))) == (40006, "too_long")
+        assert await unread(two) == names
+        assert short(await two.answer(4, "\n".join(names[:200]))) == (40007, None)
+        assert await unread(two) == names[200:]
+        assert short(await two.answer(4, "m200\nm201\n")) == (40007, None)
+        assert await unread(two) == []
+
+
+async def test_those_found_are_marked_and_a_refusal_names_the_others(server: Server) -> None:
+    await store(server, "1", "2", "a", "b", "c")
+    async with server.chat("2", to="1") as two:
+        refusal = await two.answer(4, "a\nnowhere\nc\n>b\nnot.there")
+        assert short(refusal) == (40006, "no_such_message")
+        assert [name in refusal["content"] for name in ("nowhere", ">b", "not.there")] == [True] * 3
+        assert await unread(two) == ["b"]
+        refusal = await two.answer(4, "nowhere")
+        assert short(refusal) == (40006, "no_such_message")
+
+
+async def test_a_star_marks_all_from_that_user(server: Server) -> None:
+    await store(server, "1", "2", *(f"m{number}" for number in range(450)))
+    await store(server, "3", "2", "other")
+    await store(server, "2", "1", "mine")
+    async with server.chat("2", to="1") as two:
+        assert short(await two.answer(4, "*")) == (40007, None)
+        assert await unread(two) == []
+        assert await unread(two, to="3") == ["other"]
+        assert short(await two.answer(4, "*")) == (40007, None)
+    async with server.chat("1", to="2") as one:
+        assert await unread(one) == ["mine"]
+
+
+async def test_only_messages_to_me_can_be_marked(server: Server) -> None:
+    await store(server, "1", "2", "theirs", "both")
+    await store(server, "2", "1", "mine", "both")
+    async with server.chat("2", to="1") as two:
+        for id in ("mine", ">mine", "<mine", ">both", ">theirs"):
+            assert short(await two.answer(4, id)) == (40006, "no_such_message")
+        assert await unread(two) == ["theirs", "both"]
+        assert short(await two.answer(4, "both")) == (40007, None)
+        assert short(await two.answer(4, "<theirs")) == (40007, None)
+        assert await unread(two) == []
+    async with server.chat("1", to="2") as one:
+        assert await unread(one) == ["mine", "both"]
+
+
+async def test_a_message_of_another_conversation_cannot_be_marked(server: Server) -> None:
+    await store(server, "1", "2", "a")
+    async with server.chat("2", to="3") as two, server.chat("3", to="2") as three:
+        assert short(await two.answer(4, "a")) == (40006, "no_such_message")
+        assert short(await three.answer(4, "a")) == (40006, "no_such_message")
+        assert await unread(two, to="1") == ["a"]
+        assert short(await two.answer(4, "a", to="1")) == (40007, None)
+
+
+async def test_a_deleted_message_is_not_there_to_be_marked(server: Server) -> None:
+    await store(server, "1", "2", "a")
+    async with server.chat("2", to="1") as two:
+        await two.answer(5, "a")
+        assert short(await two.answer(4, "a")) == (40006, "no_such_message")
+
+
+@pytest.mark.parametrize(("op_type", "code"), [(4, 40006), (5, 40012)])
+async def test_what_names_no_message_is_refused(server: Server, op_type: int, code: int) -> None:
+    await store(server, "1", "2", "a")
+    async with server.chat("2", to="1") as two:
+        assert short(await two.answer(op_type, "")) == (code, "empty")
+        assert short(await two.answer(op_type, "\n")) in ((code, "empty"), (code, "bad_id"))
+        for id in ("a b", "a,b", "x" * 65, "é", "\0", ">", "<", ">>a", "**", "a*", "$ne", "%", "a\r", "'", "😀"):
+            assert short(await two.answer(op_type, id)) == (code, "bad_id")
+        assert await unread(two) == ["a"]
+
+
+# --- op 5
+
+
+async def test_either_side_deletes_a_message_for_both(server: Server) -> None:
+    await store(server, "1", "2", "a", "b", "c")
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        answer = await one.answer(5, "a")
+        assert (answer["op_type"], answer["from"], answer["to"]) == (40013, "System", "1")
+        assert short(await two.answer(5, "b")) == (40013, None)
+        for chat in (one, two):
+            assert await left(chat) == [("1", "c")]
+            assert [frame["id"] for frame in (await chat.ask(7, "-5"))[:-1]] == ["c"]
+        assert await unread(two) == ["c"]
+        assert [frame["unread"] for frame in (await two.ask(7, "-5"))[:-1]] == [1]
+
+
+async def test_up_to_200_ids_one_a_line_are_deleted(server: Server) -> None:
+    names = [f"m{number}" for number in range(202)]
+    await store(server, "1", "2", *names)
+    async with server.chat("2", to="1") as two:
+        assert short(await two.answer(5, "\n".join(names[:201]))) == (40012, "too_long")
+        assert len(await unread(two)) == 202
+        assert short(await two.answer(5, "\n".join(names[:200]))) == (40013, None)
+        assert await left(two) == [("1", "m200"), ("1", "m201")]
+
+
+async def test_those_found_are_deleted_and_a_refusal_names_the_others(server: Server) -> None:
+    await store(server, "1", "2", "a", "b", "c")
+    async with server.chat("2", to="1") as two:
+        refusal = await two.answer(5, "a\nnowhere\nc\n>b\nnot.there")
+        assert short(refusal) == (40012, "no_such_message")
+        assert [name in refusal["content"] for name in ("nowhere", ">b", "not.there")] == [True] * 3
+        assert await left(two) == [("1", "b")]
+
+
+async def test_deleting_what_is_not_there_or_not_there_any_more_is_refused(server: Server) -> None:
+    await store(server, "1", "2", "a")
+    async with server.chat("1", to="2") as one, server.chat("3", to="1") as three:
+        assert short(await three.answer(5, "a")) == (40012, "no_such_message")
+        assert short(await three.answer(5, "a", to="2")) == (40012, "no_such_message")
+        assert short(await one.answer(5, "a", to="3")) == (40012, "no_such_message")
+        assert short(await one.answer(5, "a")) == (40013, None)
+        assert short(await one.answer(5, "a")) == (40012, "no_such_message")
+        assert short(await one.answer(5, "never")) == (40012, "no_such_message")
+
+
+async def test_mine_is_deleted_first_unless_the_line_says_whose(server: Server) -> None:
+    for sender, receiver in (("1", "2"), ("2", "1")):
+        await store(server, sender, receiver, "a", "b", "c")
+    await store(server, "2", "1", "theirs")
+    async with server.chat("1", to="2") as one:
+        assert short(await one.answer(5, "a\ntheirs")) == (40013, None)
+        assert short(await one.answer(5, "<b")) == (40013, None)
+        assert short(await one.answer(5, ">c")) == (40013, None)
+        assert await left(one) == [("1", "b"), ("2", "a"), ("2", "c")]
+        assert short(await one.answer(5, ">theirs")) == (40012, "no_such_message")
+        assert short(await one.answer(5, ">b\n<c")) == (40013, None)
+        assert await left(one) == [("2", "a")]
+
+
+# --- delivery, proven
+
+
+async def test_a_pong_marks_what_was_delivered_as_read(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        await one.send("m1\nhello")
+        await two.receive()
+
+        async def read() -> bool:
+            return bool((await one.ask(2, "-1"))[0]["read"])
+
+        await until(read)
+        assert await unread(two) == []
+
+
+async def test_ops_2_3_and_7_see_what_was_proven_before_them(server: Server) -> None:
+    async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
+        for number, (op_type, content) in enumerate([(2, "-1"), (3, ""), (7, "-1")] * 10):
+            await one.send(f"m{number}\nhello")
+            assert (await two.receive())["id"] == f"m{number}"
+            ping = await two.read()
+            assert ping.opcode == raw.PING
+            await two.write(raw.frame(ping.payload, raw.PONG) + raw.request(op_type, content))
+            frame = await two.receive()
+            if op_type == 3:
+                assert frame["content"] == "0"
+            else:
+                assert (frame["id"], frame["read"], frame.get("unread", 0)) == (f"m{number}", True, 0)
+                await two.receive()
+
+
+async def test_what_went_to_a_client_that_never_pongs_stays_unread(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        async with raw.chat(server, "2", to="1") as mute:
+            for id in ("a", "b", "c"):
+                await one.send(f"{id}\nhello")
+                assert (await mute.receive())["id"] == id
+            answer = await mute.ask(3)
+            assert answer["content"] == "3"
+        await raw.gone(one)
+        async with server.chat("2", to="1") as two:
+            assert (await unread(two))[:3] == ["a", "b", "c"]
+        assert [frame["read"] for frame in (await one.ask(2, "0-3"))[:-1]] == [False] * 3
+
+
+async def test_a_pong_proves_only_what_was_sent_before_its_ping(server: Server) -> None:
+    async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
+        await one.send("a\nhello")
+        assert (await two.receive())["id"] == "a"
+        first = await two.read()
+        assert first.opcode == raw.PING
+        for id in ("b", "c"):
+            await one.send(f"{id}\nhello")
+            assert (await two.receive())["id"] == id
+        assert (await two.ask(3))["content"] == "3"
+        await two.write(raw.frame(first.payload, raw.PONG))
+        second = await two.read()
+        assert (second.opcode, second.payload == first.payload) == (raw.PING, False)
+        assert (await two.ask(3))["content"] == "2"
+        await two.write(raw.frame(second.payload, raw.PONG))
+        assert (await two.ask(3))["content"] == "0"
+
+
+async def test_a_pong_that_echoes_no_ping_proves_nothing(server: Server) -> None:
+    async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
+        await two.write(raw.frame(b"", raw.PONG))
+        await one.send("a\nhello")
+        await two.receive()
+        ping = await two.read()
+        for payload in (b"", b"x", ping.payload + b"\0", ping.payload[:-1], bytes(len(ping.payload))):
+            await two.write(raw.frame(payload, raw.PONG))
+            assert (await two.ask(3))["content"] == "1"
+        await two.write(raw.frame(ping.payload, raw.PONG))
+        assert (await two.ask(3))["content"] == "0"
+
+
+async def test_one_socket_of_the_receiver_that_pongs_is_proof(server: Server) -> None:
+    async with (
+        server.chat("1", to="2") as one,
+        raw.chat(server, "2", to="1") as mute,
+        server.chat("2", to="1") as two,
+    ):
+        await one.send("a\nhello")
+        assert (await mute.receive())["id"] == "a"
+        assert (await two.receive())["id"] == "a"
+
+        async def read() -> bool:
+            return await unread(two) == []
+
+        await until(read)
+        assert (await mute.ask(3))["content"] == "0"
+
+
+async def test_a_message_that_was_deleted_before_its_pong_stays_deleted(server: Server) -> None:
+    async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
+        await one.send("a\nhello")
+        await two.receive()
+        ping = await two.read()
+        assert short(await one.answer(5, "a")) == (40013, None)
+        await two.write(raw.frame(ping.payload, raw.PONG))
+        assert (await two.ask(2, "-5"))["content"] == "0"
+        assert short(await one.send("a\nhello")) == (40018, None)
+
+
+async def test_what_a_page_shows_is_not_marked_by_a_pong(server: Server) -> None:
+    """Reading them here does not mark them."""
+    await store(server, "1", "2", "a", "b")
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        assert await unread(two) == ["a", "b"]
+        await two.ask(2, "-5")
+        await one.send("c\nhello")
+        await two.receive()
+
+        async def proven() -> bool:
+            return await unread(two) == ["a", "b"]
+
+        await until(proven)

@@ -1,0 +1,205 @@
+"""What the Go original got wrong on the socket (measured before the first line was written); ours does not."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import websockets
+
+from tests import raw
+from tests.e2e.answers import sql
+from tests.harness import Chat, Server, serving
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A server with the users 1 to 3, and no limit between them."""
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("1", "2", "3")
+        yield server
+
+
+async def ids(chat: Chat, op_type: int, content: str, to: str = "") -> list[str]:
+    """The ids in a page."""
+    return [frame["id"] for frame in await chat.ask(op_type, content, to=to) if frame["type"] == 2]
+
+
+# --- what killed the whole process
+
+
+async def test_the_frame_null_harms_nobody(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2") as two:
+        await one.raw("null")
+        frame = await one.receive()
+        assert (frame["op_type"], frame["reason"]) == (40000, "bad_frame")
+        assert (await one.send("still here"))["op_type"] == 40018
+        await two.receive()
+
+
+async def test_history_beyond_what_is_stored_is_an_empty_page(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        for _ in range(2):
+            assert [frame["content"] for frame in await one.ask(2, "3-5")] == ["0"]
+            await one.send("hello")
+
+
+async def test_a_user_whose_sockets_reconnect_five_times_and_more_still_receives(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        for number in range(8):
+            async with server.chat("2"), server.chat("2") as two:
+                assert (await one.send(f"m{number}\nhello"))["op_type"] == 40018
+                assert (await two.receive())["id"] == f"m{number}"
+            async with raw.chat(server, "2") as rude:
+                rude.reset()
+
+
+async def test_history_while_the_store_is_away_is_refused_and_comes_back_with_it(
+    server: Server, tmp_path: Path
+) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        await one.send("m1\nhello")
+        await two.receive()
+        sql(tmp_path, "ALTER TABLE messages RENAME TO away")
+        for op_type, content, code in ((2, "0-5", 40004), (2, "-5", 40004), (3, "", 40004), (7, "-5", 40022)):
+            frame = await one.answer(op_type, content)
+            assert (frame["op_type"], frame["reason"]) == (code, "store_away")
+        sql(tmp_path, "ALTER TABLE away RENAME TO messages")
+        assert await ids(one, 2, "0-5") == ["m1"]
+
+
+# --- what stalled everyone, or lost messages
+
+
+async def test_nothing_is_acknowledged_while_the_store_is_away(server: Server, tmp_path: Path) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        sql(tmp_path, "ALTER TABLE messages RENAME TO away")
+        for id in ("m1", "m2"):
+            frame = await one.send(f"{id}\nhello")
+            assert (frame["op_type"], frame["reason"], frame["id"]) == (40008, "store_away", id)
+        assert (await one.answer(6, "what needs no store goes on"))["op_type"] == 40009
+        assert (await two.receive())["to"] == "ALL"
+        await two.silent()
+        sql(tmp_path, "ALTER TABLE away RENAME TO messages")
+        assert (await one.send("m1\nhello"))["op_type"] == 40018
+        assert (await two.receive())["id"] == "m1"
+
+
+async def test_a_client_that_does_not_read_stalls_nobody(server: Server) -> None:
+    await raw.store(server, "3", "1", raw.HELD_BY_KERNEL // 16000 + 100)
+    async with raw.chat(server, "1", to="3", buffer=4096) as slow:
+        await slow.put(3)
+        await slow.stalled()
+        async with server.chat("2", to="3") as two, server.chat("3", to="2") as three:
+            for number in range(20):
+                assert (await two.send(f"m{number}\nhello", to="1"))["op_type"] == 40018
+                assert (await two.send(f"m{number}\nhello"))["op_type"] == 40018
+                assert (await three.receive())["id"] == f"m{number}"
+
+
+async def test_no_ack_says_offline_and_no_message_is_lost_while_the_receiver_is_online(server: Server) -> None:
+    async with server.chat("1", to="2", max_queue=None) as one, server.chat("2", to="1", max_queue=None) as two:
+        for number in range(300):
+            for chat in (one, two):
+                await chat.put(1, f"m{number}\nhello")
+        for chat in (one, two):
+            frames = [await chat.receive() for _ in range(600)]
+            assert [frame["op_type"] for frame in frames if frame["from"] == "System"] == [40018] * 300
+            received = [frame["id"] for frame in frames if frame["from"] != "System"]
+            assert received == [f"m{number}" for number in range(300)]
+
+
+# --- what it got wrong
+
+
+async def test_a_second_tab_receives_everything_and_closing_it_leaves_the_first(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as first:
+        async with server.chat("2", to="1") as second:
+            await one.send("m1\nhello")
+            for tab in (first, second):
+                assert (await tab.receive())["id"] == "m1"
+        async with AsyncExitStack() as stack:
+            third = await stack.enter_async_context(server.chat("2", to="1"))
+            await one.send("m2\nhello")
+            assert [(await tab.receive())["id"] for tab in (first, third)] == ["m2", "m2"]
+        assert (await one.send("m3\nhello"))["op_type"] == 40018
+        assert (await first.receive())["id"] == "m3"
+
+
+async def test_history_within_one_second_keeps_the_order_of_sending(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        sent = []
+        for number in range(60):
+            chat = two if number % 3 else one
+            await chat.put(1, f"m{number}\nhello")
+            while (await chat.receive())["from"] != "System":
+                pass
+            sent.append(f"m{number}")
+        for _ in range(2):
+            assert await ids(one, 2, "0-200") == await ids(two, 2, "-200") == sent
+
+
+async def test_marking_what_does_not_exist_makes_no_ghost_message(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        await one.send("m1\nhello")
+        await two.receive()
+        for chat in (one, two):
+            frame = await chat.answer(4, "ghost")
+            assert (frame["op_type"], frame["reason"]) == (40006, "no_such_message")
+        for chat in (one, two):
+            assert await ids(chat, 2, "-200") == ["m1"]
+            assert await ids(chat, 7, "-200") == ["m1"]
+
+
+async def test_deleting_what_does_not_exist_does_not_succeed(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        frame = await one.answer(5, "unknown")
+        assert (frame["op_type"], frame["reason"]) == (40012, "no_such_message")
+
+
+async def test_one_s_own_messages_are_not_among_the_unread(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        await one.send("mine\nhello")
+        assert await ids(one, 3, "") == []
+    async with server.chat("2", to="1") as two:
+        await two.send("answer\nhello")
+        assert await ids(two, 3, "") == ["mine"]
+
+
+@pytest.mark.parametrize("limit", [5, 10])
+async def test_the_limit_for_strangers_is_a_number_so_10_is_more_than_5(tmp_path: Path, limit: int) -> None:
+    async with serving(tmp_path, StrangerLimit=limit) as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one:
+            codes = [(await one.send("hello"))["op_type"] for _ in range(25)]
+            assert codes == [40019] * limit + [40020] * (25 - limit)
+
+
+async def test_a_socket_without_a_session_or_with_another_s_is_not_opened(server: Server) -> None:
+    for headers, code in ({}, 401), ({"Authorization": f"Bearer {server.tokens['2']}"}, 403):
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(server.socket_url("1", "2"), additional_headers=headers, proxy=None)
+        assert refused.value.response.status_code == code
+
+
+async def test_from_is_not_believed(server: Server) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="3") as two, server.chat("3", to="2") as three:
+        frame = await one.send("m1\nI am 3", **{"from": "3"})
+        assert (frame["op_type"], frame["reason"]) == (40008, "wrong_from")
+        await two.silent()
+        for chat in (two, three):
+            assert await ids(chat, 2, "-5") == []
+
+
+async def test_a_name_that_contains_the_separator_mixes_no_conversations(server: Server) -> None:
+    pairs = [("1", "2SEP3"), ("1SEP2", "3"), ("1", "2-3"), ("1-2", "3"), ("1", "2_3"), ("1_2", "3")]
+    await server.users(*{name for pair in pairs for name in pair} - {"1", "3"})
+    async with AsyncExitStack() as stack:
+        chats = [await stack.enter_async_context(server.chat(sender, to=to)) for sender, to in pairs]
+        for number, chat in enumerate(chats):
+            assert (await chat.send(f"m{number}\nhello"))["op_type"] in (40018, 40019)
+        for number, (sender, to) in enumerate(pairs):
+            for user, peer in ((sender, to), (to, sender)):
+                async with server.chat(user, to=peer) as chat:
+                    assert await ids(chat, 2, "-5") == [f"m{number}"]
+                    assert await ids(chat, 2, "0-5") == [f"m{number}"]

@@ -1,0 +1,354 @@
+"""What the server promises (protocol section 3): at least once, in order, nobody where they don't belong."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import websockets
+
+from tests import raw
+from tests.harness import PASSWORD, Chat, Frame, Server, serving, until
+
+
+def ids(frames: Sequence[Frame]) -> list[str]:
+    """The ids of a page, without the answer that ends it."""
+    return [frame["id"] for frame in frames[:-1]]
+
+
+async def message(two: raw.Raw) -> str:
+    """The id of the next message."""
+    id: str = (await two.receive())["id"]
+    return id
+
+
+async def ping(two: raw.Raw) -> bytes:
+    """What the next ping carries."""
+    while (read := await two.read()).opcode != raw.PING:
+        assert read.opcode == raw.TEXT, read
+    return read.payload
+
+
+@asynccontextmanager
+async def three_users(folder: Path, **settings: Any) -> AsyncIterator[Server]:
+    """A server with the users 1, 2 and 3 and no limit between them."""
+    async with serving(folder, **{"StrangerLimit": 0, **settings}) as server:
+        await server.users("1", "2", "3")
+        yield server
+
+
+# --- 2. at least once, unread until proven
+
+
+@pytest.mark.parametrize("end", [raw.Raw.reset, raw.Raw.vanish, raw.Raw.half_close])
+async def test_a_socket_that_dies_before_the_pong_leaves_its_messages_unread(
+    server: Server, end: Callable[[raw.Raw], None]
+) -> None:
+    async with server.chat("1", to="2") as one:
+        async with raw.chat(server, "2") as two:
+            assert (await one.send("m1\nhello"))["op_type"] == 40018
+            assert await message(two) == "m1"
+            await ping(two)
+            end(two)
+            await until_offline(one)
+        async with server.chat("2", to="1") as two_again:
+            assert ids(await two_again.ask(3))[0] == "m1"
+
+
+async def until_offline(one: Chat) -> None:
+    """Wait until the server knows that user 2 is gone; the same retry each time, since a stranger may not say much."""
+
+    async def offline() -> bool:
+        return bool((await one.send("late\nhello"))["op_type"] == 40019)
+
+    await until(offline)
+
+
+async def test_a_pong_proves_what_came_before_its_ping_and_nothing_else(server: Server) -> None:
+    async with server.chat("1", to="2") as one:
+        async with raw.chat(server, "2") as two:
+            await one.send("m1\nhello")
+            assert await message(two) == "m1"
+            first = await ping(two)
+            await one.send("m2\nhello")
+            assert await message(two) == "m2"
+            await two.write(raw.frame(b"", raw.PONG) + raw.frame(first[:-1] + b"\xff", raw.PONG))  # to no ping
+            assert (await two.ask(3, to="1"))["from"] == "System"
+            await two.write(raw.frame(first, raw.PONG))
+            assert await ping(two) != first
+            two.reset()
+        async with server.chat("2", to="1") as two_again:
+            assert ids(await two_again.ask(3)) == ["m2"]
+
+
+async def test_without_a_pong_everything_stays_unread_and_with_it_everything_is_read(server: Server) -> None:
+    async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
+        for n in range(5):
+            await one.send(f"m{n}\nhello")
+            assert await message(two) == f"m{n}"
+        await two.put(3)
+        assert [await message(two) for _ in range(5)] == [f"m{n}" for n in range(5)]
+        assert (await two.answer())["content"] == "5"
+    async with server.chat("2", to="1") as polite:
+        assert len(await polite.ask(3)) == 6  # to read them here does not mark them
+        assert len(await polite.ask(3)) == 6
+        async with server.chat("1", to="2") as one:
+            await polite.send("hello")  # now both talk freely
+            await one.send("m5\nhello")
+            assert (await polite.receive())["id"] == "m5"
+            await until(lambda: unread(polite, 5))
+
+
+async def unread(two: Chat, count: int) -> bool:
+    """Whether so many messages are unread."""
+    return bool((await two.answer(3))["content"] == str(count))
+
+
+async def test_of_several_sockets_one_that_proves_it_is_enough(server: Server) -> None:
+    async with (
+        server.chat("1", to="2") as one,
+        raw.chat(server, "2") as mute,
+        raw.chat(server, "2") as dying,
+        server.chat("2", to="1") as polite,
+    ):
+        await one.send("m1\nhello")
+        assert [await message(mute), await message(dying), (await polite.receive())["id"]] == ["m1"] * 3
+        dying.reset()
+        await until(lambda: unread(polite, 0))
+
+
+async def test_who_was_away_finds_everything_once_in_order(tmp_path: Path) -> None:
+    async with three_users(tmp_path) as server:
+        async with server.chat("1", to="2") as one:
+            for n in range(250):
+                await one.put(1, f"m{n}\nhello")
+            assert [(await one.receive())["op_type"] for _ in range(250)] == [40019] * 250
+        async with server.chat("2", to="1", max_queue=None) as two:
+            assert ids(await two.ask(3)) == [f"m{n}" for n in range(250)]
+
+
+async def test_a_socket_that_is_being_closed_is_nobody_who_is_online(server: Server) -> None:
+    # What is sent to it is forgotten: whoever sends must not be told that it was received.
+    async with server.chat("1", to="2") as one, raw.chat(server, "2") as two:
+        await two.write(raw.frame(b"", raw.BINARY))
+        assert await two.closed() == 1003  # two does not answer, and the server waits for it
+        assert (await one.send("m1\nhello"))["op_type"] == 40019
+        assert (await one.answer(6, "hello"))["content"] == "0"
+
+
+async def test_what_no_socket_could_take_is_delivered_by_its_retry(server: Server) -> None:
+    # "delivered again only if it is still unread and this process does not remember having put it on a socket"
+    async with server.chat("1", to="2") as one, raw.chat(server, "2") as two:
+        await two.write(raw.frame(b"", raw.BINARY))
+        assert await two.closed() == 1003
+        ack = await one.send("m1\nhello")
+        async with raw.chat(server, "2") as again:
+            assert (await one.send("m1\nhello"))["time"] == ack["time"]
+            await one.answer(6, "after it")
+            assert (await again.receive()).get("id") == "m1"
+
+
+# --- 3. in order
+
+
+async def test_one_socket_to_many_receivers_is_stored_listed_and_delivered_in_order(tmp_path: Path) -> None:
+    receivers = [f"r{n}" for n in range(4)]
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("1", *receivers)
+        sockets = [raw.chat(server, name, to="1") for name in receivers]
+        open_ones = [await one.__aenter__() for one in sockets]
+        async with raw.chat(server, "1") as one:
+            order = [(f"m{n}", receivers[n * n % 4 if n % 3 else n % 4]) for n in range(400)]
+            frames = b"".join(raw.request(1, f"{id}\nhello", to=to) for id, to in order)
+            await one.write(frames)
+            acks = [await one.answer() for _ in order]
+            assert [ack["id"] for ack in acks] == [id for id, _ in order]
+            times = [ack["time"] for ack in acks]
+            assert times == sorted(times)
+        for two in open_ones:
+            mine = [id for id, to in order if to == two.user]
+            assert [await message(two) for _ in mine] == mine
+            await two.put(3)
+            assert [await message(two) for _ in mine] == mine
+            assert (await two.answer())["content"] == str(len(mine))
+            await two.put(2, "-200")
+            assert [await message(two) for _ in mine] == mine
+        for two_socket in sockets:
+            await two_socket.__aexit__(None, None, None)
+
+
+# --- 4. harassment interception, where sockets race
+
+
+async def test_no_race_of_parallel_sockets_gets_one_message_more_through(server: Server) -> None:
+    async def send(n: int) -> list[int]:
+        async with server.chat("1", to="2") as one:
+            for k in range(3):
+                await one.put(1, f"m{n}-{k}\nhello")
+            return [(await one.receive())["op_type"] for _ in range(3)]
+
+    async with server.chat("2", to="1") as two:
+        codes = await asyncio.gather(*map(send, range(10)))
+        assert sorted(code for run in codes for code in run) == [40018] * 5 + [40020] * 25
+        assert len({(await two.receive())["id"] for _ in range(5)}) == 5
+        await two.silent()
+        assert (await two.answer(2, "-200"))["content"] == "5"
+
+
+async def test_where_the_counters_are_away_friends_talk_on_and_strangers_are_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.users("1", "2", "3")
+        await server.friends("1", "2")
+        async with server.chat("1") as one:
+            assert (await one.send("hello", to="2"))["op_type"] == 40019
+            with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+                database.execute("ALTER TABLE strangers RENAME TO away")
+                assert (await one.send("m1\nhello", to="2"))["op_type"] == 40019
+                answer = await one.send("m1\nhello", to="3")
+                assert (answer["op_type"], answer["reason"], answer["id"]) == (40008, "store_away", "m1")
+                database.execute("ALTER TABLE away RENAME TO strangers")
+            assert (await one.send("m1\nhello", to="3"))["op_type"] == 40019
+        async with server.chat("3", to="1") as three:
+            assert ids(await three.ask(3)) == ["m1"]
+
+
+# --- 5. no one in where they don't belong
+
+
+async def test_nobody_sees_or_touches_the_conversation_of_two_others(tmp_path: Path) -> None:
+    async with three_users(tmp_path) as server:
+        async with server.chat("1", to="2") as one:
+            for n in range(3):
+                await one.send(f"m{n}\nsecret")
+        async with server.chat("3", to="2") as three:
+            for peer in ("1", "2"):
+                assert len(await three.ask(2, "0-200", to=peer)) == 1
+                assert len(await three.ask(2, "-200", to=peer)) == 1
+                assert len(await three.ask(3, to=peer)) == 1
+                for place in ("m1", ">m1", "<m1"):
+                    for content in (f"-200@{place}", f"+200@{place}"):
+                        [answer] = await three.ask(2, content, to=peer)
+                        assert (answer["op_type"], answer["reason"]) == (40004, "no_such_message")
+                    for op, failed in ((4, 40006), (5, 40012)):
+                        [answer] = await three.ask(op, place, to=peer)
+                        assert (answer["op_type"], answer["reason"]) == (failed, "no_such_message")
+                [answer] = await three.ask(4, "*", to=peer)
+                assert (answer["op_type"], answer["content"]) == (40007, "0")
+            [answer] = await three.ask(7, "-200")
+            assert (answer["op_type"], answer["content"]) == (40023, "0")
+            [answer] = await three.ask(7, "-200@1")
+            assert answer["op_type"] == 40022
+        async with server.chat("2", to="1") as two:
+            assert [frame["content"] for frame in (await two.ask(3))[:-1]] == [f"m{n}\nsecret" for n in range(3)]
+
+
+async def test_names_that_look_alike_when_glued_together_do_not_share_a_conversation(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.users("a", "b-c", "a-b", "c", "aSEPb", "A")
+        async with server.chat("a", to="b-c") as one:
+            await one.send("m1\nhello")
+        for user, peer in (("a-b", "c"), ("c", "a-b"), ("aSEPb", "c"), ("A", "b-c"), ("b-c", "A")):
+            async with server.chat(user, to=peer) as other:
+                assert len(await other.ask(2, "-200")) == 1
+                assert len(await other.ask(7, "-200")) == (2 if user == "b-c" else 1)
+
+
+async def logout(server: Server, user: str, token: str) -> httpx.Response:
+    """End that session."""
+    return await server.post("/user/logout", {"user_name": user}, headers={"Authorization": f"Bearer {token}"})
+
+
+async def new_password(server: Server, user: str, token: str) -> httpx.Response:
+    """End all sessions of the user but this one."""
+    body = {"user_name": user, "old_password": PASSWORD, "new_password": "secret2"}
+    return await server.post("/user/set_password", body, headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.mark.parametrize("way", [logout, new_password])
+async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_were_in_flight(
+    tmp_path: Path, way: Callable[[Server, str, str], Any]
+) -> None:
+    async with three_users(tmp_path) as server:
+        other = await server.login("1")
+        ended, asking = (other, other) if way is logout else (other, server.tokens["1"])
+        async with (
+            raw.chat(server, "1", to="2", token=ended) as one,
+            server.chat("1", to="2", token=server.tokens["1"]) as kept,
+            raw.chat(server, "2", to="1") as two,
+        ):
+            sending = asyncio.create_task(flood(one))
+            assert await message(two) == "m0"
+            assert (await way(server, "1", asking)).status_code == 200
+            last = (await kept.ask(2, "-1"))[0]["id"]
+            while await message(two) != last:  # what was delivered before the answer
+                pass
+            assert await one.closed() == 4001
+            await sending
+            assert (await kept.ask(2, "-1"))[0]["id"] == last
+            assert (await kept.send("hello"))["op_type"] == 40018
+            assert (await two.receive())["content"].endswith("\nhello")
+
+
+async def flood(one: raw.Raw) -> None:
+    """Send m0, m1, ... until the server has ended the connection."""
+    try:
+        for start in range(0, 1_000_000, 50):
+            await one.write(b"".join(raw.request(1, f"m{n}\nsecret") for n in range(start, start + 50)))
+            await asyncio.sleep(0)
+    except ConnectionError:
+        pass
+
+
+async def test_a_throttled_frame_of_an_ended_session_does_not_pass_either(tmp_path: Path) -> None:
+    async with (
+        three_users(tmp_path, FramesPerSecond=1, FramesBurst=1) as server,
+        server.chat("2", to="1") as two,
+        raw.chat(server, "1", to="2") as one,
+    ):
+        await one.write(raw.request(1, "m1\nhello") + raw.request(1, "m2\nhello"))
+        assert (await one.answer())["id"] == "m1"  # m2 waits a second
+        assert (await logout(server, "1", server.tokens["1"])).status_code == 200
+        assert await one.closed() == 4001
+        await one.rest()  # the server ends the connection after that second
+        assert (await two.receive())["id"] == "m1"
+        await two.silent()
+        assert (await two.answer(2, "-200"))["content"] == "1"
+
+
+async def test_no_frame_to_an_ended_session_passes_after_the_answer(tmp_path: Path) -> None:
+    async with (
+        three_users(tmp_path) as server,
+        server.chat("1", to="2") as one,
+        raw.chat(server, "2") as two,
+        raw.chat(server, "3", to="2") as three,
+    ):
+        sending = asyncio.create_task(flood(three))
+        assert await message(two) == "m0"
+        assert (await logout(server, "2", server.tokens["2"])).status_code == 200
+        assert (await one.send("late\nhello"))["op_type"] == 40019
+        assert "late" not in [frame.get("id") for frame in await two.rest()]
+        three.half_close()
+        await sending
+
+
+async def test_an_upgrade_that_races_with_the_end_of_its_session_is_refused_or_closed(tmp_path: Path) -> None:
+    async with three_users(tmp_path) as server:
+        headers = {"Authorization": f"Bearer {server.tokens['1']}"}
+
+        async def outcome() -> int:
+            try:
+                async with websockets.connect(
+                    server.socket_url("1", "2"), additional_headers=headers, proxy=None
+                ) as connection:
+                    return await Chat(connection, "1", "2").closed()
+            except websockets.InvalidStatus as error:
+                return error.response.status_code
+
+        upgrades = [asyncio.create_task(outcome()) for _ in range(20)]
+        async with server.chat("1"):
+            assert (await logout(server, "1", server.tokens["1"])).status_code == 200
+        assert set(await asyncio.gather(*upgrades)) <= {401, 4001}

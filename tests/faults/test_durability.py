@@ -1,0 +1,373 @@
+"""Stored before acknowledged, whatever happens to the process and to its disk (protocol section 3, promises 1 to 3)."""
+
+import asyncio
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests import raw
+from tests.harness import Chat, Frame, Process, Server, process, until
+
+SENDERS = ("a", "b", "c")
+
+
+class Burst:
+    """A sender that sends to `to` as fast as it is let, m0, m1, ..., until the server ends the connection."""
+
+    def __init__(self, server: Server, user: str, to: str) -> None:
+        self.user = user
+        self.to = to
+        self.acks: list[Frame] = []
+        self.code: int | None = None  # of the close frame
+        self._running = asyncio.create_task(self._run(server))
+
+    async def ended(self) -> None:
+        """Wait until the server has ended the connection."""
+        await self._running
+
+    def content(self, n: int) -> str:
+        """What the n-th message is."""
+        return f"m{n}\ntext {n} of {self.user} 漢字"
+
+    async def _run(self, server: Server) -> None:
+        async with raw.chat(server, self.user, self.to) as one:
+            sending = asyncio.create_task(self._send(one))
+            with suppress(raw.Cut):
+                while (read := await one.read()).opcode != raw.CLOSE:
+                    if read.opcode == raw.TEXT:
+                        self.acks.append(one.json(read))
+                self.code = int.from_bytes(read.payload[:2], "big")
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send(self, one: raw.Raw) -> None:
+        for start in range(0, 1_000_000, 20):
+            await one.write(b"".join(raw.request(1, self.content(n)) for n in range(start, start + 20)))
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def again(folder: Path, tokens: dict[str, str]) -> AsyncIterator[Process]:
+    """The server started once more on the same data."""
+    async with process(folder, StrangerLimit=0) as server:
+        server.tokens = tokens
+        yield server
+
+
+async def unread(server: Server, burst: Burst) -> list[Frame]:
+    """What its receiver has not read."""
+    async with server.chat(burst.to, burst.user, max_queue=None) as two:
+        return (await two.ask(3))[:-1]
+
+
+async def history(server: Server, burst: Burst) -> list[Frame]:
+    """All messages between the two."""
+    found: list[Frame] = []
+    async with server.chat(burst.to, burst.user, max_queue=None) as two:
+        while page := (await two.ask(2, f"{len(found)}-200"))[:-1]:
+            found += page
+    return found
+
+
+def complete(burst: Burst, stored: list[Frame]) -> None:
+    """Every acknowledged message is stored once, as it was sent, in the order in which it was sent."""
+    assert [one["content"] for one in stored] == [burst.content(n) for n in range(len(stored))]
+    acked = [(ack["id"], ack["time"]) for ack in burst.acks]
+    assert [(one["id"], one["time"]) for one in stored][: len(acked)] == acked
+
+
+# --- the process
+
+
+async def test_after_kill_9_in_a_burst_all_that_was_acknowledged_is_there_once_in_order_and_unread(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    async with process(folder, StrangerLimit=0) as server:
+        await server.users(*SENDERS, "z", "idle")
+        async with raw.chat(server, "z") as z:  # takes what comes and proves nothing
+            bursts = [Burst(server, user, "z") for user in SENDERS]
+            await until(lambda: min(len(one.acks) for one in bursts) > 200)
+            server.kill()
+            for one in bursts:
+                await one.ended()
+            await z.rest()
+        await server.ended()
+    async with again(folder, server.tokens) as server:
+        for one in bursts:
+            assert {ack["op_type"] for ack in one.acks} == {40018}
+            stored = await unread(server, one)
+            complete(one, stored)
+            await retried(server, one, stored)
+
+
+async def retried(server: Server, burst: Burst, stored: list[Frame]) -> None:
+    """What is sent again is acknowledged with its time, and stored no second time."""
+    async with raw.chat(server, burst.user, burst.to) as one:
+        for start in range(0, len(stored), 50):
+            part = stored[start : start + 50]
+            await one.write(b"".join(raw.request(1, frame["content"]) for frame in part))
+            acks = [await one.answer() for _ in part]
+            assert [(ack["id"], ack["time"]) for ack in acks] == [(frame["id"], frame["time"]) for frame in part]
+    assert await unread(server, burst) == stored
+
+
+async def test_after_kill_9_only_what_was_proven_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    got: list[str] = []
+    proven: list[str] = []
+    async with process(folder, StrangerLimit=0) as server:
+        await server.users("a", "z")
+        async with raw.chat(server, "z") as z:
+            burst = Burst(server, "a", "z")
+            while len(got) < 500:
+                read = await z.read()
+                if read.opcode == raw.TEXT:
+                    got.append(z.json(read)["id"])
+                elif len(got) < 300:
+                    await z.write(raw.frame(read.payload, raw.PONG))
+                    proven = list(got)
+            server.kill()
+            await burst.ended()
+        await server.ended()
+    async with again(folder, server.tokens) as server:
+        stored = await history(server, burst)
+        complete(burst, stored)
+        read_ones = [one["id"] for one in stored if one["read"]]
+        assert 0 < len(read_ones) <= len(proven)
+        assert read_ones == proven[: len(read_ones)]
+
+
+async def test_after_kill_9_it_starts_again_at_once_again_and_again(tmp_path: Path) -> None:
+    folder, sent = tmp_path / "data", list[str]()
+    tokens: dict[str, str] = {}
+    for n in range(3):
+        async with process(folder, StrangerLimit=0) as server:
+            if not tokens:
+                await server.users("a", "z")
+                tokens = server.tokens
+            server.tokens = tokens
+            async with server.chat("a", "z") as a:
+                assert (await a.send(f"m{n}\nhello"))["op_type"] == 40019
+                sent.append(f"m{n}")
+                async with server.chat("z", "a") as z:
+                    assert [frame["id"] for frame in (await z.ask(3))[:-1]] == sent
+                server.kill()
+                assert await a.closed() == 1006
+            await server.ended()
+
+
+async def test_sigterm_in_a_burst_ends_politely_and_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with process(folder, StrangerLimit=0) as server:
+        await server.users(*SENDERS, "z")
+        async with server.chat("z", max_queue=None) as z:
+            bursts = [Burst(server, user, "z") for user in SENDERS]
+            await until(lambda: min(len(one.acks) for one in bursts) > 200)
+            server.process.send_signal(signal.SIGTERM)
+            for one in bursts:
+                await one.ended()
+            assert await z.closed() == 1001
+        assert await server.ended() == 0
+    async with again(folder, server.tokens) as server:
+        for one in bursts:
+            complete(one, await history(server, one))
+    assert [one.code for one in bursts] == [1001] * len(bursts)
+
+
+async def test_sigterm_lets_frames_in_work_be_finished(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", StrangerLimit=0) as server:
+        await server.users("a", "z")
+        async with raw.chat(server, "a", "z") as a:
+            await a.write(b"".join(raw.request(1, f"m{n}\nhello") for n in range(100)))
+            first = await a.answer()
+            server.process.send_signal(signal.SIGTERM)
+            assert [first["id"], *[(await a.answer())["id"] for _ in range(99)]] == [f"m{n}" for n in range(100)]
+            assert await a.closed() == 1001
+            await a.write(raw.close(1001))
+        assert await server.ended() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+async def test_sigterm_closes_with_1001_also_who_never_stops_asking(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", StrangerLimit=0) as server:
+        await server.users("a", "z")
+        async with raw.chat(server, "a", "z") as a:
+            asking = asyncio.create_task(a.flood(raw.request(2, "-1") * 100, 1 << 40))
+            await a.answer()
+            server.process.send_signal(signal.SIGTERM)
+            assert await a.closed() == 1001
+            asking.cancel()
+        assert await server.ended() == 0
+
+
+async def test_sigterm_waits_for_no_reader_that_has_stopped(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", StrangerLimit=0) as server:
+        await server.users("a", "z")
+        await raw.store(server, "a", "z", raw.HELD_BY_KERNEL // 16000 + 100)
+        async with raw.chat(server, "z", "a", buffer=4096) as z, server.chat("a") as a:
+            await z.put(3)
+            await z.stalled()
+            server.process.send_signal(signal.SIGTERM)
+            assert await a.closed() == 1001
+            assert await server.ended() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+# --- the disk
+
+_CALL = re.compile(r"(\d+) +(?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)", re.DOTALL)
+_ACK = re.compile(r'\{\\"from\\":\\"System\\",[^}]*?\\"op_type\\":4001[89],[^}]*?\\"id\\":\\"([^"\\]+)\\"')
+
+
+def strace(trace: Path) -> tuple[str, ...]:
+    """The command that runs the server and writes down what it writes and syncs; skips where there is none."""
+    tool = shutil.which("strace")
+    if not tool:
+        pytest.skip("strace is not installed")
+    if subprocess.run([tool, "-f", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("strace is not allowed to trace here")
+    calls = "trace=fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg"
+    return (tool, "-D", "-f", "-q", "-y", "-s", "1000000", "-e", calls, "-e", "signal=none", "-o", str(trace))
+
+
+def unsynced(trace: str, ids: list[str]) -> tuple[set[str], set[str]]:
+    """The ids whose acks were sent, and of those the ones not synced when they were.
+
+    Synced: after the id was written into the write-ahead log, an fsync of the log began and returned 0.
+    """
+    written: set[str] = set()  # in the log, no sync begun since
+    syncing: dict[str, set[str]] = {}  # thread -> what the sync it is in began with
+    synced: set[str] = set()
+    acked: set[str] = set()
+    false: set[str] = set()
+    for line in trace.splitlines():
+        if not (match := _CALL.match(line)):
+            continue
+        thread, call, rest = match.groups()
+        if call in ("fsync", "fdatasync"):
+            if "chat.db-wal>" in rest:
+                syncing[thread], written = written, set()
+            if "unfinished" not in rest and thread in syncing:
+                begun = syncing.pop(thread)
+                (synced if rest.endswith("= 0") else written).update(begun)
+        elif "chat.db-wal>" in rest:
+            written.update(id for id in ids if id in rest and id not in synced)
+        elif "<socket:" in rest or "<TCP:" in rest:
+            now = {id for id in _ACK.findall(rest) if id not in acked}
+            acked |= now
+            false |= now - synced
+    return acked, false
+
+
+async def test_every_ack_leaves_after_its_message_was_synced(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    names = [f"{user}-{n:04}-id" for user in SENDERS for n in range(100)]
+    async with process(tmp_path / "data", prefix=strace(trace), StrangerLimit=0) as server:
+        await server.users(*SENDERS, "z")
+
+        async def send(user: str) -> None:
+            mine = [name for name in names if name.startswith(user)]
+            async with raw.chat(server, user, "z") as one:
+                for start in range(0, len(mine), 10):
+                    await one.write(b"".join(raw.request(1, f"{name}\nhello") for name in mine[start : start + 10]))
+                assert [(await one.answer())["id"] for _ in mine] == mine
+
+        await asyncio.gather(*map(send, SENDERS))
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ended() == 0
+    await until(lambda: "+++ exited with 0 +++" in trace.read_text().rsplit("\n", 2)[-2])
+    acked, false = unsynced(trace.read_text(), names)
+    assert acked == set(names)
+    assert false == set()
+
+
+@contextmanager
+def full_disk(server: Process, folder: Path) -> Iterator[None]:
+    """No file of the server's can grow."""
+    _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, most))
+    yield
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
+
+
+async def test_while_nothing_can_be_written_nothing_is_acknowledged_and_it_heals(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with process(folder, StrangerLimit=0) as server:
+        await server.users("a", "z")
+        async with server.chat("a", "z", max_queue=None) as a, server.chat("z", "a", max_queue=None) as z:
+            await sent(a, range(50), 40018)
+            for n in range(50):
+                assert (await z.receive())["id"] == f"m{n}"
+            await z.silent()
+            with full_disk(server, folder):
+                await refused(a, range(50, 100))
+                await z.silent()
+                assert (await a.answer(2, "-200"))["content"] == "50"  # what needs no writing goes on
+                response = await server.post("/user/login", {"user_name": "a", "password": "secret1"})
+                assert (response.status_code, response.json()["status"]) == (503, 44444)
+                assert response.json()["data"]["reason"] == "store_away"
+            await sent(a, range(50, 150), 40018)
+            await server.login("a")
+        server.kill()
+        await server.ended()
+    async with again(folder, server.tokens) as server, server.chat("z", "a", max_queue=None) as z:
+        assert [one["id"] for one in (await z.ask(2, "0-200"))[:-1]] == [f"m{n}" for n in range(150)]
+
+
+async def test_a_full_disk_refuses_and_heals(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with small_disk(folder):
+        async with process(folder, StrangerLimit=0) as server:
+            await server.users("a", "z")
+            async with server.chat("a", "z", max_queue=None) as a:
+                await sent(a, range(20), 40019)
+                with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+                    while filler.write(b"x" * 4096):
+                        pass
+                await refused(a, range(20, 40), "x" * 9000)
+                (folder / "filler").unlink()
+                await sent(a, range(20, 40), 40019, "x" * 9000)
+            server.kill()
+            await server.ended()
+        async with again(folder, server.tokens) as server, server.chat("z", "a", max_queue=None) as z:
+            assert [one["id"] for one in (await z.ask(3))[:-1]] == [f"m{n}" for n in range(40)]
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of 4 MiB of its own; skips where it cannot be had."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+async def sent(chat: Chat, numbers: range, code: int, text: str = "hello") -> None:
+    """These messages are acknowledged."""
+    for n in numbers:
+        await chat.put(1, f"m{n}\n{text}")
+    for n in numbers:
+        ack = await chat.receive()
+        assert (ack["op_type"], ack["id"]) == (code, f"m{n}"), ack
+
+
+async def refused(chat: Chat, numbers: range, text: str = "hello") -> None:
+    """These messages are refused, one by one and for no other reason."""
+    for n in numbers:
+        await chat.put(1, f"m{n}\n{text}")
+    for n in numbers:
+        answer = await chat.receive()
+        assert (answer["op_type"], answer["reason"], answer["id"]) == (40008, "store_away", f"m{n}"), answer

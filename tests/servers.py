@@ -1,0 +1,160 @@
+"""Real database servers for the tests, each started once, on a free port, with its data in a temporary folder.
+
+MariaDB and Redis come from the system (apt-get install mariadb-server redis-server). In place of mongod, which
+is in no package registry, stands secantusd (PyPI: SecantusDB); CHAT_TEST_MONGODB names a real mongod's URI.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chat_server import conf
+
+PATIENCE = 60.0  # seconds
+
+
+class DatabaseServer:
+    """A server process on `port`, that can be killed, stopped and started again on the same data."""
+
+    def __init__(self, name: str, folder: Path, command: Callable[["DatabaseServer"], Sequence[str]]) -> None:
+        self.name = name
+        self.folder = folder
+        self.port = _free_port()
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it accepts connections."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(self), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1):
+                    return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{self.name} did not start: {(self.folder / 'log').read_text()[-2000:]}"
+                    ) from None
+                time.sleep(0.05)
+
+    def send(self, signal_: signal.Signals) -> None:
+        """Send it a signal."""
+        if self._process:
+            self._process.send_signal(signal_)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        if self._process and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        """End it and remove its data."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def missing() -> str:
+    """What the servers' tests need and is not here; empty if all is."""
+    needed = {"mariadbd": "mariadb-server", "redis-server": "redis-server"}
+    return " ".join(package for program, package in needed.items() if not _program(program))
+
+
+def redis() -> DatabaseServer:
+    """A Redis that keeps nothing on disk."""
+    return _started(
+        "redis",
+        lambda server: [
+            *(_program("redis-server"), "--port", str(server.port), "--bind", "127.0.0.1"),
+            *("--save", "", "--appendonly", "no", "--dir", str(server.folder)),
+        ],
+    )
+
+
+def mysql() -> DatabaseServer:
+    """A MariaDB with the database chat_demo for the user chat."""
+
+    def command(server: DatabaseServer) -> Sequence[str]:
+        data, init = server.folder / "data", server.folder / "init.sql"
+        if not data.exists():
+            subprocess.run(
+                [
+                    _program("mariadb-install-db"),
+                    "--no-defaults",
+                    f"--datadir={data}",
+                    "--auth-root-authentication-method=normal",
+                ],
+                check=True,
+                capture_output=True,
+            )
+            init.write_text(
+                "CREATE DATABASE IF NOT EXISTS chat_demo;\n"
+                "CREATE USER IF NOT EXISTS 'chat'@'127.0.0.1' IDENTIFIED BY 'secret';\n"
+                "GRANT ALL ON chat_demo.* TO 'chat'@'127.0.0.1';"
+            )
+        return [
+            *(_program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={data}", f"--port={server.port}"),
+            *(
+                "--bind-address=127.0.0.1",
+                f"--socket={server.folder}/socket",
+                f"--init-file={init}",
+                "--skip-name-resolve",
+            ),
+        ]
+
+    return _started("mysql", command)
+
+
+def mongodb() -> DatabaseServer:
+    """A secantusd that syncs before it answers."""
+    return _started(
+        "mongodb",
+        lambda server: [
+            *(str(Path(sys.executable).with_name("secantusd-py")), "--port", str(server.port), "--host", "127.0.0.1"),
+            *("--storage-path", str(server.folder / "data"), "--sync-on-commit"),
+        ],
+    )
+
+
+def mysql_config(server: DatabaseServer) -> conf.MySQL:
+    """The settings for it."""
+    return conf.MySQL(db="mysql", db_port=server.port, db_user="chat", db_password="secret")
+
+
+def mongodb_config(server: DatabaseServer | None, name: str) -> conf.MongoDB:
+    """The settings for it, or for the one that CHAT_TEST_MONGODB names; `name` of the database."""
+    if server is None:
+        return conf.MongoDB(mongodb="mongodb", addr=os.environ["CHAT_TEST_MONGODB"], name=name)
+    return conf.MongoDB(mongodb="mongodb", addr="127.0.0.1", port=server.port, name=name)
+
+
+def redis_config(server: DatabaseServer, prefix: str = "chat_server:") -> conf.Redis:
+    """The settings for it."""
+    return conf.Redis(redis_db="redis", redis_addr=f"127.0.0.1:{server.port}", redis_prefix=prefix)
+
+
+def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> DatabaseServer:
+    server = DatabaseServer(name, Path(tempfile.mkdtemp(prefix=f"chat-{name}-")), command)
+    server.start()
+    return server
+
+
+def _program(name: str) -> str:
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or ""
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port

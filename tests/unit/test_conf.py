@@ -1,0 +1,392 @@
+"""The settings: config.ini, the environment, and what is said when one is wrong."""
+
+import configparser
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from chat_server.conf import ConfigError, Settings, load
+from chat_server.conf.settings import SECTIONS
+from tests.harness import ROOT
+
+SHIPPED = ROOT / "config.ini"
+ORIGIN = ROOT / "tests" / "data" / "origin.ini"
+# [service] in the design, with its defaults.
+DEFAULTS = {
+    "AppMode": "debug",
+    "HttpHost": "127.0.0.1",
+    "HttpPort": "8081",
+    "DataDir": "data",
+    "Language": "zh",
+    "PasswordCost": "12",
+    "MinPasswordLength": "6",
+    "SessionDays": "30",
+    "MessageDays": "0",
+    "StrangerLimit": "5",
+    "StrangerWindow": "3",
+    "HeartbeatSeconds": "30",
+    "StartTimeout": "30",
+    "StoreTimeout": "5",
+    "MaxFrameBytes": "65536",
+    "MaxTextBytes": "16384",
+    "OutboxBytes": "1048576",
+    "Registration": "open",
+    "FramesPerSecond": "200",
+    "FramesBurst": "1000",
+    "BroadcastsPerMinute": "30",
+    "SocketsPerUser": "32",
+    "SocketsPerAddress": "0",
+    "LoginFailures": "10",
+    "LoginWindow": "5",
+    "RegistrationsPerHour": "1000",
+    "PasswordWait": "10",
+    "MetricsPort": "0",
+    "Compress": "no",
+    "AllowedOrigins": "",
+    "TrustedProxies": "",
+}
+SECRET = "hunter2-%-and-more"
+
+
+def in_file(folder: Path, text: str) -> Settings:
+    """The settings of a file with this text."""
+    path = folder / "my.ini"
+    path.write_text(text, "utf-8")
+    return load(path, {})
+
+
+def wrong(folder: Path, text: str) -> str:
+    """What is said of a file with this text: one line that names the file."""
+    with pytest.raises(ConfigError) as error:
+        in_file(folder, text)
+    said = str(error.value)
+    assert "\n" not in said
+    assert str(folder / "my.ini") in said
+    return said
+
+
+def values(settings: Settings) -> dict[str, Any]:
+    """All values but where they came from and what depends on it."""
+    plain: dict[str, Any] = msgspec.to_builtins(
+        msgspec.structs.replace(settings, source="", stores=msgspec.structs.replace(settings.stores, data_dir=Path())),
+        enc_hook=str,
+    )
+    return plain
+
+
+# --- the file as shipped
+
+
+def shipped() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(SHIPPED, "utf-8")
+    return parser
+
+
+def test_the_shipped_file_has_every_setting_and_no_other() -> None:
+    known = {
+        section: {field.encode_name for group in groups.values() for field in msgspec.structs.fields(group)}
+        for section, groups in SECTIONS.items()
+    }
+    assert {name: set(shipped().options(name)) for name in shipped().sections()} == known
+
+
+def test_the_shipped_file_is_the_defaults() -> None:
+    assert values(load(SHIPPED, {})) == values(load(None, {}))
+
+
+def test_the_shipped_file_says_what_the_design_says() -> None:
+    assert DEFAULTS.items() <= dict(shipped().items("service")).items()
+    for section, key in (("mysql", "Db"), ("redis", "RedisDb"), ("MongoDB", "MongoDb")):
+        assert shipped().get(section, key) == "embedded"
+
+
+def test_every_setting_can_be_set(tmp_path: Path) -> None:
+    """Each to another value than its default, so that a key that is read into the wrong field shows."""
+    other = {
+        "AppMode": "release",
+        "HttpHost": "::1",
+        "DataDir": "/elsewhere",
+        "Language": "en",
+        "Registration": "closed",
+    }
+    other |= {
+        "Compress": "yes",
+        "AllowedOrigins": "https://a.example",
+        "TrustedProxies": "10.0.0.0/8",
+        "MetricsPort": "0",
+    }
+    written = {
+        key: other.get(key) or (str(int(default) + 1) if default.isdigit() else "") for key, default in DEFAULTS.items()
+    }
+    settings = in_file(tmp_path, "[service]\n" + "\n".join(f"{key} = {value}" for key, value in written.items()))
+    before, after = values(load(None, {})), values(settings)
+    changed = {
+        field: (before[group][field], value)
+        for group, fields in after.items()
+        if isinstance(fields, dict)
+        for field, value in fields.items()
+        if value != before[group][field]
+    }
+    assert len(changed) == len(written) - len({"MetricsPort", "DataDir"})
+    for field, (default, value) in changed.items():
+        key = field.replace("_", "").lower()
+        [text] = [text for name, text in written.items() if name.lower() == key]
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert value == float(text), field
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_tells_every_setting_with_its_default(readme: str) -> None:
+    text = (ROOT / readme).read_text("utf-8")
+    told = dict(re.findall(r"^\| `([A-Z]\w+)` \| (?:`([^`]*)`|[^|]*) \|", text, re.MULTILINE))
+    assert told == dict(shipped().items("service"))
+    for section in ("mysql", "redis", "MongoDB"):
+        for key in shipped().options(section):
+            assert re.search(rf"`{key}\b", text), key
+
+
+# --- the original's file
+
+
+def test_the_originals_file_means_mysql_redis_and_mongodb() -> None:
+    settings = load(ORIGIN, {})
+    assert settings.server.app_mode == "debug"
+    assert settings.server.http_port == 8081
+    mysql, redis, mongodb = settings.mysql, settings.redis, settings.mongodb
+    assert (mysql.db, mysql.db_host, mysql.db_port) == ("mysql", "127.0.0.1", 3306)
+    assert (mysql.db_user, mysql.db_password, mysql.db_name) == ("test_root", "123456", "chat_demo")
+    assert (redis.redis_db, redis.redis_addr, redis.redis_pw, redis.redis_db_name) == ("redis", "127.0.0.1:6379", "", 2)
+    assert (mongodb.mongodb, mongodb.addr, mongodb.port) == ("mongodb", "localhost", 27017)
+    assert (mongodb.user, mongodb.pwd, mongodb.name) == ("test_root", "123456", "chat_demo")
+
+
+def test_the_originals_file_may_say_embedded_too(tmp_path: Path) -> None:
+    text = ORIGIN.read_text("utf-8").replace("[MongoDB]", "[MongoDB]\nMongoDb = embedded")
+    assert in_file(tmp_path, text).mongodb.mongodb == "embedded"
+    assert load(ORIGIN, {"CHAT_MONGODB_MONGODB": "embedded"}).mongodb.mongodb == "embedded"
+
+
+# --- how a value is written
+
+
+def test_a_value_may_stand_in_quotes(tmp_path: Path) -> None:
+    for value in ('"0.0.0.0"', "'0.0.0.0'", "`0.0.0.0`", "  0.0.0.0  "):
+        assert in_file(tmp_path, f"[service]\nHttpHost = {value}").server.http_host == "0.0.0.0"
+    for value, meant in (('"a', '"a'), ("a'b", "a'b"), ('"it\'s"', "it's"), ('" a "', " a "), ('""', ""), ('"', '"')):
+        assert in_file(tmp_path, f"[mysql]\nDbPassWord = {value}").mysql.db_password == meant
+    assert load(None, {"CHAT_SERVICE_HTTPHOST": '"0.0.0.0"'}).server.http_host == "0.0.0.0"
+
+
+def test_a_percent_sign_is_a_percent_sign(tmp_path: Path) -> None:
+    for password in ("100%", "%s", "%(DbUser)s", "%%"):
+        assert in_file(tmp_path, f"[mysql]\nDbPassWord = {password}").mysql.db_password == password
+
+
+def test_signs_within_a_value_belong_to_it(tmp_path: Path) -> None:
+    for password in ("a=b:c", "a;b#c", "[x]", "a # b", "日本"):
+        assert in_file(tmp_path, f"[mysql]\nDbPassWord = {password}").mysql.db_password == password
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "my.ini"
+    path.write_bytes(b"\xef\xbb\xbf[service]\r\nHttpPort = 9000\r\n")
+    assert load(path, {}).server.http_port == 9000
+
+
+def test_the_case_of_keys_and_sections_does_not_matter(tmp_path: Path) -> None:
+    settings = in_file(tmp_path, "[Service]\nhttpport = 9000\n[mongodb]\nMONGODB = embedded")
+    assert (settings.server.http_port, settings.mongodb.mongodb) == (9000, "embedded")
+
+
+def test_lists_are_separated_by_spaces_or_commas(tmp_path: Path) -> None:
+    settings = in_file(
+        tmp_path,
+        """[service]
+        AllowedOrigins = https://a.example, http://B.example:8080
+        TrustedProxies = 127.0.0.1 10.0.0.0/8,::1""".replace("  ", ""),
+    )
+    assert settings.server.allowed_origins == ("https://a.example", "http://b.example:8080")
+    assert settings.server.trusted_proxies == ("127.0.0.1/32", "10.0.0.0/8", "::1/128")
+
+
+# --- the environment
+
+
+def test_the_environment_overrides_any_key(tmp_path: Path) -> None:
+    path = tmp_path / "my.ini"
+    path.write_text("[service]\nHttpPort = 9000\nLanguage = en\n[mysql]\nDbHost = a.example")
+    environ = {
+        "CHAT_SERVICE_HTTPPORT": "9001",
+        "CHAT_MYSQL_DBPASSWORD": SECRET,
+        "CHAT_MONGODB_MONGODBPORT": "1",
+        "PATH": "x",
+    }
+    settings = load(path, environ)
+    assert (settings.server.http_port, settings.server.language) == (9001, "en")
+    assert (settings.mysql.db_host, settings.mysql.db_password) == ("a.example", SECRET)
+    assert settings.mongodb.port == 1
+    assert load(None, environ).server.http_port == 9001
+
+
+def test_an_unknown_key_in_the_environment_is_named(tmp_path: Path) -> None:
+    for variable in ("CHAT_SERVICE_HTTPPROT", "CHAT_MYSQL_PASSWORD", "CHAT_MONGODB_PORT"):
+        with pytest.raises(ConfigError, match=variable) as error:
+            load(None, {variable: SECRET})
+        assert SECRET not in str(error.value)
+
+
+def test_a_wrong_value_in_the_environment_is_told_with_the_variable() -> None:
+    with pytest.raises(ConfigError, match=r"CHAT_SERVICE_HTTPPORT.*HttpPort.*many"):
+        load(None, {"CHAT_SERVICE_HTTPPORT": "many"})
+
+
+# --- DataDir
+
+
+def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    for text, data_dir in (
+        ("[service]\nDataDir = kept", there / "kept"),
+        ("[service]\nDataDir = ../kept", there / "../kept"),
+        ("[service]\nDataDir = /var/kept", Path("/var/kept")),
+        ("[service]\nHttpPort = 1", there / "data"),
+    ):
+        assert in_file(there, text).stores.data_dir == data_dir
+    assert load(Path("../there/my.ini"), {}).stores.data_dir.resolve() == there / "data"
+    assert load(there / "my.ini", {"CHAT_SERVICE_DATADIR": "kept"}).stores.data_dir == here / "kept"
+    assert load(None, {"CHAT_SERVICE_DATADIR": "/var/kept"}).stores.data_dir == Path("/var/kept")
+    assert load(None, {}).stores.data_dir == here / "data"
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("AppMode", "production"),
+        ("HttpPort", "65536"),
+        ("HttpPort", "-1"),
+        ("HttpPort", "many"),
+        ("HttpPort", ""),
+        ("HttpPort", "80.5"),
+        ("DataDir", ""),
+        ("Language", "fr"),
+        ("PasswordCost", "3"),
+        ("PasswordCost", "17"),
+        ("MinPasswordLength", "0"),
+        ("MinPasswordLength", "73"),
+        ("SessionDays", "0"),
+        ("SessionDays", "nan"),
+        ("MessageDays", "-1"),
+        ("StrangerLimit", "-1"),
+        ("StrangerWindow", "0"),
+        ("HeartbeatSeconds", "0"),
+        ("StartTimeout", "0"),
+        ("StoreTimeout", "inf"),
+        ("MaxFrameBytes", "0"),
+        ("MaxTextBytes", "0"),
+        ("OutboxBytes", "0"),
+        ("Registration", "maybe"),
+        ("FramesPerSecond", "-1"),
+        ("FramesBurst", "0"),
+        ("BroadcastsPerMinute", "-1"),
+        ("SocketsPerUser", "0"),
+        ("SocketsPerAddress", "-1"),
+        ("LoginFailures", "0"),
+        ("LoginWindow", "0"),
+        ("RegistrationsPerHour", "-1"),
+        ("PasswordWait", "0"),
+        ("MetricsPort", "9090"),
+        ("Compress", "maybe"),
+        ("AllowedOrigins", "chat.example"),
+        ("AllowedOrigins", "*"),
+        ("AllowedOrigins", "https://chat.example/path"),
+        ("AllowedOrigins", "null"),
+        ("TrustedProxies", "proxy.example"),
+        ("TrustedProxies", "10.0.0.1/8"),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
+    said = wrong(tmp_path, f"[service]\n{key} = {value}")
+    assert f"[service] {key} = {value!r}" in said
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("mysql", "Db", "sqlite"),
+        ("mysql", "DbPort", "x"),
+        ("redis", "RedisDb", "memcached"),
+        ("redis", "RedisDbName", "-1"),
+        ("MongoDB", "MongoDb", "yes"),
+        ("MongoDB", "MongoDBPort", "65536"),
+    ],
+)
+def test_a_wrong_value_of_a_backend_is_told_with_key_and_source(
+    tmp_path: Path, section: str, key: str, value: str
+) -> None:
+    assert f"[{section}] {key} = {value!r}" in wrong(tmp_path, f"[{section}]\n{key} = {value}")
+
+
+def test_an_unknown_section_is_named(tmp_path: Path) -> None:
+    assert "[servce]" in wrong(tmp_path, "[servce]\nHttpPort = 1")
+    assert "[DEFAULT]" in wrong(tmp_path, "[DEFAULT]\nHttpPort = 1")
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    said = wrong(tmp_path, "[service]\nHttpProt = 1")
+    assert "httpprot" in said.lower()
+    assert "[service]" in said
+    assert "HttpPort" in said  # what is known
+    wrong(tmp_path, "[mysql]\nRedisDb = redis")
+
+
+def test_a_file_that_is_no_ini_file_is_named(tmp_path: Path) -> None:
+    for text in (
+        "HttpPort = 1",
+        "[service]\nHttpPort",
+        "[service]\nHttpPort = 1\nHttpPort = 2",
+        "[service\nx = 1",
+        "\0",
+    ):
+        wrong(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin1.ini").write_bytes("[mysql]\nDbPassWord = \xe9".encode("latin-1"))
+    for name in ("missing.ini", "", "latin1.ini", "latin1.ini/x"):
+        with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / name}: ")) as error:
+            load(tmp_path / name, {})
+        assert "\n" not in str(error.value)
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[mysql]\nDbPassWord {SECRET}",
+        f"DbPassWord = {SECRET}",
+        f"[mysql]\nDbPassWord = x\nDbPassWord = {SECRET}",
+        f"[mysql]\nPassword = {SECRET}",
+        f"[mysql]\nDbPassWord = {SECRET}\nDbPort = x",
+        f"[mysql\nDbPassWord = {SECRET}",
+        f"[redis]\nRedisPw = x\n  {SECRET} and more\nDbPort = x",
+        f"[mysql]\n= {SECRET}",
+    ],
+    ids=["no equals sign", "no section", "twice", "unknown key", "other key", "open section", "two lines", "no key"],
+)
+def test_a_password_is_never_repeated(tmp_path: Path, text: str) -> None:
+    assert SECRET not in wrong(tmp_path, text)

@@ -1,0 +1,217 @@
+"""The records on the wire: whatever comes in is a request or a refusal, whatever goes out is the protocol's JSON."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chat_server.model.messages import Conversation, Message
+from chat_server.service.frames import Frames, Request, decode, is_id, split
+from chat_server.status import LANGUAGES, Reason, Refused, Status, text
+
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:"
+
+texts = st.text(st.characters(codec="utf-8"))
+ids = st.text(ID_LETTERS, min_size=1, max_size=64)
+names = st.text(st.characters(categories=("L", "M", "N")), min_size=1, max_size=64)
+statuses = st.sampled_from(Status)
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from(["from", "to", "type", "op_type", "content", "id"]) | texts
+near_frames = st.dictionaries(keys, values, max_size=6).map(json.dumps)
+messages = st.builds(Message, names, names, ids, texts, st.integers(0, 2**53), st.booleans())
+
+
+def encoded(frame: bytes) -> dict[str, Any]:
+    """The record in a whole text frame (RFC 6455 section 5.2), which bears no mask."""
+    start, size = {126: (4, frame[2:4]), 127: (10, frame[2:10])}.get(frame[1], (2, frame[1:2]))
+    assert frame[0] == 0x81
+    assert len(frame) == start + int.from_bytes(size, "big")
+    record = json.loads(frame[start:].decode())
+    assert isinstance(record, dict)
+    return record
+
+
+def decoded(data: str) -> Request | Refused:
+    try:
+        return decode(data)
+    except Refused as refused:
+        return refused
+
+
+@given(texts | st.text() | near_frames | values.map(json.dumps))
+@example("null")
+@example("")
+@example("{")
+@example("[" * 100_000)
+@example('{"op_type": 1, "content": "\\ud800"}')
+@example('{"op_type": 1, "content": "\ud800"}')
+@example('{"op_type": 1, "op_type": "1"}')
+@example('{"op_type": 1e400}')
+@example('{"op_type": 1.0}')
+@example('{"op_type": true}')
+@example('{"op_type": ' + "9" * 5000 + "}")
+@example('\ufeff{"op_type": 1}')
+def test_any_text_is_a_request_or_refused_as_not_understood(data: str) -> None:
+    request = decoded(data)
+    if isinstance(request, Refused):
+        assert request.status is Status.FRAME_BAD
+        assert request.reason in (Reason.BAD_JSON, Reason.BAD_FRAME)
+        assert request.why
+        request.why.encode()  # what can be sent
+        return
+    frame = json.loads(data)
+    assert isinstance(frame, dict)
+    assert (request.op_type, type(request.op_type)) == (frame["op_type"], int)
+    assert (request.sender, request.to) == (frame.get("from", ""), frame.get("to", ""))
+    assert (request.type, request.content) == (frame.get("type", 1), frame.get("content", ""))
+    "".join((request.sender, request.to, request.content)).encode()  # what can be sent on
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("null", Reason.BAD_FRAME),
+        ("[]", Reason.BAD_FRAME),
+        ('"text"', Reason.BAD_FRAME),
+        ("{}", Reason.BAD_FRAME),
+        ('{"op_type": null}', Reason.BAD_FRAME),
+        ('{"op_type": "1"}', Reason.BAD_FRAME),
+        ('{"op_type": true}', Reason.BAD_FRAME),
+        ('{"op_type": 1.5}', Reason.BAD_FRAME),
+        ('{"op_type": 1, "type": 2}', Reason.BAD_FRAME),
+        ('{"op_type": 1, "from": 1}', Reason.BAD_FRAME),
+        ('{"op_type": 1, "to": ["2"]}', Reason.BAD_FRAME),
+        ('{"op_type": 1, "content": null}', Reason.BAD_FRAME),
+        ("", Reason.BAD_JSON),
+        ("hello", Reason.BAD_JSON),
+        ('{"op_type": 1', Reason.BAD_JSON),
+        ('{"op_type": 1} {}', Reason.BAD_JSON),
+        ('{"op_type": 1, "content": "\\ud800"}', Reason.BAD_JSON),
+    ],
+)
+def test_what_is_no_json_and_what_is_no_frame_are_told_apart(data: str, reason: Reason) -> None:
+    with pytest.raises(Refused) as refused:
+        decode(data)
+    assert refused.value.reason is reason
+
+
+def test_a_wrong_key_is_named() -> None:
+    with pytest.raises(Refused, match="content"):
+        decode('{"op_type": 1, "content": 5}')
+    with pytest.raises(Refused, match="op_type"):
+        decode("{}")
+
+
+@given(names, names, texts, st.integers(0, 9))
+def test_a_request_comes_out_as_it_was_sent(sender: str, to: str, content: str, op_type: int) -> None:
+    frame = {"from": sender, "to": to, "type": 1, "op_type": op_type, "content": content, "more": {"a": [1]}}
+    assert decode(json.dumps(frame)) == Request(op_type, sender, to, 1, content)
+    assert decode(json.dumps(frame, ensure_ascii=False)) == Request(op_type, sender, to, 1, content)
+
+
+@given(st.text() | ids)
+def test_an_id_is_1_to_64_of_its_letters(text: str) -> None:
+    assert is_id(text) == (1 <= len(text) <= 64 and all(char in ID_LETTERS for char in text))
+
+
+@given(ids, texts)
+def test_the_first_line_is_the_id_and_the_rest_is_the_text(id: str, text: str) -> None:
+    assert split(f"{id}\n{text}") == (id, text)
+    assert split(f"\n{text}") == ("", text)
+    assert split(id) == ("", id)
+
+
+@given(messages, st.sampled_from(LANGUAGES))
+def test_a_message_on_its_way(message: Message, language: str) -> None:
+    assert encoded(Frames(language).live(message)) == {
+        "from": message.sender,
+        "to": message.receiver,
+        "type": 1,
+        "op_type": 40011,
+        "content": f"{message.id}\n{message.text}",
+        "msg": text(Status.RECEIVED, language),
+        "id": message.id,
+        "time": message.time // 1000,
+    }
+
+
+@given(messages, st.sampled_from(LANGUAGES))
+def test_a_message_out_of_the_history(message: Message, language: str) -> None:
+    assert encoded(Frames(language).stored(message)) == {
+        "from": message.sender,
+        "to": message.receiver,
+        "type": 2,
+        "op_type": 40005,
+        "content": f"{message.id}\n{message.text}",
+        "msg": text(Status.HISTORY, language),
+        "id": message.id,
+        "time": message.time // 1000,
+        "read": message.read,
+    }
+
+
+@given(messages, st.integers(0, 1000), st.booleans())
+def test_a_conversation_is_its_last_message_and_more(message: Message, unread: int, online: bool) -> None:
+    frames = Frames("en")
+    expected = encoded(frames.stored(message)) | {
+        "op_type": 40023,
+        "msg": text(Status.CONVERSATIONS, "en"),
+        "unread": unread,
+        "online": online,
+    }
+    assert encoded(frames.conversation(Conversation("2", message, unread), online)) == expected
+
+
+@given(names, statuses, texts, ids, st.integers(0, 2**53))
+def test_an_answer_has_id_and_time_where_they_have_a_meaning(
+    to: str, status: Status, content: str, id: str, time: int
+) -> None:
+    frames = Frames("zh")
+    bare = {"from": "System", "to": to, "type": 1, "op_type": status, "content": content, "msg": text(status, "zh")}
+    assert encoded(frames.answer(to, status, content)) == bare
+    assert encoded(frames.answer(to, status, content, id=id, time=time)) == bare | {"id": id, "time": time // 1000}
+
+
+@given(names, statuses, st.sampled_from(Reason), texts, ids)
+def test_a_refusal_says_why_and_about_which_message(to: str, status: Status, reason: Reason, why: str, id: str) -> None:
+    frames = Frames("en")
+    refused = Refused(status, reason, why)
+    bare = {"from": "System", "to": to, "type": 1, "op_type": status, "content": why, "msg": text(status, "en")}
+    assert encoded(frames.refusal(to, refused)) == bare | {"reason": reason.value}
+    assert encoded(frames.refusal(to, refused, id)) == bare | {"reason": reason.value, "id": id}
+
+
+@given(names, names, st.lists(ids, min_size=1, max_size=5))
+def test_a_notice_is_the_ids_one_a_line(sender: str, to: str, lines: list[str]) -> None:
+    assert encoded(Frames("en").notice(sender, to, Status.MARKED_READ, lines)) == {
+        "from": sender,
+        "to": to,
+        "type": 2,
+        "op_type": 40007,
+        "content": "\n".join(lines),
+        "msg": text(Status.MARKED_READ, "en"),
+    }
+
+
+@given(names, texts, st.integers(0, 2**53))
+def test_a_message_to_everybody(sender: str, content: str, time: int) -> None:
+    assert encoded(Frames("en").broadcast(sender, content, time)) == {
+        "from": sender,
+        "to": "ALL",
+        "type": 1,
+        "op_type": 40011,
+        "content": content,
+        "msg": text(Status.RECEIVED, "en"),
+        "time": time // 1000,
+    }
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_status_has_a_text_in_every_language(language: str) -> None:
+    assert all(text(status, language) for status in Status)

@@ -1,0 +1,62 @@
+"""KeyedLock: one at a time, per key."""
+
+import asyncio
+
+from chat_server.utils.locks import KeyedLock
+
+
+async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
+    lock = KeyedLock()
+    holding = 0
+    order = []
+
+    async def work(number: int) -> None:
+        nonlocal holding
+        async with lock.hold("a"):
+            holding += 1
+            assert holding == 1
+            await asyncio.sleep(0)
+            order.append(number)
+            holding -= 1
+
+    await asyncio.gather(*map(work, range(10)))
+    assert order == list(range(10))
+
+
+async def test_another_key_does_not_wait() -> None:
+    lock = KeyedLock()
+    async with asyncio.timeout(1), lock.hold("a"), lock.hold("b"):
+        pass
+
+
+async def test_it_is_free_again_after_an_error_and_after_a_cancelled_waiter() -> None:
+    lock = KeyedLock()
+    entered = []
+
+    async def work(name: str) -> None:
+        async with lock.hold("a"):
+            entered.append(name)
+
+    try:
+        async with lock.hold("a"):
+            cancelled, patient = asyncio.create_task(work("cancelled")), asyncio.create_task(work("patient"))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            raise ValueError
+    except ValueError:
+        pass
+    await asyncio.gather(cancelled, patient, return_exceptions=True)
+    async with asyncio.timeout(1):
+        await work("after")
+    assert entered == ["patient", "after"]
+
+
+async def test_a_key_that_nobody_holds_takes_no_memory() -> None:
+    lock = KeyedLock()
+
+    async def work(key: str) -> None:
+        async with lock.hold(key):
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(work(str(number % 7)) for number in range(50)))
+    assert not lock._locks

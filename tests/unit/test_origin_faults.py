@@ -1,0 +1,38 @@
+"""What the Go original got wrong with users (measured before the first line); ours does not."""
+
+import asyncio
+
+from tests.e2e.answers import done, post, refused, try_login
+from tests.harness import Server
+
+
+async def test_eight_parallel_registrations_do_not_make_eight_users(server: Server) -> None:
+    passwords = [f"password {number}" for number in range(8)]
+    answers = await asyncio.gather(
+        *(post(server, "/user/register", user_name="3", password=password) for password in passwords)
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+    for answer, password in zip(answers, passwords, strict=True):
+        login = await try_login(server, "3", password)
+        if answer.status_code == 200:
+            done(answer, 41001)
+            done(login, 41003)
+        else:
+            refused(answer, 409, 41007, "user_exists", "user_name")
+            refused(login, 401, 41010, "wrong_password")
+
+
+async def test_names_are_not_case_blind_in_one_place_and_case_sensitive_in_another(server: Server) -> None:
+    await server.users("anna", "Anna")
+    async with (
+        server.chat("anna", to="1") as small,
+        server.chat("Anna", to="1") as great,
+        server.chat("1") as sender,
+    ):
+        for name, chat, other in (("anna", small, great), ("Anna", great, small)):
+            assert (await sender.send("hello", to=name))["op_type"] == 40018
+            assert (await chat.receive())["to"] == name
+            await other.silent()
+        refusal = await sender.send("hello", to="ANNA")
+        assert (refusal["op_type"], refusal["reason"]) == (40008, "no_such_user")
+        assert (await sender.ask(7, "-10"))[-1]["content"] == "2"

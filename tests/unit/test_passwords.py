@@ -1,0 +1,130 @@
+"""bcrypt in a small pool: right or wrong, how long one waits, and who leaves the queue."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import bcrypt
+import pytest
+
+from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
+from tests.harness import until
+
+# Slow enough that what is asked for meanwhile has to wait.
+SLOW = 11
+
+
+@pytest.fixture
+async def passwords() -> AsyncIterator[Passwords]:
+    """Quick ones."""
+    passwords = Passwords(cost=4, patience=60)
+    yield passwords
+    passwords.close()
+
+
+async def test_a_hash_is_of_its_password_alone(passwords: Passwords) -> None:
+    for password in ("secret1", "日本語日本語", "x" * LONGEST, " "):
+        hashed = await passwords.hash(password)
+        assert await passwords.check(password, hashed)
+        for other in (password + "x", password[:-1], password.swapcase() + "!"):
+            assert not await passwords.check(other, hashed)
+
+
+async def test_the_same_password_has_another_hash_each_time(passwords: Passwords) -> None:
+    assert await passwords.hash("secret1") != await passwords.hash("secret1")
+
+
+async def test_a_hash_has_the_cost_of_the_settings() -> None:
+    for cost in (4, 5):
+        passwords = Passwords(cost, patience=60)
+        assert (await passwords.hash("secret1")).startswith(f"$2b$0{cost}$")
+        passwords.close()
+
+
+async def test_hashes_made_by_go_verify(passwords: Passwords) -> None:
+    """golang.org/x/crypto/bcrypt writes $2a$, at cost 12 in the original."""
+    for cost in (4, 12):
+        made = bcrypt.hashpw("geheim ü".encode(), bcrypt.gensalt(cost)).replace(b"$2b$", b"$2a$", 1).decode()
+        assert made.startswith(f"$2a${cost:02d}$")
+        assert await passwords.check("geheim ü", made)
+        assert not await passwords.check("geheim u", made)
+
+
+async def test_a_password_that_is_longer_than_bcrypt_takes_is_nobodys(passwords: Passwords) -> None:
+    hashed = await passwords.hash("x" * LONGEST)
+    for longer in ("x" * (LONGEST + 1), "x" * 10_000, "日" * 25):
+        assert not await passwords.check(longer, hashed)
+
+
+async def test_a_password_with_a_nul_is_nobodys(passwords: Passwords) -> None:
+    """bcrypt's key is the password and a NUL, over and over: to it both are the same."""
+    assert not await passwords.check("secret1\0secret1", await passwords.hash("secret1"))
+
+
+async def test_nobodys_password_is_never_right(passwords: Passwords) -> None:
+    for password in ("secret1", "", "x" * 100, "\0"):
+        assert not await passwords.check(password, None)
+
+
+async def test_nobodys_password_takes_the_time_of_somebodys() -> None:
+    """The same time whether the user or the password is wrong: it is that of the cost, not a fixed or a short one."""
+
+    async def seconds(cost: int, password: str) -> float:
+        passwords = Passwords(cost, patience=60)
+        taken = []
+        for _ in range(3):
+            started = time.perf_counter()
+            assert not await passwords.check(password, None)
+            taken.append(time.perf_counter() - started)
+        passwords.close()
+        return min(taken)
+
+    for password in ("secret1", "x" * 100, "\0"):
+        assert await seconds(10, password) > 8 * await seconds(4, password)  # 64 times the work
+
+
+async def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
+    passwords = Passwords(SLOW, patience=0.001)
+    hashed = await passwords.hash("secret1")
+    answers = await asyncio.gather(*(passwords.check("secret1", hashed) for _ in range(16)), return_exceptions=True)
+    busy = [answer for answer in answers if isinstance(answer, TooBusy)]
+    assert busy
+    assert [answer for answer in answers if answer not in busy] == [True] * (16 - len(busy))
+    assert all(answer.retry_after > 0.001 for answer in busy)
+    assert await passwords.check("secret1", hashed)  # nobody waits any more
+    passwords.close()
+
+
+async def test_who_is_cancelled_leaves_the_queue(passwords: Passwords) -> None:
+    slow = bcrypt.hashpw(b"secret1", bcrypt.gensalt(13)).decode()
+    waiting = [asyncio.create_task(passwords.check("secret1", slow)) for _ in range(256)]
+    await asyncio.sleep(0.01)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    async with asyncio.timeout(10):  # their turns would have taken at least 15 s
+        assert await passwords.check("secret1", await passwords.hash("secret1"))
+
+
+async def test_the_event_loop_goes_on_while_passwords_are_hashed() -> None:
+    passwords = Passwords(SLOW, patience=60)
+    hashing = asyncio.create_task(passwords.hash("secret1"))
+    turns = 0
+    while not hashing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 10
+    passwords.close()
+
+
+async def test_the_threads_are_few_and_end_with_it() -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("passwords") for thread in threading.enumerate())
+
+    before = threads()
+    passwords = Passwords(cost=4, patience=60)
+    await asyncio.gather(*(passwords.hash("secret1") for _ in range(50)))
+    assert before < threads() <= before + 4
+    passwords.close()
+    await until(lambda: threads() == before)

@@ -1,0 +1,430 @@
+"""The owner of the embedded database (utils/sqlite.py)."""
+
+import asyncio
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.sqlite import Database, Schema, examine
+from tests.harness import until
+
+THINGS = Schema("things", ("CREATE TABLE things (number INTEGER PRIMARY KEY, text TEXT) STRICT",))
+MORE = Schema(
+    "things", (*THINGS.steps, "ALTER TABLE things ADD COLUMN size INTEGER", "CREATE INDEX by_size ON things (size)")
+)
+
+
+@asynccontextmanager
+async def opened(folder: Path, *schemas: Schema, timeout: float = 5) -> AsyncIterator[Database]:
+    """An open database, closed at the end."""
+    database = Database(folder, timeout=timeout)
+    try:
+        await database.open(schemas or (THINGS,))
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    async with opened(tmp_path) as database:
+        yield database
+
+
+def adding(number: int) -> Callable[[sqlite3.Connection], int]:
+    """The job that adds a thing."""
+
+    def job(tx: sqlite3.Connection) -> int:
+        tx.execute("INSERT INTO things (number) VALUES (?)", (number,))
+        return number
+
+    return job
+
+
+def numbers(connection: sqlite3.Connection) -> list[int]:
+    """The job that reads all things."""
+    return [number for (number,) in connection.execute("SELECT number FROM things ORDER BY number")]
+
+
+async def busy(database: Database) -> tuple[asyncio.Task[bool], threading.Event]:
+    """The writer is busy with a job until the event is set."""
+    begun, go = threading.Event(), threading.Event()
+
+    def job(tx: sqlite3.Connection) -> bool:
+        tx.execute("INSERT INTO things (number) VALUES (-1)")
+        begun.set()
+        return go.wait(20)
+
+    task = asyncio.create_task(database.write(job))
+    await asyncio.to_thread(begun.wait)
+    return task, go
+
+
+async def handed_over(*tasks: asyncio.Task[int]) -> None:
+    """The tasks have come as far as they can."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in tasks)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, but the one that is only shared memory."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".db-shm"}
+
+
+# --- transactions
+
+
+async def test_jobs_that_come_together_are_one_transaction(database: Database) -> None:
+    statements: list[str] = []
+    await database.write(lambda tx: tx.set_trace_callback(statements.append))
+    task, go = await busy(database)
+    statements.clear()
+    tasks = [asyncio.create_task(database.write(adding(n))) for n in range(100)]
+    await handed_over(*tasks)
+    go.set()
+    assert list(await asyncio.gather(*tasks)) == list(range(100))
+    await task
+    assert [one for one in statements if not one.startswith("INSERT")] == ["COMMIT", "BEGIN IMMEDIATE", "COMMIT"]
+
+
+async def test_a_job_alone_waits_for_no_other(database: Database) -> None:
+    statements: list[str] = []
+    await database.write(lambda tx: tx.set_trace_callback(statements.append))
+    statements.clear()
+    for n in range(3):
+        assert await database.write(adding(n)) == n
+    assert statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") == 3
+
+
+async def test_a_job_that_raises_fails_alone_and_leaves_nothing_behind(database: Database) -> None:
+    def failing(tx: sqlite3.Connection) -> int:
+        adding(1000)(tx)
+        raise KeyError("mine")
+
+    task, go = await busy(database)
+    jobs = [adding(0), adding(1), failing, adding(1), adding(2)]  # the second 1 breaks the table's own rule
+    tasks = [asyncio.create_task(database.write(job)) for job in jobs]
+    await handed_over(*tasks)
+    go.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert await task
+    assert [results[n] for n in (0, 1, 4)] == [0, 1, 2]
+    assert isinstance(results[2], KeyError)
+    assert isinstance(results[3], Exception)
+    assert await database.read(numbers) == [-1, 0, 1, 2]
+
+
+async def test_a_cancelled_caller_takes_nobody_with_it(database: Database) -> None:
+    task, go = await busy(database)
+    tasks = [asyncio.create_task(database.write(adding(n))) for n in range(5)]
+    await handed_over(*tasks)
+    for n in (0, 2, 4):
+        tasks[n].cancel()
+    go.set()
+    assert [await tasks[1], await tasks[3]] == [1, 3]
+    assert await task
+    assert await database.write(adding(5)) == 5
+
+
+async def test_a_cancelled_caller_in_a_batch_under_way_takes_nobody_with_it(database: Database) -> None:
+    task, go = await busy(database)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    other = asyncio.create_task(database.write(adding(1)))
+    await handed_over(other)
+    go.set()
+    assert await other == 1
+
+
+async def test_a_read_waits_for_no_writer_and_sees_what_is_committed(database: Database) -> None:
+    await database.write(adding(1))
+    task, go = await busy(database)
+    assert await database.read(numbers) == [1]
+    go.set()
+    await task
+    assert await database.read(numbers) == [-1, 1]
+
+
+async def test_a_read_cannot_write(database: Database) -> None:
+    with pytest.raises(StoreUnavailable):
+        await database.read(adding(1))
+    assert await database.read(numbers) == []
+
+
+# --- failures
+
+
+async def heals(database: Database) -> None:
+    """By and by it answers again, and does what it is asked."""
+
+    async def answers() -> bool:
+        try:
+            return await database.write(lambda _: True)
+        except StoreUnavailable:
+            return False
+
+    await until(answers)
+    await database.write(lambda tx: tx.execute("INSERT OR REPLACE INTO things (number) VALUES (7)").rowcount)
+    assert 7 in await database.read(numbers)
+
+
+async def test_no_answer_in_time_is_store_unavailable_and_it_heals(tmp_path: Path) -> None:
+    async with opened(tmp_path, timeout=0.1) as database:
+        task, go = await busy(database)
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
+            await task
+        with pytest.raises(StoreUnavailable):  # it is still busy
+            await database.write(adding(1))
+        with pytest.raises(StoreUnavailable):
+            await database.read(lambda _: go.wait(20))
+        go.set()
+        await heals(database)
+
+
+async def test_a_database_that_another_holds_is_store_unavailable_and_it_heals(tmp_path: Path) -> None:
+    async with opened(tmp_path, timeout=0.2) as database:
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable):
+                await database.write(adding(1))
+            other.execute("ROLLBACK")
+        await heals(database)
+
+
+async def test_what_sqlite_cannot_do_is_store_unavailable_for_all_that_came_together(database: Database) -> None:
+    task, go = await busy(database)
+    tasks = [asyncio.create_task(database.write(adding(n))) for n in range(3)]
+    away = asyncio.create_task(database.write(lambda tx: tx.execute("SELECT * FROM nowhere").fetchone()))
+    await handed_over(*tasks)
+    go.set()
+    results = await asyncio.gather(*tasks, away, return_exceptions=True)
+    await task
+    assert [type(result) for result in results] == [StoreUnavailable] * 4
+    assert await database.read(numbers) == [-1]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+async def test_a_damaged_file_is_store_unavailable_and_no_error_of_the_driver(tmp_path: Path, together: int) -> None:
+    async with opened(tmp_path) as database:
+        await database.write(
+            lambda tx: tx.executemany("INSERT INTO things VALUES (?, ?)", ((n, "x" * 900) for n in range(500)))
+        )
+    with (tmp_path / "chat.db").open("r+b") as file:
+        file.seek(4096 * 20)
+        file.write(b"\xff" * 4096 * 20)
+    async with opened(tmp_path) as database:
+        count = "UPDATE things SET text = 'y'"
+        tasks = [asyncio.create_task(database.write(lambda tx: tx.execute(count).rowcount)) for _ in range(together)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [StoreUnavailable] * together
+        with pytest.raises(StoreUnavailable):
+            await database.read(
+                lambda connection: connection.execute("SELECT sum(length(text)) FROM things").fetchone()
+            )
+
+
+# --- opening
+
+
+async def test_a_second_owner_is_refused_and_the_first_is_unharmed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        with pytest.raises(StartError, match="another chat_server is running"):
+            async with opened(tmp_path):
+                pass
+        assert await database.write(adding(1)) == 1
+    async with opened(tmp_path) as database:
+        assert await database.read(numbers) == [1]
+
+
+async def test_steps_are_recorded_and_done_once_also_those_that_come_later(tmp_path: Path) -> None:
+    def steps(connection: sqlite3.Connection) -> dict[str, int]:
+        return dict(connection.execute("SELECT part, step FROM schema_steps"))
+
+    other = Schema("others", ("CREATE TABLE others (name TEXT) STRICT",))
+    async with opened(tmp_path) as database:
+        await database.write(adding(1))
+        assert await database.read(steps) == {"things": 1}
+    for _ in range(2):
+        async with opened(tmp_path, MORE, other) as database:
+            assert await database.read(steps) == {"things": 3, "others": 1}
+            assert await database.read(numbers) == [1]
+
+
+async def test_a_step_that_fails_leaves_nothing_of_those_before_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await database.write(adding(1))
+    broken = Schema("things", (*MORE.steps, "CREATE TABLE things (again TEXT)"))
+    with pytest.raises(StartError, match=r"chat\.db: table things already exists"):
+        async with opened(tmp_path, broken):
+            pass
+    async with opened(tmp_path, MORE) as database:
+        assert await database.read(numbers) == [1]
+
+
+def made(path: Path, *statements: str) -> None:
+    """A database made by another hand."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+async def refused(folder: Path, why: str) -> None:
+    """Neither an open nor a look takes the folder's database, and neither changes it."""
+    before = contents(folder)
+    with pytest.raises(StartError, match=why):
+        examine(folder, (THINGS,))
+    assert contents(folder) == before
+    with pytest.raises(StartError, match=why):
+        async with opened(folder):
+            pass
+    after = contents(folder)
+    assert after.pop("chat.lock") == b""
+    before.pop("chat.lock", None)
+    assert after == before
+
+
+async def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
+    async with opened(tmp_path, MORE) as database:
+        await database.write(adding(1))
+    await refused(tmp_path, "was made by a newer chat_server")
+
+
+async def test_another_programs_database_is_refused_untouched(tmp_path: Path) -> None:
+    made(tmp_path / "chat.db", "CREATE TABLE theirs (x)", "INSERT INTO theirs VALUES (1)")
+    await refused(tmp_path, "is a database of another program")
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
+async def test_a_file_that_is_no_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "chat.db").write_bytes(content)
+    await refused(tmp_path, r"chat\.db: .*restore it from a backup")
+
+
+async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StartError, match="cannot be written"):
+        async with opened(tmp_path / "file" / "data"):
+            pass
+
+
+# --- closing
+
+
+async def test_closing_finishes_what_was_handed_over(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        task, go = await busy(database)
+        tasks = [asyncio.create_task(database.write(adding(n))) for n in range(50)]
+        await handed_over(*tasks)
+        closed = asyncio.create_task(database.close())
+        await handed_over(*tasks)
+        go.set()
+        await closed
+        assert await asyncio.gather(task, *tasks) == [True, *range(50)]
+    async with opened(tmp_path) as database:
+        assert await database.read(numbers) == [-1, *range(50)]
+
+
+async def test_closing_finishes_what_was_handed_over_although_the_last_caller_is_gone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        task, go = await busy(database)
+        tasks = [asyncio.create_task(database.write(adding(n))) for n in range(3)]
+        await handed_over(*tasks)
+        tasks[-1].cancel()
+        closed = asyncio.create_task(database.close())
+        await handed_over(tasks[0], tasks[1])
+        go.set()
+        await closed
+        assert await asyncio.gather(task, *tasks[:-1]) == [True, 0, 1]
+    async with opened(tmp_path) as database:
+        assert set(await database.read(numbers)) >= {-1, 0, 1}
+
+
+async def test_close_is_idempotent_and_frees_the_folder(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await database.write(adding(1))
+        await database.read(numbers)
+        await database.close()
+        await database.close()
+        await asyncio.gather(database.close(), database.close())
+        async with opened(tmp_path) as other:
+            assert await other.read(numbers) == [1]
+    never = Database(tmp_path, timeout=5)
+    await never.close()
+
+
+async def test_after_close_everything_is_store_unavailable(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await database.close()
+        with pytest.raises(StoreUnavailable):
+            await database.write(adding(1))
+        with pytest.raises(StoreUnavailable):
+            await database.read(numbers)
+
+
+async def test_after_close_no_thread_and_no_log_is_left(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await database.write(adding(1))
+        await asyncio.gather(*(database.read(numbers) for _ in range(5)))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sqlite-")]
+    assert {path.name for path in tmp_path.iterdir()} == {"chat.db", "chat.lock"}
+
+
+# --- looking
+
+
+def test_a_look_at_nothing_makes_nothing(tmp_path: Path) -> None:
+    assert "not there yet" in examine(tmp_path / "data" / "deep", (THINGS,))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StartError, match="cannot be written"):
+        examine(tmp_path / "file" / "data", (THINGS,))
+
+
+async def test_a_look_changes_nothing_beside_an_owner_and_after_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await database.write(adding(1))
+        before = contents(tmp_path)
+        assert "sound, schema up to date" in examine(tmp_path, (THINGS,))
+        assert "sound, 2 schema steps to do" in examine(tmp_path, (MORE,))
+        assert contents(tmp_path) == before
+        assert await database.write(adding(2)) == 2
+    before = contents(tmp_path)
+    assert "sound, schema up to date" in examine(tmp_path, (THINGS,))
+    assert contents(tmp_path) == before
+
+
+async def test_a_look_at_what_a_killed_server_left_changes_nothing_and_sees_all(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    async with opened(tmp_path / "data") as database:
+        await database.write(adding(1))
+        shutil.copytree(tmp_path / "data", killed)
+    for shared_memory in (True, False):
+        if not shared_memory:
+            (killed / "chat.db-shm").unlink()
+        before = contents(killed)
+        assert "sound, schema up to date" in examine(killed, (THINGS,))
+        assert contents(killed) == before
+    async with opened(killed) as database:
+        assert await database.read(numbers) == [1]
+
+
+async def test_a_look_finds_damage(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await database.write(
+            lambda tx: tx.executemany("INSERT INTO things VALUES (?, ?)", ((n, "x" * 900) for n in range(500)))
+        )
+    with (tmp_path / "chat.db").open("r+b") as file:
+        file.seek(4096 * 20)
+        file.write(b"\xff" * 4096 * 20)
+    before = contents(tmp_path)
+    with pytest.raises(StartError, match="restore it from a backup"):
+        examine(tmp_path, (THINGS,))
+    assert contents(tmp_path) == before
