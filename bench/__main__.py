@@ -1,4 +1,4 @@
-"""The runner: `python -m bench pairs | group | idle | history`, each against fresh servers.
+"""The runner: `python -m bench pairs | group | idle | history | trouble`, each against fresh servers.
 
 Every run is on loopback, in a temporary folder, and ends by itself. Exit code 1: a server broke the
 contract (the figures mean nothing then) or did not run.
@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from bench import history, load
+from bench import history, load, trouble
 from bench.client import PATIENCE, BenchError, log_in
 from bench.harness import TARGETS, Meter, NotRunningError, Server, serving
+from bench.mischief import KINDS
 from bench.report import Figures, Report
 
 T = TypeVar("T")
@@ -105,6 +106,30 @@ def pages(args: argparse.Namespace) -> Report:
                 history.seed(folder / "data", n)
             with serving("server", folder) as server:
                 report.add(f"{n:,}", _run(history.read(server, n, args.times), 300))
+    return report
+
+
+def troubles(args: argparse.Namespace) -> Report:
+    """What busy pairs notice of others who make trouble, and what memory the server gives back."""
+    pace = trouble.Pace(args.pairs, args.rate, args.seconds, args.rest)
+    title = (
+        f"{args.pairs} pairs at {args.rate:g} messages/s each, {args.seconds:g} s without and {args.seconds:g} s with"
+    )
+    report = Report(f"{title} trouble, {args.rest:g} s of rest", "", args.data, trouble.LIFTED)
+    for kind in list(KINDS) if args.kind == "all" else [args.kind]:
+        for _ in range(args.rounds):
+            with _folder(args.data) as folder:
+                with serving("server", folder) as server:
+                    tokens = _run(trouble.introduce(server.url, pace, KINDS[kind]), 120)
+                trouble.fill(KINDS[kind], folder / "data")
+                with serving("server", folder, settings=trouble.LIFTED) as server:
+                    measuring = trouble.measure(server, tokens, pace, kind)
+                    result = _run(measuring, 2 * args.seconds + args.rest + 10 * PATIENCE)
+            report.add(kind, result.figures())
+            report.blame(kind, result.errors, result.problems)
+            made = ", ".join(f"{count:,} {what}" for what, count in sorted(result.done.items()))
+            report.notes += [f"{kind}: {made}"] if made else []
+            report.notes += [f"MISSED: {kind}: {miss}" for miss in result.misses()]
     return report
 
 
@@ -193,7 +218,7 @@ def _run(work: Awaitable[T], seconds: float) -> T:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="pairs|group|idle|history")
+    commands = parser.add_subparsers(required=True, metavar="pairs|group|idle|history|trouble")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", type=Path, help="write everything here, such as bench/results/pairs.json")
     common.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="parent of the data folders")
@@ -219,6 +244,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--times", type=int, default=500, help="each page is asked for (500)")
     command.add_argument("--fill", choices=["speak", "seed"], default="speak", help="how messages get there")
     command.set_defaults(experiment=pages)
+    command = commands.add_parser("trouble", parents=[common], help=troubles.__doc__)
+    command.add_argument("--kind", choices=[*KINDS, "all"], default="all", help="of trouble (all)")
+    command.add_argument("--pairs", type=int, default=20)
+    command.add_argument("--rate", type=float, default=20, help="messages a second of each pair (20)")
+    command.add_argument("--seconds", type=float, default=15, help="without, and again with the trouble (15)")
+    command.add_argument("--rest", type=float, default=60, help="seconds until memory is looked at again (60)")
+    command.add_argument("--rounds", type=int, default=1, help="(1)")
+    command.set_defaults(experiment=troubles)
     return parser
 
 

@@ -115,8 +115,11 @@ class Peer(WSListener):
 
     async def expect(self, code: Code) -> Heard:
         """Return the next frame, which has to bear `code`."""
-        async with asyncio.timeout(PATIENCE):
-            heard = await self._inbox.get()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                heard = await self._inbox.get()
+        except TimeoutError:
+            raise BenchError(f"{self.uid} expected {code.value} {code.name}, and nothing came") from None
         if heard.op_type != code:
             raise BenchError(f"expected {code.value} {code.name}, got {heard}")
         return heard

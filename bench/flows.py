@@ -82,15 +82,20 @@ class Flow:
         if self._unheard:
             self._ledger.wrong(f"{self._to}: {len(self._unheard)} never delivered", len(self._unheard))
 
-    def _send(self) -> None:
+    def _follow(self) -> None:
+        """Do what an acknowledgement allows: send another."""
+        self._send()
+
+    def _send(self, at: float | None = None) -> None:
+        """Send a message, timed from `at` where that is not now."""
         if not self._ledger.running or self.sent == self._limit:
             return
         message_id = f"{self._prefix}-{self.sent}"
         content = f"{message_id}\nmessage {self.sent:010} from {self._name:10} to {self._to:10}{'.' * 16}"
         self.sent += 1
-        now = time.perf_counter()
-        self._unacked.append((message_id, now))
-        self._unheard.append((content, now))
+        since = time.perf_counter() if at is None else at
+        self._unacked.append((message_id, since))
+        self._unheard.append((content, since))
         self._sender.say(Say(self._to, content))
 
     def _on_answer(self, heard: Heard) -> None:
@@ -100,7 +105,7 @@ class Flow:
         _, sent_at = self._unacked.popleft()
         self.acked += 1
         self._ledger.time(self._ledger.ack_seconds, sent_at)
-        self._send()
+        self._follow()
 
     def _on_delivery(self, heard: Heard) -> None:
         expected = self._unheard[0][0] if self._unheard else None

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,17 +56,28 @@ class Server(NamedTuple):
         """Return its resident memory in bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def forget_peak(self) -> None:
+        """Let `peak` begin anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Return the most resident memory it had since `forget_peak`, in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
 
 @contextmanager
-def serving(target: str, folder: Path, *, on_uvloop: bool = True) -> Iterator[Server]:
+def serving(
+    target: str, folder: Path, *, on_uvloop: bool = True, settings: Mapping[str, str] = LIFTED
+) -> Iterator[Server]:
     """Run one of TARGETS with its data and log in `folder`, until the end of the block.
 
-    `on_uvloop` is for the relays; the server chooses its loop itself. A folder used before is gone
-    on with: what was stored in it is there again.
+    `on_uvloop` is for the relays, the server chooses its loop itself; `settings` are for the server.
+    A folder used before is gone on with: what was stored in it is there again.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = _command(target, folder, port, on_uvloop)
+    command = _command(target, folder, port, on_uvloop, settings)
     log = folder / "log.txt"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -76,12 +87,12 @@ def serving(target: str, folder: Path, *, on_uvloop: bool = True) -> Iterator[Se
         yield _wait_until_up(process, port)
     finally:
         if process.poll() is not None:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-            raise NotRunningError(f"{command} ended with code {process.returncode}:\n{tail}")
-        _stop(process)
+            raise NotRunningError(f"{command} ended with code {process.returncode}:\n{_tail(log)}")
+        if not _stop(process):
+            print(f"process {process.pid} ignored SIGTERM: killed; its log:\n{_tail(log)}", file=sys.stderr)
 
 
-def _command(target: str, folder: Path, port: int, on_uvloop: bool) -> list[str]:
+def _command(target: str, folder: Path, port: int, on_uvloop: bool, settings: Mapping[str, str]) -> list[str]:
     """Return the command line of a target, writing the real server's configuration where that is it."""
     if target != "server":
         options = [f"--port={port}", *["--gather"] * (target == "gather"), *["--uvloop"] * on_uvloop]
@@ -93,7 +104,7 @@ def _command(target: str, folder: Path, port: int, on_uvloop: bool) -> list[str]
         "HttpPort": str(port),
         "DataDir": str(folder / "data"),
         "AppMode": "release",
-        **LIFTED,
+        **settings,
     }
     with (folder / "config.ini").open("w", encoding="utf-8") as file:
         config.write(file)
@@ -118,15 +129,20 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> Server:
     raise NotRunningError(f"{process.args!r} did not answer GET /ping")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process politely, and after STOP_SECONDS at once."""
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> bool:
+    """End a process politely, and after STOP_SECONDS at once; say whether the former was enough."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        print(f"process {process.pid} ignored SIGTERM for {STOP_SECONDS:.0f} s: killed", file=sys.stderr)
         process.kill()
         process.wait()
+        return False
+    return True
 
 
 class Meter:
@@ -145,7 +161,7 @@ class Meter:
             command = ["perf", "stat", "-x,", "-e", "instructions", "-p", str(self._server.pid)]
             self._perf = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.rss_start = self._server.rss()
-        self.machine_seconds = -_machine_seconds()
+        self.machine_seconds = -machine_seconds()
         self.cpu_seconds = -self._server.cpu_seconds()
         return self
 
@@ -154,7 +170,7 @@ class Meter:
     ) -> None:
         try:
             self.cpu_seconds += self._server.cpu_seconds()
-            self.machine_seconds += _machine_seconds()
+            self.machine_seconds += machine_seconds()
             self.rss_end = self._server.rss()
         finally:
             if self._perf is not None:
@@ -162,7 +178,7 @@ class Meter:
                 self.instructions = _counted(self._perf.communicate(timeout=10)[1])
 
 
-def _machine_seconds() -> float:
+def machine_seconds() -> float:
     """Return the CPU time that this machine has used so far, what its host took away included."""
     with open("/proc/stat", encoding="ascii") as file:
         user, nice, system, _idle, _waiting, *others = (int(ticks) for ticks in file.readline().split()[1:9])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from bench.client import PATIENCE, BenchError, Code, Heard, Peer, Say, connect, log_in
@@ -24,26 +26,27 @@ PAGE = 20  # messages
 BATCH = 5000  # messages seeded in one transaction
 
 
-def seed(data_dir: Path, n: int) -> None:
-    """Store `n` read messages of WRITER to READER, ids m-0 to m-(n-1) in order of time, under `data_dir`.
+def seed(data_dir: Path, n: int, readers: Sequence[str] = (READER,), text: str = "", *, unread: bool = False) -> None:
+    """Store `n` messages of WRITER to each of `readers`, ids m-0 to m-(n-1) in order of time, under `data_dir`.
 
     For --fill seed. When it is called the data folder was made by a server that has ended: the schema
-    is there, WRITER and READER are registered and are no strangers to each other.
+    is there, WRITER and the readers are registered and are no strangers to each other.
     """
-    asyncio.run(_seed(data_dir, n))
+    asyncio.run(_seed(data_dir, n, readers, text, unread))
 
 
-async def _seed(data_dir: Path, n: int) -> None:
+async def _seed(data_dir: Path, n: int, readers: Sequence[str], text: str, unread: bool) -> None:
     database = Database(data_dir, timeout=60)
     await database.open(SCHEMAS)
     try:
         store = SqliteMessages(database)
         timeline = Timeline(Clock(), await store.newest())
-        for start in range(0, n, BATCH):
+        for reader, start in product(readers, range(0, n, BATCH)):
             numbers = range(start, min(start + BATCH, n))
-            run = [Message(WRITER, READER, f"{PREFIX}-{i}", f"message {i}", timeline.next()) for i in numbers]
+            run = [Message(WRITER, reader, f"{PREFIX}-{i}", f"message {i}{text}", timeline.next()) for i in numbers]
             await store.add(run)
-            await store.mark_delivered([message.time for message in run])
+            if not unread:
+                await store.mark_delivered([message.time for message in run])
     finally:
         await database.close()
 

@@ -119,7 +119,7 @@ async def pairs(
     names = [(f"a{i}", f"b{i}") for i in range(pairs)]
     tokens = await log_in(url, [name for pair in names for name in pair])
     ledger = Ledger()
-    async with _opened(url, tokens, dict(names) | {b: a for a, b in names}) as peers:
+    async with opened(url, tokens, dict(names) | {b: a for a, b in names}) as peers:
         await each(lambda pair: befriend(peers[pair[0]], peers[pair[1]]), names, 16)
         flows = [Flow(ledger, peers[a], peers[b]) for a, b in names]
         run = Run(ledger, flows, list(peers.values()))
@@ -131,7 +131,7 @@ async def group(
 ) -> Outcome:
     """Let one user write to `sockets` others at once (op 6)."""
     tokens = await log_in(url, ["speaker", *(f"r{i}" for i in range(sockets))])
-    async with _opened(url, tokens) as peers:
+    async with opened(url, tokens) as peers:
         speaker, *receivers = peers.values()
         ledger = Ledger()
         run = Run(ledger, [Cast(ledger, speaker, receivers)], [speaker, *receivers])
@@ -141,7 +141,7 @@ async def group(
 async def idle(url: str, tokens: Mapping[str, str], *, seconds: float, window: Window | None = None) -> float:
     """Hold one silent socket for each user for `seconds`; return how long opening them took (s)."""
     began = time.perf_counter()
-    async with _opened(url, tokens) as peers:
+    async with opened(url, tokens) as peers:
         took = time.perf_counter() - began
         ledger = Ledger()
         await asyncio.sleep(2)  # what opening has left to do is not idleness
@@ -160,7 +160,7 @@ async def befriend(a: Peer, b: Peer) -> None:
 
 
 @asynccontextmanager
-async def _opened(
+async def opened(
     url: str, tokens: Mapping[str, str], talks_to: Mapping[str, str] | None = None, at_once: int = 32
 ) -> AsyncIterator[dict[str, Peer]]:
     """Open one socket for each user of `tokens`, in its order, and close them at the end."""

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,13 +43,17 @@ class Spread(msgspec.Struct):
 
 
 class Report:
-    """The figures of one experiment: one column a server (or a size), one list of rounds each."""
+    """The figures of one experiment: one column a server (or a size), one list of rounds each.
 
-    def __init__(self, title: str, baseline: str, data: Path) -> None:
+    A `baseline` that is no column: no ratios. `lifted`: the settings of the server that differ from the defaults.
+    """
+
+    def __init__(self, title: str, baseline: str, data: Path, lifted: Mapping[str, str] = LIFTED) -> None:
         self.title = title
+        self._lifted = lifted
         self.baseline = baseline
         self.errors = 0  # breaches of the contract: with any, the figures mean nothing
-        self.notes = [f"data on {filesystem(data)}; lifted: {', '.join(f'{k}={v}' for k, v in LIFTED.items())}"]
+        self.notes = [f"data on {filesystem(data)}; lifted: {', '.join(f'{k}={v}' for k, v in lifted.items())}"]
         if not counts_instructions():
             self.notes.append("instructions: perf stat is not supported on this machine")
         self._rounds: dict[str, list[Figures]] = {}
@@ -101,8 +105,12 @@ class Report:
             column: {
                 "rounds": rounds,
                 "figures": {label: self.values(column, label) for label in rounds[0]},
-                "ratios": {label: self.ratio(column, label) for label in rounds[0]},
             }
+            | (
+                {"ratios": {label: self.ratio(column, label) for label in rounds[0]}}
+                if self.baseline in self._rounds
+                else {}
+            )
             for column, rounds in self._rounds.items()
         }
         everything = {
@@ -110,7 +118,7 @@ class Report:
             "baseline": self.baseline,
             "errors": self.errors,
             "notes": self.notes,
-            "lifted": LIFTED,
+            "lifted": self._lifted,
             "machine": machine(),
             "columns": columns,
         }

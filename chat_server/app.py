@@ -3,18 +3,19 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 from aiohttp import web
 
 from chat_server.api.envelope import Envelope
+from chat_server.api.health import Health
 from chat_server.api.http import Http
 from chat_server.api.middleware import errors_become_answers, other_origins
 from chat_server.api.request import Edge
 from chat_server.api.runner import listening
 from chat_server.api.socket import SLOTS, Sockets
 from chat_server.backends import Stores, opened
-from chat_server.conf import Settings
+from chat_server.conf import Server, Settings
 from chat_server.service.accounts import DAY, Accounts
 from chat_server.service.chat import REMEMBERED, Chat
 from chat_server.service.frames import Frames
@@ -23,6 +24,7 @@ from chat_server.service.registry import Registry
 from chat_server.status import Status
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.meter import OFF, Meter
 from chat_server.utils.passwords import Passwords
 
 log = logging.getLogger(__name__)
@@ -47,19 +49,21 @@ async def serving(
     1001; close the stores; end the threads.
     """
     clock = clock or Clock()
+    envelope = Envelope(settings.server.language)
+    meter, exposing = _metrics(settings.server, envelope)
     passwords = Passwords(settings.accounts.password_cost, settings.accounts.password_wait)
     try:
-        async with opened(settings, clock, lost) as stores:
+        async with opened(settings, clock, lost, meter) as stores:
             try:
                 timeline = Timeline(clock, await stores.messages.newest())
             except StoreUnavailable as error:
                 raise StartError(f"the messages cannot be read ({error}); restore them from a backup") from error
             if (ahead := timeline.ahead()) > AHEAD:
                 log.warning("the newest message is from the future", extra={"ahead_seconds": ahead // MICROSECONDS})
-            envelope = Envelope(settings.server.language)
             host, port = settings.server.http_host, settings.server.http_port
             async with (
-                _application(settings, stores, passwords, timeline, envelope) as application,
+                _application(settings, stores, passwords, timeline, envelope, meter) as application,
+                exposing,
                 listening(application, envelope, host, port) as address,
             ):
                 yield address
@@ -67,9 +71,20 @@ async def serving(
         passwords.close()
 
 
+def _metrics(config: Server, envelope: Envelope) -> tuple[Meter, AbstractAsyncContextManager[None]]:
+    """The meter, and what exposes it while it is open."""
+    if not config.metrics_port:
+        return OFF, nullcontext()
+    from chat_server.api.metrics import exposing  # noqa: PLC0415 - slow to import, and only needed here
+    from chat_server.utils.metrics import Metrics  # noqa: PLC0415
+
+    metrics = Metrics()
+    return metrics, exposing(metrics, envelope, config.metrics_host, config.metrics_port)
+
+
 @asynccontextmanager
 async def _application(
-    settings: Settings, stores: Stores, passwords: Passwords, timeline: Timeline, envelope: Envelope
+    settings: Settings, stores: Stores, passwords: Passwords, timeline: Timeline, envelope: Envelope, meter: Meter
 ) -> AsyncIterator[web.Application]:
     """The rooms, wired, with the work that goes on behind the requests."""
     registry = Registry()
@@ -80,9 +95,13 @@ async def _application(
         settings.chat, accounts, stores.messages, stores.sending, stores.rates, registry, frames, timeline, friends
     )
     edge = Edge(settings.server.trusted_proxies, settings.server.allowed_origins)
-    sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge)
-    pings = {"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping}
-    http = Http(accounts, envelope, edge, pings)
+    sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge, meter)
+    health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
+    http = Http(accounts, envelope, edge, health)
+    meter.gauge("chat_sockets", "Open sockets.", sockets.open)
+    meter.gauge("chat_users_online", "Users with an open socket.", registry.users)
+    meter.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
+    meter.gauge("chat_passwords_waiting", "Passwords that wait to be hashed.", lambda: passwords.waiting)
 
     failures = {
         "/user/register": Status.REGISTER_FAILED,
@@ -115,13 +134,14 @@ async def _application(
     behind = [
         asyncio.create_task(_for_ever(sockets.beat, settings.sockets.heartbeat_seconds / SLOTS)),
         asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
+        asyncio.create_task(meter.watch_loop()),
     ]
     try:
         yield application
     finally:
         for task in behind:
             task.cancel()
-        await asyncio.gather(*behind, return_exceptions=True)
+        await asyncio.gather(*behind, health.close(), return_exceptions=True)
 
 
 async def _for_ever(work: Callable[[], Awaitable[None]], seconds: float) -> None:

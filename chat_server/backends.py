@@ -3,23 +3,25 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from chat_server.cache.limits import RateStore, StrangerStore
-from chat_server.cache.sessions import SessionStore
+from chat_server.cache.limits import MovableStrangers, RateStore, StrangerStore
+from chat_server.cache.sessions import MovableSessions, SessionStore
 from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteRates, SqliteSessions, SqliteStrangers, sweep
 from chat_server.conf import Settings
-from chat_server.model.messages import MessageStore
+from chat_server.model.messages import MessageStore, MovableMessages
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessages, SqliteUsers
-from chat_server.model.users import UserStore
+from chat_server.model.users import MovableUsers, UserStore
 from chat_server.service.sending import OneTransaction, Sending, TwoSteps, Unguarded
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.lease import Lease
+from chat_server.utils.meter import OFF, Meter
 from chat_server.utils.sqlite import Database, examine
 
 log = logging.getLogger(__name__)
@@ -43,14 +45,25 @@ class Stores(msgspec.Struct, frozen=True):
     forget: Callable[[], Awaitable[None]]
 
 
+class Movable(msgspec.Struct, frozen=True):
+    """What can be moved from one set of stores to another. Rates cannot: they are too young to be missed."""
+
+    users: MovableUsers
+    messages: MovableMessages
+    sessions: MovableSessions
+    strangers: MovableStrangers
+
+
 @asynccontextmanager
-async def opened(settings: Settings, clock: Clock, lost: Callable[[str], None]) -> AsyncIterator[Stores]:
+async def opened(
+    settings: Settings, clock: Clock, lost: Callable[[str], None], meter: Meter = OFF
+) -> AsyncIterator[Stores]:
     """The stores. Raises StartError, after at most StartTimeout for those that are away.
 
     `lost` is told, in a sentence, when another server took a store over: this one must end.
     """
     async with AsyncExitStack() as stack:
-        opening = _Opening(settings, clock, lost, stack)
+        opening = _Opening(settings, clock, lost, stack, meter)
         database = await opening.database() if _embedded(settings) else None
         users = await opening.users(database)
         messages = await opening.messages(database)
@@ -66,6 +79,32 @@ async def opened(settings: Settings, clock: Clock, lost: Callable[[str], None]) 
 
         sending = _sending(settings, database, messages, strangers)
         yield Stores(users, messages, sessions, rates, sending, forget)
+
+
+@asynccontextmanager
+async def movable(
+    sides: Sequence[Settings], clock: Clock, lost: Callable[[str], None]
+) -> AsyncIterator[Sequence[Movable]]:
+    """Several sets of stores, which may share some; no server runs on any of them. Raises StartError, as `opened`."""
+    async with AsyncExitStack() as stack:
+        databases: dict[Path, Database] = {}
+        opened: list[Movable] = []
+        for settings in sides:
+            opening = _Opening(_unhurried(settings), clock, lost, stack, OFF)
+            database = databases.get(folder := settings.stores.data_dir.resolve())
+            if not database and _embedded(settings):
+                database = databases[folder] = await opening.database()
+            users, messages = await opening.users(database), await opening.messages(database)
+            sessions, _, strangers = await opening.cache(database)
+            opened.append(Movable(users, messages, sessions, strangers))
+        yield opened
+
+
+def _unhurried(settings: Settings) -> Settings:
+    """Where nobody waits for an answer a store may take its time; and nothing expires while it is moved."""
+    timeout = max(settings.stores.store_timeout, settings.stores.start_timeout)
+    stores = msgspec.structs.replace(settings.stores, store_timeout=timeout, message_days=0)
+    return msgspec.structs.replace(settings, stores=stores)
 
 
 def check(settings: Settings) -> list[str]:
@@ -104,30 +143,35 @@ async def _looked_at(name: str, look: Awaitable[str]) -> str:
 class _Opening:
     """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted."""
 
-    def __init__(self, settings: Settings, clock: Clock, lost: Callable[[str], None], stack: AsyncExitStack) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, lost: Callable[[str], None], stack: AsyncExitStack, meter: Meter
+    ) -> None:
         self._settings = settings
+        self._meter = meter
         self._clock = clock
         self._lost = lost
         self._stack = stack
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
     async def database(self) -> Database:
-        database = Database(self._settings.stores.data_dir, timeout=self._settings.stores.store_timeout)
+        stores = self._settings.stores
+        database = Database(stores.data_dir, timeout=stores.store_timeout, watch=self._meter.watch("embedded"))
         self._stack.push_async_callback(database.close)
         await database.open(SCHEMAS)
         return database
 
-    async def users(self, database: Database | None) -> UserStore:
+    async def users(self, database: Database | None) -> MovableUsers:
         config = self._settings.mysql
         if database and config.db == "embedded":
             return SqliteUsers(database)
         from chat_server.model import mysql  # noqa: PLC0415
 
-        users = await self._patiently("MySQL", lambda: mysql.connect(config, self._settings.stores.store_timeout))
+        timeout, watch = self._settings.stores.store_timeout, self._meter.watch("mysql")
+        users = await self._patiently("MySQL", lambda: mysql.connect(config, timeout, watch))
         self._stack.push_async_callback(users.close)
         return users
 
-    async def messages(self, database: Database | None) -> MessageStore:
+    async def messages(self, database: Database | None) -> MovableMessages:
         config, stores = self._settings.mongodb, self._settings.stores
         if database and config.mongodb == "embedded":
             return SqliteMessages(database)
@@ -138,11 +182,12 @@ class _Opening:
         lease = Lease(mongodb.MongoLease(client[config.name], stores.store_timeout), "[MongoDB] MongoDBName")
         await self._patiently("MongoDB", lambda: mongodb.reach(config, client, stores.store_timeout))
         await self._hold(lease)
+        timeout, days, watch = stores.store_timeout, stores.message_days, self._meter.watch("mongodb")
         return await self._patiently(
-            "MongoDB", lambda: mongodb.connect(config, client, stores.store_timeout, stores.message_days, lease.held)
+            "MongoDB", lambda: mongodb.connect(config, client, timeout, days, lease.held, watch)
         )
 
-    async def cache(self, database: Database | None) -> tuple[SessionStore, RateStore, StrangerStore]:
+    async def cache(self, database: Database | None) -> tuple[MovableSessions, RateStore, MovableStrangers]:
         settings = self._settings
         lifetime, window = settings.accounts.session_days * DAY, settings.chat.stranger_window * DAY
         limit = settings.chat.stranger_limit
@@ -161,7 +206,8 @@ class _Opening:
         await self._patiently("Redis", lambda: redis.reach(bare))
         lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr")
         await self._hold(lease)
-        scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held)
+        watch = self._meter.watch("redis")
+        scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
         self._stack.push_async_callback(scripts.settled)
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
@@ -185,11 +231,12 @@ class _Opening:
         said = False
         while True:
             try:
-                return await connect()
-            except StoreUnavailable as error:
+                async with asyncio.timeout(max(RETRY, self._deadline - time.monotonic())):
+                    return await connect()
+            except (StoreUnavailable, TimeoutError) as error:
                 if time.monotonic() >= self._deadline:
                     waited = f"{self._settings.stores.start_timeout:g} s (StartTimeout)"
-                    raise StartError(f"{name} did not come within {waited}: {error}") from error
+                    raise StartError(f"{name} did not come within {waited}: {error or 'no answer'}") from error
                 if not said:
                     log.warning("waiting for a database", extra={"store": name, "why": str(error)})
                     said = True

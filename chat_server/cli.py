@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from chat_server import __version__
+from chat_server import __version__, migrate
 from chat_server.app import serving
 from chat_server.backends import check
 from chat_server.conf import ConfigError, Settings, load
@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         logs.set_up(settings.server.app_mode)
         if options.check:
             print("\n".join((f"settings: {settings.source}", *check(settings))))
+            return 0
+        if options.command == "migrate":
+            migrate.run(options, settings)
             return 0
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
@@ -44,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="look at the settings and the stores, change nothing, and end"
     )
     parser.add_argument("--version", action="version", version=f"chat-server {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    migrate.add_options(commands.add_parser("migrate", help="copy what other stores hold to those of --config"))
     return parser
 
 

@@ -133,7 +133,8 @@ class Server:
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         """An HTTP client of its own, with its own cookies."""
-        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE, trust_env=False, **options)
+        # Without TLS: to load the authorities takes longer than all the rest.
+        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE, trust_env=False, **{"verify": False, **options})
 
     async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> httpx.Response:
         """POST JSON without cookies."""
@@ -166,7 +167,10 @@ class Server:
         """An open socket of `user`, greeted."""
         headers = {"Authorization": f"Bearer {token or self.tokens[user]}"}
         async with websockets.connect(
-            self.socket_url(user, to, sync=sync), additional_headers=headers, proxy=None, **options
+            self.socket_url(user, to, sync=sync),
+            additional_headers=headers,
+            proxy=None,
+            **{"max_queue": None, **options},
         ) as connection:
             chat = Chat(connection, user, to)
             greeting = await chat.receive()
@@ -182,10 +186,15 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(folder: Path, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Server]:
-    """A server in this process, on a free port, with its data in `folder`."""
+async def serving(
+    folder: Path, clock: Clock | None = None, *, stores: Mapping[str, str] | None = None, **settings: Any
+) -> AsyncIterator[Server]:
+    """A server in this process, on a free port, with its data in `folder`.
+
+    `stores` are environment variables that name other stores, such as CHAT_REDIS_REDISDB.
+    """
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in {**DEFAULTS, **settings}.items()}
-    environ["CHAT_SERVICE_DATADIR"] = str(folder)
+    environ |= {"CHAT_SERVICE_DATADIR": str(folder), **(stores or {})}
     async with app.serving(conf.load(None, environ), clock) as (host, port):
         yield Server(host, port)
 
@@ -221,10 +230,13 @@ async def run_py(*arguments: str, environ: Mapping[str, str] | None = None) -> a
 
 
 @asynccontextmanager
-async def process(folder: Path, *, prefix: tuple[str, ...] = (), **settings: Any) -> AsyncIterator[Process]:
+async def process(
+    folder: Path, *, prefix: tuple[str, ...] = (), stores: Mapping[str, str] | None = None, **settings: Any
+) -> AsyncIterator[Process]:
     """A server in a process of its own with its data in `folder`, killed at the end if it still runs.
 
-    `prefix` is a command that runs it, such as strace. Its log is in folder/../server.log.
+    `stores` are environment variables that name other stores. `prefix` is a command that runs it, such as strace.
+    Its log is in folder/../server.log.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
@@ -239,7 +251,7 @@ async def process(folder: Path, *, prefix: tuple[str, ...] = (), **settings: Any
             str(config),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env={"PATH": os.environ["PATH"]},
+            env={"PATH": os.environ["PATH"], **(stores or {})},
         )
     assert child.stdout
     try:

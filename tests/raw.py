@@ -142,6 +142,14 @@ class Raw:
 
     # --- in
 
+    async def upgraded(self) -> int:
+        """Read the response to the upgrade; its status."""
+        while b"\r\n\r\n" not in self._got:
+            await self.read_bytes()
+        response, _, self._got = self._got.partition(b"\r\n\r\n")
+        self.response = bytes(response)
+        return int(response.split(b" ")[1])
+
     async def read_bytes(self, most: int = 65536) -> int:
         """Take at most so many bytes from the kernel; returns how many came."""
         async with asyncio.timeout(PATIENCE):
@@ -249,6 +257,22 @@ async def connect(server: Server, *, buffer: int = 0) -> socket.socket:
     return sock
 
 
+def upgrade(server: Server, user: str, to: str = "", *, token: str | None = None, extensions: str = "") -> bytes:
+    """The request for a socket."""
+    path = server.socket_url(user, to).partition(f":{server.port}")[2]
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: {server.host}:{server.port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+        f"Authorization: Bearer {token or server.tokens[user]}",
+        *([f"Sec-WebSocket-Extensions: {extensions}"] if extensions else []),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 @asynccontextmanager
 async def chat(
     server: Server,
@@ -264,23 +288,8 @@ async def chat(
     sock = await connect(server, buffer=buffer)
     try:
         raw = Raw(sock, user)
-        path = server.socket_url(user, to).partition(f":{server.port}")[2]
-        lines = [
-            f"GET {path} HTTP/1.1",
-            f"Host: {server.host}:{server.port}",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
-            f"Authorization: Bearer {token or server.tokens[user]}",
-            *([f"Sec-WebSocket-Extensions: {extensions}"] if extensions else []),
-        ]
-        await raw.write("\r\n".join([*lines, "", ""]).encode() + early)
-        while b"\r\n\r\n" not in raw._got:
-            await raw.read_bytes()
-        response, _, raw._got = raw._got.partition(b"\r\n\r\n")
-        raw.response = bytes(response)
-        assert raw.response.startswith(b"HTTP/1.1 101 "), raw.response
+        await raw.write(upgrade(server, user, to, token=token, extensions=extensions) + early)
+        assert await raw.upgraded() == 101, raw.response
         greeting = await raw.receive()
         assert greeting["op_type"] == 40003, greeting
         yield raw

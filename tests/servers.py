@@ -26,7 +26,7 @@ class DatabaseServer:
     def __init__(self, name: str, folder: Path, command: Callable[["DatabaseServer"], Sequence[str]]) -> None:
         self.name = name
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -71,19 +71,20 @@ def missing() -> str:
     return " ".join(package for program, package in needed.items() if not _program(program))
 
 
-def redis() -> DatabaseServer:
-    """A Redis that keeps nothing on disk."""
+def redis(*options: str) -> DatabaseServer:
+    """A Redis that keeps nothing on disk; `options` are its own."""
     return _started(
         "redis",
         lambda server: [
             *(_program("redis-server"), "--port", str(server.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--dir", str(server.folder)),
+            *options,
         ],
     )
 
 
-def mysql() -> DatabaseServer:
-    """A MariaDB with the database chat_demo for the user chat."""
+def mysql(*options: str) -> DatabaseServer:
+    """A MariaDB with the database chat_demo for the user chat; `options` are its own."""
 
     def command(server: DatabaseServer) -> Sequence[str]:
         data, init = server.folder / "data", server.folder / "init.sql"
@@ -110,6 +111,7 @@ def mysql() -> DatabaseServer:
                 f"--socket={server.folder}/socket",
                 f"--init-file={init}",
                 "--skip-name-resolve",
+                *options,
             ),
         ]
 
@@ -144,6 +146,22 @@ def redis_config(server: DatabaseServer, prefix: str = "chat_server:") -> conf.R
     return conf.Redis(redis_db="redis", redis_addr=f"127.0.0.1:{server.port}", redis_prefix=prefix)
 
 
+def environ(
+    *, mysql: DatabaseServer | None = None, mongodb: DatabaseServer | None = None, redis: DatabaseServer | None = None
+) -> dict[str, str]:
+    """The environment variables that name these servers."""
+    variables: dict[str, str] = {}
+    if mysql:
+        variables |= {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBPORT": str(mysql.port)}
+        variables |= {"CHAT_MYSQL_DBUSER": "chat", "CHAT_MYSQL_DBPASSWORD": "secret"}
+    if mongodb:
+        variables |= {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBADDR": "127.0.0.1"}
+        variables |= {"CHAT_MONGODB_MONGODBPORT": str(mongodb.port)}
+    if redis:
+        variables |= {"CHAT_REDIS_REDISDB": "redis", "CHAT_REDIS_REDISADDR": f"127.0.0.1:{redis.port}"}
+    return variables
+
+
 def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> DatabaseServer:
     server = DatabaseServer(name, Path(tempfile.mkdtemp(prefix=f"chat-{name}-")), command)
     server.start()
@@ -154,7 +172,8 @@ def _program(name: str) -> str:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or ""
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port

@@ -70,6 +70,10 @@ class Owner(Protocol):
         """From now on nothing can be delivered to it."""
         ...
 
+    def too_slow(self) -> None:
+        """A connection is closed because its peer reads too slowly."""
+        ...
+
     def working(self, task: asyncio.Task[None]) -> None:
         """A task to wait for before the stores close."""
         ...
@@ -184,9 +188,14 @@ class Connection:
         if not self.sync and len(self._unproven) < MOST_UNPROVEN:
             self._unproven.append(receipt)
 
+    @property
+    def waiting(self) -> int:
+        """The bytes that wait for the reader."""
+        return self._queued + self._transport.get_write_buffer_size()
+
     async def room(self) -> None:
         """Wait until the reader has taken enough. Raises ConnectionResetError if the socket is closing."""
-        if self._queued + self._transport.get_write_buffer_size() < ENOUGH_WAITING and not self._closing:
+        if self.waiting < ENOUGH_WAITING and not self._closing:
             return
         self._flush()
         if self._transport.get_write_buffer_size() >= ENOUGH_WAITING and not self._closing:
@@ -224,6 +233,7 @@ class Connection:
         self._outbox.clear()
         self._queued = 0
         if self._transport.get_write_buffer_size() > self._config.outbox_bytes and not self._closing:
+            self._owner.too_slow()
             self.close(WSCloseCode.TRY_AGAIN_LATER, "reads too slowly")
 
     def _send_ping(self) -> None:

@@ -1,18 +1,13 @@
 """The HTTP endpoints (protocol section 1): parse, check who is asking, call a service, shape the answer."""
 
-import time
-from collections.abc import Awaitable, Callable, Mapping
-
 import msgspec
 from aiohttp import web
 
 from chat_server.api.envelope import Envelope
+from chat_server.api.health import Health
 from chat_server.api.request import COOKIE, Edge, body
 from chat_server.service.accounts import Accounts, Session
 from chat_server.status import Reason, Refused, Status
-from chat_server.utils.errors import StoreUnavailable
-
-Ping = Callable[[], Awaitable[None]]
 
 
 class Credentials(msgspec.Struct):
@@ -39,11 +34,11 @@ class Name(msgspec.Struct):
 class Http:
     """The handlers of the HTTP endpoints."""
 
-    def __init__(self, accounts: Accounts, envelope: Envelope, edge: Edge, stores: Mapping[str, Ping]) -> None:
+    def __init__(self, accounts: Accounts, envelope: Envelope, edge: Edge, health: Health) -> None:
         self._accounts = accounts
         self._envelope = envelope
         self._edge = edge
-        self._health = Health(stores)
+        self._health = health
 
     async def ping(self, request: web.Request) -> web.Response:
         """GET /ping"""
@@ -97,28 +92,3 @@ class Http:
         if session is None:
             raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
         return session
-
-
-class Health:
-    """Which stores answer, and since when each is as it is."""
-
-    def __init__(self, stores: Mapping[str, Ping]) -> None:
-        self._stores = stores
-        now = int(time.time() * 1000)
-        self._since = dict.fromkeys(stores, (True, now))
-
-    async def look(self) -> tuple[bool, dict[str, dict[str, object]]]:
-        """Whether all are up, and for each its state, since when (ms) and how long the answer took (ms)."""
-        data: dict[str, dict[str, object]] = {}
-        for name, ping in self._stores.items():
-            started = time.monotonic()
-            try:
-                await ping()
-                up = True
-            except StoreUnavailable:
-                up = False
-            if up != self._since[name][0]:
-                self._since[name] = (up, int(time.time() * 1000))
-            took = round((time.monotonic() - started) * 1000, 1)
-            data[name] = {"state": "up" if up else "away", "since": self._since[name][1], "took_ms": took}
-        return all(up for up, _ in self._since.values()), data

@@ -28,8 +28,8 @@ class Edge:
             # A proxy may add a line of its own after the client's: all of them count, the last says most.
             hops = ",".join(request.headers.getall("X-Forwarded-For", ())).replace(" ", "").split(",")
             for hop in reversed([hop for hop in hops if hop]):
-                address = hop
-                if not self._is_trusted(hop):
+                address = _without_port(hop)
+                if not self._is_trusted(address):
                     break
         try:
             parsed = ip_address(address)
@@ -79,6 +79,13 @@ class Edge:
         except ValueError:
             return False
         return any(parsed in network for network in self._trusted)
+
+
+def _without_port(hop: str) -> str:
+    """An address as some proxies write it: 192.0.2.1:1234, [2001:db8::1]:1234."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _netloc(origin: str) -> str:

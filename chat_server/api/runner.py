@@ -48,9 +48,12 @@ class Protocol(web.RequestHandler):
 
 @asynccontextmanager
 async def listening(
-    application: web.Application, envelope: Envelope, host: str, port: int
+    application: web.Application, envelope: Envelope, host: str, port: int, *, keys: str = "Http"
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve while the context lasts; yields host and port. Raises StartError if it cannot listen there."""
+    """Serve while the context lasts; yields host and port. Raises StartError if it cannot listen there.
+
+    `keys` is what the settings of host and port begin with.
+    """
     # A client that is gone cancels its handler: a password that nobody waits for leaves the queue.
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
@@ -64,7 +67,7 @@ async def listening(
             )
         except OSError as error:
             raise StartError(
-                f"HttpHost {host}, HttpPort {port}: cannot listen there ({error.strerror or error}); "
+                f"{keys}Host {host}, {keys}Port {port}: cannot listen there ({error.strerror or error}); "
                 "stop what uses it, or choose another"
             ) from error
         try:

@@ -19,6 +19,7 @@ from chat_server.service.frames import Frames, Request, decode, given_id
 from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.meter import Meter
 from chat_server.utils.throttle import Bucket
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,9 @@ SLOTS = 16
 
 
 class Op(NamedTuple):
-    """What an op does, and the code of its failure."""
+    """What an op does (it returns the status that it answered), and the code of its failure."""
 
-    do: Callable[[Connection, Request], Awaitable[None]]
+    do: Callable[[Connection, Request], Awaitable[Status]]
     failed: Status
 
 
@@ -46,6 +47,7 @@ class Sockets:
         registry: Registry,
         frames: Frames,
         edge: Edge,
+        meter: Meter,
     ) -> None:
         self._config = config
         self._accounts = accounts
@@ -54,6 +56,7 @@ class Sockets:
         self._registry = registry
         self._frames = frames
         self._edge = edge
+        self._meter = meter
         self._ops = {
             1: Op(self._send_one, Status.SEND_FAILED),
             2: Op(chat.history, Status.HISTORY_FAILED),
@@ -202,14 +205,15 @@ class Sockets:
         op = self._ops[run[0].op_type]
         try:
             if run[0].op_type == 1:
-                await self._chat.send(connection, run)
+                self._meter.answered(1, await self._chat.send(connection, run))
             else:
-                await op.do(connection, run[0])
+                self._meter.answered(run[0].op_type, [await op.do(connection, run[0])])
         except Refused as refused:
-            self.refuse(connection, refused)
+            self.refuse(connection, refused, run[0].op_type)
         except StoreUnavailable as error:
             log.warning("a store is away", extra={"op": run[0].op_type, "why": str(error)})
-            self.refuse(connection, Refused(op.failed, Reason.STORE_AWAY, "a store is away, try again"))
+            away = Refused(op.failed, Reason.STORE_AWAY, "a store is away, try again")
+            self.refuse(connection, away, run[0].op_type)
         except ConnectionError:
             raise
         except Exception:
@@ -218,10 +222,12 @@ class Sockets:
             for request in run:
                 id = given_id(request.content) if request.op_type == 1 else ""
                 connection.send(self._frames.refusal(connection.user, internal, id))
+            self._meter.answered(run[0].op_type, [op.failed] * len(run))
 
-    def refuse(self, connection: Connection, refused: Refused) -> None:
-        """Say why not."""
+    def refuse(self, connection: Connection, refused: Refused, op: int = 0) -> None:
+        """Say why not; `op` is 0 where it was no request."""
         connection.send(self._frames.refusal(connection.user, refused))
+        self._meter.answered(op, [refused.status])
 
     def proven(self, connection: Connection, receipts: Iterable[Receipt]) -> None:
         """These messages have arrived."""
@@ -230,6 +236,10 @@ class Sockets:
     def closing(self, connection: Connection) -> None:
         """From now on nothing can be delivered to it."""
         self._registry.remove(connection)
+
+    def too_slow(self) -> None:
+        """A connection is closed because its peer reads too slowly."""
+        self._meter.too_slow()
 
     def working(self, task: asyncio.Task[None]) -> None:
         """A task to wait for before the stores close."""
@@ -278,5 +288,13 @@ class Sockets:
             await asyncio.wait(self._workers)
         await self._chat.settled()
 
-    async def _send_one(self, connection: Connection, request: Request) -> None:
-        await self._chat.send(connection, [request])
+    def open(self) -> int:
+        """How many sockets are open, those that are closing too."""
+        return sum(map(len, self._slots))
+
+    def waiting(self) -> int:
+        """The bytes that wait for the readers of all sockets."""
+        return sum(connection.waiting for slot in self._slots for connection in slot)
+
+    async def _send_one(self, connection: Connection, request: Request) -> Status:
+        return (await self._chat.send(connection, [request]))[0]

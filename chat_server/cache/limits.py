@@ -1,6 +1,6 @@
 """What a store of counters must do: how often something was tried, and who may write to a stranger."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -90,6 +90,31 @@ class StrangerStore(Protocol):
         ...
 
 
+class StrangerRecord(msgspec.Struct, frozen=True):
+    """The state of two users' talk as it is kept, the lesser name first; `expires` in microseconds since the epoch."""
+
+    one: str
+    other: str
+    state: Stranger
+    expires: int
+
+
+class MovableStrangers(StrangerStore, Protocol):
+    """What moving the counters to another store needs besides."""
+
+    def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
+        """All states, about `count` at a time, in no order; one may come twice."""
+        ...
+
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[StrangerRecord]:
+        """The states of those pairs, each with the lesser name first, that exist."""
+        ...
+
+    async def put(self, states: Sequence[StrangerRecord]) -> None:
+        """Keep these states as they are."""
+        ...
+
+
 def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> tuple[Stranger, Ruling]:
     """The rule itself: the next state, and may `sender` send one message now? Times in microseconds.
 
@@ -109,15 +134,19 @@ def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> t
     return Stranger(sender=sender, count=1, started=now), Ruling(Verdict.COUNTED)
 
 
-def rebuild(recent: Sequence[tuple[str, int]], answered: bool, limit: int, window: int) -> Stranger:
-    """The state that the messages tell of: `recent` is sender and time of the newest `limit` + 1, the newest first.
+def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: int, window: int) -> Stranger:
+    """The state at `now` that the messages tell of: `recent` is sender and time of the newest `limit` + 1, backwards.
 
     The rule is applied to each as if it were sent again. One that it refuses was sent all the same: then the two
-    were free, if the other side ever wrote (`answered`); else an earlier window ended among what is not seen.
+    were free, if the other side ever wrote (`answered`). Where there are more messages than are seen, it is hidden
+    when a stranger's window began: then all that was sent within the last one counts.
     """
     state = Stranger()
     for sender, time in reversed(recent):
         state, ruling = decide(state, sender, time, limit, window)
         if ruling.verdict is Verdict.REFUSED and answered:
             state = Stranger(until=time + window)
+    if state.sender and len(recent) > limit:
+        lately = [time for sender, time in recent if sender == state.sender and time > now - window][:limit]
+        return Stranger(sender=state.sender, count=len(lately), started=lately[-1]) if lately else Stranger()
     return msgspec.structs.replace(state, refused=False)

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -12,11 +12,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
-from chat_server.cache.limits import Rate, Ruling, Stranger, Verdict
+from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict
+from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import Redis as Config
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.tls import trouble
 
 # Connections at most: one carries the scripts, the others health checks and what is left of broken ones.
 POOL = 8
@@ -45,14 +48,21 @@ class Scripts:
     """
 
     def __init__(
-        self, redis: "aioredis.Redis", prefix: str, timeout: float, held: Callable[[], bool] = lambda: True
+        self,
+        redis: "aioredis.Redis",
+        prefix: str,
+        timeout: float,
+        held: Callable[[], bool] = lambda: True,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self._held = held
         self.prefix = prefix
         self._redis = redis
         self._timeout = timeout
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in _SCRIPTS.items()}  # noqa: S324
-        self._calls: Batcher[Call, Any] = Batcher(self._run_together, most=MOST_CALLS, timeout=timeout)
+        self._calls: Batcher[Call, Any] = Batcher(
+            lambda calls: watch.timed(self._run_together(calls)), most=MOST_CALLS, timeout=timeout, watch=watch
+        )
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes] = ()) -> Any:
         """What the script returns. Raises StoreUnavailable; the script may have run all the same."""
@@ -65,6 +75,20 @@ class Scripts:
                 await self._redis.ping()
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+
+    async def keys(self, start: str, count: int) -> AsyncIterator[list[str]]:
+        """The keys that begin with `start`, about `count` at a time; one may come twice."""
+        start = self.prefix + start
+        pattern = "".join(f"\\{char}" if char in "*?[]\\" else char for char in start) + "*"
+        answer: Any = (None, [])
+        while answer[0] != 0:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answer = await self._redis.scan(answer[0] or 0, pattern, count)
+            except (RedisError, OSError, TimeoutError) as error:
+                raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+            if found := answer[1]:
+                yield [key.decode().removeprefix(start) for key in found]
 
     async def settled(self) -> None:
         """Finish what was handed over."""
@@ -136,6 +160,30 @@ class RedisSessions:
     async def ping(self) -> None:
         await self._scripts.ping()
 
+    async def pages(self, count: int) -> AsyncIterator[list[SessionRecord]]:
+        async for page in self._scripts.keys("session:", count):
+            yield await self.peek([bytes.fromhex(digest) for digest in page])
+
+    async def peek(self, digests: Sequence[bytes]) -> list[SessionRecord]:
+        found = await asyncio.gather(*(self._scripts.run("session_peek", [_session(digest)]) for digest in digests))
+        return [
+            SessionRecord(digest, session[0].decode(), int(session[1]) * 1000)
+            for digest, session in zip(digests, found, strict=True)
+            if session
+        ]
+
+    async def put(self, sessions: Sequence[SessionRecord]) -> None:
+        now = self._now()
+        puts = (
+            self._scripts.run(
+                "session_put",
+                [_session(session.digest), f"sessions:{session.user}"],
+                [session.user, session.digest.hex(), session.expires // 1000, now],
+            )
+            for session in sessions
+        )
+        await asyncio.gather(*puts)
+
     def _now(self) -> int:
         return self._clock.now() // 1000
 
@@ -174,7 +222,7 @@ class RedisStrangers:
     async def take(self, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
         arguments: list[str | int] = [sender, now, self._limit, self._window]
         if rebuilt:
-            arguments += [rebuilt.sender, rebuilt.count, rebuilt.started, int(rebuilt.refused), rebuilt.until]
+            arguments += _fields(rebuilt)
         verdict, lifted = await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)
         return Ruling(Verdict[verdict.decode()], bool(lifted))
 
@@ -185,6 +233,28 @@ class RedisStrangers:
 
     async def give_back(self, sender: str, receiver: str, now: int) -> None:
         await self._scripts.run("stranger_give_back", [_pair(sender, receiver)], [sender, now])
+
+    async def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
+        async for page in self._scripts.keys("stranger:", count):
+            names = [key.partition("/") for key in page]
+            yield await self.peek([(one, other) for one, _, other in names])
+
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[StrangerRecord]:
+        found = await asyncio.gather(*(self._scripts.run("stranger_peek", [_pair(*pair)]) for pair in pairs))
+        return [
+            StrangerRecord(*pair, _stranger(*state[:5]), state[5] * 1000)
+            for pair, state in zip(pairs, found, strict=True)
+            if state
+        ]
+
+    async def put(self, states: Sequence[StrangerRecord]) -> None:
+        puts = (
+            self._scripts.run(
+                "stranger_put", [_pair(record.one, record.other)], [*_fields(record.state), record.expires // 1000]
+            )
+            for record in states
+        )
+        await asyncio.gather(*puts)
 
 
 class RedisLease:
@@ -203,9 +273,19 @@ class RedisLease:
 
 
 def client(config: Config, timeout: float) -> "aioredis.Redis":
-    """The driver. Nothing is repeated by itself: a script that counts must not count twice."""
+    """The driver. Raises StartError for an address that is none."""
+    try:
+        pool = _pool(config, timeout)
+        pool.make_connection()  # type: ignore[no-untyped-call]  # it connects later, but reads the options now
+    except (ValueError, TypeError) as error:  # their texts may repeat a password
+        raise StartError("[redis] RedisAddr is neither host:port nor a URI that Redis knows") from error
+    return aioredis.Redis.from_pool(pool)
+
+
+def _pool(config: Config, timeout: float) -> "aioredis.ConnectionPool":
+    """Nothing is repeated by itself: a script that counts must not count twice."""
     is_uri = "://" in config.redis_addr
-    pool = aioredis.BlockingConnectionPool.from_url(
+    return aioredis.BlockingConnectionPool.from_url(
         config.redis_addr if is_uri else f"redis://{config.redis_addr}",
         **({} if is_uri else {"db": config.redis_db_name}),
         **({"password": config.redis_pw} if config.redis_pw else {}),
@@ -216,7 +296,6 @@ def client(config: Config, timeout: float) -> "aioredis.Redis":
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    return aioredis.Redis.from_pool(pool)
 
 
 async def reach(scripts: Scripts) -> str:
@@ -229,6 +308,8 @@ async def reach(scripts: Scripts) -> str:
     except StoreUnavailable as error:
         if isinstance(error.__cause__, AuthenticationError):
             raise StartError("[redis] RedisPw is wrong") from error
+        if why := trouble(error):
+            raise StartError(f"[redis] RedisAddr: no TLS ({why})") from error
         raise
     return "answers"
 
@@ -248,6 +329,14 @@ def _session(digest: bytes) -> str:
 
 def _rate(rate: Rate) -> str:
     return f"rate:{msgspec.json.encode(rate.key).decode()}"
+
+
+def _fields(state: Stranger) -> list[str | int]:
+    return [state.sender, state.count, state.started, int(state.refused), state.until]
+
+
+def _stranger(sender: bytes, count: bytes, started: bytes, refused: bytes, until: bytes) -> Stranger:
+    return Stranger(sender.decode(), int(count), int(started), refused == b"1", int(until))
 
 
 def _pair(one: str, other: str) -> str:

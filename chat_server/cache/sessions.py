@@ -1,7 +1,9 @@
 """What a store of sessions must do. It sees digests of tokens, never a token."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
+
+import msgspec
 
 
 class SessionStore(Protocol):
@@ -25,4 +27,28 @@ class SessionStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the store answers."""
+        ...
+
+
+class SessionRecord(msgspec.Struct, frozen=True):
+    """A session as it is kept; `expires` in microseconds since the epoch."""
+
+    digest: bytes
+    user: str
+    expires: int
+
+
+class MovableSessions(SessionStore, Protocol):
+    """What moving sessions to another store needs besides."""
+
+    def pages(self, count: int) -> AsyncIterator[list[SessionRecord]]:
+        """All sessions, about `count` at a time, in no order; one may come twice."""
+        ...
+
+    async def peek(self, digests: Sequence[bytes]) -> list[SessionRecord]:
+        """Those of these sessions that exist. Unlike `use` it renews none."""
+        ...
+
+    async def put(self, sessions: Sequence[SessionRecord]) -> None:
+        """Keep these sessions as they are."""
         ...

@@ -1,12 +1,13 @@
 """Sessions, rates and strangers in the embedded database, so that they outlive a restart."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import msgspec
 
-from chat_server.cache.limits import Rate, Ruling, Stranger, Verdict, decide
+from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
+from chat_server.cache.sessions import SessionRecord
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.sqlite import Database, Schema
 
@@ -77,6 +78,26 @@ class SqliteSessions:
 
     async def ping(self) -> None:
         await self._database.ping()
+
+    async def pages(self, count: int) -> AsyncIterator[list[SessionRecord]]:
+        query = "SELECT digest, user, expires FROM sessions WHERE digest > ? ORDER BY digest LIMIT ?"
+        after, now = b"", self._clock.now()
+        while page := [SessionRecord(*row) for row in await self._database.fetch(query, (after, count))]:
+            after = page[-1].digest
+            yield [session for session in page if session.expires > now]
+
+    async def peek(self, digests: Sequence[bytes]) -> list[SessionRecord]:
+        def job(connection: sqlite3.Connection) -> list[SessionRecord]:
+            query = "SELECT digest, user, expires FROM sessions WHERE digest = ?"
+            rows = (connection.execute(query, (digest,)).fetchone() for digest in digests)
+            return [SessionRecord(*row) for row in rows if row]
+
+        return await self._database.read(job)
+
+    async def put(self, sessions: Sequence[SessionRecord]) -> None:
+        insert = "INSERT OR REPLACE INTO sessions (digest, user, expires) VALUES (?, ?, ?)"
+        rows = [(session.digest, session.user, session.expires) for session in sessions]
+        await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
 
 
 class SqliteRates:
@@ -166,6 +187,27 @@ class SqliteStrangers:
 
         await self._database.write(job)
 
+    async def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
+        query = """SELECT low, high, state, expires FROM strangers
+            WHERE (low, high) > (?, ?) ORDER BY low, high LIMIT ?"""
+        after = ("", "")
+        while page := [_record(row) for row in await self._database.fetch(query, (*after, count))]:
+            after = (page[-1].one, page[-1].other)
+            yield page
+
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[StrangerRecord]:
+        def job(connection: sqlite3.Connection) -> list[StrangerRecord]:
+            query = "SELECT low, high, state, expires FROM strangers WHERE low = ? AND high = ?"
+            rows = (connection.execute(query, pair).fetchone() for pair in pairs)
+            return [_record(row) for row in rows if row]
+
+        return await self._database.read(job)
+
+    async def put(self, states: Sequence[StrangerRecord]) -> None:
+        insert = "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)"
+        rows = [(one.one, one.other, msgspec.msgpack.encode(one.state), one.expires) for one in states]
+        await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
+
     def _put(self, tx: sqlite3.Connection, low: str, high: str, state: Stranger) -> None:
         expires = (state.started + self._window if state.sender else state.until) + self._window
         tx.execute(
@@ -185,6 +227,10 @@ async def sweep(database: Database, now: int) -> None:
 
 def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> int:
     return tx.execute(query, values).rowcount
+
+
+def _record(row: tuple[str, str, bytes, int]) -> StrangerRecord:
+    return StrangerRecord(row[0], row[1], msgspec.msgpack.decode(row[2], type=Stranger), row[3])
 
 
 def _key(rate: Rate) -> bytes:

@@ -25,8 +25,8 @@ class Server(Group, frozen=True):
     language: Literal["zh", "en"] = "zh"
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
-    # The key is known so that a file may name it; a port other than 0 is refused until there are metrics.
-    metrics_port: Annotated[int, Meta(ge=0, le=0)] = 0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 0
 
 
 class Stores(Group, frozen=True):

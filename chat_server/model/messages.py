@@ -1,6 +1,6 @@
 """What a store of messages must do, and the records it takes and gives."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -36,6 +36,17 @@ class Conversation(msgspec.Struct, frozen=True):
     peer: str
     last: Message
     unread: int
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A message as it is kept: of a deleted one `text` is the salted digest."""
+
+    sender: str
+    receiver: str
+    id: str
+    text: str | bytes
+    time: int
+    read: bool
 
 
 # A message of a conversation is named by who sent it and its id: (sender, id).
@@ -107,6 +118,7 @@ class MessageStore(Protocol):
     async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
         """For each of `names`, a list of names to try, delete the first that is there.
 
+        One that was deleted before ends the search: a repeated request must not take another's message of that id.
         Returns the names deleted, None where there was none.
         """
         ...
@@ -124,4 +136,36 @@ class MessageStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the store answers."""
+        ...
+
+
+class MovableMessages(MessageStore, Protocol):
+    """What moving messages to another store needs besides: they are read and written as they are kept."""
+
+    async def count(self) -> int:
+        """How many are stored, tombstones too."""
+        ...
+
+    def pairs(self) -> AsyncIterator[tuple[str, str]]:
+        """The conversations, each as its two users, the lesser name first. Some may have no message."""
+        ...
+
+    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+        """The first `count` messages after the time `after` and up to `until`, tombstones too."""
+        ...
+
+    async def put(self, records: Sequence[Record]) -> None:
+        """Store messages of one conversation as they are, in place of their own earlier states.
+
+        Raises Duplicate where a time, or an id of its sender, is another message's already; some of the
+        others may be stored then. `settle` must follow the last call.
+        """
+        ...
+
+    async def settle(self, one: str, other: str) -> None:
+        """Bring the conversation to the place that its newest message has; of tombstones alone, the newest."""
+        ...
+
+    async def taken(self, times: Sequence[int]) -> set[int]:
+        """Which of those times a message has."""
         ...

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -17,11 +17,12 @@ from pymongo.errors import (
 )
 
 from chat_server.conf import MongoDB as Config
-from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name
+from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.digest import digest, is_digest_of
-from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+from chat_server.utils.meter import UNWATCHED, Watch
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ Document = dict[str, Any]
 # The collections have names of their own, so that the data of the Go original may lie in the same database.
 MESSAGES, CONVERSATIONS, LEASES = "chat_messages", "chat_conversations", "chat_leases"
 EARLIEST, LATEST = Int64(0), Int64(2**62)  # no message's time: every range has two ends
+LAST_KEY = "\U0010ffff"  # no conversation's key: no name begins with it
 DUPLICATE_KEY = 11000
 WRONG_PASSWORD = 18
 UNAUTHORIZED = 13
@@ -36,6 +38,8 @@ UNAUTHORIZED = 13
 MOST_CALLERS = 512
 POOL = 16
 EXPIRY = "at_1"
+# Conversations are listed so many at a time.
+PAIRS = 1000
 
 
 def client(config: Config, timeout: float) -> Any:
@@ -46,7 +50,10 @@ def client(config: Config, timeout: float) -> Any:
     from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - slow to import, and only needed here
 
     address, options = client_options(config, timeout)
-    return AsyncIOMotorClient(address, **options)
+    try:
+        return AsyncIOMotorClient(address, **options)
+    except (PyMongoError, ValueError, TypeError, OSError) as error:  # their texts may repeat a password
+        raise StartError("[MongoDB] MongoDBAddr is neither a host nor a URI that MongoDB knows") from error
 
 
 def client_options(config: Config, timeout: float) -> tuple[str, dict[str, Any]]:
@@ -74,14 +81,18 @@ class MongoMessages:
     `held` says whether this process still has the lease on the database: without it nothing counts as stored.
     """
 
-    def __init__(self, database: Any, timeout: float, held: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, database: Any, timeout: float, held: Callable[[], bool] = lambda: True, watch: Watch = UNWATCHED
+    ) -> None:
         self._held = held
+        self._watch = watch
         self._messages = database[MESSAGES]
         self._conversations = database[CONVERSATIONS]
         self._database = database
         self._timeout = timeout
+        self._marking = asyncio.Lock()  # one at a time, so that each message is marked by one
         self._adding: Batcher[Sequence[Message], list[Added]] = Batcher(
-            self._add_together, most=MOST_CALLERS, timeout=timeout
+            self._add_together, most=MOST_CALLERS, timeout=timeout, watch=watch
         )
 
     async def prepare(self, days: float) -> None:
@@ -155,18 +166,20 @@ class MongoMessages:
         if not ids:
             return set(), []
         query = {"conv": _conv(sender, receiver), "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
-        documents = await self._do(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
-        found = {document["mid"] for document in documents}
-        unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
-        if unread:
-            await self._mark(list(unread.values()))
+        async with self._marking:
+            documents = await self._do(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
+            found = {document["mid"] for document in documents}
+            unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
+            if unread:
+                await self._mark(list(unread.values()))
         return found, [id for id in dict.fromkeys(ids) if id in unread]
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         query = {"_id": {"$in": [Int64(time) for time in times]}, "read": False}
-        documents = await self._do(self._messages.find(query, {"_id": 1}).to_list(None))
-        if documents:
-            await self._mark([document["_id"] for document in documents])
+        async with self._marking:
+            documents = await self._do(self._messages.find(query, {"_id": 1}).to_list(None))
+            if documents:
+                await self._mark([document["_id"] for document in documents])
         return {int(document["_id"]) for document in documents}
 
     async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
@@ -202,6 +215,65 @@ class MongoMessages:
     async def ping(self) -> None:
         await self._do(self._database.command("ping"))
 
+    # --- moving
+
+    async def count(self) -> int:
+        return int(await self._do(self._messages.estimated_document_count()))
+
+    async def pairs(self) -> AsyncIterator[tuple[str, str]]:
+        page: list[Document] = [{"_id": ""}]
+        while page:
+            query = {"_id": {"$gt": page[-1]["_id"], "$lt": LAST_KEY}}
+            page = await self._do(
+                self._conversations.find(query, {"user": 1, "peer": 1}).sort("_id", 1).limit(PAIRS).to_list(PAIRS)
+            )
+            for document in page:
+                if document["user"] < document["peer"]:
+                    yield document["user"], document["peer"]
+
+    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+        found: list[Record] = []
+        for deleted in (False, True):
+            time = {"$gt": Int64(after), "$lte": Int64(until)}
+            query = {"conv": _conv(one, other), "deleted": deleted, "_id": time}
+            documents = await self._do(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
+            found += [_record(document) for document in documents]
+        return sorted(found, key=lambda record: record.time)[:count]
+
+    async def put(self, records: Sequence[Record]) -> None:
+        documents = [_document(record) for record in records]
+        try:
+            await self._do(self._messages.insert_many(documents, ordered=False))
+        except BulkWriteError as error:
+            there = [documents[index] for index in _duplicates(error)]
+            replacements = [pymongo.ReplaceOne(_identity(document), document, upsert=True) for document in there]
+            try:
+                await self._do(self._messages.bulk_write(replacements, ordered=False))
+            except BulkWriteError as another:
+                _duplicates(another)
+                raise Duplicate("a time or an id") from another
+        if not self._held():
+            raise StoreUnavailable("the lease on MongoDB was not renewed in time")
+
+    async def settle(self, one: str, other: str) -> None:
+        newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
+        last = newest[0].time if newest else (await self.recent(one, other, 1))[0][1]
+        updates = [
+            pymongo.UpdateOne(
+                {"_id": _inbox(user, peer)}, {"$set": {"user": user, "peer": peer, "last": Int64(last)}}, upsert=True
+            )
+            for user, peer in ((one, other), (other, one))
+        ]
+        try:
+            await self._do(self._conversations.bulk_write(updates, ordered=False))
+        except BulkWriteError as error:
+            raise StoreUnavailable("MongoDB did not store all") from error
+
+    async def taken(self, times: Sequence[int]) -> set[int]:
+        query = {"_id": {"$in": [Int64(time) for time in times]}}
+        documents = await self._do(self._messages.find(query, {"_id": 1}).to_list(None))
+        return {int(document["_id"]) for document in documents}
+
     # --- adding
 
     async def _add_together(self, runs: list[Sequence[Message]]) -> Sequence[list[Added]]:
@@ -230,17 +302,17 @@ class MongoMessages:
             )
             for (user, peer), newest in last.items()
         ]
-        await self._do(self._conversations.bulk_write(updates, ordered=False))
+        try:
+            await self._do(self._conversations.bulk_write(updates, ordered=False))
+        except BulkWriteError as error:
+            raise StoreUnavailable("MongoDB did not store all") from error
 
     async def _insert(self, messages: Sequence[Message]) -> list[Added]:
         taken: list[int] = []
         try:
             await self._do(self._messages.insert_many([_document(message) for message in messages], ordered=False))
         except BulkWriteError as error:
-            failures = error.details["writeErrors"]
-            if any(f["code"] != DUPLICATE_KEY for f in failures) or error.details.get("writeConcernErrors"):
-                raise StoreUnavailable("MongoDB did not store all") from error
-            taken = [failure["index"] for failure in failures]
+            taken = _duplicates(error)
         # Of two with one id in a batch the second finds the first. A write of ours whose answer was lost, and which
         # the driver repeated, finds itself: it is new.
         earlier = dict(zip(taken, await self.stored([messages[index] for index in taken]), strict=True))
@@ -260,10 +332,11 @@ class MongoMessages:
 
     async def _delete_first(self, conv: str, choices: Sequence[Name]) -> Name | None:
         for sender, id in choices:
-            query = {"conv": conv, "from": sender, "mid": id, "deleted": False}
-            document = await self._do(self._messages.find_one(query))
+            document = await self._do(self._messages.find_one({"conv": conv, "from": sender, "mid": id}))
             if document is None:
                 continue
+            if document["deleted"]:
+                return None
             change = {"deleted": True, "read": True, "digest": Binary(digest(document["text"]))}
             result = await self._do(
                 self._messages.update_one(
@@ -300,7 +373,7 @@ class MongoMessages:
             await self._do(self._messages.create_index("at", name=EXPIRY, expireAfterSeconds=seconds))
 
     async def _do(self, work: Awaitable[T]) -> T:
-        return await _done(work, self._timeout)
+        return await self._watch.timed(_done(work, self._timeout))
 
 
 class MongoLease:
@@ -352,9 +425,11 @@ async def look(config: Config, timeout: float) -> str:
         mongo.close()
 
 
-async def connect(config: Config, mongo: Any, timeout: float, days: float, held: Callable[[], bool]) -> MongoMessages:
+async def connect(
+    config: Config, mongo: Any, timeout: float, days: float, held: Callable[[], bool], watch: Watch = UNWATCHED
+) -> MongoMessages:
     """The messages of that database, its indexes made. Raises StoreUnavailable."""
-    messages = MongoMessages(mongo[config.name], timeout, held)
+    messages = MongoMessages(mongo[config.name], timeout, held, watch)
     await messages.prepare(days)
     return messages
 
@@ -387,18 +462,38 @@ def _unread(sender: str, receiver: str) -> Document:
     return {"to": receiver, "conv": _conv(sender, receiver), "read": False}
 
 
-def _document(message: Message) -> Document:
+def _document(message: Message | Record) -> Document:
+    """The document of a message; one that is added is neither read nor deleted."""
+    text: Document = {"text": message.text, "deleted": False}
+    if isinstance(message.text, bytes):
+        text = {"digest": Binary(message.text), "deleted": True}
     return {
         "_id": Int64(message.time),
         "conv": _conv(message.sender, message.receiver),
         "from": message.sender,
         "to": message.receiver,
         "mid": message.id,
-        "text": message.text,
-        "read": False,
-        "deleted": False,
+        **text,
+        "read": message.read,
         "at": datetime.fromtimestamp(message.time / MICROSECONDS, UTC),
     }
+
+
+def _record(document: Document) -> Record:
+    text = bytes(document["digest"]) if document["deleted"] else document["text"]
+    return Record(document["from"], document["to"], document["mid"], text, int(document["_id"]), document["read"])
+
+
+def _identity(document: Document) -> Document:
+    return {key: document[key] for key in ("_id", "conv", "from", "mid")}
+
+
+def _duplicates(error: BulkWriteError) -> list[int]:
+    """Which of a batch were there already. Raises StoreUnavailable if that is not all that went wrong."""
+    failures = error.details["writeErrors"]
+    if any(failure["code"] != DUPLICATE_KEY for failure in failures) or error.details.get("writeConcernErrors"):
+        raise StoreUnavailable("MongoDB did not store all") from error
+    return [failure["index"] for failure in failures]
 
 
 def _message(document: Document) -> Message:

@@ -13,6 +13,8 @@ from pymysql.constants import ER
 from chat_server.conf import MySQL as Config
 from chat_server.model.users import User
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.tls import NotOfferedError, trouble
 
 # Connections at most; a login needs one for a moment.
 POOL = 8
@@ -23,6 +25,11 @@ STEPS = (
         password VARBINARY(255) NOT NULL
     ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
 )
+# The collation is binary, but for spaces at the end: to it "a " is "a". The index is used all the same.
+_GET = """SELECT name, password FROM chat_users
+    WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"""
+_CHANGE = """UPDATE chat_users SET password = %s
+    WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY) AND password = %s"""
 _LOCK = "chat_server schema"
 # What the server says when it understood us and will say again: nothing to wait for.
 _REFUSALS = {
@@ -35,9 +42,10 @@ _REFUSALS = {
 class MySQLUsers:
     """UserStore on MySQL. An operation takes `timeout` seconds at most, waiting for a connection included."""
 
-    def __init__(self, pool: aiomysql.Pool, timeout: float) -> None:
+    def __init__(self, pool: aiomysql.Pool, timeout: float, watch: Watch = UNWATCHED) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._watch = watch
 
     async def add(self, user: User) -> None:
         try:
@@ -48,28 +56,47 @@ class MySQLUsers:
             raise Duplicate(user.name) from error
 
     async def get(self, name: str) -> User | None:
-        _, rows = await self._execute("SELECT name, password FROM chat_users WHERE name = %s", name)
+        _, rows = await self._execute(_GET, name, name)
         return User(rows[0][0], rows[0][1].decode()) if rows else None
 
     async def set_password(self, name: str, old: str, new: str) -> bool:
-        change = "UPDATE chat_users SET password = %s WHERE name = %s AND password = %s"
-        changed, _ = await self._execute(change, new, name, old)
+        changed, _ = await self._execute(_CHANGE, new, name, name, old)
         return changed > 0
 
     async def ping(self) -> None:
         await self._execute("SELECT 1")
+
+    async def count(self) -> int:
+        _, rows = await self._execute("SELECT count(*) FROM chat_users")
+        return int(rows[0][0])
+
+    async def pages(self, count: int) -> AsyncIterator[list[User]]:
+        query = "SELECT name, password FROM chat_users WHERE name > %s ORDER BY name LIMIT %s"
+        after = ""
+        while page := [User(name, hashed.decode()) for name, hashed in (await self._execute(query, after, count))[1]]:
+            yield page
+            after = page[-1].name
+
+    async def put(self, users: Sequence[User]) -> None:
+        rows = ", ".join(["(%s, %s)"] * len(users))
+        # Not INSERT IGNORE: that would ignore other errors too.
+        insert = f"INSERT INTO chat_users (name, password) VALUES {rows} ON DUPLICATE KEY UPDATE name = chat_users.name"  # noqa: S608
+        await self._execute(insert, *(value for user in users for value in (user.name, user.password)))
 
     async def close(self) -> None:
         """Close all connections."""
         self._pool.terminate()
         await self._pool.wait_closed()
 
-    async def _execute(self, query: str, *values: str) -> tuple[int, Sequence[tuple[Any, ...]]]:
+    async def _execute(self, query: str, *values: str | int) -> tuple[int, Sequence[tuple[Any, ...]]]:
+        return await self._watch.timed(self._run(query, values))
+
+    async def _run(self, query: str, values: Sequence[str | int]) -> tuple[int, Sequence[tuple[Any, ...]]]:
         """Run one statement in a transaction of its own: how many rows it changed, and those it found."""
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                _connection(self._pool) as connection,
+                borrowed(self._pool) as connection,
                 connection.cursor() as cursor,
             ):
                 count = await cursor.execute(query, values)
@@ -83,27 +110,27 @@ class MySQLUsers:
             raise StoreUnavailable(f"MySQL failed: {type(error).__name__} {_code(error)}") from error
 
 
-async def connect(config: Config, timeout: float) -> MySQLUsers:
+async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED) -> MySQLUsers:
     """The users of that database, its schema up to date.
 
     Raises StoreUnavailable where it may help to wait, and StartError where it does not.
     """
-    pool = _pool(config, timeout)
+    pool = make_pool(config, timeout)
     try:
-        async with _opening(config, timeout), _connection(pool) as connection:
+        async with opening(config, timeout), borrowed(pool) as connection:
             await _prepare(connection, timeout)
     except BaseException:
         pool.terminate()
         await pool.wait_closed()
         raise
-    return MySQLUsers(pool, timeout)
+    return MySQLUsers(pool, timeout, watch)
 
 
 async def look(config: Config, timeout: float) -> str:
     """What --check says of it."""
-    pool = _pool(config, timeout)
+    pool = make_pool(config, timeout)
     try:
-        async with _opening(config, timeout), _connection(pool) as connection, connection.cursor() as cursor:
+        async with opening(config, timeout), borrowed(pool) as connection, connection.cursor() as cursor:
             await cursor.execute("SHOW TABLES LIKE 'chat_users'")
             known = await cursor.fetchone()
             return "answers, " + ("holds our users" if known else "empty yet, the first start makes it")
@@ -119,7 +146,8 @@ async def _prepare(connection: aiomysql.Connection, timeout: float) -> None:
         if (await cursor.fetchone())[0] != 1:
             raise TimeoutError("another process holds the schema's lock")
         try:
-            await cursor.execute("CREATE TABLE IF NOT EXISTS chat_schema (step INT NOT NULL PRIMARY KEY)")
+            if not await cursor.execute("SHOW TABLES LIKE 'chat_schema'"):
+                await cursor.execute("CREATE TABLE chat_schema (step INT NOT NULL PRIMARY KEY)")
             await cursor.execute("SELECT coalesce(max(step), 0) FROM chat_schema")
             [done] = await cursor.fetchone()
             if done > len(STEPS):
@@ -134,7 +162,7 @@ async def _prepare(connection: aiomysql.Connection, timeout: float) -> None:
             await cursor.execute("SELECT RELEASE_LOCK(%s)", (_LOCK,))
 
 
-def _pool(config: Config, timeout: float) -> aiomysql.Pool:
+def make_pool(config: Config, timeout: float) -> aiomysql.Pool:
     return aiomysql.Pool(
         minsize=0,
         maxsize=POOL,
@@ -154,7 +182,7 @@ def _pool(config: Config, timeout: float) -> aiomysql.Pool:
 
 
 @asynccontextmanager
-async def _opening(config: Config, timeout: float) -> AsyncIterator[None]:
+async def opening(config: Config, timeout: float) -> AsyncIterator[None]:
     """Turns what goes wrong with the first connection into our errors."""
     where = f"{config.db_host}:{config.db_port}"
     try:
@@ -163,14 +191,18 @@ async def _opening(config: Config, timeout: float) -> AsyncIterator[None]:
     except (pymysql.err.MySQLError, OSError, TimeoutError, RuntimeError) as error:
         if why := _REFUSALS.get(_code(error)):
             raise StartError(f"[mysql] {where}: {why}") from error
+        if why := trouble(error):
+            raise StartError(f"[mysql] {where}: no TLS ({why}); see DbTls and DbTlsCa") from error
         raise StoreUnavailable(f"MySQL at {where}: {type(error).__name__}") from error
 
 
 @asynccontextmanager
-async def _connection(pool: aiomysql.Pool) -> AsyncIterator[aiomysql.Connection]:
+async def borrowed(pool: aiomysql.Pool) -> AsyncIterator[aiomysql.Connection]:
     """A connection of the pool; one on which something went wrong is not used again."""
     connection = await pool.acquire()
     try:
+        if connection._ssl_context and not connection._secure:
+            raise NotOfferedError  # where the server does not offer TLS aiomysql goes on without it
         yield connection
     except BaseException as error:
         if not isinstance(error, pymysql.err.IntegrityError):
@@ -183,7 +215,11 @@ async def _connection(pool: aiomysql.Pool) -> AsyncIterator[aiomysql.Connection]
 def _tls(config: Config) -> ssl.SSLContext | None:
     if config.db_tls == "off":
         return None
-    context = ssl.create_default_context(cafile=config.db_tls_ca or None)
+    try:
+        context = ssl.create_default_context(cafile=config.db_tls_ca or None)
+    except OSError as error:
+        why = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise StartError(f"[mysql] DbTlsCa = {config.db_tls_ca}: {why}; name a file in PEM format") from error
     if config.db_tls == "unverified":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

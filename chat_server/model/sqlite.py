@@ -1,9 +1,9 @@
 """Users and messages in the embedded database."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
-from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name
+from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.model.users import User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate
@@ -11,6 +11,8 @@ from chat_server.utils.sqlite import Database, Schema
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
 KNOWN_CONVERSATIONS = 65536
+# Conversations are listed so many at a time.
+PAIRS = 1000
 
 
 # The users' part of the database.
@@ -52,6 +54,21 @@ class SqliteUsers:
     async def ping(self) -> None:
         await self._database.ping()
 
+    async def count(self) -> int:
+        return await self._database.read(lambda connection: _count(connection, "SELECT count(*) FROM users"))
+
+    async def pages(self, count: int) -> AsyncIterator[list[User]]:
+        query = "SELECT name, password FROM users WHERE name > ? ORDER BY name LIMIT ?"
+        after = ""
+        while page := [User(*row) for row in await self._database.fetch(query, (after, count))]:
+            yield page
+            after = page[-1].name
+
+    async def put(self, users: Sequence[User]) -> None:
+        insert = "INSERT INTO users (name, password) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+        rows = [(user.name, user.password) for user in users]
+        await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
+
 
 # The messages' part of the database.
 # `time` is the key of a message: unique, increasing, so that a page is a range of an index. `conv` is the
@@ -90,6 +107,12 @@ _INSERT = """INSERT INTO messages (time, conv, side, id, text) VALUES (?, ?, ?, 
     ON CONFLICT (conv, side, id) DO NOTHING"""
 _TOUCH = """INSERT INTO conversations (user, peer, conv, side, last) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last)"""
+_RANGE = """SELECT * FROM (SELECT time, side, id, text, read FROM messages
+    WHERE conv = ?1 AND deleted = {} AND time > ?2 AND time <= ?3 ORDER BY time LIMIT ?4)"""
+_RECORDS = " UNION ALL ".join(_RANGE.format(deleted) for deleted in (0, 1)) + " ORDER BY time LIMIT ?4"
+_PUT = """INSERT INTO messages (time, conv, side, id, text, read, deleted) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (time) DO UPDATE SET text = excluded.text, read = excluded.read, deleted = excluded.deleted
+        WHERE conv = excluded.conv AND side = excluded.side AND id = excluded.id"""
 _PAGE = "SELECT time, side, id, text, read FROM messages WHERE conv = ? AND deleted = 0 "
 
 
@@ -232,10 +255,7 @@ class SqliteMessages:
         def job(tx: sqlite3.Connection) -> list[Name | None]:
             conv = _conversation(tx, one, other)
             low = min(one, other)
-            return [
-                next((name for name in choices if _bury(tx, conv, int(name[0] != low), name[1])), None)
-                for choices in names
-            ]
+            return [_bury_first(tx, conv, low, choices) for choices in names]
 
         return await self._database.write(job)
 
@@ -278,9 +298,69 @@ class SqliteMessages:
     async def ping(self) -> None:
         await self._database.ping()
 
+    # --- moving
+
+    async def count(self) -> int:
+        return await self._database.read(lambda connection: _count(connection, "SELECT count(*) FROM messages"))
+
+    async def pairs(self) -> AsyncIterator[tuple[str, str]]:
+        query = """SELECT user, peer FROM conversations
+            WHERE (user, peer) > (?, ?) AND user < peer ORDER BY user, peer LIMIT ?"""
+        after = ("", "")
+        while page := await self._database.fetch(query, (*after, PAIRS)):
+            for pair in page:
+                yield pair
+            after = page[-1]
+
+    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+        def job(connection: sqlite3.Connection) -> list[Record]:
+            names = sorted((one, other))
+            rows = connection.execute(_RECORDS, (_conversation(connection, one, other), after, until, count))
+            return [
+                Record(names[side], names[1 - side], id, text, time, bool(read)) for time, side, id, text, read in rows
+            ]
+
+        return await self._database.read(job)
+
+    async def put(self, records: Sequence[Record]) -> None:
+        await self._database.write(lambda tx: self._put(tx, records))
+
+    async def settle(self, one: str, other: str) -> None:
+        settle = """UPDATE conversations SET last = coalesce(
+                (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1),
+                (SELECT time FROM messages WHERE conv = ?1 AND deleted = 1 ORDER BY time DESC LIMIT 1), last)
+            WHERE conv = ?1"""
+        await self._database.write(lambda tx: tx.execute(settle, (_conversation(tx, one, other),)).rowcount)
+
+    async def taken(self, times: Sequence[int]) -> set[int]:
+        def job(connection: sqlite3.Connection) -> set[int]:
+            # a conversation's number is the time of a message, perhaps of one that is forgotten
+            query = "SELECT 1 FROM messages WHERE time = ?1 UNION ALL SELECT 1 FROM conversations WHERE conv = ?1"
+            return {time for time in times if connection.execute(query, (time,)).fetchone()}
+
+        return await self._database.read(job)
+
     # --- inside a job
 
-    def _number(self, tx: sqlite3.Connection, message: Message) -> int:
+    def _put(self, tx: sqlite3.Connection, records: Sequence[Record]) -> None:
+        rows = [
+            (
+                *(record.time, self._number(tx, record), int(record.sender > record.receiver), record.id),
+                *(record.text, record.read, isinstance(record.text, bytes)),
+            )
+            for record in records
+        ]
+        first = records[0]
+        touch = "INSERT INTO conversations (user, peer, conv, side, last) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        for user, peer in ((first.sender, first.receiver), (first.receiver, first.sender)):
+            tx.execute(touch, (user, peer, rows[0][1], int(user > peer), first.time))
+        try:
+            if tx.executemany(_PUT, rows).rowcount != len(rows):
+                raise Duplicate("a time")
+        except sqlite3.IntegrityError as error:
+            raise Duplicate("an id") from error
+
+    def _number(self, tx: sqlite3.Connection, message: Message | Record) -> int:
         """The number of the conversation; a new one is numbered by its first message's time."""
         sender, receiver = message.sender, message.receiver
         pair = (sender, receiver) if sender < receiver else (receiver, sender)
@@ -313,6 +393,10 @@ class SqliteMessages:
         return await self._database.read(job)
 
 
+def _count(connection: sqlite3.Connection, query: str) -> int:
+    return int(connection.execute(query).fetchone()[0])
+
+
 def _conversation(connection: sqlite3.Connection, one: str, other: str) -> int | None:
     """The number of the conversation, None if there is none; as a value in a query, None finds nothing."""
     row = connection.execute("SELECT conv FROM conversations WHERE user = ? AND peer = ?", (one, other)).fetchone()
@@ -339,20 +423,28 @@ def _conversations(connection: sqlite3.Connection, user: str, top: int) -> Itera
         yield Conversation(peer, _message(sorted((user, peer)), *last), unread)
 
 
-def _bury(tx: sqlite3.Connection, conv: int | None, side: int, id: str) -> bool:
-    """Turn a message into a tombstone; False if it is not there."""
-    row = tx.execute(
-        "SELECT time, text FROM messages WHERE conv = ? AND side = ? AND id = ? AND deleted = 0",
-        (conv, side, id),
-    ).fetchone()
-    if row is None:
-        return False
-    tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (digest(row[1]), row[0]))
+def _bury_first(tx: sqlite3.Connection, conv: int | None, low: str, choices: Sequence[Name]) -> Name | None:
+    """Turn the first of the messages that is there into a tombstone; None if there is none, or it is one already."""
+    for sender, id in choices:
+        row = tx.execute(
+            "SELECT time, text, deleted FROM messages WHERE conv = ? AND side = ? AND id = ?",
+            (conv, int(sender != low), id),
+        ).fetchone()
+        if row is not None:
+            time, text, deleted = row
+            if deleted:
+                return None
+            _bury(tx, conv, time, text)
+            return sender, id
+    return None
+
+
+def _bury(tx: sqlite3.Connection, conv: int | None, time: int, text: str) -> None:
+    tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (digest(text), time))
     # The conversation's place is that of its newest message; without any it keeps its place, and is not shown.
     tx.execute(
         """UPDATE conversations SET last = coalesce(
                 (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1), last)
             WHERE conv = ?1 AND last = ?2""",
-        (conv, row[0]),
+        (conv, time),
     )
-    return True

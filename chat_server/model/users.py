@@ -1,5 +1,6 @@
 """What a store of users must do."""
 
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -29,4 +30,20 @@ class UserStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the store answers."""
+        ...
+
+
+class MovableUsers(UserStore, Protocol):
+    """What moving users to another store needs besides."""
+
+    async def count(self) -> int:
+        """How many there are."""
+        ...
+
+    def pages(self, count: int) -> AsyncIterator[list[User]]:
+        """All users in the order of their names' code points, at most `count` at a time."""
+        ...
+
+    async def put(self, users: Sequence[User]) -> None:
+        """Add those whose names are free; the others stay as they are."""
         ...

@@ -35,7 +35,10 @@ _COUNT = re.compile(r"[0-9]{1,3}")
 
 
 class Chat:
-    """One-to-one chat, history, marks, and messages to everybody. Methods raise Refused and StoreUnavailable."""
+    """One-to-one chat, history, marks, and messages to everybody. Methods raise Refused and StoreUnavailable.
+
+    An op returns the status that it answered.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Chat:
 
     # --- op 1
 
-    async def send(self, socket: Socket, run: Sequence[Request]) -> None:
+    async def send(self, socket: Socket, run: Sequence[Request]) -> list[Status]:
         """Send a run of messages that arrived together; each is answered, in order."""
         drafts = [await self._draft(socket, request) for request in run]
         # Times are given at once for the whole run: nobody else's message may come in between and be stored first.
@@ -72,10 +75,14 @@ class Chat:
             Message(socket.user, *draft, self._timeline.next()) for draft in drafts if not isinstance(draft, Refused)
         ]
         sent = iter(zip(messages, await self._store(messages), strict=True))
+        statuses = []
         for request, draft in zip(run, drafts, strict=True):
             result = draft if isinstance(draft, Refused) else self._sent(socket, *next(sent))
             if isinstance(result, Refused):
                 socket.send(self._frames.refusal(socket.user, result, given_id(request.content)))
+                result = result.status
+            statuses.append(result)
+        return statuses
 
     async def _draft(self, socket: Socket, request: Request) -> tuple[str, str, str] | Refused:
         """Receiver, id and text of the message, or why there is none."""
@@ -105,8 +112,8 @@ class Chat:
             away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
             return [away] * len(messages)
 
-    def _sent(self, socket: Socket, message: Message, outcome: Outcome | Refused) -> Refused | None:
-        """Deliver and acknowledge what was stored; returns why it was not."""
+    def _sent(self, socket: Socket, message: Message, outcome: Outcome | Refused) -> Status | Refused:
+        """Deliver and acknowledge what was stored; or why it was not."""
         if isinstance(outcome, Refused):
             return outcome
         added = outcome.added
@@ -125,7 +132,7 @@ class Chat:
             self._deliver(socket, message, added.time)
         status = Status.RECEIVER_ONLINE if online else Status.RECEIVER_OFFLINE
         socket.send(self._frames.answer(socket.user, status, id=message.id, time=added.time))
-        return None
+        return status
 
     def _deliver(self, sender: Socket, message: Message, time: int) -> None:
         if time != message.time:  # a retry: what was stored first is the message
@@ -142,7 +149,7 @@ class Chat:
 
     # --- ops 2, 3 and 7
 
-    async def history(self, socket: Socket, request: Request) -> None:
+    async def history(self, socket: Socket, request: Request) -> Status:
         """Op 2: a page of the conversation."""
         failed = Status.HISTORY_FAILED
         peer = await self._peer(socket, request, failed)
@@ -163,9 +170,9 @@ class Chat:
         else:
             raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
         await self._stream(socket, map(self._frames.stored, page))
-        socket.send(self._frames.answer(me, Status.HISTORY, str(len(page))))
+        return self._answer(socket, Status.HISTORY, str(len(page)))
 
-    async def unread(self, socket: Socket, request: Request) -> None:
+    async def unread(self, socket: Socket, request: Request) -> Status:
         """Op 3: every unread message from the peer, or the oldest N, streamed."""
         failed = Status.HISTORY_FAILED
         peer = await self._peer(socket, request, failed)
@@ -181,9 +188,9 @@ class Chat:
             if len(page) < STREAM_PAGE:
                 break
             after = page[-1].time
-        socket.send(self._frames.answer(socket.user, Status.HISTORY, str(came)))
+        return self._answer(socket, Status.HISTORY, str(came))
 
-    async def conversations(self, socket: Socket, request: Request) -> None:
+    async def conversations(self, socket: Socket, request: Request) -> Status:
         """Op 7: the user's conversations, the newest first."""
         failed = Status.CONVERSATIONS_FAILED
         self._check_from(socket, request)
@@ -199,7 +206,7 @@ class Chat:
             raise Refused(failed, Reason.NO_SUCH_USER, f"there is no conversation with {after}") from None
         online = self._registry.online
         await self._stream(socket, (self._frames.conversation(one, online(one.peer)) for one in page))
-        socket.send(self._frames.answer(socket.user, Status.CONVERSATIONS, str(len(page))))
+        return self._answer(socket, Status.CONVERSATIONS, str(len(page)))
 
     async def _stream(self, socket: Socket, frames: Iterable[bytes]) -> None:
         for frame in frames:
@@ -208,7 +215,9 @@ class Chat:
 
     async def _place(self, me: str, peer: str, marker: str) -> int:
         """The time of the message that a page starts from."""
-        [choices] = _names(Status.HISTORY_FAILED, [marker], me, peer)
+        [choices] = _names([marker], me, peer)
+        if not choices:
+            raise Refused(Status.HISTORY_FAILED, Reason.BAD_ID, f"no valid id: {marker[:80]}")
         for sender, id in choices:
             if (time := await self._messages.place(me, peer, sender, id)) is not None:
                 return time
@@ -216,22 +225,21 @@ class Chat:
 
     # --- ops 4 and 5
 
-    async def mark_read(self, socket: Socket, request: Request) -> None:
+    async def mark_read(self, socket: Socket, request: Request) -> Status:
         """Op 4: mark messages to me as read."""
         failed = Status.MARK_READ_FAILED
         peer = await self._peer(socket, request, failed)
         if request.content == "*":
             count = await self._mark_all(socket, peer)
-            socket.send(self._frames.answer(socket.user, Status.MARKED_READ, str(count)))
-            return
+            return self._answer(socket, Status.MARKED_READ, str(count))
         lines = _lines(failed, request.content)
-        choices = _names(failed, lines, socket.user, peer)
+        choices = _names(lines, socket.user, peer)
         # Only messages sent to me can be marked: of the names that a line may mean, those from the peer.
         ids = [next((id for sender, id in names if sender == peer), None) for names in choices]
         found, changed = await self._messages.mark(peer, socket.user, [id for id in ids if id])
         self._notify(socket, peer, Status.MARKED_READ, changed)
         _refuse_missing(failed, [line for line, id in zip(lines, ids, strict=True) if id not in found])
-        socket.send(self._frames.answer(socket.user, Status.MARKED_READ, request.content))
+        return self._answer(socket, Status.MARKED_READ, request.content)
 
     async def _mark_all(self, socket: Socket, peer: str) -> int:
         until, after, count = self._timeline.next(), 0, 0
@@ -245,20 +253,20 @@ class Chat:
                 return count
             after = page[-1].time
 
-    async def delete(self, socket: Socket, request: Request) -> None:
+    async def delete(self, socket: Socket, request: Request) -> Status:
         """Op 5: delete messages of the conversation, for both."""
         failed = Status.DELETE_FAILED
         peer = await self._peer(socket, request, failed)
         lines = _lines(failed, request.content)
-        deleted = await self._messages.delete(socket.user, peer, _names(failed, lines, socket.user, peer))
+        deleted = await self._messages.delete(socket.user, peer, _names(lines, socket.user, peer))
         notice = [f"{'>' if name[0] == socket.user else '<'}{name[1]}" for name in deleted if name]
         self._notify(socket, peer, Status.DELETED, notice)
         _refuse_missing(failed, [line for line, name in zip(lines, deleted, strict=True) if not name])
-        socket.send(self._frames.answer(socket.user, Status.DELETED, request.content))
+        return self._answer(socket, Status.DELETED, request.content)
 
     # --- op 6
 
-    async def broadcast(self, socket: Socket, request: Request) -> None:
+    async def broadcast(self, socket: Socket, request: Request) -> Status:
         """Op 6: to everybody online, not stored."""
         self._check_from(socket, request)
         self._check_text(request.content)
@@ -269,7 +277,7 @@ class Chat:
                 raise Refused(Status.SEND_FAILED, Reason.TOO_MANY, why, retry_after=wait)
         frame = self._frames.broadcast(socket.user, request.content, self._timeline.next())
         reached = await self._registry.broadcast(socket, frame)
-        socket.send(self._frames.answer(socket.user, Status.SENT, str(reached)))
+        return self._answer(socket, Status.SENT, str(reached))
 
     # --- proof of delivery
 
@@ -302,6 +310,10 @@ class Chat:
             self._notify(socket, sender, Status.MARKED_READ, ids)
 
     # --- what several ops need
+
+    def _answer(self, socket: Socket, status: Status, content: str) -> Status:
+        socket.send(self._frames.answer(socket.user, status, content))
+        return status
 
     def _check_from(self, socket: Socket, request: Request) -> None:
         if request.sender and request.sender != socket.user and normal(request.sender) != socket.user:
@@ -359,18 +371,22 @@ def _lines(failed: Status, content: str) -> list[str]:
     return lines
 
 
-def _names(failed: Status, lines: Sequence[str], me: str, peer: str) -> list[list[Name]]:
-    """Which messages each line may mean, in the order in which to look: `>ID` mine, `<ID` the peer's, `ID` either."""
+def _names(lines: Sequence[str], me: str, peer: str) -> list[list[Name]]:
+    """Which messages each line may mean, in the order in which to look: `>ID` mine, `<ID` the peer's, `ID` either.
+
+    A line that holds no valid id means none.
+    """
     names = []
     for line in lines:
         senders = {">": [me], "<": [peer]}.get(line[:1], [me, peer])
         id = line[1:] if line[:1] in ("<", ">") else line
-        if not is_id(id):
-            raise Refused(failed, Reason.BAD_ID, f"no valid id: {line[:80]}")
-        names.append([(sender, id) for sender in senders])
+        names.append([(sender, id) for sender in senders] if is_id(id) else [])
     return names
 
 
 def _refuse_missing(failed: Status, missing: Sequence[str]) -> None:
     if missing:
-        raise Refused(failed, Reason.NO_SUCH_MESSAGE, f"no such message: {', '.join(missing)}")
+        named = ", ".join(line[:80] for line in missing)
+        if all(is_id(line.removeprefix(">").removeprefix("<")) for line in missing):
+            raise Refused(failed, Reason.NO_SUCH_MESSAGE, f"no such message: {named}")
+        raise Refused(failed, Reason.BAD_ID, f"no such message, or no valid id: {named}")

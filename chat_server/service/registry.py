@@ -85,6 +85,10 @@ class Registry:
         """Whether `user` has a socket open."""
         return user in self._sockets
 
+    def users(self) -> int:
+        """How many users have a socket open."""
+        return len(self._sockets)
+
     async def broadcast(self, sender: Socket, frame: bytes) -> int:
         """Send to every socket of every other user, and to the sender's other sync sockets.
 

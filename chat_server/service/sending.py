@@ -110,7 +110,7 @@ class OneTransaction(Generic[Tx]):
         one, other = message.sender, message.receiver
         recent = self._messages.recent_in(tx, one, other, self._limit + 1)
         answered = self._messages.has_written_in(tx, *_silent(recent, one, other))
-        return rebuild(recent, answered, self._limit, self._window)
+        return rebuild(recent, answered, message.time, self._limit, self._window)
 
 
 class TwoSteps:
@@ -163,7 +163,7 @@ class TwoSteps:
         one, other = message.sender, message.receiver
         recent = await self._messages.recent(one, other, self._limit + 1)
         answered = await self._messages.has_written(*_silent(recent, one, other))
-        return rebuild(recent, answered, self._limit, self._window)
+        return rebuild(recent, answered, message.time, self._limit, self._window)
 
 
 def _silent(recent: Sequence[tuple[str, int]], one: str, other: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.meter import UNWATCHED, Watch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,12 +28,13 @@ class Batcher(Generic[Item, Result]):
         *,
         most: int = 1024,
         timeout: float | None = None,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self._work = work
+        self._watch = watch
         self._most = most
         self._timeout = timeout
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._since = 0.0  # when the first of those waiting was handed over
+        self._waiting: deque[tuple[Item, asyncio.Future[Result], float]] = deque()  # the last: since when
         self._runner: asyncio.Task[None] | None = None
         self._taken = self._done = 0  # items handed over, and done with, so far
         self._watchers: list[tuple[int, asyncio.Future[None]]] = []
@@ -41,9 +43,7 @@ class Batcher(Generic[Item, Result]):
         """Hand over an item; the future brings its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if not self._waiting:
-            self._since = loop.time()
-        self._waiting.append((item, future))
+        self._waiting.append((item, future, loop.time()))
         self._taken += 1
         if self._runner is None:
             self._runner = loop.create_task(self._run())
@@ -60,7 +60,7 @@ class Batcher(Generic[Item, Result]):
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-                for (_, future), result in zip(batch, await self._results(batch), strict=True):
+                for (_, future, _), result in zip(batch, await self._results(batch), strict=True):
                     if future.done():  # its caller was cancelled
                         continue
                     if isinstance(result, BaseException):
@@ -72,15 +72,18 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._runner = None
 
-    async def _results(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> Sequence[Result | BaseException]:
-        deadline = None if self._timeout is None else self._since + self._timeout
-        self._since = asyncio.get_running_loop().time()  # at the latest, those still waiting came now
+    async def _results(
+        self, batch: Sequence[tuple[Item, asyncio.Future[Result], float]]
+    ) -> Sequence[Result | BaseException]:
+        deadline = None if self._timeout is None else batch[0][2] + self._timeout
+        self._watch.gathered(len(batch))
         try:
             async with asyncio.timeout_at(deadline):
-                results = await self._work([item for item, _ in batch])
+                results = await self._work([item for item, *_ in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except TimeoutError:
+            self._watch.gave_up()
             return [StoreUnavailable(f"no answer within {self._timeout:g} s") for _ in batch]
         except Exception as error:
             return [error] * len(batch)

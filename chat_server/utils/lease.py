@@ -23,12 +23,20 @@ class Holder(msgspec.Struct, frozen=True):
     """Who holds a lease: a process, told from another of the same number by when it started."""
 
     host: str
+    boot: str  # of the host: told from another of that name
     pid: int
     started: str
 
+    def here(self) -> bool:
+        """Whether it runs, or ran, on this host."""
+        return (self.host, self.boot) == (socket.gethostname(), _boot())
+
     def gone(self) -> bool:
         """Whether it is certain that this process has ended: it ran on this host, and is no more."""
-        return self.host == _host() and _started(self.pid) != self.started
+        return self.here() and _started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"host {self.host}, process {self.pid}"
 
 
 class LeaseStore(Protocol):
@@ -52,7 +60,7 @@ class Lease:
     def __init__(self, store: LeaseStore, name: str) -> None:
         self._store = store
         self._name = name
-        self._me = msgspec.json.encode(Holder(_host(), os.getpid(), _started(os.getpid())))
+        self._me = msgspec.json.encode(Holder(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid())))
         self._until = 0.0
 
     def held(self) -> bool:
@@ -71,12 +79,12 @@ class Lease:
             if known.gone():
                 instead_of = holder
                 continue
-            if known.host == _host() or time.monotonic() > deadline:
+            if known.here() or time.monotonic() > deadline:
                 raise StartError(
-                    f"{self._name}: another chat_server (host {known.host}, process {known.pid}) is running on it; "
+                    f"{self._name}: another chat_server ({known}) is running on it; "
                     "stop that one, or choose another database"
                 )
-            log.warning("waiting for a lease", extra={"store": self._name, "host": known.host, "pid": known.pid})
+            log.warning("waiting for a lease", extra={"store": self._name, "holder": str(known)})
             await asyncio.sleep(1)
 
     async def keep(self, lost: Callable[[str], None]) -> None:
@@ -90,9 +98,7 @@ class Lease:
                 continue
             if holder is not None:
                 known = msgspec.json.decode(holder, type=Holder)
-                lost(
-                    f"{self._name}: another chat_server (host {known.host}, process {known.pid}) took this one's place"
-                )
+                lost(f"{self._name}: another chat_server ({known}) took this one's place")
 
     async def release(self) -> None:
         """Give it up, so that the next server need not wait."""
@@ -112,13 +118,12 @@ class Lease:
         return None
 
 
-def _host() -> str:
-    """This host, told from another that bears its name by when it was booted."""
+def _boot() -> str:
+    """What tells this boot of this host from every other; empty where the system does not say."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
-        boot = ""
-    return f"{socket.gethostname()} {boot}".strip()
+        return ""
 
 
 def _started(pid: int) -> str:

@@ -40,6 +40,11 @@ class Passwords:
         self._waiting = 0
         self._seconds = 2**cost * 7e-5  # what one password takes: a guess, until one was seen
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return self._waiting
+
     async def hash(self, password: str) -> str:
         """The bcrypt hash of a password of at most 72 bytes without NUL. Raises TooBusy."""
         hashed = await self._turn(lambda: bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._cost)))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.meter import UNWATCHED, Watch
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -50,17 +51,19 @@ class Database:
     Raises StoreUnavailable where SQLite fails, or does not answer within `timeout` seconds.
     """
 
-    def __init__(self, folder: Path, *, timeout: float) -> None:
+    def __init__(self, folder: Path, *, timeout: float, watch: Watch = UNWATCHED) -> None:
         self.path = folder / "chat.db"
         self._timeout = timeout
+        self._watch = watch
         self._lock: int | None = None
         self._failing = False  # the last write failed
+        self._closed = False
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._writing: sqlite3.Connection | None = None
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
-        self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together, timeout=timeout)
+        self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together, timeout=timeout, watch=watch)
 
     async def open(self, schemas: Sequence[Schema]) -> None:
         """Lock the folder, open the file, bring the schema up to date. Raises StartError."""
@@ -73,7 +76,11 @@ class Database:
 
     async def read(self, job: Job[T]) -> T:
         """Run `job` on a reading connection: it sees all that was committed, and waits for no writer."""
-        return await self._in_thread(self._readers, self._read, job)
+        return await self._watch.timed(self._in_thread(self._readers, self._read, job))
+
+    async def fetch(self, query: str, values: Sequence[object]) -> list[Any]:
+        """The rows that a query finds, on a reading connection."""
+        return await self.read(lambda connection: connection.execute(query, values).fetchall())
 
     async def ping(self) -> None:
         """Return if the database answers; after a write that failed, if one can be written again."""
@@ -88,17 +95,20 @@ class Database:
     async def close(self) -> None:
         """Finish what was handed over, close all connections, release the folder. Idempotent."""
         await self._batcher.settled()
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     # --- on the loop
 
     async def _write_together(self, jobs: list[Job[Any]]) -> Sequence[Any]:
         self._failing = True  # until it has succeeded
-        results = await self._in_thread(self._writer, self._write, jobs)
+        results = await self._watch.timed(self._in_thread(self._writer, self._write, jobs))
         self._failing = False
         return results
 
     async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
+        if self._closed:
+            raise StoreUnavailable("the embedded database is closed")
         try:
             async with asyncio.timeout(self._timeout):
                 return await asyncio.get_running_loop().run_in_executor(pool, work, argument)

@@ -4,22 +4,30 @@ A new backend is one context manager here and one line in the table of its inter
 with `away` one whose database does not answer.
 """
 
-from collections.abc import AsyncIterator, Callable
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import msgspec
+import pymongo
 import pytest
 
+from chat_server import conf
 from chat_server.backends import SCHEMAS
+from chat_server.cache import redis
 from chat_server.cache.limits import RateStore, StrangerStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.cache.sqlite import SqliteRates, SqliteSessions, SqliteStrangers
+from chat_server.model import mongodb, mysql
 from chat_server.model.messages import MessageStore
 from chat_server.model.sqlite import SqliteMessages, SqliteUsers
 from chat_server.model.users import UserStore
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.sqlite import Database
+from tests import servers
 from tests.harness import HandClock
 
 LIFETIME = 1000.0  # of a session, in seconds
@@ -50,20 +58,100 @@ def on_sqlite(make: Callable[[Database, Clock], Store]) -> Opened[Store]:
     return opened
 
 
+_SERVERS: dict[str, servers.DatabaseServer] = {}
+
+
+def _server(name: str) -> servers.DatabaseServer:
+    """The database server of that name, started once for all tests."""
+    if why := servers.missing():
+        pytest.skip(f"the database servers are left out: apt-get install {why}")
+    if name not in _SERVERS:
+        _SERVERS[name] = {"mysql": servers.mysql, "mongodb": servers.mongodb, "redis": servers.redis}[name]()
+    return _SERVERS[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stopping() -> Iterator[None]:
+    """Stop the servers that were started."""
+    yield
+    for server in _SERVERS.values():
+        server.stop()
+
+
+@asynccontextmanager
+async def on_mysql(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIterator[UserStore]:
+    config = servers.mysql_config(_server("mysql"))
+    users = await mysql.connect(config, 20)
+    try:
+        await users._execute("DELETE FROM chat_users")
+        if away:
+            users._timeout = 0.0
+        yield users
+    finally:
+        await users.close()
+
+
+def on_mongodb(make_client: Callable[..., Any]) -> Opened[MessageStore]:
+    @asynccontextmanager
+    async def opened(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIterator[MessageStore]:
+        server = None if "CHAT_TEST_MONGODB" in os.environ else _server("mongodb")
+        config = servers.mongodb_config(server, f"t{uuid.uuid4().hex}")
+        if away:
+            config = msgspec.structs.replace(config, addr="127.0.0.1", port=1)
+        timeout = 0.1 if away else 20
+        client = make_client(config, timeout)
+        try:
+            if away:
+                yield mongodb.MongoMessages(client[config.name], timeout)
+            else:
+                yield await mongodb.connect(config, client, timeout, 0, lambda: True)
+                await client.drop_database(config.name)
+        finally:
+            if (closing := client.close()) is not None:  # of the one it is a coroutine
+                await closing
+
+    return opened
+
+
+def successor(config: conf.MongoDB, timeout: float) -> Any:
+    """motor's successor: pymongo's own."""
+    address, options = mongodb.client_options(config, timeout)
+    return pymongo.AsyncMongoClient(address, **options)
+
+
+def on_redis(make: Callable[[redis.Scripts, Clock], Store]) -> Opened[Store]:
+    @asynccontextmanager
+    async def opened(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIterator[Store]:
+        config = servers.redis_config(_server("redis"), f"{uuid.uuid4().hex}:")
+        scripts = redis.Scripts(redis.client(config, 20), config.redis_prefix, 0 if away else 20)
+        try:
+            yield make(scripts, clock)
+        finally:
+            await scripts.close()
+
+    return opened
+
+
 USERS: dict[str, Opened[UserStore]] = {
     "sqlite": on_sqlite(lambda database, _: SqliteUsers(database)),
+    "mysql": on_mysql,
 }
 MESSAGES: dict[str, Opened[MessageStore]] = {
     "sqlite": on_sqlite(lambda database, _: SqliteMessages(database)),
+    "motor": on_mongodb(mongodb.client),
+    "pymongo": on_mongodb(successor),
 }
 SESSIONS: dict[str, Opened[SessionStore]] = {
     "sqlite": on_sqlite(lambda database, clock: SqliteSessions(database, LIFETIME, clock)),
+    "redis": on_redis(lambda scripts, clock: redis.RedisSessions(scripts, LIFETIME, clock)),
 }
 RATES: dict[str, Opened[RateStore]] = {
     "sqlite": on_sqlite(SqliteRates),
+    "redis": on_redis(redis.RedisRates),
 }
 STRANGERS: dict[str, Opened[StrangerStore]] = {
     "sqlite": on_sqlite(lambda database, _: SqliteStrangers(database, LIMIT, WINDOW)),
+    "redis": on_redis(lambda scripts, _: redis.RedisStrangers(scripts, LIMIT, WINDOW)),
 }
 
 
@@ -71,6 +159,19 @@ STRANGERS: dict[str, Opened[StrangerStore]] = {
 def clock() -> HandClock:
     """The clock of the stores."""
     return HandClock()
+
+
+Later = Callable[[float], Awaitable[None]]
+
+
+@pytest.fixture
+def later(clock: HandClock) -> Later:
+    """Lets so many seconds pass for the stores; a backend that keeps time by itself is to be told here as well."""
+
+    async def let_pass(seconds: float) -> None:
+        clock.shift += seconds
+
+    return let_pass
 
 
 @pytest.fixture

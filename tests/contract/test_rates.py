@@ -6,7 +6,7 @@ import pytest
 
 from chat_server.cache.limits import Rate, RateStore
 from chat_server.utils.errors import StoreUnavailable
-from tests.harness import HandClock
+from tests.contract.conftest import Later
 
 SLACK = 5.0  # seconds that a test may take
 
@@ -30,27 +30,27 @@ async def test_so_often_and_no_more(rates: RateStore) -> None:
     assert await taken(rates, rate(limit=5)) == 2
 
 
-async def test_the_answer_is_when_to_come_back(rates: RateStore, clock: HandClock) -> None:
+async def test_the_answer_is_when_to_come_back(rates: RateStore, later: Later) -> None:
     assert [await rates.take([rate()]) for _ in range(3)] == [0, 0, 0]
     assert 100 - SLACK < await rates.take([rate()]) <= 100
-    clock.shift += 60
+    await later(60)
     assert 40 - SLACK < await rates.take([rate()]) <= 40
 
 
-async def test_it_begins_anew_after_the_window_of_the_first(rates: RateStore, clock: HandClock) -> None:
+async def test_it_begins_anew_after_the_window_of_the_first(rates: RateStore, later: Later) -> None:
     assert not await rates.take([rate()])
-    clock.shift += 60
+    await later(60)
     assert await taken(rates, rate()) == 2
-    clock.shift += 41
+    await later(41)
     assert await taken(rates, rate()) == 3
 
 
-async def test_what_was_refused_does_not_make_the_wait_longer(rates: RateStore, clock: HandClock) -> None:
+async def test_what_was_refused_does_not_make_the_wait_longer(rates: RateStore, later: Later) -> None:
     await taken(rates, rate())
     for _ in range(10):
-        clock.shift += 9
+        await later(9)
         assert await rates.take([rate()])
-    clock.shift += 11
+    await later(11)
     assert await taken(rates, rate()) == 3
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from chat_server.cache.sessions import SessionStore
 from chat_server.utils.errors import StoreUnavailable
-from tests.contract.conftest import LIFETIME
-from tests.harness import HandClock
+from tests.contract.conftest import LIFETIME, Later
 
 
 def digest(number: int) -> bytes:
@@ -75,34 +74,34 @@ async def test_all_of_a_user_end_if_the_one_to_keep_is_not_his(sessions: Session
     assert await sessions.use([digest(1), digest(2)]) == {digest(2): "2"}
 
 
-async def test_a_session_nobody_used_for_its_lifetime_is_gone(sessions: SessionStore, clock: HandClock) -> None:
+async def test_a_session_nobody_used_for_its_lifetime_is_gone(sessions: SessionStore, later: Later) -> None:
     await sessions.add(digest(1), "1")
-    clock.shift += LIFETIME + 1
+    await later(LIFETIME + 1)
     assert await sessions.use([digest(1)]) == {}
     await sessions.add(digest(2), "1")
     assert await sessions.use([digest(1), digest(2)]) == {digest(2): "1"}
 
 
-async def test_use_renews_a_session(sessions: SessionStore, clock: HandClock) -> None:
+async def test_use_renews_a_session(sessions: SessionStore, later: Later) -> None:
     await sessions.add(digest(1), "1")
     await sessions.add(digest(2), "1")
     for _ in range(5):
-        clock.shift += 0.6 * LIFETIME
+        await later(0.6 * LIFETIME)
         assert await sessions.use([digest(1)]) == {digest(1): "1"}
     assert await sessions.use([digest(2)]) == {}
 
 
-async def test_frequent_use_renews_a_session_too(sessions: SessionStore, clock: HandClock) -> None:
+async def test_frequent_use_renews_a_session_too(sessions: SessionStore, later: Later) -> None:
     await sessions.add(digest(1), "1")
     for _ in range(250):
-        clock.shift += 0.005 * LIFETIME
+        await later(0.005 * LIFETIME)
         assert await sessions.use([digest(1)]) == {digest(1): "1"}
 
 
-async def test_use_does_not_bring_back_what_ends_at_the_same_time(sessions: SessionStore, clock: HandClock) -> None:
+async def test_use_does_not_bring_back_what_ends_at_the_same_time(sessions: SessionStore, later: Later) -> None:
     for number in range(20):
         await sessions.add(digest(number), "1")
-    clock.shift += LIFETIME / 2
+    await later(LIFETIME / 2)
     digests = [digest(number) for number in range(20)]
     await asyncio.gather(sessions.use(digests), sessions.end_others("1", digest(0)), sessions.use(digests))
     assert await sessions.use(digests) == {digest(0): "1"}

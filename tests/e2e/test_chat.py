@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.answers import sql
 from tests.harness import Chat, Frame, Server, serving, until
 
 
@@ -472,6 +473,17 @@ async def test_what_the_store_did_not_confirm_is_refused_and_its_retry_delivers_
             assert (frame["content"], frame["time"]) == ("m1\nhello", acks[-1]["time"])
             assert await stored(one) == ["m0\nhello", "m1\nhello"]
             await two.silent()
+
+
+async def test_while_the_store_of_users_is_away_chat_goes_on_with_those_who_are_known(
+    server: Server, tmp_path: Path
+) -> None:
+    async with server.chat("1", to="2") as one:
+        sql(tmp_path, "ALTER TABLE users RENAME TO away")
+        assert short(await one.send("m1\nhello")) == (40019, None, "m1")
+        assert short(await one.send("m1\nhello", to="3")) == (40008, "store_away", "m1")
+        sql(tmp_path, "ALTER TABLE away RENAME TO users")
+        assert short(await one.send("m1\nhello", to="3")) == (40019, None, "m1")
 
 
 async def test_every_frame_is_one_json_object_in_utf8(server: Server) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sqlite3
+import zlib
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -351,8 +352,9 @@ async def test_the_close_frame_arrives_although_the_client_is_still_sending(serv
     for data, code in ((raw.frame(b"", raw.BINARY), 1003), (raw.header(2**40), 1009)):
         async with raw.chat(server, "1", to="2") as one:
             await one.write(data)
-            for _ in range(50):
+            for _ in range(50):  # which the server takes, so that no RST runs over the close frame
                 await one.write(raw.frame(b"x" * 60000))
+                await asyncio.sleep(0.001)
             assert await one.closed() == code
 
 
@@ -372,6 +374,8 @@ async def test_the_close_frame_arrives_although_much_was_unread(tmp_path: Path) 
 
 # --- compression
 
+MANIFOLD = "".join(map(chr, range(0x4E00, 0x4E00 + 2500))) * 2  # repeats itself, but not within a small window
+
 
 async def compressed(server: Server, **options: Any) -> None:
     """Both directions work, small and large, live and from the history."""
@@ -379,7 +383,7 @@ async def compressed(server: Server, **options: Any) -> None:
         assert one.connection.protocol.extensions
         assert one.connection.response
         assert "permessage-deflate" in one.connection.response.headers["Sec-WebSocket-Extensions"]
-        for n, text in enumerate(["hello", "x" * 16000, "漢字 😀 " * 1000, "".join(map(chr, range(32, 5000)))] * 3):
+        for n, text in enumerate(["hello", "x" * 16000, "漢字 😀 " * 1000, MANIFOLD] * 3):
             assert (await one.send(f"m{n}\n{text}"))["op_type"] == 40018
             assert (await two.receive())["content"] == f"m{n}\n{text}"
         assert len(await two.ask(2, "0-200")) == 13
@@ -416,6 +420,19 @@ async def test_with_compress_a_large_frame_is_smaller_on_the_wire_and_a_client_w
             small, large = await packed.read(), await plain.read()
             assert (small.rsv, large.rsv) == (4, 0)
             assert len(small.payload) < 1000 < len(large.payload)
+
+
+async def test_with_compress_a_frame_needs_no_larger_window_than_was_agreed_on(tmp_path: Path) -> None:
+    async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
+        await server.users("1", "2")
+        offer = "permessage-deflate; server_max_window_bits=9"
+        async with raw.chat(server, "2", extensions=offer) as two, server.chat("1", to="2") as one:
+            assert b"server_max_window_bits=9" in two.response
+            await one.send("m1\n" + MANIFOLD)
+            packed = (await two.read()).payload + b"\0\0\xff\xff"
+            inflate = zlib.decompressobj(wbits=-9)  # piece by piece: zlib looks back into what it gave out at once
+            text = b"".join(inflate.decompress(packed[start : start + 100]) for start in range(0, len(packed), 100))
+            assert json.loads(text)["content"] == "m1\n" + MANIFOLD
 
 
 async def test_with_compress_what_is_too_large_once_unpacked_closes_with_1009(tmp_path: Path) -> None:

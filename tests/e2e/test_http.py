@@ -33,7 +33,9 @@ async def test_health_says_of_each_store_that_it_is_up_and_since_when(server: Se
     data = done(await ask(server, "GET", "/health"), 200)
     assert set(data) == {"users", "messages", "cache"}
     for store in data.values():
+        assert set(store) == {"state", "since", "took_ms"}
         assert store["state"] == "up"
+        assert 0 <= store["took_ms"] < 1000
         assert store["since"] > 1_700_000_000_000
 
 
@@ -301,12 +303,20 @@ def damage(folder: Path) -> None:
 
 
 async def test_a_database_that_cannot_be_read_is_away(server: Server, tmp_path: Path) -> None:
+    before = done(await ask(server, "GET", "/health"), 200)
     damage(tmp_path)
+
+    async def noticed() -> bool:
+        return (await ask(server, "GET", "/health")).status_code == 503
+
+    await until(noticed)
     response = await ask(server, "GET", "/health")
     body = envelope(response)
     assert (response.status_code, body["status"], body["data"]["reason"]) == (503, 44444, "store_away")
     assert body["error"]
-    assert body["data"]["users"]["state"] == body["data"]["messages"]["state"] == "away"
+    for store in ("users", "messages"):
+        assert body["data"][store]["state"] == "away"
+        assert body["data"][store]["since"] >= before[store]["since"]
     token = {"Authorization": f"Bearer {server.tokens['1']}"}
     refused(await try_upgrade(server, token, uid="1"), 503, 44444, "store_away")
     refused(await post(server, "/user/register", user_name="3", password=PASSWORD), 503, 44444, "store_away")

@@ -3,13 +3,12 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import websockets
 
 from tests import raw
 from tests.harness import PASSWORD, Chat, Frame, Server, serving, until
@@ -335,20 +334,54 @@ async def test_no_frame_to_an_ended_session_passes_after_the_answer(tmp_path: Pa
         await sending
 
 
+def many_users(folder: Path, count: int) -> list[str]:
+    """So many users, made at once, whom the server has never looked at."""
+    names = [f"u{n}" for n in range(count)]
+    with closing(sqlite3.connect(folder / "chat.db")) as database, database:
+        database.executemany("INSERT INTO users (name, password) VALUES (?, '')", [(name,) for name in names])
+    return names
+
+
+async def test_what_is_in_work_when_its_session_ends_is_done_before_the_answer(tmp_path: Path) -> None:
+    def stored() -> int:
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+            count: int = database.execute("SELECT count(*) FROM messages").fetchone()[0]
+        return count
+
+    async with three_users(tmp_path) as server, raw.chat(server, "1") as one:
+        await one.write(b"".join(raw.request(1, "m1\nhello", to=name) for name in many_users(tmp_path, 2000)))
+        await one.answer()
+        assert (await logout(server, "1", server.tokens["1"])).status_code == 200
+        before = stored()
+        assert await one.closed() == 4001
+        await one.rest()
+        assert stored() == before < 2000
+
+
+def long_history(folder: Path, count: int) -> None:
+    """So many messages between 1 and 2, made at once: to skip them keeps a reader of the database busy."""
+    with closing(sqlite3.connect(folder / "chat.db")) as database, database:
+        database.execute("INSERT INTO conversations VALUES ('2', '1', 1, 1, 1), ('1', '2', 1, 0, 1)")
+        database.executemany(
+            "INSERT INTO messages (time, conv, side, id, text) VALUES (?, 1, 0, ?, '')",
+            ((n, n) for n in range(1, count)),
+        )
+
+
 async def test_an_upgrade_that_races_with_the_end_of_its_session_is_refused_or_closed(tmp_path: Path) -> None:
-    async with three_users(tmp_path) as server:
-        headers = {"Authorization": f"Bearer {server.tokens['1']}"}
+    async def outcome(one: raw.Raw) -> int | None:
+        status = await one.upgraded()
+        return await one.closed() if status == 101 else status
 
-        async def outcome() -> int:
-            try:
-                async with websockets.connect(
-                    server.socket_url("1", "2"), additional_headers=headers, proxy=None
-                ) as connection:
-                    return await Chat(connection, "1", "2").closed()
-            except websockets.InvalidStatus as error:
-                return error.response.status_code
-
-        upgrades = [asyncio.create_task(outcome()) for _ in range(20)]
-        async with server.chat("1"):
-            assert (await logout(server, "1", server.tokens["1"])).status_code == 200
-        assert set(await asyncio.gather(*upgrades)) <= {401, 4001}
+    async with three_users(tmp_path) as server, AsyncExitStack() as stack:
+        # Whoever wants to know if there is a user waits for these: between the look at the session and the socket.
+        long_history(tmp_path, 200_000)
+        for user in ("1", "2") * 3:
+            one = await stack.enter_async_context(raw.chat(server, user, "2" if user == "1" else "1"))
+            await one.write(raw.request(2, "199999-1") * 20)
+        sockets = [raw.Raw(await raw.connect(server), "3") for _ in range(10)]
+        for one, peer in zip(sockets, many_users(tmp_path, 10), strict=True):
+            stack.callback(one.vanish)
+            await one.write(raw.upgrade(server, "3", peer))
+        assert (await logout(server, "3", server.tokens["3"])).status_code == 200
+        assert set(await asyncio.gather(*map(outcome, sockets))) <= {401, 4001}

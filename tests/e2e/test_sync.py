@@ -61,6 +61,12 @@ def notice(sender: str, to: str, op_type: int, content: str) -> Frame:
     return {"from": sender, "to": to, "type": 2, "op_type": op_type, "content": content, "msg": msg}
 
 
+async def asked(chat: Chat, op_type: int, content: str, **keys: str) -> Frame:
+    """The answer to a request, before which nothing else was heard."""
+    [answer] = await chat.ask(op_type, content, **keys)
+    return answer
+
+
 async def unread(chat: Chat) -> list[str]:
     """The ids of what is unread from the peer; live frames are passed over."""
     frames = await chat.ask(3)
@@ -70,7 +76,7 @@ async def unread(chat: Chat) -> list[str]:
 @pytest.mark.parametrize("asking_sync", [False, True])
 async def test_a_message_is_heard_on_the_sender_s_other_sync_sockets(server: Server, asking_sync: bool) -> None:
     async with devices(server, asking_sync=asking_sync) as sockets:
-        ack = await sockets.one.send("m1\nhello\nthere")
+        ack = await asked(sockets.one, 1, "m1\nhello\nthere")
         expected = {
             "from": "1",
             "to": "2",
@@ -102,10 +108,10 @@ async def test_a_message_to_somebody_offline_is_heard_too(server: Server) -> Non
 async def test_what_was_refused_is_heard_nowhere(server: Server) -> None:
     async with devices(server) as sockets:
         for content in ("", "a b\nhello", "m1\n"):
-            assert (await sockets.one.send(content))["op_type"] == 40008
-        assert (await sockets.one.send("m1\nhello", to="nobody"))["op_type"] == 40008
-        assert (await sockets.one.answer(4, "nowhere"))["op_type"] == 40006
-        assert (await sockets.one.answer(5, "nowhere"))["op_type"] == 40012
+            assert (await asked(sockets.one, 1, content))["op_type"] == 40008
+        assert (await asked(sockets.one, 1, "m1\nhello", to="nobody"))["op_type"] == 40008
+        assert (await asked(sockets.one, 4, "nowhere"))["op_type"] == 40006
+        assert (await asked(sockets.one, 5, "nowhere"))["op_type"] == 40012
         await sockets.silent()
 
 
@@ -113,10 +119,10 @@ async def test_what_was_refused_is_heard_nowhere(server: Server) -> None:
 async def test_what_op_4_marked_is_heard_by_both_users_but_not_by_who_asked(server: Server, asking_sync: bool) -> None:
     await store(server, "2", "1", "a", "b", "c")
     async with devices(server, asking_sync=asking_sync) as sockets:
-        assert (await sockets.one.answer(4, "a"))["op_type"] == 40007
+        assert (await asked(sockets.one, 4, "a"))["op_type"] == 40007
         for hearer in (sockets.one_sync, sockets.two_sync):
             assert await hearer.receive() == notice("1", "2", 40007, "a")
-        assert (await sockets.one.answer(4, "b\nc"))["op_type"] == 40007
+        assert (await asked(sockets.one, 4, "b\nc"))["op_type"] == 40007
         for hearer in (sockets.one_sync, sockets.two_sync):
             assert await hearer.receive() == notice("1", "2", 40007, "b\nc")
         await sockets.silent()
@@ -125,7 +131,7 @@ async def test_what_op_4_marked_is_heard_by_both_users_but_not_by_who_asked(serv
 async def test_of_several_those_that_were_marked_are_heard_and_no_others(server: Server) -> None:
     await store(server, "2", "1", "a", "b")
     async with devices(server) as sockets:
-        assert (await sockets.one.answer(4, "a\nnowhere\nb"))["op_type"] == 40006
+        assert (await asked(sockets.one, 4, "a\nnowhere\nb"))["op_type"] == 40006
         for hearer in (sockets.one_sync, sockets.two_sync):
             assert await hearer.receive() == notice("1", "2", 40007, "a\nb")
         await sockets.silent()
@@ -135,7 +141,7 @@ async def test_all_that_a_star_marked_are_heard(server: Server) -> None:
     names = [f"m{number}" for number in range(250)]
     await store(server, "2", "1", *names)
     async with devices(server) as sockets:
-        assert (await sockets.one.answer(4, "*"))["op_type"] == 40007
+        assert (await asked(sockets.one, 4, "*"))["op_type"] == 40007
         for hearer in (sockets.one_sync, sockets.two_sync):
             heard: list[str] = []
             while len(heard) < len(names):
@@ -175,7 +181,7 @@ async def test_the_pong_of_a_sync_socket_marks_nothing(server: Server) -> None:
             await two.silent()  # a ping and its pong went by
         assert await unread(two) == ["a", "b"]
         await one.silent()
-        assert (await two.answer(4, "a"))["op_type"] == 40007
+        assert (await asked(two, 4, "a"))["op_type"] == 40007
         assert await one.receive() == notice("2", "1", 40007, "a")
         assert await unread(two) == ["b"]
 
@@ -196,10 +202,10 @@ async def test_what_was_deleted_is_heard_with_whose_it_was(server: Server, askin
     await store(server, "1", "2", "mine", "both")
     await store(server, "2", "1", "theirs", "both")
     async with devices(server, asking_sync=asking_sync) as sockets:
-        assert (await sockets.one.answer(5, "theirs\nmine\nboth"))["op_type"] == 40013
+        assert (await asked(sockets.one, 5, "theirs\nmine\nboth"))["op_type"] == 40013
         for hearer in (sockets.one_sync, sockets.two_sync):
             assert await hearer.receive() == notice("1", "2", 40013, "<theirs\n>mine\n>both")
-        assert (await sockets.one.answer(5, "nowhere\nboth"))["op_type"] == 40012
+        assert (await asked(sockets.one, 5, "nowhere\n<both"))["op_type"] == 40012
         for hearer in (sockets.one_sync, sockets.two_sync):
             assert await hearer.receive() == notice("1", "2", 40013, "<both")
         await sockets.silent()
@@ -209,7 +215,7 @@ async def test_what_the_other_user_deleted_is_heard_from_his_side(server: Server
     await store(server, "1", "2", "a")
     await store(server, "2", "1", "b")
     async with devices(server) as sockets:
-        assert (await sockets.two_plain.answer(5, "a\nb"))["op_type"] == 40013
+        assert (await asked(sockets.two_plain, 5, "a\nb"))["op_type"] == 40013
         for hearer in (sockets.one_sync, sockets.two_sync):
             assert await hearer.receive() == notice("2", "1", 40013, "<a\n>b")
         await sockets.silent()

@@ -43,6 +43,7 @@ DEFAULTS = {
     "LoginWindow": "5",
     "RegistrationsPerHour": "1000",
     "PasswordWait": "10",
+    "MetricsHost": "127.0.0.1",
     "MetricsPort": "0",
     "Compress": "no",
     "AllowedOrigins": "",
@@ -118,7 +119,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         "Compress": "yes",
         "AllowedOrigins": "https://a.example",
         "TrustedProxies": "10.0.0.0/8",
-        "MetricsPort": "0",
+        "MetricsHost": "::1",
     }
     written = {
         key: other.get(key) or (str(int(default) + 1) if default.isdigit() else "") for key, default in DEFAULTS.items()
@@ -132,7 +133,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         for field, value in fields.items()
         if value != before[group][field]
     }
-    assert len(changed) == len(written) - len({"MetricsPort", "DataDir"})
+    assert len(changed) == len(written) - len({"DataDir"})
     for field, (default, value) in changed.items():
         key = field.replace("_", "").lower()
         [text] = [text for name, text in written.items() if name.lower() == key]
@@ -307,7 +308,7 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
         ("LoginWindow", "0"),
         ("RegistrationsPerHour", "-1"),
         ("PasswordWait", "0"),
-        ("MetricsPort", "9090"),
+        ("MetricsPort", "65536"),
         ("Compress", "maybe"),
         ("AllowedOrigins", "chat.example"),
         ("AllowedOrigins", "*"),

@@ -128,13 +128,12 @@ def test_the_table_of_http_codes_has_every_code_that_is_answered() -> None:
 
 async def test_the_table_of_endpoints_has_every_route(server: Server) -> None:
     told = {tuple(row[0].split("`")[1].split()) for row in table("### Endpoints")}
-    dispatchers = [found for found in gc.get_objects() if isinstance(found, UrlDispatcher)]
-    routes = {
-        (route.method, route.resource.canonical)
+    dispatchers = [found for found in gc.get_objects() if type(found) is UrlDispatcher]
+    tables = [
+        {(route.method, route.resource.canonical) for route in dispatcher.routes() if route.resource}
         for dispatcher in dispatchers
-        for route in dispatcher.routes()
-        if route.resource and route.method != "HEAD"
-    }
+    ]
+    routes = {route for routes in tables if ("GET", "/ping") in routes for route in routes if route[0] != "HEAD"}
     assert told == routes
 
 

@@ -1,0 +1,325 @@
+"""The kinds of trouble that `bench trouble` makes, in a process of its own with a low priority.
+
+The experiment starts it; by hand it is of no use. It takes the tokens of its users on stdin, says
+`ready`, begins when it reads `go`, ends by itself after --seconds and prints what it did as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from itertools import count
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+import uvloop
+
+from bench.client import PATIENCE, BenchError, Code, Peer, connect, log_in
+from bench.rude import BINARY, Gone, Rude, frame, request
+
+SMALL = 4096  # bytes that the kernel holds for a reader that does not read
+LONG = "x" * 16000  # nearly MaxTextBytes
+BAD = [b"{", b"[]", b'{"op_type":"1"}', b'{"op_type":99,"content":""}', b'{"op_type":1,"content":7}', b"null"]
+LAST_STRAWS = [frame(b"{"), frame(b"x", BINARY), frame(b"x" * 70_000), frame(b"\xff\xfe")]
+STORM = tuple(f"storm{i}" for i in range(20))
+GHOSTS = tuple(f"ghost{i}" for i in range(10))
+
+
+class Scene:
+    """Where a kind of trouble is made: the server, its users' tokens, and a count of what was done."""
+
+    def __init__(self, url: str, tokens: dict[str, str]) -> None:
+        self.url = url
+        self.tokens = tokens
+        self.done: Counter[str] = Counter()
+        self.open: list[Rude] = []  # sockets nobody reads; kept until the end
+
+    async def rude(self, uid: str, *, buffer: int = 0) -> Rude:
+        """Open a socket without manners."""
+        return await Rude.open(self.url, uid, self.tokens[uid], buffer=buffer)
+
+    async def polite(self, uid: str) -> Peer:
+        """Open a socket that takes whatever comes and answers pings."""
+        peer = await connect(self.url, uid, self.tokens[uid])
+        peer.hear = lambda _: None
+        return peer
+
+
+Work = Callable[[Scene], Awaitable[None]]
+
+
+class Stored(NamedTuple):
+    """So many messages that are to lie stored for each of `readers` beforehand."""
+
+    readers: tuple[str, ...]
+    messages: int
+    text: str = ""
+    unread: bool = False
+
+
+class Kind(NamedTuple):
+    """A kind of trouble: who makes it, what they know and have before, and what each worker does."""
+
+    users: tuple[str, ...]
+    works: tuple[Work, ...]  # all at the same time, each until it is cancelled
+    friends: tuple[tuple[str, str], ...] = ()
+    stored: Stored | None = None
+    prepare: Work | None = None
+
+
+# --- slow-reader
+
+
+def _hoarder(uid: str) -> Work:
+    """Ask for all that is unread and for many pages, and read nothing of it."""
+
+    async def work(scene: Scene) -> None:
+        rude = await scene.rude(uid, buffer=SMALL)
+        scene.open.append(rude)
+        await rude.write(request(3, to="writer") + request(2, "-200", to="writer") * 100)
+        scene.done["large answers asked for, not read"] += 101
+
+    return work
+
+
+def _deaf(uid: str) -> Work:
+    """Open a socket that reads nothing, and another one every few seconds."""
+
+    async def work(scene: Scene) -> None:
+        while True:
+            scene.open.append(await scene.rude(uid, buffer=SMALL))
+            scene.done["sockets that read nothing"] += 1
+            await asyncio.sleep(4)
+
+    return work
+
+
+def _teller(uid: str, to: str, each_seconds: float = 0.02) -> Work:
+    """Send long texts to one that does not read."""
+
+    async def work(scene: Scene) -> None:
+        rude = await scene.rude(uid)
+        while True:
+            await rude.write(request(1, f"\n{LONG}", to))
+            await rude.answer()
+            scene.done["messages to those that do not read"] += 1
+            await asyncio.sleep(each_seconds)
+
+    return work
+
+
+# --- flood
+
+
+def _flooder(uid: str, to: str, text: str, bunch: int) -> Work:
+    """Send as fast as the server reads, to one that is online."""
+
+    async def work(scene: Scene) -> None:
+        await scene.polite(to)
+        rude = await scene.rude(uid)
+        frames = request(1, f"\n{text}", to) * bunch
+
+        async def answers() -> None:
+            while True:
+                await rude.answer()
+                scene.done[f"answers to a flood of {len(text):,} bytes each"] += 1
+
+        reading = asyncio.create_task(answers())
+        try:
+            while True:
+                await rude.write(frames)
+        finally:
+            reading.cancel()
+
+    return work
+
+
+def _babbler(uid: str) -> Work:
+    """Send 99 bad frames and then something for which the socket is closed; come back at once."""
+
+    async def work(scene: Scene) -> None:
+        for life in count():
+            rude = await scene.rude(uid)
+            bad = b"".join(frame(BAD[i % len(BAD)]) for i in range(99))
+            try:
+                await rude.write(bad + LAST_STRAWS[life % len(LAST_STRAWS)])
+                while True:
+                    await rude.answer()
+                    scene.done["bad frames answered"] += 1
+            except Gone:
+                scene.done["sockets closed for bad frames"] += 1
+            finally:
+                rude.reset()
+
+    return work
+
+
+def _shouter(uid: str) -> Work:
+    """Write to everybody more often than it may."""
+
+    async def work(scene: Scene) -> None:
+        rude = await scene.rude(uid)
+        while True:
+            await rude.write(request(6, "x" * 1000))
+            answer = await rude.answer()
+            sent = f'"op_type":{Code.SENT_TO_ALL.value},'.encode() in answer
+            scene.done["broadcasts sent" if sent else "broadcasts refused"] += 1
+            await asyncio.sleep(0.1)
+
+    return work
+
+
+# --- logins
+
+
+async def _register(scene: Scene) -> None:
+    await log_in(scene.url, STORM, at_once=4)  # here, so that their hashes have the cost of the server that is measured
+
+
+async def _storm(scene: Scene) -> None:
+    """Log in again and again, 64 at a time; whoever is refused tries again after a moment."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(scene.url, connector=connector) as http, asyncio.TaskGroup() as group:
+
+        async def worker(number: int) -> None:
+            body = {"user_name": STORM[number % len(STORM)], "password": "correct horse"}
+            while True:
+                try:
+                    async with http.post("/user/login", json=body) as response:
+                        await response.read()
+                    answer = str(response.status)
+                except aiohttp.ClientError as error:
+                    answer = type(error).__name__
+                scene.done[f"logins answered {answer}"] += 1
+                if answer != "200":
+                    await asyncio.sleep(0.1)
+
+        for number in range(64):
+            group.create_task(worker(number))
+
+
+# --- vanish
+
+
+async def _vanish(scene: Scene, at_once: int = 40) -> None:
+    """Every second open `at_once` sockets, and cut all of them in the middle of a frame."""
+    message = request(1, f"\n{LONG}", GHOSTS[0])
+    while True:
+        opened = await asyncio.gather(*(scene.rude(GHOSTS[i % len(GHOSTS)]) for i in range(at_once)))
+        for rude in opened:
+            await rude.write(message + message[: len(message) // 2])  # a whole one, to be answered to nobody
+        await asyncio.sleep(0.5)
+        for rude in opened:
+            rude.reset()
+        scene.done["sockets cut within a frame"] += at_once
+        await asyncio.sleep(0.5)
+
+
+# --- deep-pages
+
+DEEP = 200_000
+
+
+def _digger(uid: str) -> Work:
+    """Ask for the pages that cost the most, one at the far end and one beyond it."""
+
+    async def work(scene: Scene) -> None:
+        rude = await scene.rude(uid)
+        while True:
+            await rude.write(request(2, f"{DEEP - 10}-20", to="writer") + request(2, f"{10**15}-200", to="writer"))
+            for _ in range(2):
+                await rude.answer()
+                scene.done["deep pages"] += 1
+
+    return work
+
+
+_five = [str(i) for i in range(5)]
+KINDS = {
+    "nothing": Kind(users=(), works=()),  # how far two phases lie apart by themselves
+    "slow-reader": Kind(
+        users=(*(f"{name}{i}" for name in ("hoarder", "deaf", "teller") for i in _five),),
+        friends=(*((f"teller{i}", f"deaf{i}") for i in _five),),
+        stored=Stored(tuple(f"hoarder{i}" for i in _five), 20_000, "x" * 500, unread=True),
+        works=(
+            *(_hoarder(f"hoarder{i}") for i in _five),
+            *(_deaf(f"deaf{i}") for i in _five),
+            *(_teller(f"teller{i}", f"deaf{i}") for i in _five),
+        ),
+    ),
+    "flood": Kind(
+        users=("flood0", "flood1", "victim0", "victim1", "babbler0", "shout0", "shout1", "shout2"),
+        friends=(("flood0", "victim0"), ("flood1", "victim1")),
+        works=(
+            _flooder("flood0", "victim0", "hello", 100),
+            _flooder("flood1", "victim1", LONG, 4),
+            _babbler("babbler0"),
+            *(_shouter(f"shout{i}") for i in range(3)),
+        ),
+    ),
+    "logins": Kind(users=(), prepare=_register, works=(_storm,)),
+    "vanish": Kind(users=GHOSTS, friends=tuple((ghost, GHOSTS[0]) for ghost in GHOSTS[1:]), works=(_vanish,)),
+    "deep-pages": Kind(
+        users=tuple(f"digger{i}" for i in range(4)),
+        stored=Stored(tuple(f"digger{i}" for i in range(4)), DEEP, "x" * 20),
+        works=(*(_digger(f"digger{i}") for i in range(4)),),
+    ),
+}
+
+
+async def make(kind: Kind, url: str, seconds: float) -> None:
+    """Prepare, wait for the word, and make trouble for so many seconds."""
+    os.nice(10)  # trouble comes from elsewhere: it is not to take the cores from those that are measured
+    scene = Scene(url, msgspec.json.decode(sys.stdin.readline(), type=dict[str, str]))
+    if kind.prepare is not None:
+        await kind.prepare(scene)
+    print("ready", flush=True)
+    if await asyncio.to_thread(sys.stdin.readline) != "go\n":
+        return
+    try:
+        async with asyncio.timeout(seconds) as limit, asyncio.TaskGroup() as group:
+            for work in kind.works:
+                running: Coroutine[Any, Any, None] = _counted(work, scene)
+                group.create_task(running)
+            await asyncio.sleep(seconds + 1)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    for rude in scene.open:
+        rude.reset()
+    print(msgspec.json.encode(scene.done).decode(), flush=True)
+
+
+async def _counted(work: Work, scene: Scene) -> None:
+    """Work until it is cancelled; a socket that the server ended is counted, and the work begun again."""
+    while True:
+        try:
+            await work(scene)
+            return
+        except (*Gone, BenchError) as error:
+            scene.done[f"{type(error).__name__}, begun again"] += 1
+            await asyncio.sleep(1)
+
+
+def main() -> None:
+    """Make one kind of trouble."""
+    parser = argparse.ArgumentParser(prog="python -m bench.mischief", description=__doc__.partition("\n")[0])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(args.seconds * 2 + 10 * PATIENCE):
+            await make(KINDS[args.kind], args.url, args.seconds)
+
+    uvloop.run(bounded())
+
+
+if __name__ == "__main__":
+    main()

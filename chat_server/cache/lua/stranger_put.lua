@@ -1,0 +1,6 @@
+-- Keep the state of a pair as it is. KEYS: the state. ARGV: sender, count, started, refused (0 or 1), until, and
+-- until when to keep it (ms).
+redis.call('HSET', KEYS[1], 'sender', ARGV[1], 'count', ARGV[2], 'started', ARGV[3], 'refused', ARGV[4],
+    'until', ARGV[5])
+redis.call('PEXPIREAT', KEYS[1], ARGV[6])
+return 1

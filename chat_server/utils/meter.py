@@ -1,0 +1,44 @@
+"""What may be measured while the server works. As they stand here, these measure nothing: metrics are off."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Watch:
+    """Watches one store."""
+
+    def timed(self, call: Awaitable[T]) -> Awaitable[T]:
+        """The same call; how long it takes is to be known, and whether it raises StoreUnavailable."""
+        return call
+
+    def gathered(self, items: int) -> None:
+        """So many requests are about to be done together."""
+
+    def gave_up(self) -> None:
+        """They were not answered in time."""
+
+
+class Meter:
+    """Watches the server. Everything here is called often and must cost next to nothing."""
+
+    def answered(self, op: int, statuses: Sequence[int]) -> None:
+        """Frames with that op (0: it was no request) were answered so."""
+
+    def too_slow(self) -> None:
+        """A socket was closed because it reads too slowly."""
+
+    def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
+        """What `read` returns is to be known under that name; it is called when somebody asks."""
+
+    def watch(self, store: str) -> Watch:
+        """A watch on that store."""
+        return UNWATCHED
+
+    async def watch_loop(self) -> None:
+        """Measure, until cancelled, how late the event loop is."""
+
+
+UNWATCHED = Watch()
+OFF = Meter()

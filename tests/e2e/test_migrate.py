@@ -1,0 +1,344 @@
+"""python run.py migrate --from: from embedded stores to servers and back, interrupted, refused, compared."""
+
+import asyncio
+import os
+import pty
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_server.backends import Movable, movable
+from chat_server.cache.limits import Stranger, StrangerRecord
+from chat_server.cache.sessions import SessionRecord
+from chat_server.model.messages import Message, Record
+from chat_server.model.users import User
+from chat_server.utils.clock import Clock
+from chat_server.utils.digest import digest
+from tests.e2e.moving import Places, databases, held, migrate, moved, places, refused, settings
+from tests.harness import PATIENCE, ROOT, Process, run_py, serving, until
+
+__all__ = ["databases", "places"]  # fixtures
+
+EVERYWHERE = "mysql mongodb redis"
+HASH = "$2b$04$" + "a" * 53
+# Names, ids and texts that a careless query, key or page would stumble over.
+NAMES = ["1", "A", "a", "a.b", "a-b", "a@b", "é", "ａ", "שלום", "𐐀𐐁", "pSEPp", "n" * 64, "𠮷" * 64]
+TEXTS = [
+    "",
+    "it's \"quoted\" `here` \\",
+    "$where: {$gt: ''}; a.b.c % %s {0}",
+    "before\0after",
+    "\u202eright to left\u202c مرحبا",
+    "🙂👩‍👩‍👧",
+    "line\nline\r\n\n",
+    "x" * 16384,
+]
+IDS = ["m.1", "m:1", "m-1", "M-1", "_", "9" * 64, "a..b", "-"]
+T = 1_700_000_000_000_000
+
+
+async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
+    """Users, conversations with read, unread and deleted messages, sessions and counters."""
+    async with movable([settings(path)], Clock(), print) as [stores]:
+        await stores.users.put([User(name, HASH[:-1] + "bcdefghijklmnopqrstuvwxyz"[i]) for i, name in enumerate(NAMES)])
+        time = T
+        for number in range(conversations):
+            one, other = NAMES[number % len(NAMES)], NAMES[(number * 3 + 2) % len(NAMES)]
+            run = []
+            for index in range(messages):
+                sender, receiver = (one, other) if index % 3 else (other, one)
+                id = IDS[index] if index < len(IDS) else f"m{index}"
+                run.append(Message(sender, receiver, id, TEXTS[index % len(TEXTS)], time := time + 1))
+            await stores.messages.add(run)
+            await stores.messages.mark(one, other, [message.id for message in run[2:5]])
+            await stores.messages.delete(one, other, [[(run[4].sender, run[4].id)], [(run[-1].sender, run[-1].id)]])
+        await only_deleted(stores, time)
+        now = Clock().now()
+        await stores.sessions.put([SessionRecord(bytes([i]) * 32, n, now + 10**9 * (i + 1)) for i, n in enumerate(NAMES)])
+        await stores.strangers.put(
+            [
+                StrangerRecord("1", "𐐀𐐁", Stranger("𐐀𐐁", 3, now - 10, refused=True), now + 10**9),
+                StrangerRecord("A", "a", Stranger(until=now + 10**9), now + 10**10),
+            ]
+        )
+
+
+async def only_deleted(stores: Movable, time: int) -> None:
+    """A conversation in which all was deleted."""
+    await stores.messages.add([Message("a@b", "é", "gone", "gone", time + 1)])
+    await stores.messages.delete("a@b", "é", [[("a@b", "gone")]])
+
+
+def digest_said(out: str) -> str:
+    """The digest in what the command said."""
+    [found] = re.findall(r"digest (\w{32})\)", out)
+    return str(found)
+
+
+async def test_from_embedded_to_servers_and_back_everything_is_the_same(places: Places) -> None:
+    source, servers_, back = places.ini("source"), places.ini("servers", EVERYWHERE), places.ini("back")
+    await fill(source)
+    before = await held(source)
+    there = await moved(source, servers_)
+    assert await held(servers_) == before
+    home = await moved(servers_, back)
+    assert await held(back) == before
+    assert await held(source) == before
+    assert digest_said(there) == digest_said(home)
+    assert f"users: {len(NAMES)}" in there
+    assert "messages: 25 in 4 conversations" in there
+    assert f"sessions: {len(NAMES)}" in home
+    assert "counters of strangers: 2" in home
+
+
+@pytest.mark.parametrize("mixture", ["mysql", "mongodb", "redis", "mysql redis"])
+async def test_any_mixture_also_within_one_folder(places: Places, mixture: str) -> None:
+    source, target = places.ini("source", data="shared"), places.ini("target", mixture, data="shared")
+    await fill(source)
+    before = await held(source)
+    await moved(source, target)
+    assert await held(target) == before
+
+
+async def test_a_second_move_changes_nothing(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source)
+    first = await moved(source, target)
+    assert await moved(source, target) == first
+    assert await held(target) == await held(source)
+
+
+async def test_what_changed_in_the_source_since_is_caught_up_with(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source)
+    await moved(source, target)
+    async with movable([settings(source)], Clock(), print) as [stores]:
+        await stores.messages.mark("1", "a", ["m.1", "m:1", "m-1"])
+        await stores.messages.delete("1", "a", [[("1", "M-1")], [("1", "m:1")]])
+        await stores.messages.add([Message("1", "a", "late", "late", T + 10**6)])
+    await moved(source, target)
+    assert await held(target) == await held(source)
+
+
+async def test_killed_in_the_middle_and_run_again_it_finishes_and_doubles_nothing(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source, conversations=12, messages=700)
+    child = await run_py("migrate", "--from", str(source), "--config", str(target))
+    try:
+        with places.mongodb() as database:
+            await until(lambda: database["chat_messages"].count_documents({}) > 1000, "some messages")
+            child.kill()
+            await child.wait()
+            stored = database["chat_messages"].count_documents({})
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.communicate()
+    assert child.returncode == -9
+    assert 1000 < stored < 12 * 700
+    await moved(source, target)
+    assert await held(target) == await held(source)
+
+
+async def test_interrupted_by_a_signal_it_says_how_to_go_on(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source, conversations=12, messages=700)
+    child = await run_py("migrate", "--from", str(source), "--config", str(target))
+    with places.mongodb() as database:
+        await until(lambda: database["chat_messages"].count_documents({}) > 0, "some messages")
+    child.terminate()
+    async with asyncio.timeout(PATIENCE):
+        _, err = await child.communicate()
+    assert child.returncode == 1
+    assert err.decode() == "chat-server: interrupted; the same command goes on where it stopped\n"
+
+
+# --- refused
+
+
+class Running:
+    """A server of that file, run as people run it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def __aenter__(self) -> None:
+        self._child = await run_py("--config", str(self._path))
+        assert self._child.stdout
+        async with asyncio.timeout(PATIENCE):
+            assert b"is ready" in await self._child.stdout.readline()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._child.terminate()
+        await self._child.communicate()
+
+
+@pytest.mark.parametrize(("source", "target"), [("", EVERYWHERE), (EVERYWHERE, ""), ("mysql redis", "")])
+async def test_a_server_that_runs_on_either_side_is_in_the_way(places: Places, source: str, target: str) -> None:
+    one, other = places.ini("source", source), places.ini("target", target)
+    for path in (one, other):
+        async with Running(path):
+            pass  # makes both
+    for path in (one, other):
+        async with Running(path):
+            line = await refused("--from", one, "--config", other)
+            assert "another chat_server" in line
+            assert "is running on it; stop that one" in line
+    await moved(one, other)
+
+
+async def test_no_server_starts_while_a_move_is_under_way(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    async with movable([settings(source), settings(target)], Clock(), print):
+        for path in (source, target):
+            child = await run_py("--config", str(path))
+            _, err = await child.communicate()
+            assert child.returncode == 1
+            assert b"another chat_server" in err
+
+
+async def test_the_same_stores_on_both_sides_are_refused(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.ini", tmp_path / "other.ini"
+    for path in (one, other):
+        path.write_text("[service]\nDataDir = data\n")
+    assert "name the same stores" in await refused("--from", one, "--config", other)
+
+
+async def test_a_source_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.ini", tmp_path / "other.ini"
+    one.write_text("[service]\nDataDir = nowhere\n")
+    other.write_text("[service]\nDataDir = data\n")
+    assert "check DataDir" in await refused("--from", one, "--config", other)
+    assert not (tmp_path / "nowhere").exists()
+    assert "cannot be read" in await refused("--from", tmp_path / "none.ini", "--config", other)
+
+
+async def embedded(folder: Path, name: str, user: str = "", *records: Record) -> Path:
+    """A file of embedded stores with a user and some messages."""
+    path = folder / f"{name}.ini"
+    path.write_text(f"[service]\nDataDir = {name}\n")
+    async with movable([settings(path)], Clock(), print) as [stores]:
+        if user:
+            await stores.users.put([User(user, HASH)])
+        for record in records:
+            await stores.messages.put([record])
+            await stores.messages.settle(record.sender, record.receiver)
+    return path
+
+
+async def test_a_target_with_users_of_its_own_is_refused(tmp_path: Path) -> None:
+    source = await embedded(tmp_path, "source", "1")
+    other = await embedded(tmp_path, "other", "2")
+    before = await held(other)
+    assert "user '2' is in the target, but not in the source" in await refused("--from", source, "--config", other)
+    assert await held(other) == before
+    async with movable([settings(other)], Clock(), print) as [stores]:
+        await stores.users.put([User("1", HASH.replace("a", "b"))])
+    async with movable([settings(source)], Clock(), print) as [stores]:
+        await stores.users.put([User("2", HASH)])
+    assert "user '1' has another password in the target" in await refused("--from", source, "--config", other)
+
+
+def record(one: str, other: str, id: str, time: int, text: str | bytes = "text") -> Record:
+    return Record(one, other, id, text, time, isinstance(text, bytes))
+
+
+@pytest.mark.parametrize(
+    ("there", "why"),
+    [
+        ([record("3", "4", "m", T + 9)], "the conversation of '3' and '4' is not in the source"),
+        ([record("1", "2", "m", T + 9)], "the conversation of '1' and '2': an id is another message's"),
+        ([record("2", "1", "m", T)], "the conversation of '1' and '2': a time is another message's"),
+        ([record("2", "1", "more", T + 9)], "the conversation of '1' and '2' differs: 2 messages in the source, 3 in"),
+        ([record("2", "1", "more", T + 1)], "the conversation of '1' and '2' differs: 2 messages in the source, 3 in"),
+    ],
+)
+async def test_a_target_with_other_messages_is_refused_and_the_conversation_named(
+    tmp_path: Path, there: list[Record], why: str
+) -> None:
+    source = await embedded(tmp_path, "source", "1", record("1", "2", "m", T), record("2", "1", "n", T + 2, digest("n")))
+    other = await embedded(tmp_path, "other", "1", *there)
+    assert why in await refused("--from", source, "--config", other)
+
+
+@pytest.mark.parametrize("key", ["mysql", "mongodb", "redis"])
+async def test_a_server_that_is_away_is_one_line(tmp_path: Path, key: str) -> None:
+    source = await embedded(tmp_path, "source", "1")
+    target = tmp_path / "target.ini"
+    sections = {
+        "mysql": "[mysql]\nDb = mysql\nDbPort = 1",
+        "mongodb": "[MongoDB]\nMongoDb = mongodb\nMongoDBPort = 1",
+        "redis": "[redis]\nRedisDb = redis\nRedisAddr = 127.0.0.1:1",
+    }
+    target.write_text(f"[service]\nDataDir = target\nStartTimeout = 1\nStoreTimeout = 1\n{sections[key]}\n")
+    ran = await migrate("--from", source, "--config", target)
+    assert ran.code == 1
+    assert "did not come within 1 s" in ran.err.splitlines()[-1]
+    assert "Traceback" not in ran.err
+
+
+async def test_options_that_make_no_sense_are_named() -> None:
+    neither, both = await migrate(), await migrate("--from", "a", "--from-go", "b")
+    assert (neither.code, both.code) == (2, 2)
+    assert "--from --from-go is required" in neither.err
+    assert "not allowed with" in both.err
+
+
+# --- what people see
+
+
+async def test_the_environment_speaks_of_the_target_alone(tmp_path: Path) -> None:
+    source = await embedded(tmp_path, "source", "1")
+    ran = await migrate("--from", source, environ={"CHAT_SERVICE_DATADIR": str(tmp_path / "target")})
+    assert ran.code == 0, ran
+    assert (tmp_path / "target" / "chat.db").exists()
+
+
+async def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
+    source = await embedded(tmp_path, "source", "1", *(record("1", "2", f"m{n}", T + n) for n in range(5)))
+    target = await embedded(tmp_path, "target")
+    mine, theirs = pty.openpty()
+    child = await asyncio.create_subprocess_exec(
+        *("/usr/bin/env", "python3") if False else (os.sys.executable,),  # type: ignore[attr-defined]
+        str(ROOT / "run.py"), "migrate", "--from", str(source), "--config", str(target),
+        stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    async with asyncio.timeout(PATIENCE):
+        assert await child.wait() == 0
+    shown = os.read(mine, 65536).decode()
+    os.close(mine)
+    assert "messages: 100%" in shown
+    assert "5.00/5.00" in shown
+
+
+async def test_people_go_on_where_they_were(places: Places) -> None:
+    """Sessions, history, what is unread and how often a stranger may write: as if nothing had happened."""
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    options: dict[str, Any] = {"StrangerLimit": 2}
+    async with serving(places.folder / "source-data", **options) as server:
+        await server.users("1", "2")
+        tokens = server.tokens
+        async with server.chat("1", to="2") as one:
+            for number in range(2):
+                await one.send(f"m{number}\ntext {number}")
+            assert (await one.send("m2\nrefused"))["status"] == 40020
+    await moved(source, target)
+    child = await run_py("--config", str(target))
+    assert child.stdout
+    try:
+        async with asyncio.timeout(PATIENCE):
+            ready = (await child.stdout.readline()).decode()
+        host, _, port = ready.rsplit("/", 1)[1].strip().rpartition(":")
+        again = Process(host, int(port), child, places.folder)
+        again.tokens = tokens
+        async with again.chat("1", to="2") as one:
+            assert (await one.send("m2\nstill refused"))["status"] == 40020
+        async with again.chat("2", to="1") as two:
+            *unread, last = await two.ask(3)
+            assert [frame["content"] for frame in unread] == ["m0\ntext 0", "m1\ntext 1"], last
+    finally:
+        child.terminate()
+        await child.communicate()

@@ -1,0 +1,110 @@
+"""GET /health while real databases come and go."""
+
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers
+from tests.e2e.answers import ask, done, envelope
+from tests.e2e.test_metrics import scraped
+from tests.harness import Server, serving, until
+
+pytestmark = pytest.mark.skipif(bool(servers.missing()), reason=f"needs {servers.missing()}")
+
+TIMEOUT = 1.0  # StoreTimeout
+STORES = {"users": servers.mysql, "messages": servers.mongodb, "cache": servers.redis}
+SECRETS = ("secret", "127.0.0.1", "chat_demo")
+
+
+@pytest.fixture(scope="module")
+def databases() -> Iterator[dict[str, servers.DatabaseServer]]:
+    started: dict[str, servers.DatabaseServer] = {}
+    try:
+        for name, start in STORES.items():
+            started[name] = start()
+        yield started
+    finally:
+        for server in started.values():
+            server.stop()
+
+
+@pytest.fixture
+def port() -> int:
+    """Of the metrics."""
+    return servers.free_port()
+
+
+@pytest.fixture
+async def server(databases: dict[str, servers.DatabaseServer], tmp_path: Path, port: int) -> AsyncIterator[Server]:
+    stores = servers.environ(mysql=databases["users"], mongodb=databases["messages"], redis=databases["cache"])
+    async with serving(tmp_path, stores=stores, StoreTimeout=TIMEOUT, MetricsPort=port) as server:
+        yield server
+
+
+async def health(server: Server) -> tuple[int, dict[str, Any]]:
+    """HTTP code, and the state of each store."""
+    response = await ask(server, "GET", "/health")
+    body = envelope(response)
+    assert not any(secret in response.text for secret in SECRETS)
+    return response.status_code, {name: body["data"][name] for name in STORES}
+
+
+def states(seen: dict[str, Any]) -> dict[str, str]:
+    return {name: store["state"] for name, store in seen.items()}
+
+
+async def test_all_up(server: Server, port: int) -> None:
+    data = done(await ask(server, "GET", "/health"), 200)
+    assert set(data) == set(STORES)
+    assert states(data) == dict.fromkeys(STORES, "up")
+    assert all(0 < store["took_ms"] < 1000 * TIMEOUT for store in data.values())
+    await server.users(f"user-{port}")
+    calls = (await scraped(port)).samples["chat_store_call_seconds_count"]
+    assert all(calls[store,] > 0 for store in ("mysql", "mongodb", "redis"))
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_a_store_that_is_away_and_comes_back(
+    server: Server, databases: dict[str, servers.DatabaseServer], store: str, how: str
+) -> None:
+    """The answer takes StoreTimeout at most, and tells of the others what is true of them."""
+    _, before = await health(server)
+    database = databases[store]
+    stop, back = _ways(database, how)
+    stop()
+    try:
+
+        async def away() -> bool:
+            return (await health(server))[0] == 503
+
+        await until(away)
+        started = time.monotonic()
+        code, seen = await health(server)
+        assert time.monotonic() - started < TIMEOUT * 2
+        assert (code, states(seen)) == (503, dict.fromkeys(STORES, "up") | {store: "away"})
+        assert seen[store]["since"] > before[store]["since"]
+        for other in STORES.keys() - {store}:
+            assert seen[other]["since"] == before[other]["since"]
+            assert seen[other]["took_ms"] < 1000 * TIMEOUT
+    finally:
+        back()
+
+    async def up() -> bool:
+        return (await health(server))[0] == 200
+
+    await until(up)
+    _, after = await health(server)
+    assert states(after) == dict.fromkeys(STORES, "up")
+    assert after[store]["since"] > seen[store]["since"]
+
+
+def _ways(database: servers.DatabaseServer, how: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """How it goes, and how it comes back."""
+    if how == "killed":
+        return database.kill, database.start
+    return lambda: database.send(signal.SIGSTOP), lambda: database.send(signal.SIGCONT)
