@@ -75,5 +75,7 @@ async def listening(
             yield bound_host, bound_port
         finally:
             server.close()
+            # Here already: cleanup() first stops reading, and neither the last pongs nor close frames would be heard.
+            await application.shutdown()
     finally:
         await runner.cleanup()

@@ -72,6 +72,8 @@ class Sockets:
         self._buckets: dict[str, Bucket] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._ending = False
+        self._none_open = asyncio.Event()
+        self._none_open.set()
 
     # --- the upgrade
 
@@ -155,6 +157,7 @@ class Sockets:
             connection.send(self._frames.answer(session.user, Status.CONNECTED))
         self._registry.add(connection)
         slot.add(connection)
+        self._none_open.clear()
         log.info("socket opened", extra={"user": session.user, "address": address})
         try:
             if obstacle:
@@ -166,6 +169,8 @@ class Sockets:
         finally:
             self._registry.remove(connection)
             slot.discard(connection)
+            if not any(self._slots):
+                self._none_open.set()
             log.info("socket closed", extra={"user": session.user, "code": connection.close_code})
         return ws
 
@@ -284,6 +289,7 @@ class Sockets:
         self._ending = True
         connections = [connection for slot in self._slots for connection in slot]
         await asyncio.gather(*(one.finish(1001, "the server is going away") for one in connections))
+        await self._none_open.wait()  # each peer has answered the close frame, or had LINGER seconds to do so
         if self._workers:
             await asyncio.wait(self._workers)
         await self._chat.settled()

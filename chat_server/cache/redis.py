@@ -56,6 +56,7 @@ class Scripts:
         watch: Watch = UNWATCHED,
     ) -> None:
         self._held = held
+        self._watch = watch
         self.prefix = prefix
         self._redis = redis
         self._timeout = timeout
@@ -70,6 +71,9 @@ class Scripts:
 
     async def ping(self) -> None:
         """Return if Redis answers."""
+        await self._watch.timed(self._ping())
+
+    async def _ping(self) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._redis.ping()

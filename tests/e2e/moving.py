@@ -111,11 +111,12 @@ class Places:
             yield client[self.database]
 
     def clear(self) -> None:
-        """Drop what the test made on the servers."""
+        """Drop what the test made on servers that outlive it, and whose names others use."""
         with self.mysql() as cursor:
             cursor.execute("DROP TABLE IF EXISTS chat_users, chat_schema, chat_demo_user")
-        with self.mongodb() as database:
-            database.client.drop_database(database.name)
+        if self._mongodb is None:
+            with self.mongodb() as database:
+                database.client.drop_database(database.name)
 
     def _mongodb_uri(self) -> str:
         return f"mongodb://127.0.0.1:{self._mongodb.port}" if self._mongodb else os.environ["CHAT_TEST_MONGODB"]
@@ -153,13 +154,15 @@ def settings(path: Path) -> Settings:
     return load(path, {})
 
 
-async def held(path: Path) -> dict[str, Any]:
-    """All that the stores of a file hold, in terms that no backend has of its own."""
+async def held(path: Path, count: int = 3) -> dict[str, Any]:
+    """All that the stores of a file hold, in terms that no backend has of its own; messages in pages of `count`."""
     async with movable([settings(path)], Clock(), _lost) as [stores]:
         return {
             "users": sorted([user for page in [p async for p in stores.users.pages(2)] for user in page], key=str),
             "messages": {
-                pair: records async for pair in stores.messages.pairs() if (records := await all_records(stores, pair))
+                pair: records
+                async for pair in stores.messages.pairs()
+                if (records := await all_records(stores, pair, count))
             },
             "order": {
                 user: [(c.peer, c.last, c.unread) for c in await stores.messages.conversations(user, None, 200)]
@@ -171,17 +174,15 @@ async def held(path: Path) -> dict[str, Any]:
                 for session in page
             },
             "strangers": {
-                (record.one, record.other): record.state
-                async for page in stores.strangers.pages(2)
-                for record in page
+                (record.one, record.other): record.state async for page in stores.strangers.pages(2) for record in page
             },
         }
 
 
-async def all_records(stores: Movable, pair: tuple[str, str]) -> list[Record]:
-    """A conversation as it is kept, read in small pages."""
+async def all_records(stores: Movable, pair: tuple[str, str], count: int) -> list[Record]:
+    """A conversation as it is kept, read in pages of `count`."""
     records: list[Record] = []
-    while page := await stores.messages.records(*pair, records[-1].time if records else 0, LATEST, 3):
+    while page := await stores.messages.records(*pair, records[-1].time if records else 0, LATEST, count):
         records += page
     return records
 

@@ -18,6 +18,7 @@ from tests.harness import PASSWORD, ROOT, Server, process, run_py, serving, unti
 from tests.servers import free_port
 
 DASHBOARD = ROOT / "docs" / "grafana.json"
+MANUAL = ROOT / "docs" / "operations.md"
 OPS = {*"1234567", "none"}
 # A name nobody could mistake for anything else.
 STRANGE = "Zanzibar"
@@ -242,6 +243,9 @@ async def test_every_metric_of_the_dashboard_exists(server: Server, port: int) -
     assert told <= set(now.samples)
     ours = {name for name in now.families if name.startswith("chat_") and not name.endswith("_created")}
     assert {name for name in ours if not any(one.startswith(name) for one in told)} == set()
+    table = MANUAL.read_text("utf-8").partition("\n## Metrics\n")[2]
+    manual = set(re.findall(r"^\| `(chat_\w+)` \|", table, re.MULTILINE))
+    assert {name.removesuffix("_total") for name in manual} == ours
 
 
 def _listening(pid: int) -> int:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(bool(servers.missing()), reason=f"needs {servers
 
 TIMEOUT = 1.0  # StoreTimeout
 STORES = {"users": servers.mysql, "messages": servers.mongodb, "cache": servers.redis}
+METRICS = {"users": "mysql", "messages": "mongodb", "cache": "redis"}  # the stores as metrics name them
 SECRETS = ("secret", "127.0.0.1", "chat_demo")
 
 
@@ -70,7 +71,7 @@ async def test_all_up(server: Server, port: int) -> None:
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_store_that_is_away_and_comes_back(
-    server: Server, databases: dict[str, servers.DatabaseServer], store: str, how: str
+    server: Server, databases: dict[str, servers.DatabaseServer], port: int, store: str, how: str
 ) -> None:
     """The answer takes StoreTimeout at most, and tells of the others what is true of them."""
     _, before = await health(server)
@@ -91,6 +92,8 @@ async def test_a_store_that_is_away_and_comes_back(
         for other in STORES.keys() - {store}:
             assert seen[other]["since"] == before[other]["since"]
             assert seen[other]["took_ms"] < 1000 * TIMEOUT
+        failures = (await scraped(port)).samples["chat_store_failures_total"]
+        assert {name for (name,), count in failures.items() if count} == {METRICS[store]}
     finally:
         back()
 

@@ -1,0 +1,187 @@
+"""What moving needs of every store besides: to be read and written as it is kept."""
+
+from typing import cast
+
+import pytest
+
+from chat_server.cache.limits import MovableStrangers, Stranger, StrangerRecord, StrangerStore, Verdict
+from chat_server.cache.sessions import MovableSessions, SessionRecord, SessionStore
+from chat_server.model.messages import Message, MessageStore, MovableMessages, Record
+from chat_server.model.users import MovableUsers, User, UserStore
+from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.digest import digest
+from chat_server.utils.errors import Duplicate, StoreUnavailable
+
+EVER = 2**62
+T = 1_700_000_000_000_000
+
+
+def record(sender: str, receiver: str, time: int, text: str | bytes = "text", *, read: bool = False) -> Record:
+    """A message as it is kept, its id made of its time."""
+    return Record(sender, receiver, f"m{time}", text, T + time, read or isinstance(text, bytes))
+
+
+# --- users
+
+
+async def test_users_come_in_the_order_of_their_code_points(users: UserStore) -> None:
+    store = cast(MovableUsers, users)
+    names = ["-", "A", "Z", "a", "a-b", "a.b", "aa", "é", "ﬀ", "𐐀"]
+    await store.put([User(name, f"hash of {name}") for name in reversed(names)])
+    pages = [page async for page in store.pages(3)]
+    assert [user.name for page in pages for user in page] == names == sorted(names)
+    assert [len(page) for page in pages] == [3, 3, 3, 1]
+    assert await store.count() == len(names)
+
+
+async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
+    store = cast(MovableUsers, users)
+    await store.add(User("1", "first"))
+    await store.put([User("1", "second"), User("2", "new")])
+    assert await store.get("1") == User("1", "first")
+    assert await store.get("2") == User("2", "new")
+
+
+# --- messages
+
+
+async def test_records_come_back_as_they_were_put_also_tombstones(messages: MessageStore) -> None:
+    store = cast(MovableMessages, messages)
+    there = [
+        record("1", "2", 1, "\0 ' $ \u202e 🙂"),
+        record("2", "1", 2, digest("deleted")),
+        record("2", "1", 3, "", read=True),
+        record("1", "2", 4, digest("deleted")),
+        record("1", "2", 6),
+    ]
+    await store.put(there[:3])
+    await store.put(there[3:])
+    await store.settle("1", "2")
+    assert await store.records("2", "1", 0, EVER, 10) == there
+    assert await store.records("1", "2", 0, EVER, 2) == there[:2]
+    assert await store.records("1", "2", T + 1, T + 4, 10) == there[1:4]
+    assert await store.count() == 5
+    assert [pair async for pair in store.pairs()] == [("1", "2")]
+    assert await store.taken([T + 1, T + 4, T + 5]) == {T + 1, T + 4}
+    assert [message.time for message in await store.after("1", "2", 0, 10)] == [T + 1, T + 3, T + 6]
+    assert [message.time for message in await store.unread("1", "2", 0, 10)] == [T + 1, T + 6]
+    [tombstone] = await store.stored([Message("2", "1", "m2", "deleted", EVER)])
+    assert tombstone
+    assert (tombstone.same, tombstone.unread, tombstone.time) == (True, False, T + 2)
+
+
+async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageStore) -> None:
+    store = cast(MovableMessages, messages)
+    await store.put([record("1", "2", 1), record("1", "2", 2), record("1", "2", 3)])
+    now = [
+        record("1", "2", 1),
+        record("1", "2", 2, read=True),
+        record("1", "2", 3, digest("text")),
+        record("2", "1", 4),
+    ]
+    await store.put(now)
+    await store.put(now)
+    assert await store.records("1", "2", 0, EVER, 10) == now
+    assert await store.count() == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        record("2", "1", 1),
+        record("3", "4", 1),
+        Record("1", "2", "m1", "text", T + 9, read=False),
+    ],
+    ids=["its time, by the other", "its time, elsewhere", "its id"],
+)
+async def test_no_record_takes_the_place_of_another(messages: MessageStore, other: Record) -> None:
+    store = cast(MovableMessages, messages)
+    await store.put([record("1", "2", 1)])
+    with pytest.raises(Duplicate):
+        await store.put([other])
+    assert await store.records("1", "2", 0, EVER, 10) == [record("1", "2", 1)]
+    assert await store.count() == 1
+
+
+async def test_a_conversation_settles_where_its_newest_message_is(messages: MessageStore) -> None:
+    store = cast(MovableMessages, messages)
+    await store.put([record("1", "2", 1), record("2", "1", 9, digest("deleted"))])
+    await store.put([record("1", "3", 5)])
+    await store.put([record("1", "4", 7, digest("deleted"))])
+    for other in ("2", "3", "4"):
+        await store.settle("1", other)
+    assert [conversation.peer for conversation in await store.conversations("1", None, 10)] == ["3", "2"]
+    assert [pair async for pair in store.pairs()] == [("1", "2"), ("1", "3"), ("1", "4")]
+    await store.add([Message("2", "1", "new", "new", T + 10)])
+    assert [conversation.peer for conversation in await store.conversations("1", None, 10)] == ["2", "3"]
+
+
+# --- sessions and counters
+
+
+async def test_sessions_come_back_as_they_were_put(sessions: SessionStore) -> None:
+    store = cast(MovableSessions, sessions)
+    ends = Clock().now() // 1000 * 1000 + 500 * MICROSECONDS
+    there = [SessionRecord(bytes([n]) * 32, "user", ends + n * MICROSECONDS) for n in range(5)]
+    await store.put(there)
+    await store.put(there[:2])
+    found = [session for page in [page async for page in store.pages(2)] for session in page]
+    assert sorted(set(found), key=str) == sorted(there, key=str)
+    assert await store.peek([there[3].digest, b"none" * 8]) == [there[3]]
+    assert await store.use([there[0].digest]) == {there[0].digest: "user"}
+    await store.end_others("user", there[4].digest)
+    assert await store.peek([session.digest for session in there]) == [there[4]]
+
+
+async def test_peeking_renews_nothing(sessions: SessionStore) -> None:
+    store = cast(MovableSessions, sessions)
+    ends = Clock().now() // 1000 * 1000 + 100 * MICROSECONDS
+    await store.put([SessionRecord(b"1" * 32, "1", ends)])
+    assert await store.peek([b"1" * 32]) == await store.peek([b"1" * 32]) == [SessionRecord(b"1" * 32, "1", ends)]
+
+
+async def test_states_of_strangers_come_back_as_they_were_put(strangers: StrangerStore) -> None:
+    store = cast(MovableStrangers, strangers)
+    now = Clock().now()
+    there = [
+        StrangerRecord("1", "2", Stranger("2", 3, now, refused=True), now + 200 * MICROSECONDS),
+        StrangerRecord("1", "é.-@", Stranger("1", 1, now), now + 200 * MICROSECONDS),
+        StrangerRecord("A", "a", Stranger(until=now + 90 * MICROSECONDS), now + 200 * MICROSECONDS),
+    ]
+    await store.put(there)
+    found = [one for page in [page async for page in store.pages(2)] for one in page]
+    assert {(one.one, one.other): one.state for one in found} == {(one.one, one.other): one.state for one in there}
+    assert all(abs(one.expires - now - 200 * MICROSECONDS) < 5 * MICROSECONDS for one in found)
+    [peeked] = await store.peek([("A", "a"), ("A", "b")])
+    assert peeked.state == there[2].state
+    assert (await store.take("2", "1", now + 1)).verdict is Verdict.REFUSED
+    assert (await store.take("a", "A", now + 1)).verdict is Verdict.FREE
+
+
+# --- away
+
+
+async def test_stores_that_are_away_say_so(
+    users_away: UserStore, messages_away: MessageStore, sessions_away: SessionStore, strangers_away: StrangerStore
+) -> None:
+    users, messages = cast(MovableUsers, users_away), cast(MovableMessages, messages_away)
+    sessions, strangers = cast(MovableSessions, sessions_away), cast(MovableStrangers, strangers_away)
+    for call in (
+        users.count(),
+        users.put([User("1", "hash")]),
+        anext(users.pages(1)),
+        messages.count(),
+        messages.put([record("1", "2", 1)]),
+        messages.settle("1", "2"),
+        messages.records("1", "2", 0, EVER, 1),
+        messages.taken([1]),
+        anext(messages.pairs()),
+        sessions.put([SessionRecord(b"1", "1", 1)]),
+        sessions.peek([b"1"]),
+        anext(sessions.pages(1)),
+        strangers.put([StrangerRecord("1", "2", Stranger(), 1)]),
+        strangers.peek([("1", "2")]),
+        anext(strangers.pages(1)),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await call

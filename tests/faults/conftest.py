@@ -1,0 +1,30 @@
+"""The databases of the tests of faults: each test module has its own, which its tests may kill and start again."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests import servers
+
+
+def _running(start: Callable[[], servers.DatabaseServer]) -> Iterator[servers.DatabaseServer]:
+    if why := servers.missing():
+        pytest.skip(f"the database servers are left out: apt-get install {why}")
+    server = start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def mysql() -> Iterator[servers.DatabaseServer]:
+    yield from _running(servers.mysql)
+
+
+@pytest.fixture(scope="module")
+def mongodb() -> Iterator[servers.DatabaseServer]:
+    yield from _running(servers.mongodb)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[servers.DatabaseServer]:
+    yield from _running(servers.redis)

@@ -1,0 +1,236 @@
+"""MongoDB away, frozen, killed, cut off: nothing false is acknowledged, what needs no message goes on, and it heals."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pymongo
+import pytest
+
+from chat_server.model.mongodb import POOL
+from tests import servers
+from tests.e2e.answers import ask, try_login
+from tests.faults.stores import (
+    HANGS,
+    HOWS,
+    SOON,
+    acked,
+    alive,
+    away,
+    connections,
+    fails,
+    history,
+    names,
+    sent,
+    store_away,
+    wire,
+)
+from tests.harness import Frame, Process, Server, process, until
+from tests.servers import DatabaseServer
+
+FRESH = "CHAT_MONGODB_MONGODBNAME"
+# The pool, and the two that a driver watches a server with.
+MOST_CONNECTIONS = POOL + 2
+
+# What needs messages: op, failure, content.
+REQUESTS = ((2, 40004, "-10"), (2, 40004, "0-10"), (3, 40004, ""), (4, 40006, "m1"), (5, 40012, "m1"), (7, 40022, "-9"))
+
+
+async def alone(server: Server, user: str, to: str, op_type: int, status: int, content: str) -> None:
+    """Ask on a socket of its own, and be told that a store is away."""
+    async with server.chat(user, to) as chat:
+        await store_away(chat, op_type, status, content)
+
+
+@asynccontextmanager
+async def serving(folder: Path, mongodb: DatabaseServer, port: int = 0) -> AsyncIterator[Process]:
+    """A server on a new database."""
+    stores = servers.environ(mongodb=mongodb) | {FRESH: names(1)[0]}
+    if port:
+        # Otherwise the driver asks the server for its address, and goes there by itself.
+        stores["CHAT_MONGODB_MONGODBADDR"] = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+    async with process(folder / "data", stores=stores, **SOON) as server:
+        yield server
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_heals(
+    mongodb: DatabaseServer, tmp_path: Path, how: str
+) -> None:
+    one, two, three = names(3)
+    async with serving(tmp_path, mongodb) as server:
+        await server.users(one, two)
+        await server.friends(one, two)
+        async with server.chat(one, two) as first, server.chat(two, one) as second:
+            with away(mongodb, how):
+                await store_away(first, 1, 40008, "m1\nhello", type=1)
+                await asyncio.gather(*(alone(server, one, two, *request) for request in REQUESTS))
+                assert (await second.answer(6, "to all"))["op_type"] == 40009
+                assert (await first.receive())["content"] == "to all"
+                assert (await try_login(server, one)).status_code == 200
+                await server.users(three)
+                async with server.chat(three, one):
+                    pass
+                assert (await ask(server, "GET", "/health")).status_code == 503
+                await alive(second)
+            await sent(first, "m1\nhello")
+            assert (await second.receive())["content"] == "m1\nhello"
+            said = await history(second)
+            assert said.count("m1\nhello") == 1
+            assert len(said) == 3
+            await until(lambda: connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS)
+
+
+class Sender:
+    """Sends m0, m1, ... in rounds of several; what was refused is sent again with the same id until it is taken."""
+
+    ROUND = 8
+
+    def __init__(self, server: Server, user: str, to: str) -> None:
+        self.user = user
+        self.acks: dict[str, Frame] = {}
+        self.at_once: list[str] = []  # acknowledged at the first try, in the order of sending
+        self.refused = 0
+        self.running = True
+        self._server, self._to = server, to
+        self._task = asyncio.create_task(self._run())
+
+    async def end(self) -> None:
+        self.running = False
+        await self._task
+
+    async def _run(self) -> None:
+        start = 0
+        async with self._server.chat(self.user, self._to) as chat:
+            while self.running:
+                left = [f"{self.user}-{n}" for n in range(start, start + self.ROUND)]
+                start += self.ROUND
+                first = True
+                while left:
+                    for id in left:
+                        await chat.put(1, f"{id}\n{id}", type=1)
+                    answers = []
+                    while len(answers) < len(left):
+                        async with asyncio.timeout(HANGS):
+                            if (frame := await chat.receive())["from"] == "System":
+                                answers.append(frame)
+                    assert [frame["id"] for frame in answers] == left
+                    taken = [frame for frame in answers if acked(frame)]
+                    self.acks |= {frame["id"]: frame for frame in taken}
+                    if first:
+                        self.at_once += [frame["id"] for frame in taken]
+                    self.refused += len(left) - len(taken)
+                    left = [id for id in left if id not in self.acks]
+                    first = False
+
+
+async def test_what_was_acknowledged_is_there_once_and_in_order_however_often_it_was_killed(
+    mongodb: DatabaseServer, tmp_path: Path
+) -> None:
+    one, two = names(2)
+    async with serving(tmp_path, mongodb) as server:
+        await server.users(one, two)
+        await server.friends(one, two)
+        senders = [Sender(server, one, two), Sender(server, two, one)]
+
+        async def go_on() -> None:
+            goals = [(sender, len(sender.acks) + 50) for sender in senders]
+            await until(lambda: all(len(sender.acks) >= goal for sender, goal in goals))
+
+        await go_on()
+        for _ in range(3):
+            refused = [sender.refused for sender in senders]
+            mongodb.kill()
+            await until(lambda: all(sender.refused > then for sender, then in zip(senders, refused, strict=True)))
+            mongodb.start()
+            await go_on()
+        for sender in senders:
+            await sender.end()
+        async with server.chat(one, two) as reader:
+            said = [content.partition("\n")[0] for content in (await history(reader))[2:]]
+            assert len(said) == len(set(said))
+            for sender in senders:
+                assert set(sender.acks) == {id for id in said if id.startswith(sender.user)}
+                at_once = set(sender.at_once)
+                assert [id for id in said if id in at_once] == sender.at_once
+                assert at_once < set(sender.acks)
+        assert connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS
+
+
+async def test_a_connection_cut_in_the_middle_of_a_reply_costs_and_doubles_no_message(
+    mongodb: DatabaseServer, tmp_path: Path
+) -> None:
+    one, two = names(2)
+    async with wire(mongodb) as between, serving(tmp_path, mongodb, between.port) as server:
+        await server.users(one, two)
+        await server.friends(one, two)
+        async with server.chat(one, two) as first, server.chat(two, one) as second:
+            # A message takes three replies: is it there, the conversation, the message.
+            budgets = (0, 1, 20, 100, 150, 250, 300, 350, 400, 450, 500, 600)
+            for number, budget in enumerate(budgets):
+                between.budget = budget
+                await sent(first, f"m{number}\nhello")
+            assert between.cuts > 4
+            assert (await history(second))[2:] == [f"m{number}\nhello" for number in range(len(budgets))]
+            assert connections(server.process.pid, between.port) <= MOST_CONNECTIONS
+
+
+async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
+    stores = {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBPORT": str(servers.free_port())}
+    line, before = await fails(tmp_path / "data", stores, StartTimeout=1, StoreTimeout=0.5)
+    assert "MongoDB did not come within 1 s (StartTimeout)" in line
+    assert len(before) == 1
+    assert "waiting for a database" in before[0]
+    assert "MongoDB" in before[0]
+
+
+async def test_a_server_that_was_started_first_comes_up_with_it(mongodb: DatabaseServer, tmp_path: Path) -> None:
+    mongodb.kill()
+    log = tmp_path / "server.log"
+
+    async def come() -> None:
+        await until(lambda: log.exists() and "waiting for a database" in log.read_text())
+        await asyncio.to_thread(mongodb.start)
+
+    coming = asyncio.create_task(come())
+    async with serving(tmp_path, mongodb) as server:
+        await coming
+        one, two = names(2)
+        await server.users(one, two)
+        await server.friends(one, two)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]:
+    """A server that asks for a password: that of chat is secret."""
+    folder = tmp_path / "mongodb"
+    folder.mkdir()
+    program = str(Path(servers.sys.executable).with_name("secantusd-py"))
+    options = ["--host", "127.0.0.1", "--storage-path", str(folder / "data")]
+    asks: list[str] = []
+    server = DatabaseServer("mongodb", folder, lambda one: [program, "--port", str(one.port), *options, *asks])
+    server.start()
+    try:
+        with pymongo.MongoClient[dict[str, object]]("127.0.0.1", server.port) as client:
+            roles = [{"role": "root", "db": "admin"}]
+            client.admin.command("createUser", "chat", pwd="secret", roles=roles)
+        server.send(servers.signal.SIGTERM)
+        assert server._process
+        server._process.wait(HANGS)
+        asks.append("--auth")
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+async def test_a_wrong_password_is_told_at_once(guarded: DatabaseServer, tmp_path: Path) -> None:
+    stores = servers.environ(mongodb=guarded) | {"CHAT_MONGODB_MONGODBUSER": "chat"}
+    wrong = stores | {"CHAT_MONGODB_MONGODBPWD": "hunter2"}
+    line, before = await fails(tmp_path / "data", wrong, StartTimeout=600, StoreTimeout=5)
+    assert "MongoDBUser or MongoDBPwd is wrong" in line
+    assert "hunter2" not in line
+    assert before == []
+    async with process(tmp_path / "data", stores=stores | {"CHAT_MONGODB_MONGODBPWD": "secret"}):
+        pass
