@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PASSWORD = "secret1"
 # A test that waits longer than this, in seconds, for what must come has failed.
 PATIENCE = 20.0
+# The environment of a process: nothing but the path, and what lets its lines be counted as covered.
+BARE = {key: value for key, value in os.environ.items() if key == "PATH" or key.startswith("COVERAGE_")}
 # Quick to hash, and no limit in the way of a test that is not about it.
 DEFAULTS = {
     "HttpPort": 0,
@@ -225,7 +227,7 @@ async def run_py(*arguments: str, environ: Mapping[str, str] | None = None) -> a
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], **(environ or {})},
+        env={**BARE, **(environ or {})},
     )
 
 
@@ -251,7 +253,7 @@ async def process(
             str(config),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env={"PATH": os.environ["PATH"], **(stores or {})},
+            env={**BARE, **(stores or {})},
         )
     assert child.stdout
     try:

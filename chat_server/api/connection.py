@@ -148,6 +148,7 @@ class Connection:
         self._ws = ws
         self._window = int(ws.compress)  # of permessage-deflate; 0: frames are not compressed
         self._transport = transport
+        transport.set_write_buffer_limits(ENOUGH_WAITING)  # above it, `drain` waits
         self._drain = drain
         self._bucket = bucket
         self._loop = asyncio.get_running_loop()

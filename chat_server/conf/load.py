@@ -38,7 +38,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         for name, group in parts.items()
     }
     settings = Settings(**groups, source=str(path) if path else "the defaults")  # type: ignore[arg-type]
-    longest = settings.chat.max_text_bytes * 6 + 1024  # in JSON a byte becomes up to six
+    # In JSON a byte of text becomes up to six; before it a page leaves up to 32 KiB waiting.
+    longest = settings.chat.max_text_bytes * 6 + 1024 + 32768
     if settings.sockets.outbox_bytes < longest:
         raise ConfigError(
             f"{settings.source}: [service] OutboxBytes = {settings.sockets.outbox_bytes} is too small for a message of "

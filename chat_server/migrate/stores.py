@@ -98,21 +98,25 @@ class _Messages:
 
     async def move(self) -> str:
         """Copy and compare all; a sentence on it. Raises StartError naming a conversation that differs."""
+        await self._refuse_others()
+        total = await self._source.count()
+        with progress("messages", total) as bar:
+            await together(self._source.pairs(), lambda pair: self._conversation(*pair, bar))
+        count = self._sum.messages
+        if await self._target.count() != count:
+            await self._refuse_others()
+        left = f"; {total - count} more seem to be of no conversation" if total > count else ""
+        return (
+            f"messages: {count} in {self._sum.conversations} conversations, the same on both sides "
+            f"(digest {self._sum}){left}"
+        )
+
+    async def _refuse_others(self) -> None:
+        """Raise StartError for a conversation that the target has and the source has not."""
         async for one, other in self._target.pairs():
             known = await self._source.records(one, other, 0, LATEST, 1)
             if not known and await self._target.records(one, other, 0, LATEST, 1):
                 raise StartError(f"the conversation of {one!r} and {other!r} is not in the source: {EMPTY}")
-        total = await self._source.count()
-        with progress("messages", total) as bar:
-            await together(self._source.pairs(), lambda pair: self._conversation(*pair, bar))
-        there = await self._target.count()
-        if there != self._sum.messages:
-            raise StartError(f"{self._sum.messages} messages were copied, but the target has {there}")
-        left = f"; {total - there} without a conversation were left out" if total > there else ""
-        return (
-            f"messages: {there} in {self._sum.conversations} conversations, the same on both sides "
-            f"(digest {self._sum}){left}"
-        )
 
     async def _conversation(self, one: str, other: str, bar: "tqdm[None]") -> None:
         digest, bounds = Digest(one, other), [0]

@@ -143,7 +143,7 @@ class MovableMessages(MessageStore, Protocol):
     """What moving messages to another store needs besides: they are read and written as they are kept."""
 
     async def count(self) -> int:
-        """How many are stored, tombstones too."""
+        """How many are stored, tombstones too; after a crash of the database perhaps only about."""
         ...
 
     def pairs(self) -> AsyncIterator[tuple[str, str]]:

@@ -208,9 +208,17 @@ class MongoMessages:
         documents = await self._do(self._messages.find(query, {"conv": 1}).sort("_id", 1).limit(most).to_list(most))
         if documents:
             await self._do(self._messages.delete_many({"_id": {"$in": [document["_id"] for document in documents]}}))
-        if len(documents) < most:  # what is left is younger, and so is the last of every conversation that has one
-            await self._do(self._conversations.delete_many({"last": {"$gt": EARLIEST, "$lt": Int64(before)}}))
+        if len(documents) < most:
+            await self._forget_empty(before, most)
         return len(documents)
+
+    async def _forget_empty(self, before: int, most: int) -> None:
+        """Forget conversations of which nothing is left; of one that was brought back by a deletion there may be."""
+        query = {"last": {"$gt": EARLIEST, "$lt": Int64(before)}}
+        for inbox in await self._do(self._conversations.find(query).sort("last", 1).limit(most).to_list(most)):
+            conv = _conv(inbox["user"], inbox["peer"])
+            if await self._do(self._messages.find_one({"conv": conv}, {"_id": 1})) is None:
+                await self._do(self._conversations.delete_one({"_id": inbox["_id"]}))
 
     async def ping(self) -> None:
         await self._do(self._database.command("ping"))

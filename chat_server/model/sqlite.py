@@ -350,10 +350,15 @@ class SqliteMessages:
             )
             for record in records
         ]
-        first = records[0]
+        first, conv = records[0], rows[0][1]
+        pair = tuple(sorted((first.sender, first.receiver)))
+        others = "SELECT 1 FROM conversations WHERE conv = ? AND user < peer AND (user, peer) != (?, ?)"
+        if tx.execute(others, (conv, *pair)).fetchone():  # a new one would be numbered by a time that is in use
+            self._numbers.clear()
+            raise Duplicate("a time")
         touch = "INSERT INTO conversations (user, peer, conv, side, last) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         for user, peer in ((first.sender, first.receiver), (first.receiver, first.sender)):
-            tx.execute(touch, (user, peer, rows[0][1], int(user > peer), first.time))
+            tx.execute(touch, (user, peer, conv, int(user > peer), first.time))
         try:
             if tx.executemany(_PUT, rows).rowcount != len(rows):
                 raise Duplicate("a time")

@@ -119,9 +119,14 @@ class Lease:
 
 
 def _boot() -> str:
-    """What tells this boot of this host from every other; empty where the system does not say."""
+    """What tells the processes that we can see (of this boot, in this container) from all others.
+
+    Empty where the system does not say.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return (
+            f"{Path('/proc/sys/kernel/random/boot_id').read_text('ascii').strip()} {os.readlink('/proc/self/ns/pid')}"
+        )
     except OSError:
         return ""
 

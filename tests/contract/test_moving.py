@@ -1,5 +1,6 @@
 """What moving needs of every store besides: to be read and written as it is kept."""
 
+from collections.abc import Awaitable
 from typing import cast
 
 import pytest
@@ -25,7 +26,7 @@ def record(sender: str, receiver: str, time: int, text: str | bytes = "text", *,
 
 
 async def test_users_come_in_the_order_of_their_code_points(users: UserStore) -> None:
-    store = cast(MovableUsers, users)
+    store = cast("MovableUsers", users)
     names = ["-", "A", "Z", "a", "a-b", "a.b", "aa", "é", "ﬀ", "𐐀"]
     await store.put([User(name, f"hash of {name}") for name in reversed(names)])
     pages = [page async for page in store.pages(3)]
@@ -35,7 +36,7 @@ async def test_users_come_in_the_order_of_their_code_points(users: UserStore) ->
 
 
 async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
-    store = cast(MovableUsers, users)
+    store = cast("MovableUsers", users)
     await store.add(User("1", "first"))
     await store.put([User("1", "second"), User("2", "new")])
     assert await store.get("1") == User("1", "first")
@@ -46,7 +47,7 @@ async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
 
 
 async def test_records_come_back_as_they_were_put_also_tombstones(messages: MessageStore) -> None:
-    store = cast(MovableMessages, messages)
+    store = cast("MovableMessages", messages)
     there = [
         record("1", "2", 1, "\0 ' $ \u202e 🙂"),
         record("2", "1", 2, digest("deleted")),
@@ -71,7 +72,7 @@ async def test_records_come_back_as_they_were_put_also_tombstones(messages: Mess
 
 
 async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageStore) -> None:
-    store = cast(MovableMessages, messages)
+    store = cast("MovableMessages", messages)
     await store.put([record("1", "2", 1), record("1", "2", 2), record("1", "2", 3)])
     now = [
         record("1", "2", 1),
@@ -95,7 +96,7 @@ async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageSt
     ids=["its time, by the other", "its time, elsewhere", "its id"],
 )
 async def test_no_record_takes_the_place_of_another(messages: MessageStore, other: Record) -> None:
-    store = cast(MovableMessages, messages)
+    store = cast("MovableMessages", messages)
     await store.put([record("1", "2", 1)])
     with pytest.raises(Duplicate):
         await store.put([other])
@@ -104,7 +105,7 @@ async def test_no_record_takes_the_place_of_another(messages: MessageStore, othe
 
 
 async def test_a_conversation_settles_where_its_newest_message_is(messages: MessageStore) -> None:
-    store = cast(MovableMessages, messages)
+    store = cast("MovableMessages", messages)
     await store.put([record("1", "2", 1), record("2", "1", 9, digest("deleted"))])
     await store.put([record("1", "3", 5)])
     await store.put([record("1", "4", 7, digest("deleted"))])
@@ -120,7 +121,7 @@ async def test_a_conversation_settles_where_its_newest_message_is(messages: Mess
 
 
 async def test_sessions_come_back_as_they_were_put(sessions: SessionStore) -> None:
-    store = cast(MovableSessions, sessions)
+    store = cast("MovableSessions", sessions)
     ends = Clock().now() // 1000 * 1000 + 500 * MICROSECONDS
     there = [SessionRecord(bytes([n]) * 32, "user", ends + n * MICROSECONDS) for n in range(5)]
     await store.put(there)
@@ -134,14 +135,14 @@ async def test_sessions_come_back_as_they_were_put(sessions: SessionStore) -> No
 
 
 async def test_peeking_renews_nothing(sessions: SessionStore) -> None:
-    store = cast(MovableSessions, sessions)
+    store = cast("MovableSessions", sessions)
     ends = Clock().now() // 1000 * 1000 + 100 * MICROSECONDS
     await store.put([SessionRecord(b"1" * 32, "1", ends)])
     assert await store.peek([b"1" * 32]) == await store.peek([b"1" * 32]) == [SessionRecord(b"1" * 32, "1", ends)]
 
 
 async def test_states_of_strangers_come_back_as_they_were_put(strangers: StrangerStore) -> None:
-    store = cast(MovableStrangers, strangers)
+    store = cast("MovableStrangers", strangers)
     now = Clock().now()
     there = [
         StrangerRecord("1", "2", Stranger("2", 3, now, refused=True), now + 200 * MICROSECONDS),
@@ -161,27 +162,36 @@ async def test_states_of_strangers_come_back_as_they_were_put(strangers: Strange
 # --- away
 
 
-async def test_stores_that_are_away_say_so(
-    users_away: UserStore, messages_away: MessageStore, sessions_away: SessionStore, strangers_away: StrangerStore
-) -> None:
-    users, messages = cast(MovableUsers, users_away), cast(MovableMessages, messages_away)
-    sessions, strangers = cast(MovableSessions, sessions_away), cast(MovableStrangers, strangers_away)
-    for call in (
-        users.count(),
-        users.put([User("1", "hash")]),
-        anext(users.pages(1)),
-        messages.count(),
-        messages.put([record("1", "2", 1)]),
-        messages.settle("1", "2"),
-        messages.records("1", "2", 0, EVER, 1),
-        messages.taken([1]),
-        anext(messages.pairs()),
-        sessions.put([SessionRecord(b"1", "1", 1)]),
-        sessions.peek([b"1"]),
-        anext(sessions.pages(1)),
-        strangers.put([StrangerRecord("1", "2", Stranger(), 1)]),
-        strangers.peek([("1", "2")]),
-        anext(strangers.pages(1)),
-    ):
+async def test_users_that_are_away_say_so(users_away: UserStore) -> None:
+    store = cast("MovableUsers", users_away)
+    await _all_fail(store.count(), store.put([User("1", "hash")]), anext(store.pages(1)))
+
+
+async def test_messages_that_are_away_say_so(messages_away: MessageStore) -> None:
+    store = cast("MovableMessages", messages_away)
+    await _all_fail(
+        store.count(),
+        store.put([record("1", "2", 1)]),
+        store.settle("1", "2"),
+        store.records("1", "2", 0, EVER, 1),
+        store.taken([1]),
+        anext(store.pairs()),
+    )
+
+
+async def test_sessions_that_are_away_say_so(sessions_away: SessionStore) -> None:
+    store = cast("MovableSessions", sessions_away)
+    session = SessionRecord(b"1", "1", Clock().now())
+    await _all_fail(store.put([session]), store.peek([b"1"]), anext(store.pages(1)))
+
+
+async def test_strangers_that_are_away_say_so(strangers_away: StrangerStore) -> None:
+    store = cast("MovableStrangers", strangers_away)
+    state = StrangerRecord("1", "2", Stranger(), 1)
+    await _all_fail(store.put([state]), store.peek([("1", "2")]), anext(store.pages(1)))
+
+
+async def _all_fail(*calls: Awaitable[object]) -> None:
+    for call in calls:
         with pytest.raises(StoreUnavailable):
             await call

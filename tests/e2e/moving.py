@@ -71,7 +71,7 @@ class Places:
         redis: servers.DatabaseServer,
     ) -> None:
         self.folder = folder
-        self._mysql, self._mongodb, self._redis = mysql, mongodb, redis
+        self._mysql, self.mongodb_server, self._redis = mysql, mongodb, redis
 
     def ini(self, name: str, servers: str = "", data: str = "", **service: Any) -> Path:
         """A file of that name; `servers` lists which of mysql, mongodb and redis are not embedded."""
@@ -114,12 +114,13 @@ class Places:
         """Drop what the test made on servers that outlive it, and whose names others use."""
         with self.mysql() as cursor:
             cursor.execute("DROP TABLE IF EXISTS chat_users, chat_schema, chat_demo_user")
-        if self._mongodb is None:
+        if self.mongodb_server is None:
             with self.mongodb() as database:
                 database.client.drop_database(database.name)
 
     def _mongodb_uri(self) -> str:
-        return f"mongodb://127.0.0.1:{self._mongodb.port}" if self._mongodb else os.environ["CHAT_TEST_MONGODB"]
+        server = self.mongodb_server
+        return f"mongodb://127.0.0.1:{server.port}" if server else os.environ["CHAT_TEST_MONGODB"]
 
 
 @pytest.fixture(scope="module")

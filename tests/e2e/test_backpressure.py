@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from chat_server import conf
 from tests import raw
-from tests.harness import Chat, Process, Server, process, serving, until
+from tests.harness import PATIENCE, Chat, Process, Server, process, serving, until
 
 TEXT = "x" * 16000
 # So many messages of that size are more than may wait for a reader that has stopped, wherever they wait.
@@ -126,7 +126,7 @@ async def test_a_sender_that_never_reads_its_answers_is_stopped_and_its_neighbou
     ):
         # Each answer names all that was not found, so that there is soon much to read.
         marks = raw.request(4, "\n".join(f"{n:064}" for n in range(200))) + raw.request(1, "m1\nhello")
-        sending = asyncio.create_task(one.flood(marks * 10, 1 << 40))
+        sending = asyncio.create_task(until_cut(one, marks * 10))
         chats = 0
         while not sending.done():
             assert (await three.send(f"c{chats}\nhello"))["op_type"] == 40018
@@ -134,7 +134,16 @@ async def test_a_sender_that_never_reads_its_answers_is_stopped_and_its_neighbou
                 pass
             chats += 1
         assert chats
+        await sending
         assert await one.closed() in (1013, None)
+
+
+async def until_cut(one: raw.Raw, data: bytes) -> None:
+    """Send `data` again and again until the server has ended the connection."""
+    with suppress(ConnectionError):
+        async with asyncio.timeout(3 * PATIENCE):
+            while True:
+                await one.flood(data, 1 << 40)
 
 
 async def test_a_client_is_not_read_while_its_own_requests_wait(tmp_path: Path) -> None:

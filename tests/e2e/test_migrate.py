@@ -158,6 +158,27 @@ async def test_interrupted_by_a_signal_it_says_how_to_go_on(places: Places) -> N
     assert err.decode() == "chat-server: interrupted; the same command goes on where it stopped\n"
 
 
+async def test_a_server_that_dies_ends_the_move_with_one_line_and_loses_nothing(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source, conversations=8, messages=400)
+    if places.mongodb_server is None:
+        pytest.skip("the mongod that CHAT_TEST_MONGODB names is not ours to kill")
+    child = await run_py("migrate", "--from", str(source), "--config", str(target))
+    with places.mongodb() as database:
+        await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+    places.mongodb_server.kill()
+    async with asyncio.timeout(3 * PATIENCE):
+        _, err = await child.communicate()
+    places.mongodb_server.start()
+    assert child.returncode == 1
+    assert "Traceback" not in err.decode()
+    last = err.decode().splitlines()[-1]
+    assert last.startswith("chat-server: MongoDB")
+    assert last.endswith("; the same command goes on where it stopped")
+    await moved(source, target)
+    assert await held(target, 500) == await held(source, 500)
+
+
 # --- refused
 
 

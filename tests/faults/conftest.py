@@ -27,4 +27,5 @@ def mongodb() -> Iterator[servers.DatabaseServer]:
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[servers.DatabaseServer]:
-    yield from _running(servers.redis)
+    """One that keeps its data, as an operator's should."""
+    yield from _running(lambda: servers.redis("--appendonly", "yes", "--appendfsync", "always"))

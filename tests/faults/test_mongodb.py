@@ -1,6 +1,8 @@
 """MongoDB away, frozen, killed, cut off: nothing false is acknowledged, what needs no message goes on, and it heals."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,7 +112,7 @@ class Sender:
                 while left:
                     for id in left:
                         await chat.put(1, f"{id}\n{id}", type=1)
-                    answers = []
+                    answers: list[Frame] = []
                     while len(answers) < len(left):
                         async with asyncio.timeout(HANGS):
                             if (frame := await chat.receive())["from"] == "System":
@@ -138,12 +140,14 @@ async def test_what_was_acknowledged_is_there_once_and_in_order_however_often_it
             goals = [(sender, len(sender.acks) + 50) for sender in senders]
             await until(lambda: all(len(sender.acks) >= goal for sender, goal in goals))
 
+        async def all_refused() -> None:
+            before = [(sender, sender.refused) for sender in senders]
+            await until(lambda: all(sender.refused > refused for sender, refused in before))
+
         await go_on()
         for _ in range(3):
-            refused = [sender.refused for sender in senders]
-            mongodb.kill()
-            await until(lambda: all(sender.refused > then for sender, then in zip(senders, refused, strict=True)))
-            mongodb.start()
+            with away(mongodb, "killed"):
+                await all_refused()
             await go_on()
         for sender in senders:
             await sender.end()
@@ -206,7 +210,7 @@ def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]
     """A server that asks for a password: that of chat is secret."""
     folder = tmp_path / "mongodb"
     folder.mkdir()
-    program = str(Path(servers.sys.executable).with_name("secantusd-py"))
+    program = str(Path(sys.executable).with_name("secantusd-py"))
     options = ["--host", "127.0.0.1", "--storage-path", str(folder / "data")]
     asks: list[str] = []
     server = DatabaseServer("mongodb", folder, lambda one: [program, "--port", str(one.port), *options, *asks])
@@ -215,7 +219,7 @@ def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]
         with pymongo.MongoClient[dict[str, object]]("127.0.0.1", server.port) as client:
             roles = [{"role": "root", "db": "admin"}]
             client.admin.command("createUser", "chat", pwd="secret", roles=roles)
-        server.send(servers.signal.SIGTERM)
+        server.send(signal.SIGTERM)
         assert server._process
         server._process.wait(HANGS)
         asks.append("--auth")

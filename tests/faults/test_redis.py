@@ -90,7 +90,7 @@ async def test_while_it_is_away_friends_talk_on_all_others_are_refused_and_it_he
                     store_away(stranger, 1, 40008, "m0\nhello", type=1),
                     store_away(first, 1, 40008, "m0\nhello", type=1, to=four),
                     http_away(server, "/user/login", one),
-                    http_away(server, "/user/logout", one, server.tokens[one]),
+                    http_away(server, "/user/logout", four, server.tokens[four]),  # it may happen later
                     upgrade_away(server, one, two),
                 )
                 assert (await stranger.answer(6, "to all"))["op_type"] == 40009
@@ -189,7 +189,7 @@ async def test_every_key_has_the_prefix_and_an_end(redis: DatabaseServer, tmp_pa
     one, two, three = names(3)
     with admin(redis) as client:
         client.flushall()
-        settings = {"RegistrationsPerHour": 100, "BroadcastsPerMinute": 100}
+        settings: dict[str, Any] = {"RegistrationsPerHour": 100, "BroadcastsPerMinute": 100}
         stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISPREFIX": "ours:"}
         async with process(tmp_path / "data", stores=stores, **SOON, **settings) as server:
             await server.users(one, two, three)

@@ -153,6 +153,25 @@ async def test_a_certificate_of_another_authority_is_a_clear_start_error(
 
 
 @needs_servers
+async def test_nothing_is_left_open_where_tls_cannot_be_had(tmp_path: Path, encrypted: Encrypted) -> None:
+    """A connection left behind would warn, and a warning fails the test."""
+    plain = servers.mysql()
+    try:
+        for stores, why in (
+            (mysql_over_tls(encrypted, encrypted.other), "DbTlsCa"),
+            (mysql_over_tls(encrypted, "/nowhere"), "DbTlsCa"),
+            (mysql_over_tls(encrypted, encrypted.ours) | servers.environ(mysql=plain), "does not offer it"),
+            (redis_over_tls(encrypted, encrypted.other), "certificate is not good"),
+            (redis_over_tls(encrypted, encrypted.ours) | {"CHAT_REDIS_REDISADDR": "x://"}, "neither"),
+        ):
+            with pytest.raises(StartError, match=why):
+                async with serving(tmp_path, stores=stores):
+                    pass
+    finally:
+        plain.stop()
+
+
+@needs_servers
 async def test_a_certificate_for_another_address_is_a_clear_start_error(tmp_path: Path, encrypted: Encrypted) -> None:
     stores = mysql_over_tls(encrypted, encrypted.ours) | {"CHAT_MYSQL_DBHOST": "localhost"}
     assert "Hostname mismatch" in await said(tmp_path, stores)

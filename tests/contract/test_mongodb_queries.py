@@ -1,0 +1,212 @@
+"""What MongoMessages asks of MongoDB, as the driver sends it: by index, bounded on both sides, and no more."""
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from chat_server.model import mongodb
+from chat_server.model.messages import Message, Record
+from chat_server.utils.clock import Timeline
+from tests import servers
+from tests.contract.conftest import _server
+from tests.faults.stores import names
+
+# By collection: the indexes, and those that name at most one document.
+INDEXES = {
+    "chat_messages": [("_id",), ("conv", "from", "mid"), ("conv", "deleted", "_id"), ("to", "conv", "_id")],
+    "chat_conversations": [("_id",), ("user", "last"), ("last",)],
+}
+UNIQUE = {("_id",), ("conv", "from", "mid")}
+PARTIAL = ("to", "conv", "_id")  # where read is false
+QUERIES = ("find", "update", "delete", "aggregate", "count", "distinct", "findAndModify")
+# What says nothing of documents, or only of those it carries.
+HARMLESS = {"insert", "getMore", "killCursors", "ping", "hello", "ismaster", "endSessions", "dropDatabase"}
+HARMLESS |= {"createIndexes", "listIndexes", "dropIndexes", "listCollections"}
+
+Filter = Mapping[str, Any]
+
+
+def reach(collection: str, query: Filter) -> tuple[bool, str | None]:
+    """Of the best index for it: whether it names one document each, and what it ranges over. Fails if there is none."""
+    if set(query) == {"$or"}:
+        assert all(reach(collection, branch) == (True, None) for branch in query["$or"]), query
+        return True, None
+    equal = {key for key, value in query.items() if not isinstance(value, Mapping) or set(value) <= {"$in", "$eq"}}
+    ranges = {key for key in query if key not in equal and not key.startswith("$")}
+    found: list[tuple[bool, str | None]] = []
+    for index in INDEXES[collection]:
+        if index == PARTIAL and query.get("read") is not False:
+            continue
+        prefix = next((n for n, key in enumerate(index) if key not in equal), len(index))
+        ranged = index[prefix] if prefix < len(index) and index[prefix] in ranges else None
+        if ranges <= {ranged} and (prefix or ranged):
+            found.append((index in UNIQUE and prefix == len(index), ranged))
+    assert found, f"no index for {query}"
+    for key in ranges:
+        assert {"$gt", "$gte"} & set(query[key]), f"{key} has no lower bound: {query}"
+        assert {"$lt", "$lte"} & set(query[key]), f"{key} has no upper bound: {query}"
+    return max(found, key=lambda one: one[0])
+
+
+def check(command: Mapping[str, Any]) -> None:
+    """Fail if this command costs more than what it returns, but for a skip."""
+    name = next(iter(command))
+    if name in HARMLESS or (name == "count" and not command.get("query")):  # the latter is kept by the collection
+        return
+    collection = command[name]
+    if name == "find":
+        unique, ranged = reach(collection, command["filter"])
+        sort = command.get("sort", {})
+        assert not sort or list(sort) == [ranged], f"sorted by no index: {command}"
+        assert unique or command.get("limit", 0) > 0, f"no limit: {command}"
+    elif name in ("update", "delete"):
+        for change in command[f"{name}s"]:
+            unique, ranged = reach(collection, change["q"])
+            assert unique or (name == "delete" and ranged), f"changes any number: {change}"
+    else:
+        raise AssertionError(f"not expected: {command}")
+
+
+class Listener(CommandListener):
+    """Keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent.append(dict(event.command))
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Of no interest."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Of no interest."""
+
+
+@pytest.fixture
+def heard() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+async def store(heard: Listener) -> AsyncIterator[mongodb.MongoMessages]:
+    """The store, on a client that is listened to."""
+    config = servers.mongodb_config(None if "CHAT_TEST_MONGODB" in os.environ else _server("mongodb"), names(1)[0])
+    address, options = mongodb.client_options(config, 20)
+    client: Any = AsyncIOMotorClient(address, event_listeners=[heard], **options)
+    try:
+        yield await mongodb.connect(config, client, 20, 30, lambda: True)
+        await client.drop_database(config.name)
+    finally:
+        client.close()
+
+
+@pytest.fixture
+async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline) -> dict[str, list[dict[str, Any]]]:
+    """What every method of the store sends, with and without what it looks for."""
+    sent: dict[str, list[dict[str, Any]]] = {}
+
+    def so_far(name: str) -> None:
+        sent.setdefault(name, []).extend(heard.sent)
+        heard.sent.clear()
+
+    so_far("prepare")
+    run = [Message("a", "b", f"m{n}", "text", timeline.next()) for n in range(9)]
+    run += [Message("b", "a", "m0", "text", timeline.next()), Message("a", "c", "m0", "text", timeline.next())]
+    for _ in range(2):
+        await store.add(run)
+        so_far("add")
+    await store.stored(run)
+    so_far("stored")
+    time = run[4].time
+    calls: dict[str, list[Sequence[Any]]] = {
+        "newest": [()],
+        "recent": [("a", "b", 6)],
+        "has_written": [("a", "b"), ("c", "a")],
+        "place": [("a", "b", "a", "m0"), ("a", "b", "a", "none")],
+        "skip": [("a", "b", 2, 3)],
+        "before": [("a", "b", time, 3)],
+        "after": [("a", "b", time, 3)],
+        "unread": [("a", "b", 0, 3)],
+        "mark": [("a", "b", ["m1", "none"])],
+        "mark_delivered": [([time, 1],)],
+        "conversations": [("a", None, 1), ("a", "b", 5)],
+        "delete": [("a", "b", [[("a", "m8"), ("b", "m8")], [("b", "m0")], [("a", "none")]])],
+        "ping": [()],
+        "count": [()],
+        "records": [("a", "b", 0, mongodb.LATEST, 5)],
+        "settle": [("a", "b")],
+        "taken": [([time, 1],)],
+        "put": [([Record("a", "b", f"m{n}", "text", run[n].time, True) for n in range(3)],)],
+        "purge": [(time, 2), (time, 100)],
+    }
+    for name, arguments in calls.items():
+        for each in arguments:
+            await getattr(store, name)(*each)
+            so_far(name)
+    assert [pair async for pair in store.pairs()]
+    so_far("pairs")
+    return sent
+
+
+async def test_every_query_is_bounded_by_an_index_and_only_skip_skips(used: dict[str, list[dict[str, Any]]]) -> None:
+    for name, commands in used.items():
+        assert commands, name
+        for command in commands:
+            check(command)
+            assert not command.get("skip") or name == "skip", command
+    public = {name for name in vars(mongodb.MongoMessages) if not name.startswith("_")}
+    assert public == set(used), "a method that is not looked at"
+
+
+async def test_the_indexes_are_those_that_queries_are_judged_by(
+    store: mongodb.MongoMessages, used: dict[str, list[dict[str, Any]]]
+) -> None:
+    for collection, indexes in INDEXES.items():
+        information = await store._database[collection].index_information()
+        there = {tuple(key for key, _ in index["key"]): index for index in information.values()}
+        assert set(there) - {("at",)} == set(indexes)
+        assert {keys for keys, index in there.items() if index.get("unique")} | {("_id",)} == UNIQUE & set(indexes)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"find": "chat_messages", "filter": {}, "limit": 1},
+        {"find": "chat_messages", "filter": {"conv": "a/b"}},
+        {"find": "chat_messages", "filter": {"read": True}, "limit": 1},
+        {"find": "chat_messages", "filter": {"_id": {"$gt": 1}}, "limit": 1},
+        {"find": "chat_messages", "filter": {"_id": {"$lt": 1}}, "limit": 1},
+        {"find": "chat_messages", "filter": {"_id": {"$gt": 1, "$lt": 2}}, "sort": {"_id": 1}},
+        {"find": "chat_messages", "filter": {"conv": "a/b", "deleted": False}, "sort": {"_id": 1}, "limit": 1},
+        {
+            "find": "chat_messages",
+            "filter": {"conv": "a/b", "_id": {"$gt": 1, "$lt": 2}},
+            "sort": {"at": 1},
+            "limit": 1,
+        },
+        {"find": "chat_messages", "filter": {"to": "a", "conv": "a/b", "_id": {"$gt": 1, "$lt": 2}, "read": True}},
+        {"find": "chat_messages", "filter": {"$or": [{"_id": 1}, {"read": False}]}},
+        {"find": "chat_messages", "filter": {"mid": {"$regex": "m"}, "conv": "a/b"}, "limit": 1},
+        {"update": "chat_messages", "updates": [{"q": {"conv": "a/b"}}]},
+        {"delete": "chat_conversations", "deletes": [{"q": {"last": {"$lt": 5}}}]},
+        {"aggregate": "chat_messages", "pipeline": []},
+        {"count": "chat_messages", "query": {"read": False}},
+    ],
+)
+def test_what_is_not_bounded_is_found(command: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        check(command)
+
+
+@pytest.mark.skipif("CHAT_TEST_MONGODB" not in os.environ, reason="needs a server that explains: CHAT_TEST_MONGODB")
+async def test_the_server_itself_says_so(store: mongodb.MongoMessages, used: dict[str, list[dict[str, Any]]]) -> None:
+    for command in (command for commands in used.values() for command in commands if "find" in command):
+        query = {key: command[key] for key in ("find", "filter", "sort", "skip", "limit") if key in command}
+        plan = str((await store._database.command("explain", query, verbosity="queryPlanner"))["queryPlanner"])
+        assert "COLLSCAN" not in plan.partition("rejectedPlans")[0], query
+        assert "'stage': 'SORT'" not in plan.partition("rejectedPlans")[0], query
