@@ -151,6 +151,7 @@ class _Opening:
         self._clock = clock
         self._lost = lost
         self._stack = stack
+        self._leases: list[Lease] = []
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
     async def database(self) -> Database:
@@ -174,7 +175,7 @@ class _Opening:
     async def messages(self, database: Database | None) -> MovableMessages:
         config, stores = self._settings.mongodb, self._settings.stores
         if database and config.mongodb == "embedded":
-            return SqliteMessages(database)
+            return SqliteMessages(database, self._held)
         from chat_server.model import mongodb  # noqa: PLC0415
 
         client = mongodb.client(config, stores.store_timeout)
@@ -184,7 +185,7 @@ class _Opening:
         await self._hold(lease)
         timeout, days, watch = stores.store_timeout, stores.message_days, self._meter.watch("mongodb")
         return await self._patiently(
-            "MongoDB", lambda: mongodb.connect(config, client, timeout, days, lease.held, watch)
+            "MongoDB", lambda: mongodb.connect(config, client, timeout, days, self._held, watch)
         )
 
     async def cache(self, database: Database | None) -> tuple[MovableSessions, RateStore, MovableStrangers]:
@@ -215,8 +216,13 @@ class _Opening:
             redis.RedisStrangers(scripts, limit, window),
         )
 
+    def _held(self) -> bool:
+        """Whether this process may acknowledge: it is certain of all its leases."""
+        return all(lease.held() for lease in self._leases)
+
     async def _hold(self, lease: Lease) -> None:
         await lease.take()
+        self._leases.append(lease)
         self._stack.push_async_callback(lease.release)
         keeping = asyncio.create_task(lease.keep(self._lost))
 

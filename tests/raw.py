@@ -94,7 +94,7 @@ class Raw:
     def __init__(self, sock: socket.socket, user: str) -> None:
         self.sock = sock
         self.user = user
-        self.response = b""  # to the upgrade, with its headers
+        self.response = b""  # the head of the one to the upgrade
         self._got = bytearray()
         self._loop = asyncio.get_running_loop()
 
@@ -142,8 +142,8 @@ class Raw:
 
     # --- in
 
-    async def upgraded(self) -> int:
-        """Read the response to the upgrade; its status."""
+    async def status(self) -> int:
+        """Read the head of an HTTP response; its status."""
         while b"\r\n\r\n" not in self._got:
             await self.read_bytes()
         response, _, self._got = self._got.partition(b"\r\n\r\n")
@@ -289,7 +289,7 @@ async def chat(
     try:
         raw = Raw(sock, user)
         await raw.write(upgrade(server, user, to, token=token, extensions=extensions) + early)
-        assert await raw.upgraded() == 101, raw.response
+        assert await raw.status() == 101, raw.response
         greeting = await raw.receive()
         assert greeting["op_type"] == 40003, greeting
         yield raw

@@ -130,7 +130,8 @@ def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> t
             return free, Ruling(Verdict.FREE, lifted=state.refused)
         if state.count >= limit:
             return msgspec.structs.replace(state, refused=True), Ruling(Verdict.REFUSED)
-        return msgspec.structs.replace(state, count=state.count + 1), Ruling(Verdict.COUNTED)
+        started = min(state.started, now)  # two that came at once may be counted the other way round
+        return msgspec.structs.replace(state, count=state.count + 1, started=started), Ruling(Verdict.COUNTED)
     return Stranger(sender=sender, count=1, started=now), Ruling(Verdict.COUNTED)
 
 

@@ -115,7 +115,7 @@ async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED) -> M
 
     Raises StoreUnavailable where it may help to wait, and StartError where it does not.
     """
-    pool = make_pool(config, timeout)
+    pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
             await _prepare(connection, timeout)
@@ -128,7 +128,7 @@ async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED) -> M
 
 async def look(config: Config, timeout: float) -> str:
     """What --check says of it."""
-    pool = make_pool(config, timeout)
+    pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection, connection.cursor() as cursor:
             await cursor.execute("SHOW TABLES LIKE 'chat_users'")
@@ -162,7 +162,8 @@ async def _prepare(connection: aiomysql.Connection, timeout: float) -> None:
             await cursor.execute("SELECT RELEASE_LOCK(%s)", (_LOCK,))
 
 
-def make_pool(config: Config, timeout: float) -> aiomysql.Pool:
+def make_pool(config: Config) -> aiomysql.Pool:
+    """A pool that waits for ever: each use of it has its own time."""
     return aiomysql.Pool(
         minsize=0,
         maxsize=POOL,
@@ -176,7 +177,8 @@ def make_pool(config: Config, timeout: float) -> aiomysql.Pool:
         db=config.db_name,
         charset="utf8mb4",
         autocommit=True,
-        connect_timeout=timeout,
+        # aiomysql's own, by way of asyncio.wait_for, could swallow a cancellation of ours, and wait for ever.
+        connect_timeout=None,
         ssl=_tls(config),
     )
 

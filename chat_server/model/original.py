@@ -51,7 +51,7 @@ class Original:
         self._timeout = max(settings.stores.store_timeout, settings.stores.start_timeout)
         self._mysql = settings.mysql
         self._mongodb = settings.mongodb
-        self._pool: aiomysql.Pool = mysql.make_pool(settings.mysql, self._timeout)
+        self._pool: aiomysql.Pool = mysql.make_pool(settings.mysql)
         self._client = mongodb.client(settings.mongodb, self._timeout)
         # A text that is not UTF-8 is better read in part than not at all.
         lenient: CodecOptions[dict[str, Any]] = CodecOptions(unicode_decode_error_handler="replace")

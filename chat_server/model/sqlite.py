@@ -1,12 +1,12 @@
 """Users and messages in the embedded database."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.model.users import User
 from chat_server.utils.digest import digest, is_digest_of
-from chat_server.utils.errors import Duplicate
+from chat_server.utils.errors import Duplicate, StoreUnavailable
 from chat_server.utils.sqlite import Database, Schema
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
@@ -119,11 +119,13 @@ _PAGE = "SELECT time, side, id, text, read FROM messages WHERE conv = ? AND dele
 class SqliteMessages:
     """MessageStore on the embedded database.
 
+    `held` says whether this process still has the leases on the other stores: without them nothing counts as stored.
     Methods that end in `_in` do their work inside a job, for whoever needs several in one transaction.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, held: Callable[[], bool] = lambda: True) -> None:
         self._database = database
+        self._held = held
         # (lesser name, greater name) -> number. Only the writer thread uses it. A number whose transaction
         # was rolled back may stay: _TOUCH then writes it with the next message.
         self._numbers: dict[tuple[str, str], int] = {}
@@ -136,7 +138,10 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
-        return await self._database.write(lambda tx: self.add_in(tx, run))
+        added = await self._database.write(lambda tx: self.add_in(tx, run))
+        if not self._held():
+            raise StoreUnavailable("the lease on another store was not renewed in time")
+        return added
 
     def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
         """What `add` does."""

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pymysql
 import pytest
 
-from chat_server.model.mysql import POOL
+from chat_server.model.mysql import POOL, connect
+from chat_server.utils.errors import StoreUnavailable
 from tests import servers
 from tests.e2e.answers import ask, post, try_login
 from tests.faults.stores import (
@@ -165,3 +166,22 @@ async def test_what_it_will_refuse_again_is_told_at_once(
     assert says in line
     assert "hunter2" not in line
     assert before == []
+
+
+async def test_no_look_up_outlives_its_time_whenever_it_begins(mysql: DatabaseServer) -> None:
+    """A cancellation must not be lost where it meets a connection that was just made."""
+    users = await connect(servers.mysql_config(mysql), 0.3)
+
+    async def look(delay: float) -> None:
+        await asyncio.sleep(delay)
+        with suppress(StoreUnavailable):
+            await users.get("nobody")
+
+    try:
+        for _ in range(8):
+            with away(mysql, "frozen"):
+                async with asyncio.timeout(HANGS):
+                    await asyncio.gather(*(look(number * 0.0007) for number in range(3 * POOL)))
+            await look(0)
+    finally:
+        await users.close()

@@ -34,6 +34,7 @@ elseif now < started + window then
         put(counted, count, started, 1, 0, started + window)
         return {'REFUSED', 0}
     end
+    started = math.min(started, now) -- two that came at once may be counted the other way round
     put(counted, count + 1, started, refused, 0, started + window)
     return {'COUNTED', 0}
 end
