@@ -15,7 +15,7 @@ from tests.harness import PASSWORD, Chat, Frame, Server, run_py
 from tests.servers import DatabaseServer
 
 # StoreTimeout and HeartbeatSeconds of the servers under test.
-SOON: dict[str, Any] = {"StoreTimeout": 0.7, "HeartbeatSeconds": 0.4}
+SOON: dict[str, Any] = {"StoreTimeout": 0.7, "HeartbeatSeconds": 0.8}
 # An answer that takes longer than this, in seconds, hangs.
 HANGS = 10.0
 HOWS = ("killed", "frozen")
