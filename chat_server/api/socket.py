@@ -240,7 +240,7 @@ class Sockets:
 
     def closing(self, connection: Connection) -> None:
         """From now on nothing can be delivered to it."""
-        self._registry.remove(connection)
+        self._registry.leave(connection)
 
     def too_slow(self) -> None:
         """A connection is closed because its peer reads too slowly."""

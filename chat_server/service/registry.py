@@ -64,14 +64,21 @@ class Registry:
 
     def __init__(self) -> None:
         self._sockets: dict[str, tuple[Socket, ...]] = {}
+        self._leaving: set[Socket] = set()
         self.endings = 0  # grows whenever sessions end: an upgrade under way meanwhile must look again
 
     def add(self, socket: Socket) -> None:
         """A socket that is open from now on."""
         self._sockets[socket.user] = (*self.sockets(socket.user), socket)
 
+    def leave(self, socket: Socket) -> None:
+        """A socket that is closing: nothing is delivered to it any more, but a frame of its may still be in work."""
+        self.remove(socket)
+        self._leaving.add(socket)
+
     def remove(self, socket: Socket) -> None:
         """A socket that is gone; without effect if it was not there."""
+        self._leaving.discard(socket)
         if left := tuple(other for other in self.sockets(socket.user) if other is not socket):
             self._sockets[socket.user] = left
         else:
@@ -113,7 +120,8 @@ class Registry:
         `only` that session's, or all of the user's but the session `keep`'s.
         """
         self.endings += 1
-        ended = [s for s in self.sockets(user) if (s.session == only if only else s.session != keep)]
+        open_or_closing = (*self.sockets(user), *(socket for socket in self._leaving if socket.user == user))
+        ended = [s for s in open_or_closing if (s.session == only if only else s.session != keep)]
         await close_all(ended, 4001, "the session ended")
 
     def __iter__(self) -> Iterator[Socket]:
