@@ -383,11 +383,21 @@ class Connection:
         self._flush()
         self.close_code = code
         self._forget_inbox()
-        if self._ended and not self._ended.done():
-            self._ended.set_result(None)
+        self._stop_waiting()
         if not self._transport.is_closing():
             self._transport.write(frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
             self._loop.call_later(LINGER, self._transport.abort)
+
+    def gone(self) -> None:
+        """The connection has ended: nothing can be sent any more; frames that came before are worked on."""
+        self._closing = True
+        self._make_room()
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        """Whoever waits for the reader need not."""
+        if self._ended and not self._ended.done():
+            self._ended.set_result(None)
 
     async def end(self, code: int, why: str) -> None:
         """Close it, and wait until no frame from it is being worked on."""

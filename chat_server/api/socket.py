@@ -167,6 +167,7 @@ class Sockets:
             log.exception("failed", extra={"user": session.user})
             connection.close(1011, "something went wrong here")
         finally:
+            connection.gone()
             self._registry.remove(connection)
             slot.discard(connection)
             if not any(self._slots):
