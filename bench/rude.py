@@ -103,7 +103,7 @@ class Rude:
         while True:
             opcode, payload = await self.read()
             if opcode == PING:
-                await self.write(frame(payload, PONG))
+                self._writer.write(frame(payload, PONG))  # not waited for: what is read must not depend on it
             elif opcode == CLOSE:
                 raise ConnectionAbortedError(f"closed with {int.from_bytes(payload[:2], 'big')}")
             elif b'"from":"System"' in payload[:200]:
