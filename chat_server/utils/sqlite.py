@@ -172,6 +172,8 @@ class Database:
             ) from error
         try:
             _refuse_foreign(self.path)
+            if (log := self.path.with_name("chat.db-wal")).exists():
+                _write_again(log)
             self._writing = _connect(self.path)
             self._writing.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             self._writing.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -180,6 +182,10 @@ class Database:
             _prepare(self._writing, schemas)
         except sqlite3.Error as error:
             raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error
+        except OSError as error:
+            raise StartError(
+                f"{self.path}: {error.strerror}; look after the disk, or choose another DataDir"
+            ) from error
 
     def _close(self) -> None:
         self._writer.shutdown()
@@ -275,6 +281,18 @@ def _locked(path: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _write_again(log: Path) -> None:
+    """Write the log over itself and sync it: then whatever is read from it is on the disk.
+
+    After a sync that failed, what an earlier process wrote may be in the system's memory alone. Linux takes it
+    for written: every reader sees it, and no later sync writes it (https://lwn.net/Articles/752063/).
+    """
+    with log.open("rb") as source, log.open("r+b") as target:
+        shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -1,0 +1,148 @@
+"""A disk that fails when told to, and what is left on it when the power goes.
+
+`disk.c` is preloaded into the server: it writes down each write, truncation, sync and removal in the data folder, and
+lets those fail that it is told to. From that record the files are made as they may be after the power went: what was
+synced is there; of the rest each sector may be there or not. A write whose sync failed stays such a rest for ever: as
+on Linux, the next sync says nothing about it (https://lwn.net/Articles/752063/).
+"""
+
+import errno
+import os
+import random
+import shutil
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.harness import Process, process
+
+SOURCE = Path(__file__).with_name("disk.c")
+WRITE, TRUNCATE, SYNC, UNLINK = range(1, 5)
+SECTOR = 512
+_RECORD = struct.Struct("=IIQQ40s")
+
+
+class Call(NamedTuple):
+    """What the server did; `offset` is the new size where it truncated. `end`: its place in the record."""
+
+    kind: int
+    failed: bool
+    file: str
+    offset: int
+    data: bytes
+    end: int
+
+
+class Disk:
+    """The data folder of servers that run one after another, and the record of what they did to it."""
+
+    def __init__(self, parent: Path) -> None:
+        self.folder = parent / "data"
+        self._journal = parent / "journal"
+        self._faults = parent / "faults"
+        self._library = parent / "disk.so"
+        self._faults.mkdir()
+        self._journal.touch()
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if not compiler:
+            if os.environ.get("CHAT_TEST_ALL"):
+                raise RuntimeError("a C compiler is missing: apt-get install gcc libc6-dev")
+            pytest.skip("faults of the disk need a C compiler: apt-get install gcc libc6-dev")
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, SOURCE, "-ldl"], check=True)
+
+    @asynccontextmanager
+    async def server(self, **settings: Any) -> AsyncIterator[Process]:
+        """A server on this disk."""
+        variables = {
+            "LD_PRELOAD": self._library,
+            "DISK_FOLDER": self.folder,
+            "DISK_JOURNAL": self._journal,
+            "DISK_FAULTS": self._faults,
+        }
+        prefix = ("env", *(f"{name}={value}" for name, value in variables.items()))
+        async with process(self.folder, prefix=prefix, **{"StrangerLimit": 0, **settings}) as server:
+            yield server
+
+    @contextmanager
+    def failing(self, call: str, file: str, error: int = errno.EIO) -> Iterator[None]:
+        """Let a call (write, truncate, sync, unlink) on a file of the folder fail."""
+        fault = self._faults / f"{call} {file}"
+        fault.write_text(str(error))
+        yield
+        fault.unlink()
+
+    def now(self) -> int:
+        """The present end of the record."""
+        return self._journal.stat().st_size
+
+    def calls(self) -> list[Call]:
+        """All that was done so far."""
+        record, place, found = self._journal.read_bytes(), 0, []
+        while place < len(record):
+            kind, failed, offset, size, name = _RECORD.unpack_from(record, place)
+            start, place = place + _RECORD.size, place + _RECORD.size + size
+            found.append(Call(kind, bool(failed), name.rstrip(b"\0").decode(), offset, record[start:place], place))
+        return found
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    """A disk of its own."""
+    return Disk(tmp_path)
+
+
+def power_lost(calls: Sequence[Call], chance: float, folder: Path) -> None:
+    """Make the files in `folder` as they may be when the power goes after `calls`.
+
+    What was not synced reached the disk all the same with this chance, each sector by itself.
+    """
+    dice = random.Random(len(calls))
+
+    def keep() -> bool:
+        return dice.random() < chance
+
+    files: dict[str, bytearray] = {}
+    kept: set[str] = set()  # files whose removal was not
+    for call, sure in zip(calls, _sure(calls), strict=True):
+        if call.failed or call.kind == SYNC or call.file in kept:
+            continue
+        content = files.setdefault(call.file, bytearray())
+        if call.kind == WRITE:
+            for start, piece in [(call.offset, call.data)] if sure else _sectors(call):
+                if sure or keep():
+                    content.extend(bytes(max(0, start - len(content))))
+                    content[start : start + len(piece)] = piece
+        elif not sure and not keep():
+            kept |= {call.file} if call.kind == UNLINK else set()
+        elif call.kind == TRUNCATE:
+            content[call.offset :] = bytes(max(0, call.offset - len(content)))
+        else:
+            del files[call.file]
+    folder.mkdir()
+    for name, content in files.items():
+        if not name.endswith("-shm"):  # shared memory: nothing that a disk must keep
+            (folder / name).write_bytes(content)
+
+
+def _sure(calls: Sequence[Call]) -> list[bool]:
+    """For each call whether the first sync after it, of the file or for a removal of the folder, succeeded."""
+    synced: dict[str, bool] = {}
+    sure = []
+    for call in reversed(calls):
+        if call.kind == SYNC:
+            synced[call.file] = not call.failed
+        sure.append(synced.get("." if call.kind == UNLINK else call.file, False))
+    return sure[::-1]
+
+
+def _sectors(call: Call) -> Iterator[tuple[int, bytes]]:
+    start, end = call.offset, call.offset + len(call.data)
+    while start < end:
+        after = min(end, (start // SECTOR + 1) * SECTOR)
+        yield start, call.data[start - call.offset : after - call.offset]
+        start = after
