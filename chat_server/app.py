@@ -64,7 +64,7 @@ async def serving(
             async with (
                 _application(settings, stores, passwords, timeline, envelope, meter) as application,
                 exposing,
-                listening(application, envelope, host, port) as address,
+                listening(application, envelope, host, port, settings.server.request_timeout) as address,
             ):
                 yield address
     finally:
@@ -79,7 +79,7 @@ def _metrics(config: Server, envelope: Envelope) -> tuple[Meter, AbstractAsyncCo
     from chat_server.utils.metrics import Metrics  # noqa: PLC0415
 
     metrics = Metrics()
-    return metrics, exposing(metrics, envelope, config.metrics_host, config.metrics_port)
+    return metrics, exposing(metrics, envelope, config.metrics_host, config.metrics_port, config.request_timeout)
 
 
 @asynccontextmanager
@@ -97,7 +97,7 @@ async def _application(
     edge = Edge(settings.server.trusted_proxies, settings.server.allowed_origins)
     sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge, meter)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
-    http = Http(accounts, envelope, edge, health)
+    http = Http(accounts, envelope, edge, health, settings.server.request_timeout)
     meter.gauge("chat_sockets", "Open sockets.", sockets.open)
     meter.gauge("chat_users_online", "Users with an open socket.", registry.users)
     meter.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)

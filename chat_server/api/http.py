@@ -32,13 +32,14 @@ class Name(msgspec.Struct):
 
 
 class Http:
-    """The handlers of the HTTP endpoints."""
+    """The handlers of the HTTP endpoints; a body has `patience` seconds to come."""
 
-    def __init__(self, accounts: Accounts, envelope: Envelope, edge: Edge, health: Health) -> None:
+    def __init__(self, accounts: Accounts, envelope: Envelope, edge: Edge, health: Health, patience: float) -> None:
         self._accounts = accounts
         self._envelope = envelope
         self._edge = edge
         self._health = health
+        self._patience = patience
 
     async def ping(self, request: web.Request) -> web.Response:
         """GET /ping"""
@@ -51,13 +52,13 @@ class Http:
 
     async def register(self, request: web.Request) -> web.Response:
         """POST /user/register"""
-        asked = await body(request, Credentials, Status.REGISTER_FAILED)
+        asked = await body(request, Credentials, Status.REGISTER_FAILED, self._patience)
         await self._accounts.register(asked.user_name, asked.password, self._edge.address(request))
         return self._envelope.success(Status.REGISTERED)
 
     async def login(self, request: web.Request) -> web.Response:
         """POST /user/login"""
-        asked = await body(request, Credentials, Status.LOGIN_FAILED)
+        asked = await body(request, Credentials, Status.LOGIN_FAILED, self._patience)
         login = await self._accounts.login(asked.user_name, asked.password, self._edge.address(request))
         response = self._envelope.success(Status.LOGGED_IN, msgspec.to_builtins(login))
         if self._edge.foreign(request) is None:
@@ -70,7 +71,7 @@ class Http:
     async def set_password(self, request: web.Request) -> web.Response:
         """POST /user/set_password"""
         session = await self._session(request)
-        asked = await body(request, NewPassword, Status.SET_PASSWORD_FAILED)
+        asked = await body(request, NewPassword, Status.SET_PASSWORD_FAILED, self._patience)
         await self._accounts.set_password(
             session, asked.user_name, asked.old_password, asked.new_password, self._edge.address(request)
         )
@@ -79,7 +80,7 @@ class Http:
     async def logout(self, request: web.Request) -> web.Response:
         """POST /user/logout"""
         session = await self._session(request)
-        asked = await body(request, Name, Status.LOGOUT_FAILED)
+        asked = await body(request, Name, Status.LOGOUT_FAILED, self._patience)
         await self._accounts.logout(session, asked.user_name)
         response = self._envelope.success(Status.LOGGED_OUT)
         if self._edge.foreign(request) is None:

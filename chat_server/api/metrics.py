@@ -12,8 +12,8 @@ from chat_server.utils.metrics import Metrics
 
 
 @asynccontextmanager
-async def exposing(metrics: Metrics, envelope: Envelope, host: str, port: int) -> AsyncIterator[None]:
-    """Serve it while the context lasts. Raises StartError if it cannot listen there."""
+async def exposing(metrics: Metrics, envelope: Envelope, host: str, port: int, patience: float) -> AsyncIterator[None]:
+    """Serve it while the context lasts, as `listening` does. Raises StartError if it cannot listen there."""
 
     async def expose(request: web.Request) -> web.Response:
         body, content_type = metrics.exposition(request.headers.get("Accept", ""))
@@ -21,5 +21,5 @@ async def exposing(metrics: Metrics, envelope: Envelope, host: str, port: int) -
 
     application = web.Application(middlewares=[errors_become_answers(envelope)])
     application.add_routes([web.get("/metrics", expose)])
-    async with listening(application, envelope, host, port, keys="Metrics"):
+    async with listening(application, envelope, host, port, patience, keys="Metrics"):
         yield

@@ -1,5 +1,6 @@
 """What a request says of itself: whence it comes, who is asking, what is in its body."""
 
+import asyncio
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
@@ -46,14 +47,15 @@ class Edge:
 
     def foreign(self, request: web.Request) -> str | None:
         """The Origin of a request from another site's page, None if there is none."""
-        origin = request.headers.get("Origin")
-        if origin is None:
+        origin = ", ".join(request.headers.getall("Origin", ()))  # two are none that anybody knows
+        if not origin and "Origin" not in request.headers:
             return None
         host = request.headers.get("Host", "")
         if self._from_proxy(request):
             host = request.headers.getall("X-Forwarded-Host", (host,))[-1]
-        # The scheme is not compared: behind a proxy that speaks TLS we may not know which it was.
-        return None if _netloc(origin) == host.lower() != "" else origin
+        # Behind a proxy that speaks TLS we may not know of it: then either scheme is the own one.
+        unsafe = self.secure(request) and not origin.lower().startswith("https:")
+        return None if _netloc(origin) == host.lower() != "" and not unsafe else origin
 
     def allowed(self, origin: str) -> bool:
         """Whether pages of that origin may use this server."""
@@ -96,12 +98,16 @@ def _netloc(origin: str) -> str:
         return ""
 
 
-async def body(request: web.Request, kind: type[Body], failed: Status) -> Body:
-    """The body as a record, from JSON or a form. Raises Refused: 400, 413 or 415."""
+async def body(request: web.Request, kind: type[Body], failed: Status, patience: float) -> Body:
+    """The body as a record, from JSON or a form. Raises Refused: 400, 413 or 415.
+
+    One that has not come after `patience` seconds is 400; aiohttp then ends the connection.
+    """
     content_type = request.content_type if "Content-Type" in request.headers else ""
     fields: Any
     try:
-        data = await request.read()
+        async with asyncio.timeout(patience):
+            data = await request.read()
         if content_type == "application/json":
             fields = msgspec.json.decode(data)
         elif content_type == "application/x-www-form-urlencoded":
@@ -110,6 +116,9 @@ async def body(request: web.Request, kind: type[Body], failed: Status) -> Body:
         else:
             why = "Content-Type is application/json or application/x-www-form-urlencoded"
             raise Refused(Status.BAD_REQUEST, Reason.BAD_CONTENT_TYPE, why)
+    except TimeoutError:
+        why = f"the body did not come within {patience:g} s"
+        raise Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, why) from None
     except (ValueError, RecursionError, web.RequestPayloadError):
         why = f"the body is no valid {content_type}"
         raise Refused(Status.BAD_REQUEST, Reason.BAD_JSON, why) from None

@@ -1,4 +1,7 @@
-"""Listening, with our envelope also for what never reaches a handler: what is no HTTP, and unknown expectations."""
+"""Listening: our envelope and headers on every answer, and an end to peers that take for ever.
+
+Also for what never reaches a handler: what is no HTTP, and unknown expectations.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from chat_server.api.envelope import Envelope
+from chat_server.api.headers import secure, secured
 from chat_server.api.middleware import answer_to
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StartError
@@ -17,13 +21,18 @@ BACKLOG = 1024
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's end of an HTTP connection, with its own error pages replaced."""
+    """aiohttp's end of an HTTP connection, with its own error pages replaced.
 
-    __slots__ = ("_envelope",)
+    A peer has `patience` seconds to send the head of its (next) request, and as many to take the answer.
+    """
 
-    def __init__(self, envelope: Envelope, manager: web.Server, **options: Any) -> None:
-        super().__init__(manager, **options)
+    __slots__ = ("_envelope", "_patience")
+
+    def __init__(self, envelope: Envelope, patience: float, manager: web.Server, **options: Any) -> None:
+        # Of a body that nobody wants so many seconds are read and dropped before the connection ends.
+        super().__init__(manager, keepalive_timeout=patience, lingering_time=min(10, patience), **options)
         self._envelope = envelope
+        self._patience = patience
 
     def handle_error(
         self,
@@ -35,25 +44,34 @@ class Protocol(web.RequestHandler):
         """What is no HTTP: nothing of it is repeated, in the answer or in the log."""
         response = self._envelope.refusal(Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, "this is no valid HTTP"))
         response.force_close()
+        secure(response)
         return response
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; one of aiohttp's own becomes ours."""
+        """Send an answer; one of aiohttp's own becomes ours. Who does not take it in time is cut."""
         if isinstance(resp, web.HTTPException):
             resp = answer_to(resp, self._envelope)
-        return await super().finish_response(request, resp, start_time)
+            secure(resp)
+        try:
+            async with asyncio.timeout(self._patience):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            if request.transport:
+                request.transport.abort()
+            return resp, True
 
 
 @asynccontextmanager
 async def listening(
-    application: web.Application, envelope: Envelope, host: str, port: int, *, keys: str = "Http"
+    application: web.Application, envelope: Envelope, host: str, port: int, patience: float, *, keys: str = "Http"
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve while the context lasts; yields host and port. Raises StartError if it cannot listen there.
 
-    `keys` is what the settings of host and port begin with.
+    `patience`: as Protocol. `keys` is what the settings of host and port begin with.
     """
+    application.on_response_prepare.append(secured)
     # A client that is gone cancels its handler: a password that nobody waits for leaves the queue.
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
@@ -63,7 +81,7 @@ async def listening(
             raise RuntimeError("the runner was set up, but has no server")
         try:
             server = await loop.create_server(
-                lambda: Protocol(envelope, manager, loop=loop, access_log=None), host, port, backlog=BACKLOG
+                lambda: Protocol(envelope, patience, manager, loop=loop, access_log=None), host, port, backlog=BACKLOG
             )
         except OSError as error:
             raise StartError(

@@ -17,7 +17,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
 
 class Server(Group, frozen=True):
-    """[service]: where and how the server is reached."""
+    """[service]: where and how the server is reached. `request_timeout` in seconds."""
 
     app_mode: Literal["debug", "release"] = "debug"
     http_host: str = "127.0.0.1"
@@ -25,6 +25,7 @@ class Server(Group, frozen=True):
     language: Literal["zh", "en"] = "zh"
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    request_timeout: Duration = 75
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 0
 

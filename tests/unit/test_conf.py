@@ -48,6 +48,7 @@ DEFAULTS = {
     "Compress": "no",
     "AllowedOrigins": "",
     "TrustedProxies": "",
+    "RequestTimeout": "75",
 }
 SECRET = "hunter2-%-and-more"
 
@@ -316,6 +317,7 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
         ("AllowedOrigins", "null"),
         ("TrustedProxies", "proxy.example"),
         ("TrustedProxies", "10.0.0.1/8"),
+        ("RequestTimeout", "0"),
     ],
 )
 def test_a_value_out_of_range_is_told_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
