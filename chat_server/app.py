@@ -11,6 +11,7 @@ from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
 from chat_server.api.http import Http
 from chat_server.api.middleware import errors_become_answers, other_origins
+from chat_server.api.page import Page
 from chat_server.api.request import Edge
 from chat_server.api.runner import listening
 from chat_server.api.socket import SLOTS, Sockets
@@ -98,6 +99,13 @@ async def _application(
     sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge, meter)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     http = Http(accounts, envelope, edge, health, settings.server.request_timeout)
+    page = Page(
+        {
+            "max-text": settings.chat.max_text_bytes,
+            "max-frame": settings.sockets.max_frame_bytes,
+            "registration": settings.accounts.registration,
+        }
+    )
     meter.gauge("chat_sockets", "Open sockets.", sockets.open)
     meter.gauge("chat_users_online", "Users with an open socket.", registry.users)
     meter.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
@@ -121,7 +129,10 @@ async def _application(
             web.post("/user/login", http.login),
             web.post("/user/set_password", http.set_password),
             web.post("/user/logout", http.logout),
-            web.get("/chat/test", sockets.upgrade, allow_head=False),
+            web.get("/chat/test", page.unless(sockets.upgrade), allow_head=False),
+            web.get("/", page.show),
+            web.get("/sw.js", page.worker),
+            web.get("/web/{version}/{name}", page.file),
         ]
     )
 

@@ -47,7 +47,7 @@ async def test_head_is_get_without_the_body(server: Server) -> None:
 
 
 async def test_what_is_not_there_is_404(server: Server) -> None:
-    for path in ("/", "/user", "/user/login/", "/user/login/x", "//ping", "/PING", "/%00", "/%ff", "/.."):
+    for path in ("/nothing", "/user", "/user/login/", "/user/login/x", "/ping/", "/PING", "/%00", "/%ff"):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
             refused(await ask(server, method, path), 404, 404, "not_found")
         response = await ask(server, "HEAD", path)
@@ -56,7 +56,9 @@ async def test_what_is_not_there_is_404(server: Server) -> None:
 
 async def test_a_wrong_method_is_405_and_allow_names_the_right_ones(server: Server) -> None:
     reading, posting = {"GET", "HEAD"}, {"POST"}
-    known = {"/ping": reading, "/health": reading, "/chat/test": {"GET"}} | dict.fromkeys(ENDPOINTS, posting)
+    known = {"/": reading, "/ping": reading, "/health": reading, "/chat/test": {"GET"}} | dict.fromkeys(
+        ENDPOINTS, posting
+    )
     for path, right in known.items():
         for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} - right:
             response = await ask(server, method, path)
@@ -95,7 +97,7 @@ async def test_a_body_that_is_neither_json_nor_a_form_is_415(server: Server) -> 
 
 
 async def test_the_sockets_address_without_an_upgrade_is_426(server: Server) -> None:
-    for accept in ("text/html", "*/*"):
+    for accept in ("application/json", "*/*"):
         response = await ask(server, "GET", "/chat/test?uid=1&to_uid=2", headers={"Accept": accept})
         refused(response, 426, 40014, "no_upgrade")
         assert response.headers["Upgrade"] == "websocket"

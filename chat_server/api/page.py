@@ -1,0 +1,110 @@
+"""The web client's files: read once, compressed once, kept by browsers for as long as they do not change."""
+
+import gzip
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+    "webmanifest": "application/manifest+json",
+}
+# Nothing from elsewhere, nothing inline. The one policy for trusted types lets the service worker's address through.
+_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "manifest-src 'self'",
+        "worker-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types worker",
+    ]
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_FOR_EVER = "public, max-age=31536000, immutable"
+_ASK_FIRST = "no-cache"
+
+
+class Page:
+    """The handlers of the page's files.
+
+    All of them but the page itself and its service worker live under /web/VERSION/, VERSION being a hash of them all:
+    so modules name each other without it, and what a browser has kept is never out of date.
+    `settings` are put into the page as attributes, for its scripts: names in lower case with `-`.
+    """
+
+    def __init__(self, settings: Mapping[str, str | int]) -> None:
+        sources = {file.name: file.read_bytes() for file in files("chat_server").joinpath("web").iterdir()}
+        self.version = _hash(b"".join(name.encode() + sources[name] for name in sorted(sources)))
+        page = sources.pop("index.html").decode()
+        attributes = " ".join(f'data-{name}="{value}"' for name, value in settings.items())
+        page = page.replace("{version}", self.version).replace("{settings}", attributes)
+        self._page = _File("index.html", page.encode(), _ASK_FIRST)
+        self._worker = _File("sw.js", sources.pop("sw.js"), _ASK_FIRST)
+        self._files = {name: _File(name, content, _FOR_EVER) for name, content in sources.items()}
+
+    async def show(self, request: web.Request) -> web.Response:
+        """GET /"""
+        return self._page.answer(request)
+
+    async def worker(self, request: web.Request) -> web.Response:
+        """GET /sw.js"""
+        return self._worker.answer(request)
+
+    async def file(self, request: web.Request) -> web.Response:
+        """GET /web/VERSION/NAME"""
+        file = self._files.get(request.match_info["name"])
+        if file is None or request.match_info["version"] != self.version:
+            raise web.HTTPNotFound
+        return file.answer(request)
+
+    def unless(self, upgrade: Handler) -> Handler:
+        """GET /chat/test: the page where a browser opens it as one, else the upgrade."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            opened = "text/html" in request.headers.get("Accept", "") and "Upgrade" not in request.headers
+            return self._page.answer(request) if opened else await upgrade(request)
+
+        return handler
+
+
+class _File:
+    """A file as it goes out: as it is, or compressed for who takes that."""
+
+    def __init__(self, name: str, content: bytes, caching: str) -> None:
+        self._bodies = {"": content, "gzip": gzip.compress(content, mtime=0)}
+        self._tag = _hash(content)
+        self._headers = _HEADERS | {
+            "Content-Type": _TYPES[name.rpartition(".")[2]],
+            "Cache-Control": caching,
+            "Vary": "Accept, Accept-Encoding",
+        }
+
+    def answer(self, request: web.Request) -> web.Response:
+        encoding = "gzip" if "gzip" in request.headers.get("Accept-Encoding", "") else ""
+        tag = f'"{self._tag}{encoding}"'
+        headers = self._headers | {"ETag": tag}
+        if tag in request.headers.get("If-None-Match", ""):
+            return web.Response(status=304, headers=headers)
+        if encoding:
+            headers["Content-Encoding"] = encoding
+        return web.Response(body=self._bodies[encoding], headers=headers)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

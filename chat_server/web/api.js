@@ -1,0 +1,28 @@
+/** The HTTP endpoints. */
+
+/** POST; `{ok, reason, field, data}`, whatever happened. */
+async function post(path, body) {
+  try {
+    const headers = { "Content-Type": "application/json" };
+    const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+    const { data } = await response.json();
+    return { ok: response.ok, code: response.status, reason: data?.reason, field: data?.field, data };
+  } catch {
+    return { ok: false, code: 0, reason: "unreachable" };
+  }
+}
+
+export const register = (user_name, password) => post("/user/register", { user_name, password });
+export const login = (user_name, password) => post("/user/login", { user_name, password });
+export const logout = (user_name) => post("/user/logout", { user_name });
+export const setPassword = (user_name, old_password, new_password) =>
+  post("/user/set_password", { user_name, old_password, new_password });
+
+/**
+ * Whether the session of `user_name` still is, for who cannot see its cookie: an empty new password is refused
+ * after the session was looked at, and before anything else happens. Null where that is not known.
+ */
+export async function alive(user_name) {
+  const { code } = await setPassword(user_name, "", "");
+  return { 400: true, 401: false, 403: false }[code] ?? null;
+}

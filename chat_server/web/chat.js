@@ -1,0 +1,496 @@
+/**
+ * The client: what is sent, what is received, what was missed (docs/clients.md). Knows no DOM.
+ *
+ *     const chat = new Chat("1", { url, storage, alive });
+ *     chat.addEventListener("message", (event) => console.log(event.peer, event.message.text));
+ *     await chat.start();
+ *     await chat.send("2", "hello");
+ */
+import { ALLOWED_AGAIN, Connection, delay, Lost } from "./connection.js";
+import { Conversation } from "./conversation.js";
+
+export const EVERYBODY = "ALL";
+/** The one reason for a refusal that goes by itself: the other has to answer first. */
+export const LIMIT = "refused_by_limit";
+
+const RECEIVED = 40011;
+const READ = 40007;
+const DELETED = 40013;
+const STORED = new Set([40018, 40019]);
+const SENT = 40009;
+// The reasons for which trying the same again helps.
+const AGAIN = new Set(["store_away", "too_many", "internal"]);
+const PAGE = 50;
+const LARGEST_PAGE = 200;
+const GRACE = 5000;
+const REMEMBERED = 500;
+
+/** Tells that something about the conversation with `peer` (null: about several, or the connection) is different. */
+class Changed extends Event {
+  constructor(peer) {
+    super("change");
+    this.peer = peer;
+  }
+}
+
+/** Tells that a message came in. */
+class Arrived extends Event {
+  constructor(peer, message) {
+    super("message");
+    this.peer = peer;
+    this.message = message;
+  }
+}
+
+export class Chat extends EventTarget {
+  #storage;
+  #limits;
+  #wait;
+  #outbox = new Map();
+  #sending = new Set();
+  #removing = new Map();
+  #pending = new Map();
+  #current = null;
+  #wanted = PAGE;
+  #refreshing = null;
+  #newest = 0;
+  #count = 0;
+
+  /** by peer, EVERYBODY among them */
+  conversations = new Map([[EVERYBODY, new Conversation(EVERYBODY)]]);
+  /** whether the list has come, and whether there is more of it */
+  listed = false;
+  more = false;
+
+  /**
+   * `me`: the user. `url`: of the socket, with uid and sync=1. `storage`: see storage.js. `alive`: see Connection.
+   * `limits`: the longest text and the longest frame that the server takes, in bytes.
+   */
+  constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, wait = delay, ...options }) {
+    super();
+    this.me = me;
+    this.#storage = storage;
+    this.#limits = limits;
+    this.#wait = wait;
+    const changed = () => this.#changed(null);
+    const handlers = { alive, changed, ready: () => this.#ready(), heard: (frame) => this.#heard(frame) };
+    this.connection = new Connection(url, handlers, { wait, ...options });
+    const everybody = this.conversations.get(EVERYBODY);
+    everybody.loaded = everybody.complete = true;
+  }
+
+  /** Take up what was left unsent, and connect. */
+  async start() {
+    await this.#load();
+    this.connection.wake();
+  }
+
+  // --- conversations
+
+  /** The conversation with `peer`, made if there is none. */
+  conversation(peer) {
+    if (!this.conversations.has(peer)) this.conversations.set(peer, new Conversation(peer));
+    return this.conversations.get(peer);
+  }
+
+  /** All that have something in them, the newest first. */
+  list() {
+    const time = (conversation) => this.waiting(conversation.peer).at(-1)?.at ?? conversation.last?.time ?? 0;
+    const used = [...this.conversations.values()].filter((one) => time(one) || one.peer === EVERYBODY);
+    return used.sort((one, other) => time(other) - time(one));
+  }
+
+  /** What is not acknowledged yet of what goes to `peer`, in its order. */
+  waiting(peer) {
+    return [...this.#outbox.values()].filter((message) => message.to === peer);
+  }
+
+  /** Whether there is such a user. Rejects with Lost. */
+  async exists(peer) {
+    const { answer } = await this.connection.ask(2, peer, "-1");
+    return !answer.reason;
+  }
+
+  /** Keep the conversation with `peer` (null: none) whole from now on: it is the one that is looked at. */
+  async open(peer) {
+    this.#current = peer;
+    if (peer && !this.conversation(peer).loaded) await this.#attempt(() => this.#readNewest(this.conversation(peer)));
+  }
+
+  /** Read the page before the oldest message. */
+  async older(peer) {
+    const conversation = this.conversation(peer);
+    const [first] = conversation.messages;
+    if (!first || conversation.complete || conversation.reading) return;
+    conversation.reading = true;
+    await this.#attempt(async () => {
+      const page = await this.#page(peer, `-${PAGE}@${first.key}`);
+      if (page && conversation.messages[0] === first) {
+        conversation.add(page);
+        conversation.complete = page.length < PAGE;
+      }
+    });
+    conversation.reading = false;
+    this.#changed(peer);
+  }
+
+  /** Ask for the list anew: who is online, what is unread. One at a time: who asks meanwhile gets the same. */
+  refresh() {
+    this.#refreshing ??= this.#attempt(() => this.#readList()).finally(() => {
+      this.#refreshing = null;
+    });
+    return this.#refreshing;
+  }
+
+  /** Let the list reach further back. */
+  async moreConversations() {
+    if (!this.more || this.#refreshing) return;
+    this.#wanted += PAGE;
+    await this.refresh();
+  }
+
+  // --- sending
+
+  /** Why this text cannot be sent: "empty", "too_long", or null if it can. */
+  problem(text) {
+    if (!text.trim()) return "empty";
+    const size = (string) => new TextEncoder().encode(string).length;
+    const frame = JSON.stringify({ to: "x".repeat(256), op_type: 1, content: `${"x".repeat(64)}\n${text}` });
+    return size(text) > this.#limits.text || size(frame) > this.#limits.frame ? "too_long" : null;
+  }
+
+  /** Send a text to `peer`; it is kept until it is acknowledged. */
+  async send(peer, text) {
+    this.#newest = Math.max(Date.now(), this.#newest + 1);
+    const message = { id: newId(), user: this.me, to: peer, text, at: this.#newest, why: null };
+    this.#outbox.set(message.id, message);
+    this.#changed(peer);
+    await this.#keep(message);
+    await this.#pump(peer);
+  }
+
+  /** Send anew what was refused, or lost on its way to everybody. */
+  async retry(id) {
+    const message = this.#outbox.get(id);
+    if (!message?.why) return;
+    message.why = null;
+    this.#changed(message.to);
+    await this.#keep(message);
+    await this.#pump(message.to);
+  }
+
+  /** Give up a message that was refused. */
+  async discard(id) {
+    const message = this.#outbox.get(id);
+    if (!message?.why) return;
+    await this.#forget(message);
+    this.#changed(message.to);
+  }
+
+  // --- marks and deletion
+
+  /** The messages with these keys, all from `peer`, were seen. */
+  async read(peer, keys) {
+    const conversation = this.conversation(peer);
+    conversation.markRead(keys);
+    this.#changed(peer);
+    if (peer === EVERYBODY) return;
+    for (let start = 0; start < keys.length; start += LARGEST_PAGE) {
+      const lines = keys.slice(start, start + LARGEST_PAGE).join("\n");
+      await this.#attempt(() => this.connection.ask(4, peer, lines));
+    }
+  }
+
+  /** Delete a message, for both, after a moment. Returns what takes that back; `flush` does not wait for it. */
+  remove(peer, key) {
+    const conversation = this.conversation(peer);
+    const over = () => {
+      clearTimeout(timer);
+      this.#pending.delete(key);
+      this.#changed(peer);
+    };
+    const go = () => {
+      over();
+      conversation.hidden.delete(key);
+      conversation.remove([key]);
+      this.#removing.set(key, peer);
+      void this.#sendRemovals();
+    };
+    const timer = setTimeout(go, GRACE);
+    conversation.hidden.add(key);
+    this.#pending.set(key, go);
+    this.#changed(peer);
+    return () => {
+      conversation.hidden.delete(key);
+      over();
+    };
+  }
+
+  /** Delete now what waits to be deleted: the page is about to go. */
+  flush() {
+    for (const go of [...this.#pending.values()]) go();
+  }
+
+  // --- what the connection says
+
+  async #ready() {
+    for (const conversation of this.conversations.values()) {
+      conversation.whole = false;
+      if (conversation.peer !== this.#current && conversation.peer !== EVERYBODY) conversation.forget();
+    }
+    await this.#load();
+    void this.#lift(null); // first: what was sent again is then in what is read
+    void this.#sendRemovals();
+    void this.refresh();
+    if (this.#current) void this.#attempt(() => this.#resume(this.conversation(this.#current)));
+  }
+
+  #heard(frame) {
+    const mine = frame.from === this.me;
+    const peer = mine ? frame.to : frame.from;
+    if (frame.op_type === ALLOWED_AGAIN) void this.#lift(frame.content);
+    else if (frame.to === EVERYBODY) this.#toEverybody(frame, mine);
+    else if (frame.op_type === RECEIVED) this.#received(peer, this.#message(frame));
+    else if (frame.op_type === READ) this.#readElsewhere(peer, frame.content.split("\n"), mine);
+    else if (frame.op_type === DELETED) this.#deletedElsewhere(peer, frame.content.split("\n"), mine);
+  }
+
+  #received(peer, message) {
+    const conversation = this.conversation(peer);
+    if (conversation.has(message.key) || conversation.last?.key === message.key) return;
+    if (conversation.loaded) {
+      conversation.add([message]);
+      if (conversation.whole) conversation.place = message.key;
+    }
+    conversation.summary(message);
+    if (!message.mine) {
+      conversation.unread += 1;
+      conversation.online = true;
+    }
+    this.#changed(peer);
+    this.dispatchEvent(new Arrived(peer, message));
+  }
+
+  #toEverybody({ from, content, time }, mine) {
+    const conversation = this.conversation(EVERYBODY);
+    const message = { key: `*${this.#count++}`, mine, from, id: null, text: content, time, read: mine };
+    this.#addToEverybody(message);
+    if (!mine) conversation.unread += 1;
+    this.#changed(EVERYBODY);
+    this.dispatchEvent(new Arrived(EVERYBODY, message));
+  }
+
+  /** Nobody stores these: a page that lives long must not keep them all. */
+  #addToEverybody(message) {
+    const conversation = this.conversation(EVERYBODY);
+    conversation.add([message]);
+    const old = conversation.messages.slice(0, -REMEMBERED).map((one) => one.key);
+    if (old.length) conversation.remove(old);
+  }
+
+  #readElsewhere(peer, ids, mine) {
+    this.conversation(peer).markRead(ids.map((id) => (mine ? "<" : ">") + id));
+    this.#changed(peer);
+  }
+
+  #deletedElsewhere(peer, names, mine) {
+    const turned = { ">": "<", "<": ">" };
+    this.conversation(peer).remove(mine ? names : names.map((name) => turned[name[0]] + name.slice(1)));
+    this.#changed(peer);
+    void this.refresh();
+  }
+
+  // --- pages
+
+  #message({ from, content, id, time, read = false }) {
+    const mine = from === this.me;
+    return { key: (mine ? ">" : "<") + id, mine, from, id, text: content.slice(content.indexOf("\n") + 1), time, read };
+  }
+
+  /** A page of the conversation, null where it is refused: `why` then says so. Rejects with Lost. */
+  async #page(peer, content) {
+    const { answer, frames } = await this.connection.ask(2, peer, content);
+    this.conversation(peer).why = answer.reason ?? null;
+    return answer.reason ? null : frames.map((frame) => this.#message(frame));
+  }
+
+  async #readNewest(conversation) {
+    const page = await this.#page(conversation.peer, `-${PAGE}`);
+    if (!page) return this.#changed(conversation.peer);
+    conversation.add(page);
+    conversation.loaded = conversation.whole = true;
+    conversation.complete = page.length < PAGE;
+    conversation.place = page.at(-1)?.key ?? null;
+    this.#changed(conversation.peer);
+  }
+
+  /** What was missed, in its order; then what is shown anew, as it may have been read or deleted meanwhile. */
+  async #resume(conversation) {
+    if (conversation.peer === EVERYBODY) return;
+    if (!conversation.loaded || !conversation.place) return this.#readNewest(conversation);
+    let page;
+    do {
+      page = await this.#page(conversation.peer, `+${LARGEST_PAGE}@${conversation.place}`);
+      if (!page) {
+        conversation.forget();
+        return this.#readNewest(conversation);
+      }
+      conversation.add(page);
+      conversation.place = page.at(-1)?.key ?? conversation.place;
+    } while (page.length === LARGEST_PAGE);
+    return this.#readShown(conversation);
+  }
+
+  async #readShown(conversation) {
+    const known = new Set(conversation.messages.map((message) => message.key));
+    const top = conversation.get(conversation.shown)?.time ?? Infinity;
+    let read = [];
+    let page;
+    do {
+      page = await this.#page(conversation.peer, `-${LARGEST_PAGE}${read.length ? `@${read[0].key}` : ""}`);
+      if (!page) return;
+      read = page.concat(read);
+    } while (page.length === LARGEST_PAGE && read[0].time >= top);
+    conversation.renew(read, known, page.length < LARGEST_PAGE);
+    conversation.whole = true;
+    this.#changed(conversation.peer);
+  }
+
+  async #readList() {
+    const seen = new Set();
+    let page;
+    let from = "";
+    do {
+      page = await this.connection.ask(7, "", `-${PAGE}${from}`);
+      if (page.answer.reason) return;
+      for (const frame of page.frames) seen.add((from = this.#listedOne(frame)));
+      from = `@${from}`;
+    } while (page.frames.length === PAGE && seen.size < this.#wanted);
+    this.more = page.frames.length === PAGE;
+    this.listed = true;
+    for (const conversation of this.conversations.values()) {
+      if (this.more || seen.has(conversation.peer) || conversation.peer === EVERYBODY) continue;
+      conversation.last = null; // everything in it was deleted
+      conversation.unread = 0;
+    }
+    this.#changed(null);
+  }
+
+  #listedOne(frame) {
+    const last = this.#message(frame);
+    const peer = last.mine ? frame.to : frame.from;
+    const conversation = this.conversation(peer);
+    conversation.last = conversation.get(last.key) ?? last;
+    conversation.unread = frame.unread;
+    conversation.online = frame.online;
+    return peer;
+  }
+
+  // --- the outbox
+
+  async #load() {
+    for (const message of await this.#storage.outbox(this.me).catch(() => [])) {
+      if (this.#outbox.has(message.id) || this.conversations.get(message.to)?.has(`>${message.id}`)) continue;
+      if (message.to === EVERYBODY) message.why ??= "lost"; // it has no id: to send it again might double it
+      this.#newest = Math.max(this.#newest, message.at);
+      this.#outbox.set(message.id, message);
+    }
+    this.#changed(null);
+  }
+
+  /** Send, one after the other, what waits for `peer`: if one has to be sent again, none has overtaken it. */
+  async #pump(peer) {
+    if (this.#sending.has(peer)) return;
+    this.#sending.add(peer);
+    let attempts = 0;
+    for (let message; (message = this.waiting(peer).find((one) => !one.why)); ) {
+      const answer = await this.#attempt(() => this.#transmit(message));
+      if (!answer && peer !== EVERYBODY) break; // with the next connection
+      if (peer !== EVERYBODY && AGAIN.has(answer.reason)) {
+        const longer = answer.reason === "too_many" ? 7 : attempts++;
+        await new Promise((resolve) => setTimeout(resolve, this.#wait(longer)));
+      } else {
+        await this.#answered(message, answer);
+      }
+    }
+    this.#sending.delete(peer);
+  }
+
+  async #transmit({ id, to, text }) {
+    const request = to === EVERYBODY ? [6, "", text] : [1, to, `${id}\n${text}`];
+    return (await this.connection.ask(...request)).answer;
+  }
+
+  async #answered(message, answer) {
+    const conversation = this.conversation(message.to);
+    if (STORED.has(answer?.op_type)) {
+      const sent = { key: `>${message.id}`, mine: true, from: this.me, id: message.id, text: message.text };
+      Object.assign(sent, { time: answer.time, read: false });
+      if (conversation.loaded) conversation.add([sent]);
+      else conversation.summary(sent);
+      conversation.online = answer.op_type === 40018;
+      conversation.refused = false;
+      await this.#forget(message);
+    } else if (answer?.op_type === SENT) {
+      const sent = { key: `*${this.#count++}`, mine: true, from: this.me, id: null, text: message.text };
+      this.#addToEverybody({ ...sent, time: Date.now(), read: true, reached: Number(answer.content) });
+      await this.#forget(message);
+    } else {
+      message.why = answer?.reason ?? "lost";
+      if (message.why === LIMIT) conversation.refused = true;
+      await this.#keep(message);
+    }
+    this.#changed(message.to);
+  }
+
+  /** Send what was refused because `peer` (null: whoever) had not answered, and all else that waits. */
+  async #lift(peer) {
+    const peers = new Set();
+    for (const message of this.#outbox.values()) {
+      if (message.why === LIMIT && (!peer || message.to === peer)) message.why = null;
+      peers.add(message.to);
+    }
+    if (peer) this.conversation(peer).refused = false;
+    this.#changed(peer);
+    await Promise.all([...peers].map((one) => this.#pump(one)));
+  }
+
+  async #sendRemovals() {
+    for (const [key, peer] of [...this.#removing]) {
+      const done = await this.#attempt(() => this.connection.ask(5, peer, key));
+      if (!done || AGAIN.has(done.answer.reason)) return; // with the next connection
+      this.#removing.delete(key);
+    }
+    await this.refresh();
+  }
+
+  #keep(message) {
+    return this.#storage.put(message).catch(() => {}); // a full disk must not keep it from being sent
+  }
+
+  #forget(message) {
+    this.#outbox.delete(message.id);
+    return this.#storage.drop(message.id).catch(() => {});
+  }
+
+  // --- small things
+
+  /** Do what needs the connection; null if it is lost. */
+  async #attempt(work) {
+    try {
+      return await work();
+    } catch (error) {
+      if (error instanceof Lost) return null;
+      throw error;
+    }
+  }
+
+  #changed(peer) {
+    this.dispatchEvent(new Changed(peer));
+  }
+}
+
+/** 128 random bits. crypto.randomUUID would want TLS. */
+function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

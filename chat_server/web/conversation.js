@@ -1,0 +1,116 @@
+/**
+ * What is known of one conversation: its messages in their order, and what the list shows of it. Knows no DOM.
+ *
+ * A message is `{key, mine, from, id, text, time, read}`. Its key is `>ID` if it is mine and `<ID` if it is the
+ * other's, as the protocol names it; a message to everybody has a key of its own.
+ */
+export class Conversation {
+  #known = new Map();
+  #gone = new Set();
+
+  /** in the order of sending, without gaps from the first to the last */
+  messages = [];
+  /** whether the newest page has come, and whether the oldest one has */
+  loaded = false;
+  complete = false;
+  /** the key of the newest message before which nothing is missing: where to go on after a loss */
+  place = null;
+  /** whether that was done since the last loss: from then on live messages follow it without a gap */
+  whole = false;
+  /** the key of the oldest message that is on the screen: what is older need not be read anew */
+  shown = null;
+  /** keys of messages whose deletion can still be undone */
+  hidden = new Set();
+
+  /** the reason for which its pages are refused */
+  why = null;
+  /** whether an older page is under way */
+  reading = false;
+
+  last = null;
+  unread = 0;
+  online = null;
+  /** whether the other has to answer before more can be sent */
+  refused = false;
+
+  constructor(peer) {
+    this.peer = peer;
+  }
+
+  has(key) {
+    return this.#known.has(key);
+  }
+
+  get(key) {
+    return this.#known.get(key);
+  }
+
+  /** Put messages where their times say, in the order in which they come; those known already are renewed. */
+  add(messages) {
+    const fresh = messages
+      .filter((message) => !this.#gone.has(message.key))
+      .map((message) => {
+        const known = this.#known.get(message.key);
+        return known ? Object.assign(known, message, { read: known.read || message.read }) : message;
+      });
+    for (const message of fresh) this.#known.set(message.key, message);
+    const keys = new Set(fresh.map((message) => message.key));
+    const rest = this.messages.filter((message) => !keys.has(message.key));
+    const merged = [];
+    let next = 0;
+    for (const message of fresh) {
+      while (next < rest.length && rest[next].time <= message.time) merged.push(rest[next++]);
+      merged.push(message);
+    }
+    this.messages = merged.concat(rest.slice(next));
+    if (fresh.length) this.summary(fresh.at(-1));
+  }
+
+  /** Let a message be what the list shows, if it is the newest. */
+  summary(message) {
+    if (!this.last || message.time >= this.last.time) this.last = message;
+  }
+
+  /** What was read anew is what there is: of the `known` keys what is not in it was deleted, what is older is dropped. */
+  renew(messages, known, complete) {
+    const keys = new Set(messages.map((message) => message.key));
+    this.add(messages);
+    const start = messages[0]?.time ?? 0;
+    this.#keep((message) => keys.has(message.key) || (message.time >= start && !known.has(message.key)));
+    this.complete = complete;
+    this.place = messages.at(-1)?.key ?? null;
+  }
+
+  /** The messages with these keys were deleted, and do not come back with a page that was under way. */
+  remove(keys) {
+    for (const key of keys) this.#gone.add(key);
+    this.#keep((message) => !this.#gone.has(message.key));
+    if (this.last && this.#gone.has(this.last.key)) this.last = this.messages.at(-1) ?? null;
+  }
+
+  /** Messages were read. Returns how many of those to me were news. */
+  markRead(keys) {
+    let news = 0;
+    for (const key of keys) {
+      const message = this.#known.get(key) ?? (this.last?.key === key ? this.last : null);
+      if (!key.startsWith(">") && !message?.read) news += 1;
+      if (message) message.read = true;
+    }
+    this.unread = Math.max(0, this.unread - news);
+    return news;
+  }
+
+  /** Know nothing of the messages any more: they are read anew when somebody looks. */
+  forget() {
+    this.messages = [];
+    this.#known.clear();
+    this.#gone.clear();
+    this.loaded = this.complete = false;
+    this.place = this.shown = null;
+  }
+
+  #keep(wanted) {
+    this.messages = this.messages.filter(wanted);
+    this.#known = new Map(this.messages.map((message) => [message.key, message]));
+  }
+}

@@ -1,0 +1,125 @@
+/** Small tools for the document. Texts reach it as text nodes only. */
+
+/** An element. Attributes: `onX` listens, a boolean is there or not, the rest is set. Children: nodes or texts. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (typeof value === "boolean") element.toggleAttribute(name, value);
+    else if (value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+const ICONS = {
+  back: "M15 5l-7 7 7 7",
+  send: "M12 19V6M6 11.5L12 5.5l6 6",
+  settings: "M4 8h9M19 8h1M4 16h1M11 16h9M16 5.5v5M8 13.5v5",
+  more: "M6 12h.01M12 12h.01M18 12h.01",
+  find: "M11 17.5a6.5 6.5 0 1 0 0-13 6.5 6.5 0 0 0 0 13zM16 16l4 4",
+  close: "M6 6l12 12M18 6L6 18",
+  down: "M6 10l6 6 6-6",
+  waiting: "M12 20a8 8 0 1 0 0-16 8 8 0 0 0 0 16zM12 8v4.5l3 1.5",
+  sent: "M5 12.5l4.5 4.5L19 7.5",
+  read: "M2 12.5L6.5 17 16 7.5M12 16l1 1 9-9.5",
+  failed: "M12 20a8 8 0 1 0 0-16 8 8 0 0 0 0 16zM12 8v4.5M12 15.8v.1",
+  everybody: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3.5 19c0-3 2.5-5 5.5-5s5.5 2 5.5 5M16 5.3a3 3 0 0 1 0 5.4M17.5 14.4c1.9.7 3 2.4 3 4.6",
+  talk: "M4.5 6.5h10.5a2 2 0 0 1 2 2v4a2 2 0 0 1-2 2H9l-3.5 3v-3h-1a2 2 0 0 1-2-2v-4a2 2 0 0 1 2-2z",
+};
+
+/** A drawing; with a label it means something, without one it is decoration. */
+export function icon(name, label = "") {
+  const create = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const svg = create("svg");
+  const path = create("path");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("class", `icon icon-${name}`);
+  path.setAttribute("d", ICONS[name]);
+  svg.append(path);
+  if (label) {
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", label);
+  } else {
+    svg.setAttribute("aria-hidden", "true");
+  }
+  return svg;
+}
+
+/** A button that shows an icon and says `label`. */
+export function iconButton(name, label, onclick, attributes = {}) {
+  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
+}
+
+/** The first letter of a name on a colour of its own; `everybody` has a drawing. */
+export function avatar(name, everybody = false) {
+  const hue = [...name].reduce((sum, char) => (sum * 31 + char.codePointAt(0)) % 997, 7) % 8;
+  const [first] = new Intl.Segmenter().segment(name);
+  const inside = everybody ? icon("everybody") : first.segment.toUpperCase();
+  const element = h("span", { class: "avatar", "aria-hidden": "true" }, inside);
+  element.style.setProperty("--hue", everybody ? 165 : 20 + hue * 45);
+  return element;
+}
+
+/** A name amid other text, whatever direction either runs in. */
+export function nameOf(name) {
+  return h("bdi", { class: "name" }, name);
+}
+
+const LINK = /https?:\/\/[^\s<>"'“”‘’，。；：！？、（）《》「」]+[^\s<>"'“”‘’，。；：！？、（）《》「」.,;:!?)\]}]/gu;
+
+/** A text as nodes, with links for http and https addresses. */
+export function linked(text) {
+  const nodes = [];
+  let end = 0;
+  for (const match of text.matchAll(LINK)) {
+    if (!URL.canParse(match[0])) continue;
+    nodes.push(text.slice(end, match.index));
+    nodes.push(h("a", { href: match[0], target: "_blank", rel: "noopener noreferrer nofollow" }, match[0]));
+    end = match.index + match[0].length;
+  }
+  return [...nodes, text.slice(end)];
+}
+
+/** Make `parent`'s children these, touching only what differs: focus and selection stay where they are. */
+export function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, index) => {
+    if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
+  });
+}
+
+/** A modal question or sheet; resolves with what `close(value)` was given, null where it was dismissed. */
+export function dialog(attributes, build) {
+  return new Promise((resolve) => {
+    let result = null;
+    const element = h("dialog", attributes);
+    const close = (value = null) => {
+      result = value;
+      element.close();
+    };
+    element.append(...build(close));
+    element.addEventListener("close", () => {
+      element.remove();
+      resolve(result);
+    });
+    element.addEventListener("click", (event) => event.target === element && close());
+    document.body.append(element);
+    element.showModal();
+  });
+}
+
+/** A form's field with its label, and room for an error that belongs to it: `field.fail(text)`. */
+export function field(label, attributes) {
+  const error = h("p", { class: "error", id: `${attributes.id}-error` });
+  const input = h("input", { ...attributes, "aria-describedby": error.id });
+  const element = h("div", { class: "field" }, h("label", { for: attributes.id }, label), input, error);
+  const fail = (text) => {
+    error.textContent = text;
+    input.setAttribute("aria-invalid", String(Boolean(text)));
+    if (text) input.focus();
+  };
+  input.addEventListener("input", () => error.textContent && fail(""));
+  return { element, input, fail };
+}

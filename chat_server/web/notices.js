@@ -1,0 +1,67 @@
+/** What reaches a person who looks elsewhere: the title, notifications, a sound, announcements, toasts. */
+import { h } from "./dom.js";
+import { preferences } from "./preferences.js";
+import { t } from "./texts.js";
+
+const TOAST = 5000;
+let audio = null;
+
+/** Say it to who listens instead of looking. */
+export function announce(text) {
+  const announcer = document.querySelector("#announcer");
+  announcer.append(h("p", {}, text));
+  while (announcer.children.length > 3) announcer.firstChild.remove();
+}
+
+export function title(unread) {
+  document.title = unread ? `(${unread}) ${t.title}` : t.title;
+}
+
+/** A notification of the system, if wanted and allowed; `url` is what a click opens. */
+export async function notify(name, text, url, open) {
+  if (!preferences.notify || globalThis.Notification?.permission !== "granted") return;
+  const options = { body: text.slice(0, 200), tag: url, data: url };
+  try {
+    const notification = new Notification(name, options);
+    notification.onclick = () => {
+      window.focus();
+      open();
+      notification.close();
+    };
+  } catch {
+    const worker = await navigator.serviceWorker?.getRegistration(); // telephones want it from there
+    await worker?.showNotification(name, options);
+  }
+}
+
+/** Two soft notes, if wanted; a browser plays nothing before the page was touched. */
+export function sound() {
+  if (!preferences.sound || !navigator.userActivation?.hasBeenActive) return;
+  audio ??= new AudioContext();
+  [660, 880].forEach((frequency, index) => {
+    const [note, volume] = [audio.createOscillator(), audio.createGain()];
+    const start = audio.currentTime + index * 0.09;
+    note.frequency.value = frequency;
+    volume.gain.setValueAtTime(0, start);
+    volume.gain.linearRampToValueAtTime(0.05, start + 0.015);
+    volume.gain.exponentialRampToValueAtTime(0.0001, start + 0.2);
+    note.connect(volume).connect(audio.destination);
+    note.start(start);
+    note.stop(start + 0.22);
+  });
+}
+
+/** A line at the bottom that goes by itself; with what can be done about it. */
+export function toast(text, label = "", action = null) {
+  const close = () => {
+    clearTimeout(timer);
+    element.remove();
+  };
+  const act = () => {
+    close();
+    action();
+  };
+  const element = h("div", { class: "toast" }, h("span", {}, text), action && h("button", { type: "button", onclick: act }, label));
+  const timer = setTimeout(close, TOAST);
+  document.querySelector("#toasts").append(element);
+}

@@ -1,0 +1,108 @@
+/** The sheet with a person's choices, the password and the way out. */
+import { logout, setPassword } from "./api.js";
+import { dialog, field, h, iconButton } from "./dom.js";
+import { toast } from "./notices.js";
+import { prefer, preferences } from "./preferences.js";
+import { LANGUAGES, reason, t } from "./texts.js";
+
+/** Open it. `changed()`: the texts or the looks are others now. `leave()`: logged out. */
+export async function openSettings(chat, { changed, leave }) {
+  for (let again = true; again; ) {
+    const result = await dialog({ class: "sheet", "aria-label": t.settings }, (close) => [
+      h("header", {}, h("h2", {}, t.settings), iconButton("close", t.close, () => close())),
+      choice(t.language, "language", LANGUAGES, () => close("again")),
+      choice(t.scheme, "scheme", t.schemes),
+      toggle(t.sound, "sound"),
+      "Notification" in globalThis && toggle(t.notify, "notify", permitted),
+      passwordForm(chat.me),
+      h("button", { type: "button", class: "danger wide", onclick: () => close("leave") }, t.logOut),
+    ].filter(Boolean));
+    again = result === "again";
+    if (again) changed();
+    else if (result === "leave") await goodbye(chat, leave);
+  }
+}
+
+/** A question with the answers yes and no. */
+export function question(title, text, yes) {
+  return dialog({ class: "question", role: "alertdialog", "aria-label": title }, (close) => [
+    h("h2", {}, title),
+    h("p", {}, text),
+    h(
+      "div",
+      { class: "answers" },
+      h("button", { type: "button", class: "quiet", onclick: () => close() }, t.cancel),
+      h("button", { type: "button", class: "danger", onclick: () => close(true) }, yes),
+    ),
+  ]);
+}
+
+async function goodbye(chat, leave) {
+  const unsent = [...chat.conversations.keys()].flatMap((peer) => chat.waiting(peer)).length;
+  if (unsent && !(await question(t.unsentTitle, t.unsentHint(unsent), t.logOut))) return;
+  chat.flush();
+  const answer = await logout(chat.me);
+  if (answer.ok || answer.code === 401) leave();
+  else toast(reason(answer.reason));
+}
+
+function choice(label, name, choices, then = () => {}) {
+  const radios = Object.entries(choices).map(([value, text]) =>
+    h(
+      "label",
+      {},
+      h("input", {
+        type: "radio",
+        name,
+        value,
+        checked: preferences[name] === value,
+        onchange: () => {
+          prefer(name, value);
+          then();
+        },
+      }),
+      h("span", {}, text),
+    ),
+  );
+  return h("fieldset", { class: "choice" }, h("legend", {}, label), h("div", { class: "segments" }, radios));
+}
+
+function toggle(label, name, allowed = async () => true) {
+  const change = async (event) => {
+    const input = event.target;
+    const wanted = input.checked && (await allowed());
+    input.checked = wanted;
+    prefer(name, wanted);
+  };
+  const input = h("input", { type: "checkbox", role: "switch", checked: preferences[name], onchange: change });
+  return h("label", { class: "toggle" }, h("span", {}, label), input);
+}
+
+async function permitted() {
+  if ((await Notification.requestPermission()) === "granted") return true;
+  toast(t.notifyDenied);
+  return false;
+}
+
+function passwordForm(me) {
+  const old = field(t.oldPassword, { id: "old-password", type: "password", autocomplete: "current-password" });
+  const fresh = field(t.newPassword, { id: "new-password", type: "password", autocomplete: "new-password" });
+  const problem = h("p", { class: "error", role: "alert" });
+  const submit = async (event) => {
+    event.preventDefault();
+    const answer = await setPassword(me, old.input.value, fresh.input.value);
+    problem.textContent = "";
+    if (answer.ok) {
+      form.reset();
+      details.open = false;
+      toast(t.changed);
+    } else if (answer.reason === "bad_password") fresh.fail(reason("bad_password"));
+    else if (answer.reason === "wrong_password") old.fail(reason("wrong_old_password"));
+    else problem.textContent = reason(answer.reason);
+  };
+  const name = h("input", { type: "text", autocomplete: "username", value: me, hidden: true, "aria-label": t.name });
+  const button = h("button", { type: "submit", class: "primary" }, t.change);
+  const form = h("form", { novalidate: true, onsubmit: submit }, name, old.element, fresh.element, problem, button);
+  const details = h("details", {}, h("summary", {}, t.changePassword), form);
+  return details;
+}

@@ -1,0 +1,157 @@
+/** The view of who is logged in: the list and the conversation side by side, or one of them where it is narrow. */
+import { EVERYBODY } from "./chat.js";
+import { SESSION_ENDED } from "./connection.js";
+import { h } from "./dom.js";
+import { announce, notify, sound, title } from "./notices.js";
+import { openSettings } from "./settings.js";
+import { Side } from "./side.js";
+import { Talk } from "./talk.js";
+import { t } from "./texts.js";
+
+const PRESENCE = 30_000;
+// A connection that is made quickly need not be spoken of.
+const PATIENCE = 1500;
+
+export class Shell {
+  #chat;
+  #options;
+  #peer = null;
+  #drafts = new Map();
+  #dirty = false;
+  #ending = new AbortController();
+  #patience = 0;
+
+  /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. */
+  constructor(chat, options) {
+    this.#chat = chat;
+    this.#options = options;
+    const shared = {
+      drafts: this.#drafts,
+      current: () => this.#peer,
+      address: (peer) => this.#address(peer),
+      open: (peer) => this.#go(peer),
+      back: () => this.#go(null),
+      settings: () => this.#settings(),
+      draft: (peer, text) => this.#draft(peer, text),
+      limits: options.limits,
+    };
+    this.status = h("p", { class: "status", role: "status" });
+    this.side = new Side(chat, shared);
+    this.talk = new Talk(chat, shared);
+    this.element = h("div", { class: "shell" }, this.status, this.side.element, this.talk.element);
+  }
+
+  /** Begin, with the conversation with `peer` open if there is one. */
+  async start(peer) {
+    this.#listen();
+    for (const [to, text] of await this.#options.storage.drafts(this.#chat.me).catch(() => [])) this.#drafts.set(to, text);
+    this.#show(peer);
+    await this.#chat.start();
+  }
+
+  #listen() {
+    const { signal } = this.#ending;
+    this.#chat.addEventListener("change", () => this.#soon(), { signal });
+    this.#chat.addEventListener("message", (event) => this.#arrived(event), { signal });
+    addEventListener("online", () => this.#look(), { signal });
+    addEventListener("focus", () => this.#look(), { signal });
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#look(), { signal });
+    addEventListener("pagehide", () => this.#chat.flush(), { signal });
+    addEventListener("popstate", () => this.#show(new URLSearchParams(location.search).get("to_uid")), { signal });
+    navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#go(new URL(data, location.href).searchParams.get("to_uid")), { signal });
+    const presence = setInterval(() => document.visibilityState === "visible" && this.#chat.refresh(), PRESENCE);
+    signal.addEventListener("abort", () => clearInterval(presence));
+  }
+
+  /** Somebody is here, or the network is: be up to date at once. */
+  #look() {
+    this.#chat.connection.wake();
+    void this.#chat.refresh();
+    this.#soon();
+  }
+
+  /** Show what is different with the next picture: once, however much it is. */
+  #soon() {
+    if (this.#dirty) return;
+    this.#dirty = true;
+    const update = () => {
+      this.#dirty = false;
+      if (!this.#ending.signal.aborted) this.#update();
+    };
+    if (document.visibilityState === "visible") requestAnimationFrame(update);
+    else setTimeout(update, 100); // there are no pictures now, but the title is seen
+  }
+
+  #update() {
+    const { state, code } = this.#chat.connection;
+    if (state === "ended" && code === SESSION_ENDED) return this.#leave(true);
+    this.side.update();
+    this.talk.update();
+    title([...this.#chat.conversations.values()].reduce((sum, one) => sum + one.unread, 0));
+    this.#say(state);
+  }
+
+  #say(state) {
+    if (state === "open") {
+      clearTimeout(this.#patience);
+      this.#patience = 0;
+      this.status.replaceChildren();
+    } else if (state === "ended") {
+      this.status.replaceChildren(t.broken, h("button", { type: "button", onclick: () => location.reload() }, t.reload));
+    } else {
+      this.#patience ||= setTimeout(() => this.status.replaceChildren(t.away), PATIENCE);
+    }
+  }
+
+  #arrived({ peer, message }) {
+    if (message.mine) return;
+    const name = peer === EVERYBODY ? t.said(t.everybody, message.from) : peer;
+    const looked = document.hasFocus() && peer === this.#peer;
+    if (looked) announce(t.said(message.from, message.text));
+    else sound();
+    if (!document.hasFocus()) void notify(name, message.text, this.#address(peer), () => this.#go(peer));
+  }
+
+  #address(peer) {
+    return peer ? `/chat/test?${new URLSearchParams({ uid: this.#chat.me, to_uid: peer })}` : "/";
+  }
+
+  #go(peer) {
+    if (peer !== this.#peer) history.pushState(null, "", this.#address(peer));
+    this.#show(peer);
+  }
+
+  #show(peer) {
+    const before = this.#peer;
+    this.#peer = peer === this.#chat.me ? null : peer;
+    this.element.classList.toggle("talking", Boolean(this.#peer));
+    this.talk.show(this.#peer);
+    void this.#chat.open(this.#peer);
+    this.#update();
+    if (this.#peer) this.talk.focus();
+    else if (before) this.side.focus(before);
+  }
+
+  #draft(peer, text) {
+    if (text) this.#drafts.set(peer, text);
+    else this.#drafts.delete(peer);
+    this.#options.storage.draft(this.#chat.me, peer, text).catch(() => {});
+    this.#soon();
+  }
+
+  #settings() {
+    const changed = () => {
+      this.side.render();
+      this.talk.render();
+      this.#update();
+    };
+    void openSettings(this.#chat, { changed, leave: () => this.#leave(false) });
+  }
+
+  #leave(ended) {
+    this.#ending.abort();
+    clearTimeout(this.#patience);
+    for (const open of document.querySelectorAll("dialog")) open.close();
+    this.#options.leave(ended);
+  }
+}

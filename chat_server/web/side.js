@@ -1,0 +1,157 @@
+/** The list of conversations, and the way into a new one. */
+import { EVERYBODY } from "./chat.js";
+import { arrange, avatar, h, iconButton, icon, nameOf } from "./dom.js";
+import { moment, reason, t } from "./texts.js";
+
+export class Side {
+  #chat;
+  #options;
+  #rows = new Map();
+
+  /** `open(peer)`, `settings()`, `address(peer)`, `drafts`: what is begun, by peer. */
+  constructor(chat, options) {
+    this.#chat = chat;
+    this.#options = options;
+    this.list = h("ol", { class: "conversations", onscroll: () => this.#scrolled() });
+    this.element = h("aside", { class: "side" });
+    this.render();
+  }
+
+  /** Everything, in the language of now. */
+  render() {
+    this.#rows.clear();
+    this.find = h("input", {
+      type: "text",
+      "aria-label": t.find,
+      placeholder: t.find,
+      maxlength: 128,
+      autocomplete: "off",
+      autocapitalize: "none",
+      spellcheck: "false",
+      enterkeyhint: "go",
+      "aria-describedby": "find-error",
+      oninput: () => {
+        this.error.textContent = "";
+        this.update();
+      },
+      onkeydown: (event) => event.key === "Escape" && this.#clear(),
+    });
+    this.error = h("p", { class: "error", id: "find-error", role: "alert" });
+    this.start = h("button", { type: "submit", class: "start" });
+    this.empty = h("div", { class: "empty" }, h("p", {}, t.none), h("p", {}, t.noneHint));
+    this.element.replaceChildren(
+      h(
+        "header",
+        { class: "bar" },
+        avatar(this.#chat.me),
+        h("h1", { title: t.loggedInAs(this.#chat.me) }, nameOf(this.#chat.me)),
+        iconButton("settings", t.settings, () => this.#options.settings()),
+      ),
+      h("form", { class: "find", role: "search", onsubmit: (event) => this.#submit(event) }, icon("find"), this.find, this.start, this.error),
+      h("nav", { "aria-label": t.conversations }, this.list, this.empty),
+    );
+    this.update();
+  }
+
+  /** Put the focus on the row of `peer`, where one came from. */
+  focus(peer) {
+    (this.#rows.get(peer)?.link ?? this.find).focus();
+  }
+
+  update() {
+    const wanted = this.find.value.trim().toLowerCase();
+    const matches = ({ peer }) => (peer === EVERYBODY ? t.everybody : peer).toLowerCase().includes(wanted);
+    const all = this.#chat.list();
+    const shown = all.filter(matches);
+    arrange(this.list, shown.map((conversation) => this.#row(conversation)));
+    const named = this.#named();
+    this.start.hidden = !wanted || named === this.#chat.me || shown.some(({ peer }) => peer === named);
+    this.start.replaceChildren(icon("talk"), t.start(named));
+    this.empty.hidden = all.length > 1 || Boolean(wanted) || !this.#chat.listed;
+  }
+
+  #named() {
+    return this.find.value.trim().normalize("NFC");
+  }
+
+  #row(conversation) {
+    const { peer } = conversation;
+    if (!this.#rows.has(peer)) this.#rows.set(peer, this.#newRow(peer));
+    const row = this.#rows.get(peer);
+    const draft = peer !== this.#options.current() && this.#options.drafts.get(peer);
+    const waiting = this.#chat.waiting(peer).at(-1);
+    const last = waiting ?? conversation.last;
+    const mine = Boolean(waiting) || last?.mine;
+    const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : "");
+    row.name.classList.toggle("online", Boolean(conversation.online));
+    row.presence.textContent = conversation.online ? t.online : "";
+    row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
+    row.text.replaceChildren(
+      ...(draft ? [h("em", {}, t.draft), " "] : []),
+      ...(!draft && mine ? [icon(waiting ? (waiting.why ? "failed" : "waiting") : last.read ? "read" : "sent")] : []),
+      h("bdi", {}, (!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
+    );
+    row.unread.textContent = conversation.unread > 999 ? "999+" : conversation.unread || "";
+    row.unread.hidden = !conversation.unread;
+    row.link.classList.toggle("has-unread", Boolean(conversation.unread));
+    if (peer === this.#options.current()) row.link.setAttribute("aria-current", "page");
+    else row.link.removeAttribute("aria-current");
+    return row.element;
+  }
+
+  #newRow(peer) {
+    const everybody = peer === EVERYBODY;
+    const open = (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new window, as links do
+      event.preventDefault();
+      this.#clear();
+      this.#options.open(peer);
+    };
+    const row = {
+      name: h("span", { class: "who" }, nameOf(everybody ? t.everybody : peer)),
+      presence: h("span", { class: "unseen" }),
+      time: h("time", {}),
+      text: h("span", { class: "last" }),
+      unread: h("span", { class: "unread" }),
+    };
+    row.link = h(
+      "a",
+      { href: this.#options.address(peer), onclick: open },
+      avatar(peer, everybody),
+      row.name,
+      row.presence,
+      row.time,
+      row.text,
+      row.unread,
+    );
+    row.element = h("li", {}, row.link);
+    return row;
+  }
+
+  #clear() {
+    this.find.value = this.error.textContent = "";
+    this.update();
+  }
+
+  async #submit(event) {
+    event.preventDefault();
+    const peer = this.#named();
+    if (!peer) return;
+    if (peer === this.#chat.me) return this.#fail("to_yourself");
+    const known = this.#chat.conversations.has(peer) && this.#chat.conversation(peer).last;
+    const exists = known || (await this.#chat.exists(peer).catch(() => null));
+    if (exists === null) return this.#fail("unreachable");
+    if (!exists) return this.#fail("no_such_user");
+    this.#clear();
+    this.#options.open(peer);
+  }
+
+  #fail(why) {
+    this.error.textContent = reason(why);
+  }
+
+  #scrolled() {
+    const left = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight;
+    if (left < 400) void this.#chat.moreConversations();
+  }
+}

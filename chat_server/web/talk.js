@@ -1,0 +1,112 @@
+/** One conversation: who it is with, its messages, and the place to write. */
+import { EVERYBODY } from "./chat.js";
+import { avatar, h, iconButton, nameOf } from "./dom.js";
+import { Messages } from "./messages.js";
+import { reason, t } from "./texts.js";
+
+export class Talk {
+  #chat;
+  #options;
+  #peer = null;
+
+  element = h("main", { class: "talk" });
+
+  /** `back()`, `draft(peer, text)`, `drafts`, `limits`: see Shell. */
+  constructor(chat, options) {
+    this.#chat = chat;
+    this.#options = options;
+    this.messages = new Messages(chat, { leave: () => this.focus() });
+    this.render();
+  }
+
+  /** Everything, in the language of now. */
+  render() {
+    this.title = h("h2", {});
+    this.presence = h("p", { class: "presence" });
+    this.face = h("span", {});
+    this.hint = h("p", { class: "hint" });
+    this.error = h("p", { class: "error", id: "text-error", role: "alert" });
+    this.text = h("textarea", {
+      rows: "1",
+      dir: "auto",
+      enterkeyhint: "send",
+      "aria-describedby": "text-error",
+      oninput: () => this.#wrote(),
+      onkeydown: (event) => this.#key(event),
+    });
+    const send = h("button", { type: "submit", class: "send", "aria-label": t.send, title: t.send });
+    send.append(iconButton("send", "").firstChild);
+    this.composer = h("form", { class: "composer", onsubmit: (event) => this.#submit(event) }, this.text, send, this.error);
+    this.nobody = h("div", { class: "nobody" }, h("p", {}, t.choose));
+    const back = iconButton("back", t.back, () => this.#options.back(), { class: "icon-button back" });
+    this.header = h("header", { class: "bar" }, back, this.face, h("div", { class: "heading" }, this.title, this.presence));
+    this.messages.render();
+    this.element.replaceChildren(this.nobody, this.header, this.messages.element, this.hint, this.composer);
+    this.show(this.#peer);
+  }
+
+  /** Show the conversation with `peer`, null for none. */
+  show(peer) {
+    this.#peer = peer;
+    const everybody = peer === EVERYBODY;
+    for (const part of [this.header, this.messages.element, this.hint, this.composer]) part.hidden = !peer;
+    this.nobody.hidden = Boolean(peer);
+    this.messages.show(peer);
+    if (!peer) return;
+    this.title.replaceChildren(nameOf(everybody ? t.everybody : peer));
+    this.face.replaceChildren(avatar(peer, everybody));
+    this.text.value = this.#options.drafts.get(peer) ?? "";
+    this.text.placeholder = everybody ? t.writeAll : t.write(peer);
+    this.text.setAttribute("aria-label", this.text.placeholder);
+    this.error.textContent = "";
+    this.#grow();
+    this.update();
+  }
+
+  focus() {
+    if (!this.composer.hidden) this.text.focus({ preventScroll: true });
+  }
+
+  update() {
+    if (!this.#peer) return;
+    const { online, refused, why } = this.#chat.conversation(this.#peer);
+    const everybody = this.#peer === EVERYBODY;
+    this.presence.textContent = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
+    this.presence.classList.toggle("online", Boolean(online));
+    this.hint.textContent = why ? reason(why) : refused ? t.limited(this.#peer) : "";
+    this.composer.hidden = why === "no_such_user";
+    this.messages.update();
+  }
+
+  #wrote() {
+    this.error.textContent = "";
+    this.#grow();
+    this.#options.draft(this.#peer, this.text.value);
+  }
+
+  #grow() {
+    this.text.style.height = "auto";
+    this.text.style.height = `${this.text.scrollHeight}px`;
+  }
+
+  #key(event) {
+    // While an input method composes, Enter belongs to it. (229: browsers that tell so late.)
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) this.#submit(event);
+    if (event.key === "Escape" && !event.isComposing) this.#options.back();
+  }
+
+  #submit(event) {
+    event.preventDefault();
+    const text = this.text.value.trimEnd();
+    const problem = this.#chat.problem(text);
+    if (problem === "too_long") {
+      const size = new TextEncoder().encode(text).length;
+      this.error.textContent = t.tooLong(size, this.#options.limits.text);
+    }
+    if (problem) return;
+    this.text.value = "";
+    this.#wrote();
+    this.messages.follow();
+    void this.#chat.send(this.#peer, text);
+  }
+}

@@ -1,0 +1,117 @@
+"""A person at a browser: what they see, and what they do.
+
+async with person(browser, server, "alice") as alice:
+    await alice.opens("bob")
+    await alice.writes("hello")
+    await alice.sees("hello", "read")
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect
+
+from tests.harness import PASSWORD, PATIENCE, Server
+
+MILLISECONDS = PATIENCE * 1000
+expect.set_options(timeout=MILLISECONDS)
+# What the browser itself says of a server that is away; the page can neither prevent nor catch it.
+OF_THE_NETWORK = ("net::ERR_", "WebSocket connection to", "the server responded with a status of 4")
+
+
+class Window:
+    """One window of a person's browser."""
+
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = name
+        self.faults: list[str] = []
+        page.set_default_timeout(MILLISECONDS)
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(known in message.text for known in OF_THE_NETWORK):
+            self.faults.append(message.text)
+
+    async def log_in(self, password: str = PASSWORD) -> None:
+        """Fill in the form that is shown."""
+        await self.page.get_by_label("User name").fill(self.name)
+        await self.page.get_by_label("Password", exact=True).fill(password)
+        await self.page.get_by_role("main").get_by_role("button", name="Log in").last.click()
+        await expect(self.page.locator(".shell")).to_be_visible()
+
+    async def opens(self, peer: str) -> None:
+        """Open the conversation with `peer`, a new one if there is none."""
+        find = self.page.get_by_role("textbox", name="Find")
+        await find.fill(peer)
+        await find.press("Enter")
+        await expect(self.page.get_by_role("heading", level=2, name=peer)).to_be_visible()
+
+    async def writes(self, *texts: str) -> None:
+        """Write and send, by keyboard."""
+        for text in texts:
+            await self.composer.fill(text)
+            await self.composer.press("Enter")
+
+    async def sees(self, text: str, state: str = "") -> None:
+        """The message is there, once; `state` is what stands beside one's own."""
+        row = self.message(text)
+        await expect(row).to_have_count(1)
+        if state:
+            await expect(row.get_by_role("img", name=state)).to_be_visible()
+
+    async def misses(self, text: str) -> None:
+        """There is no such message."""
+        await expect(self.message(text)).to_have_count(0)
+
+    def message(self, text: str) -> Locator:
+        """The rows with exactly this text."""
+        return self.page.locator(".row").filter(has=self.page.locator(".text").get_by_text(text, exact=True))
+
+    async def texts(self) -> list[str]:
+        """All texts in the document, in their order."""
+        return await self.page.locator(".row .text").all_inner_texts()
+
+    @property
+    def composer(self) -> Locator:
+        return self.page.locator("textarea")
+
+
+class Person:
+    """A person with a browser profile of their own, which may have several windows."""
+
+    def __init__(self, context: BrowserContext, server: Server, name: str) -> None:
+        self.context = context
+        self.server = server
+        self.name = name
+        self.windows: list[Window] = []
+
+    async def window(self, path: str = "/") -> Window:
+        """A new window."""
+        window = Window(await self.context.new_page(), self.name)
+        self.windows.append(window)
+        await window.page.goto(self.server.url + path)
+        return window
+
+
+@asynccontextmanager
+async def at_a_browser(browser: Browser, server: Server, name: str, **options: Any) -> AsyncIterator[Person]:
+    """Somebody who is not logged in. At the end, no window may have complained about anything."""
+    context = await browser.new_context(**{"locale": "en-GB", **options})
+    try:
+        person = Person(context, server, name)
+        yield person
+        assert [fault for window in person.windows for fault in window.faults] == []
+    finally:
+        await context.close()
+
+
+@asynccontextmanager
+async def person(browser: Browser, server: Server, name: str, path: str = "/", **options: Any) -> AsyncIterator[Window]:
+    """The one window of somebody who has logged in."""
+    async with at_a_browser(browser, server, name, **options) as someone:
+        window = await someone.window(path)
+        await window.log_in()
+        yield window
