@@ -6,20 +6,24 @@ Durability: WAL with synchronous=FULL on the writing connection, so COMMIT retur
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
 import sqlite3
-import threading
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.meter import UNWATCHED, Watch
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -29,6 +33,8 @@ READERS = 2
 # written to it once instead of often. The writer keeps so many KiB of pages in memory.
 CHECKPOINT_PAGES = 4000
 CACHE_KIB = 16384
+# Where the log's index has how many pages the log has (https://www.sqlite.org/walformat.html#the_wal_index_header).
+LOG_PAGES = 16
 # A file of at most so many bytes is read whole at start, to find damage; --check does so with any.
 CHECKED_AT_START = 67_108_864
 # "chat" in ASCII: lets `file` and --check tell our database from another program's.
@@ -61,8 +67,9 @@ class Database:
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._writing: sqlite3.Connection | None = None
-        self._local = threading.local()
-        self._reading: list[sqlite3.Connection] = []
+        self._index = -1  # the log's index
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()  # what reads, and is not at it
+        self._reading = 0  # how many connections read
         self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together, timeout=timeout, watch=watch)
 
     async def open(self, schemas: Sequence[Schema]) -> None:
@@ -84,13 +91,13 @@ class Database:
 
     async def ping(self) -> None:
         """Return if the database answers; after a write that failed, if one can be written again."""
-        if self._failing:
+        if self._failing or self._writing is None:
             await self.write(_touch)
         await self.read(lambda connection: connection.execute("SELECT 1 FROM schema_steps").fetchone())
 
     async def checkpoint(self) -> None:
         """Empty the log: what was deleted must not stay in it for long."""
-        await self._in_thread(self._writer, self._checkpoint, None)
+        await self._in_thread(self._writer, self._copy_log, "TRUNCATE")
 
     async def close(self) -> None:
         """Finish what was handed over, close all connections, release the folder. Idempotent."""
@@ -131,9 +138,7 @@ class Database:
         return [result for job in jobs for result in self._write([job])]
 
     def _transaction(self, jobs: Sequence[Job[Any]]) -> list[Any]:
-        connection = self._writing
-        if connection is None:
-            raise sqlite3.OperationalError("the database is closed")
+        connection = self._writing or self._connect()
         try:
             connection.execute("BEGIN IMMEDIATE")
             results = [job(connection) for job in jobs]
@@ -142,25 +147,77 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= CHECKPOINT_PAGES:
+            try:
+                self._copy_log("PASSIVE")
+            except sqlite3.Error as error:  # what was asked for is durable, in the log
+                log.warning("the log could not be copied into the file", extra={"why": str(error)})
         return results
 
-    def _checkpoint(self, _: None) -> None:
-        if self._writing:
-            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    def _copy_log(self, mode: str) -> None:
+        """Copy the log into the file.
+
+        SQLite would do so by itself, but tell nobody when it fails. And where a reader is in the way it copies a part,
+        and does not sync it until it has copied the rest: that part is lost if the sync then fails. So
+        after a failure nothing that SQLite knows of the log is believed: opened again, it reads the log from
+        the beginning, and will copy all of it.
+        """
+        if self._writing is None:
+            return
+        try:
+            self._writing.execute(f"PRAGMA wal_checkpoint({mode})")
+        except sqlite3.Error:
+            self._disconnect()
+            self._connect()
+            raise
 
     def _read(self, job: Job[T]) -> T:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = _connect(self.path)
-            connection.execute("PRAGMA query_only = ON")
-            self._reading.append(connection)
-        return job(connection)
+        try:
+            connection = self._idle.get(timeout=self._timeout)
+        except Empty:
+            raise sqlite3.OperationalError("the database is not open") from None
+        try:
+            return job(connection)
+        finally:
+            self._idle.put(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open all connections; returns the writing one."""
+        try:
+            self._writing = writing = _connect(self.path, "rwc")
+            writing.execute("PRAGMA wal_autocheckpoint = 0")
+            writing.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            while self._reading < READERS:
+                self._idle.put(_connect(self.path, "ro"))
+                self._reading += 1
+            self._index = os.open(self.path.with_name("chat.db-shm"), os.O_RDONLY | os.O_CLOEXEC)
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            raise sqlite3.OperationalError(str(error)) from error
+        return writing
+
+    def _disconnect(self) -> None:
+        """Close all connections and leave the log as it is: the last to go may only read, and so cannot copy it."""
+        if self._writing:
+            self._writing.close()
+            self._writing = None
+        self._close_readers()
+        if self._index >= 0:  # not before: to close any file of a process lets go of its locks on it
+            os.close(self._index)
+            self._index = -1
+
+    def _close_readers(self) -> None:
+        while self._reading:
+            self._idle.get().close()
+            self._reading -= 1
 
     def _open(self, schemas: Sequence[Schema]) -> None:
         folder = self.path.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(folder / "chat.lock")
+            if (left := self.path.with_name("chat.db-wal")).exists():
+                _write_again(left)
         except BlockingIOError as error:
             raise StartError(
                 f"DataDir {folder}: another chat_server is running on it; stop that one, or choose another DataDir"
@@ -172,29 +229,18 @@ class Database:
             ) from error
         try:
             _refuse_foreign(self.path)
-            if (log := self.path.with_name("chat.db-wal")).exists():
-                _write_again(log)
-            self._writing = _connect(self.path)
-            self._writing.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            self._writing.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            writing = self._connect()
             if self.path.stat().st_size <= CHECKED_AT_START:
-                _check_whole(self._writing, self.path)
-            _prepare(self._writing, schemas)
+                _check_whole(writing, self.path)
+            _prepare(writing, schemas)
         except sqlite3.Error as error:
             raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error
-        except OSError as error:
-            raise StartError(
-                f"{self.path}: {error.strerror}; look after the disk, or choose another DataDir"
-            ) from error
 
     def _close(self) -> None:
         self._writer.shutdown()
         self._readers.shutdown()
-        for connection in (*self._reading, self._writing):
-            if connection is not None:
-                connection.close()
-        self._reading.clear()
-        self._writing = None
+        self._close_readers()
+        self._disconnect()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -302,9 +348,15 @@ def _refuse_foreign(path: Path) -> None:
             _recorded_steps(connection, (), path)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     # The owner hands a connection from thread to thread, but never to two at once.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
     connection.execute("PRAGMA busy_timeout = 5000")  # a backup, or sqlite3 in a shell, may hold it for a moment
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
