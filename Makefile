@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format bench lock clean
+.PHONY: run test soak lint format bench lock clean
 
 run: .venv/.run
 	$(BIN)/python run.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+# The long walk: clients at work on a server that is killed again and again, and a checker at the end.
+# It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.
+MINUTES ?= 30
+STORES ?= embedded
+soak: .venv/.dev
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --stores $(STORES) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

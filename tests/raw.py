@@ -257,9 +257,11 @@ async def connect(server: Server, *, buffer: int = 0) -> socket.socket:
     return sock
 
 
-def upgrade(server: Server, user: str, to: str = "", *, token: str | None = None, extensions: str = "") -> bytes:
+def upgrade(
+    server: Server, user: str, to: str = "", *, token: str | None = None, extensions: str = "", sync: bool = False
+) -> bytes:
     """The request for a socket."""
-    path = server.socket_url(user, to).partition(f":{server.port}")[2]
+    path = server.socket_url(user, to, sync=sync).partition(f":{server.port}")[2]
     lines = [
         f"GET {path} HTTP/1.1",
         f"Host: {server.host}:{server.port}",

@@ -1,0 +1,103 @@
+"""python -m tests.soak --minutes 30 --stores embedded --seed 7"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+from tests import servers
+from tests.servers import DatabaseServer
+from tests.soak.checker import check
+from tests.soak.storm import storm
+from tests.soak.world import LIMIT, World, size
+
+MIB = 2**20
+MOST_GROWN = 32  # MiB
+WARM = 5.0  # seconds of load before the server is measured for the first time
+REST = 5.0  # seconds after which nothing of a client that left may be there
+
+
+async def soak(seed: int, seconds: float, folder: Path, databases: Sequence[DatabaseServer] = ()) -> World:
+    """So many seconds of storm, then a calm in which the server is measured; then everything is read back."""
+    world = World(seed, folder, databases)
+    await world.settle()
+    async with AsyncExitStack() as last, world.load():
+        telling = asyncio.create_task(_tell(world))
+        await storm(world, seed, seconds)
+        telling.cancel()
+        await last.enter_async_context(world.life())  # to the end of the load
+    await calm(world, max(10, seconds / 10))
+    async with world.life() as server:
+        await check(world.ledger, server, limit=LIMIT)
+    log = (folder / "server.log").read_text()
+    if "Traceback" in log:
+        world.ledger.blame(f"the server's log has a traceback: {log[log.index('Traceback') :][:2000]}")
+    return world
+
+
+async def calm(world: World, seconds: float) -> None:
+    """Nothing happens to the server while it works: what it used for its clients, it gives back when they go."""
+    async with world.life() as server:
+        async with world.load():
+            await asyncio.sleep(WARM)
+        await asyncio.sleep(REST)
+        before = await size(server)
+        async with world.load():
+            await asyncio.sleep(seconds)
+        await asyncio.sleep(REST)
+        after = await size(server, before.files)
+    grown = (after.memory - before.memory) / MIB
+    world.ledger.counts |= {"KiB grown in the calm": int(grown * 1024), "files open": after.files}
+    if grown > MOST_GROWN or after.files > before.files:
+        world.ledger.blame(f"the server did not give back what it used: {before} before, {after} after")
+
+
+async def _tell(world: World) -> None:
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(30)
+        print(f"{time.monotonic() - began:.0f} s: {dict(world.ledger.counts)}", file=sys.stderr)
+
+
+@contextmanager
+def running(stores: str) -> Iterator[list[DatabaseServer]]:
+    """The databases that are meant by "embedded" or "servers"."""
+    databases: list[DatabaseServer] = []
+    try:
+        if stores == "servers":
+            if missing := servers.missing():
+                raise SystemExit(f"apt-get install {missing}")
+            databases.append(servers.mysql())
+            databases.append(servers.mongodb())
+            databases.append(servers.redis("--appendonly", "yes", "--appendfsync", "always"))
+        yield databases
+    finally:
+        for database in databases:
+            database.stop()
+
+
+def main() -> int:
+    """Run a soak; the exit code says whether all was well."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="A long walk, and a checker at its end.")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--stores", choices=("embedded", "servers"), default="embedded")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the run that is to be repeated")
+    args = parser.parse_args()
+    print(f"make soak MINUTES={args.minutes:g} STORES={args.stores} SEED={args.seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="chat-soak-"))
+    with running(args.stores) as databases:
+        ledger = asyncio.run(soak(args.seed, args.minutes * 60, folder, databases)).ledger
+    for fault in ledger.faults:
+        print(f"FAULT: {fault}")
+    print(json.dumps({**vars(args), "folder": str(folder), **ledger.counts}))
+    return 1 if ledger.counts["faults"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
