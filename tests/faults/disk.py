@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.harness import Process, process
+from tests.harness import Chat, Process, process
 
 SOURCE = Path(__file__).with_name("disk.c")
 WRITE, TRUNCATE, SYNC, UNLINK = range(1, 5)
@@ -146,3 +146,21 @@ def _sectors(call: Call) -> Iterator[tuple[int, bytes]]:
         after = min(end, (start // SECTOR + 1) * SECTOR)
         yield start, call.data[start - call.offset : after - call.offset]
         start = after
+
+
+async def sent(chat: Chat, numbers: range, code: int, text: str = "hello") -> None:
+    """These messages are acknowledged."""
+    for n in numbers:
+        await chat.put(1, f"m{n}\n{text}")
+    for n in numbers:
+        ack = await chat.receive()
+        assert (ack["op_type"], ack["id"]) == (code, f"m{n}"), ack
+
+
+async def refused(chat: Chat, numbers: range, text: str = "hello") -> None:
+    """These messages are refused, one by one and for no other reason."""
+    for n in numbers:
+        await chat.put(1, f"m{n}\n{text}")
+    for n in numbers:
+        answer = await chat.receive()
+        assert (answer["op_type"], answer["reason"], answer["id"]) == (40008, "store_away", f"m{n}"), answer

@@ -1,16 +1,18 @@
 """A disk that fails, and power that goes: what was acknowledged is there, and it heals (promises 1 and 4)."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+
+import pytest
 
 from chat_server.cache.sqlite import CACHE_SCHEMA
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA
 from chat_server.utils.sqlite import Database
 from tests import raw
-from tests.faults.disk import Call, Disk, disk, power_lost
-from tests.harness import Server
+from tests.faults.disk import SYNC, WRITE, Call, Disk, disk, power_lost, refused, sent
+from tests.harness import PASSWORD, Server
 
 __all__ = ["disk"]
 
@@ -38,10 +40,83 @@ async def survives(calls: list[Call], moments: Iterable[tuple[int, set[str]]], p
             assert acked - await stored(folder) == set(), f"lost where {chance:.0%} of the rest was kept"
 
 
-async def sent(server: Server, user: str, to: str, text: str) -> None:
+async def say(server: Server, user: str, to: str, text: str) -> None:
     """A message is acknowledged."""
     async with server.chat(user, to) as chat:
         assert (await chat.send(text))["op_type"] in (40018, 40019)
+
+
+async def attempt(one: raw.Raw, names: Sequence[str], text: str) -> set[str]:
+    """Send messages together; those that were acknowledged."""
+    await one.write(b"".join(raw.request(1, f"{name}\n{text}") for name in names))
+    return {answer["id"] for answer in [await one.answer() for _ in names] if answer["op_type"] != 40008}
+
+
+async def test_whenever_the_power_goes_all_that_was_acknowledged_is_there(disk: Disk, tmp_path: Path) -> None:
+    acked, moments = set[str](), [(0, set[str]())]
+    async with disk.server() as server:
+        await server.users("a", "z")
+        async with server.chat("z", "a"), raw.chat(server, "a", "z") as one:  # what is proven is written, too
+            for part in range(20):
+                names = [f"{part}-{n}" for n in range(50)]
+                if part % 5 == 2:
+                    with disk.failing("sync", "chat.db-wal"):
+                        assert await attempt(one, names, "x" * 16000) == set()
+                    moments.append((disk.now(), set(acked)))
+                acked |= await attempt(one, names, "x" * 16000)
+                assert acked >= set(names)
+                moments.append((disk.now(), set(acked)))
+    calls = disk.calls()
+    assert any(call.kind == WRITE and call.file == "chat.db" for call in calls[len(calls) // 2 :])  # the log was copied
+    await survives(calls, moments[-1:0:-4], tmp_path)
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+async def test_while_the_log_cannot_be_written_nothing_is_acknowledged_and_it_heals(
+    disk: Disk, tmp_path: Path, call: str
+) -> None:
+    async with disk.server() as server:
+        await server.users("a", "z")
+        async with server.chat("a", "z") as a, server.chat("z", "a") as z:
+            await sent(a, range(20), 40018)
+            assert [(await z.receive())["id"] for _ in range(20)] == [f"m{n}" for n in range(20)]
+            with disk.failing(call, "chat.db-wal"):
+                await refused(a, range(20, 40))
+                await z.silent()
+                assert (await a.answer(2, "-200"))["content"] == "20"  # what needs no writing goes on
+                assert (await server.post("/user/login", {"user_name": "a", "password": PASSWORD})).status_code == 503
+            await sent(a, range(20, 60), 40018)
+            await server.login("a")
+        moment = (disk.now(), {f"m{n}" for n in range(60)})
+        server.kill()
+        await server.ended()
+    async with disk.server() as again:
+        again.tokens = server.tokens
+        async with again.chat("z", "a") as z:
+            assert [frame["id"] for frame in (await z.ask(2, "0-200"))[:-1]] == [f"m{n}" for n in range(60)]
+    await survives(disk.calls(), [moment], tmp_path)
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledged(
+    disk: Disk, tmp_path: Path, call: str
+) -> None:
+    async with disk.server() as server:
+        await server.users("a", "z")
+        with disk.failing(call, "chat.db"):
+            await raw.store(server, "a", "z", 1000)
+            moments = [(disk.now(), {f"m{n}" for n in range(1000)})]
+            assert "could not be copied" in server.log.read_text()
+            async with server.chat("z", "a") as z:
+                assert (await z.answer(3, "200"))["content"] == "200"
+        await raw.store(server, "z", "a", 10)
+        moments.append((disk.now(), moments[0][1]))
+        server.kill()
+        await server.ended()
+    calls = disk.calls()
+    assert calls[-1].file == "chat.db-wal"
+    assert (SYNC, False) in {(call.kind, call.failed) for call in calls[-200:] if call.file == "chat.db"}
+    await survives(calls, moments, tmp_path)
 
 
 async def test_what_a_failed_sync_left_in_memory_is_not_acknowledged_after_a_restart(
@@ -73,9 +148,9 @@ async def test_what_a_failed_sync_of_the_file_left_in_memory_is_written_again(di
             backup.execute("SELECT count(*) FROM messages").fetchone()
             await raw.store(server, "z", "a", 1000)  # enough for the log to be copied: as much as the backup sees
         with disk.failing("sync", "chat.db"):  # the rest follows
-            await sent(server, "a", "z", "while it fails")
+            await say(server, "a", "z", "while it fails")
         assert [call for call in disk.calls() if call.failed]
         for n in range(3):
-            await sent(server, "a", "z", f"after it {n}")
+            await say(server, "a", "z", f"after it {n}")
         moment = disk.now()
     await survives(disk.calls(), [(moment, {f"m{n}" for n in range(1000)})], tmp_path)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests import raw
-from tests.harness import Chat, Frame, Process, Server, process, until
+from tests.faults.disk import refused, sent
+from tests.harness import Frame, Process, Server, process, until
 
 SENDERS = ("a", "b", "c")
 
@@ -353,21 +354,3 @@ def small_disk(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-async def sent(chat: Chat, numbers: range, code: int, text: str = "hello") -> None:
-    """These messages are acknowledged."""
-    for n in numbers:
-        await chat.put(1, f"m{n}\n{text}")
-    for n in numbers:
-        ack = await chat.receive()
-        assert (ack["op_type"], ack["id"]) == (code, f"m{n}"), ack
-
-
-async def refused(chat: Chat, numbers: range, text: str = "hello") -> None:
-    """These messages are refused, one by one and for no other reason."""
-    for n in numbers:
-        await chat.put(1, f"m{n}\n{text}")
-    for n in numbers:
-        answer = await chat.receive()
-        assert (answer["op_type"], answer["reason"], answer["id"]) == (40008, "store_away", f"m{n}"), answer
