@@ -144,6 +144,7 @@ async def _application(
     application.on_shutdown.append(end)
     behind = [
         asyncio.create_task(_for_ever(sockets.beat, settings.sockets.heartbeat_seconds / SLOTS)),
+        asyncio.create_task(_for_ever(chat.recheck, settings.sockets.heartbeat_seconds)),
         asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
         asyncio.create_task(meter.watch_loop()),
     ]

@@ -100,6 +100,20 @@ async def movable(
         yield opened
 
 
+@asynccontextmanager
+async def beside(settings: Settings, clock: Clock) -> AsyncIterator[tuple[Movable, bool]]:
+    """The stores, for a command: also beside a running server, whose lock, leases and schemas are left alone.
+
+    The second value says whether it is certain that no server runs. Raises StartError, as `opened`.
+    """
+    async with AsyncExitStack() as stack:
+        opening = _Opening(_unhurried(settings), clock, lambda why: None, stack, OFF, beside=True)
+        database = await opening.database() if _embedded(settings) else None
+        users, messages = await opening.users(database), await opening.messages(database)
+        sessions, _, strangers = await opening.cache(database)
+        yield Movable(users, messages, sessions, strangers), database is not None and database.alone
+
+
 def _unhurried(settings: Settings) -> Settings:
     """Where nobody waits for an answer a store may take its time; and nothing expires while it is moved."""
     timeout = max(settings.stores.store_timeout, settings.stores.start_timeout)
@@ -141,11 +155,22 @@ async def _looked_at(name: str, look: Awaitable[str]) -> str:
 
 
 class _Opening:
-    """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted."""
+    """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted.
+
+    `beside`: a server may run on them; no lease is taken, no schema changed that it uses.
+    """
 
     def __init__(
-        self, settings: Settings, clock: Clock, lost: Callable[[str], None], stack: AsyncExitStack, meter: Meter
+        self,
+        settings: Settings,
+        clock: Clock,
+        lost: Callable[[str], None],
+        stack: AsyncExitStack,
+        meter: Meter,
+        *,
+        beside: bool = False,
     ) -> None:
+        self._beside = beside
         self._settings = settings
         self._meter = meter
         self._clock = clock
@@ -158,7 +183,7 @@ class _Opening:
         stores = self._settings.stores
         database = Database(stores.data_dir, timeout=stores.store_timeout, watch=self._meter.watch("embedded"))
         self._stack.push_async_callback(database.close)
-        await database.open(SCHEMAS)
+        await database.open(SCHEMAS, beside=self._beside)
         return database
 
     async def users(self, database: Database | None) -> MovableUsers:
@@ -168,7 +193,7 @@ class _Opening:
         from chat_server.model import mysql  # noqa: PLC0415
 
         timeout, watch = self._settings.stores.store_timeout, self._meter.watch("mysql")
-        users = await self._patiently("MySQL", lambda: mysql.connect(config, timeout, watch))
+        users = await self._patiently("MySQL", lambda: mysql.connect(config, timeout, watch, beside=self._beside))
         self._stack.push_async_callback(users.close)
         return users
 
@@ -182,6 +207,8 @@ class _Opening:
         self._stack.callback(client.close)
         lease = Lease(mongodb.MongoLease(client[config.name], stores.store_timeout), "[MongoDB] MongoDBName")
         await self._patiently("MongoDB", lambda: mongodb.reach(config, client, stores.store_timeout))
+        if self._beside:
+            return mongodb.MongoMessages(client[config.name], stores.store_timeout)
         await self._hold(lease)
         timeout, days, watch = stores.store_timeout, stores.message_days, self._meter.watch("mongodb")
         return await self._patiently(
@@ -205,11 +232,13 @@ class _Opening:
         bare = redis.Scripts(client, settings.redis.redis_prefix, timeout)
         self._stack.push_async_callback(bare.close)
         await self._patiently("Redis", lambda: redis.reach(bare))
-        lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr")
-        await self._hold(lease)
-        watch = self._meter.watch("redis")
-        scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
-        self._stack.push_async_callback(scripts.settled)
+        scripts = bare
+        if not self._beside:
+            lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr")
+            await self._hold(lease)
+            watch = self._meter.watch("redis")
+            scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
+            self._stack.push_async_callback(scripts.settled)
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
             redis.RedisRates(scripts, self._clock),

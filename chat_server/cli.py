@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -12,6 +13,7 @@ import uvloop
 from chat_server import __version__, migrate
 from chat_server.app import serving
 from chat_server.backends import check
+from chat_server.commands import users
 from chat_server.conf import ConfigError, Settings, load
 from chat_server.utils import logs
 from chat_server.utils.errors import StartError
@@ -27,13 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             print("\n".join((f"settings: {settings.source}", *check(settings))))
             return 0
-        if options.command == "migrate":
-            migrate.run(options, settings)
+        if options.command:
+            options.run(options, settings)
             return 0
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
     except (ConfigError, StartError) as error:
         print(f"chat-server: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # of a command; a server ends by itself
+        print("chat-server: interrupted", file=sys.stderr)
         return 1
     return 0
 
@@ -48,7 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"chat-server {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    migrate.add_options(commands.add_parser("migrate", help="copy what other stores hold to those of --config"))
+    common = argparse.ArgumentParser(add_help=False)  # --config may also stand behind the command
+    common.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="the settings")
+
+    def command(name: str, what: str, run: Callable[[argparse.Namespace, Settings], None]) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=what)
+        one.set_defaults(run=run)
+        return one
+
+    users.add_options(command("user", "add, list, disable, export or remove users", users.run), common)
+    migrate.add_options(command("migrate", "copy what other stores hold to those of --config", migrate.run))
     return parser
 
 

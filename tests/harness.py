@@ -219,12 +219,15 @@ class Process(Server):
             return await self.process.wait()
 
 
-async def run_py(*arguments: str, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
+async def run_py(
+    *arguments: str, environ: Mapping[str, str] | None = None, stdin: int | None = None
+) -> asyncio.subprocess.Process:
     """python run.py with these arguments, output to be read; only PATH and `environ` in its environment."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         str(ROOT / "run.py"),
         *arguments,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**BARE, **(environ or {})},

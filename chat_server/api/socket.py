@@ -98,7 +98,7 @@ class Sockets:
         if normal(request.query.get("uid", "")) != session.user:
             raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
         peer = normal(request.query.get("to_uid", ""))
-        if peer and not await self._accounts.exists(peer):
+        if peer and not await self._accounts.exists(peer, removed=True):
             raise Refused(Status.NO_SUCH_USER, Reason.NO_SUCH_USER, "no such user as to_uid", field="to_uid")
         address = self._edge.address(request)
         self._reserve(session.user, address)

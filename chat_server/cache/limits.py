@@ -89,6 +89,10 @@ class StrangerStore(Protocol):
         """Take back what `take` counted at `now`: the message could not be stored."""
         ...
 
+    async def forget(self, one: str, other: str) -> None:
+        """Know nothing of the two any more."""
+        ...
+
 
 class StrangerRecord(msgspec.Struct, frozen=True):
     """The state of two users' talk as it is kept, the lesser name first; `expires` in microseconds since the epoch."""

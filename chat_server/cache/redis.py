@@ -157,9 +157,9 @@ class RedisSessions:
         index = f"{self._scripts.prefix}sessions:"
         await self._scripts.run("session_end", [_session(digest)], [index, digest.hex()])
 
-    async def end_others(self, user: str, keep: bytes) -> None:
+    async def end_others(self, user: str, keep: bytes = b"") -> int:
         sessions = f"{self._scripts.prefix}session:"
-        await self._scripts.run("session_end_others", [f"sessions:{user}"], [sessions, keep.hex()])
+        return int(await self._scripts.run("session_end_others", [f"sessions:{user}"], [sessions, keep.hex()]))
 
     async def ping(self) -> None:
         await self._scripts.ping()
@@ -209,7 +209,7 @@ class RedisRates:
         await self._scripts.run("rates_give_back", [_rate(rate) for rate in rates])
 
     async def forget(self, rate: Rate) -> None:
-        await self._scripts.run("rates_forget", [_rate(rate)])
+        await self._scripts.run("forget", [_rate(rate)])
 
     async def ping(self) -> None:
         await self._scripts.ping()
@@ -237,6 +237,9 @@ class RedisStrangers:
 
     async def give_back(self, sender: str, receiver: str, now: int) -> None:
         await self._scripts.run("stranger_give_back", [_pair(sender, receiver)], [sender, now])
+
+    async def forget(self, one: str, other: str) -> None:
+        await self._scripts.run("forget", [_pair(one, other)])
 
     async def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
         async for page in self._scripts.keys("stranger:", count):

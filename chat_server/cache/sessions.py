@@ -21,8 +21,8 @@ class SessionStore(Protocol):
         """End a session; one that does not exist is ended already."""
         ...
 
-    async def end_others(self, user: str, keep: bytes) -> None:
-        """End every session of `user` but `keep`."""
+    async def end_others(self, user: str, keep: bytes = b"") -> int:
+        """End every session of `user` but `keep`; returns how many there were."""
         ...
 
     async def ping(self) -> None:

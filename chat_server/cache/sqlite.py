@@ -71,10 +71,9 @@ class SqliteSessions:
     async def end(self, digest: bytes) -> None:
         await self._database.write(lambda tx: tx.execute("DELETE FROM sessions WHERE digest = ?", (digest,)).rowcount)
 
-    async def end_others(self, user: str, keep: bytes) -> None:
-        await self._database.write(
-            lambda tx: tx.execute("DELETE FROM sessions WHERE user = ? AND digest != ?", (user, keep)).rowcount
-        )
+    async def end_others(self, user: str, keep: bytes = b"") -> int:
+        delete = "DELETE FROM sessions WHERE user = ? AND digest != ?"
+        return await self._database.write(lambda tx: tx.execute(delete, (user, keep)).rowcount)
 
     async def ping(self) -> None:
         await self._database.ping()
@@ -186,6 +185,10 @@ class SqliteStrangers:
                 self._put(tx, low, high, left if left.count else Stranger())
 
         await self._database.write(job)
+
+    async def forget(self, one: str, other: str) -> None:
+        delete, pair = "DELETE FROM strangers WHERE low = ? AND high = ?", sorted((one, other))
+        await self._database.write(lambda tx: tx.execute(delete, pair).rowcount)
 
     async def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
         query = """SELECT low, high, state, expires FROM strangers

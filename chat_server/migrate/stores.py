@@ -72,8 +72,9 @@ async def _compare_users(source: MovableUsers, target: MovableUsers, *, finished
             wanted = await anext(ours, None)
         if not wanted or wanted.name != user.name:
             raise StartError(f"user {user.name!r} is in the target, but not in the source: {EMPTY}")
-        if wanted.password != user.password:
-            raise StartError(f"user {user.name!r} has another password in the target: {EMPTY}")
+        if wanted != user:
+            what = "another password" if wanted.password != user.password else "another state"
+            raise StartError(f"user {user.name!r} has {what} in the target: {EMPTY}")
         wanted = await anext(ours, None)
     if finished and wanted:
         raise StartError(f"user {wanted.name!r} is missing in the target")

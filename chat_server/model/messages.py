@@ -134,6 +134,17 @@ class MessageStore(Protocol):
         """Forget at most `most` messages older than `before`, whole; returns how many there were."""
         ...
 
+    def peers(self, user: str) -> AsyncIterator[str]:
+        """With whom `user` has conversations, also those of tombstones alone; some may have no message."""
+        ...
+
+    async def erase(self, one: str, other: str, most: int) -> int:
+        """Forget at most `most` messages of the conversation, whole; returns how many there were.
+
+        Where fewer are left the conversation itself is forgotten too.
+        """
+        ...
+
     async def ping(self) -> None:
         """Return if the store answers."""
         ...

@@ -220,6 +220,22 @@ class MongoMessages:
             if await self._do(self._messages.find_one({"conv": conv}, {"_id": 1})) is None:
                 await self._do(self._conversations.delete_one({"_id": inbox["_id"]}))
 
+    async def peers(self, user: str) -> AsyncIterator[str]:
+        after = _inbox(user, "")
+        while page := await self._inboxes({"$gt": after, "$lt": _inbox(user, LAST_KEY)}):
+            for inbox in page:
+                yield inbox["peer"]
+            after = page[-1]["_id"]
+
+    async def erase(self, one: str, other: str, most: int) -> int:
+        conv = _conv(one, other)
+        documents = await self._do(self._messages.find({"conv": conv}, {"_id": 1}).limit(most).to_list(most))
+        if documents:
+            await self._do(self._messages.delete_many({"_id": {"$in": [document["_id"] for document in documents]}}))
+        if len(documents) < most:
+            await self._do(self._conversations.delete_many({"_id": {"$in": [_inbox(one, other), _inbox(other, one)]}}))
+        return len(documents)
+
     async def ping(self) -> None:
         await self._do(self._database.command("ping"))
 
@@ -229,15 +245,12 @@ class MongoMessages:
         return int(await self._do(self._messages.estimated_document_count()))
 
     async def pairs(self) -> AsyncIterator[tuple[str, str]]:
-        page: list[Document] = [{"_id": ""}]
-        while page:
-            query = {"_id": {"$gt": page[-1]["_id"], "$lt": LAST_KEY}}
-            page = await self._do(
-                self._conversations.find(query, {"user": 1, "peer": 1}).sort("_id", 1).limit(PAIRS).to_list(PAIRS)
-            )
-            for document in page:
-                if document["user"] < document["peer"]:
-                    yield document["user"], document["peer"]
+        after = ""
+        while page := await self._inboxes({"$gt": after, "$lt": LAST_KEY}):
+            for inbox in page:
+                if inbox["user"] < inbox["peer"]:
+                    yield inbox["user"], inbox["peer"]
+            after = page[-1]["_id"]
 
     async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
         found: list[Record] = []
@@ -334,6 +347,11 @@ class MongoMessages:
         query = {"conv": _conv(one, other), "deleted": False, "_id": {"$gt": after, "$lt": before}}
         cursor = self._messages.find(query).sort("_id", order).skip(skip).limit(count)
         return [_message(document) for document in await self._do(cursor.to_list(count))]
+
+    async def _inboxes(self, keys: Document) -> list[Document]:
+        """The first of those users' views of conversations, in the order of their keys."""
+        cursor = self._conversations.find({"_id": keys}, {"user": 1, "peer": 1}).sort("_id", 1).limit(PAIRS)
+        return await self._do(cursor.to_list(PAIRS))
 
     async def _mark(self, times: Sequence[Int64]) -> None:
         await self._do(self._messages.update_many({"_id": {"$in": list(times)}}, {"$set": {"read": True}}))

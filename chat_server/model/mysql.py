@@ -11,7 +11,7 @@ import pymysql
 from pymysql.constants import ER
 
 from chat_server.conf import MySQL as Config
-from chat_server.model.users import User
+from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
 from chat_server.utils.meter import UNWATCHED, Watch
 from chat_server.utils.tls import NotOfferedError, trouble
@@ -24,12 +24,11 @@ STEPS = (
         name VARCHAR(64) NOT NULL PRIMARY KEY,
         password VARBINARY(255) NOT NULL
     ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
+    "ALTER TABLE chat_users ADD COLUMN state TINYINT NOT NULL DEFAULT 0",
 )
 # The collation is binary, but for spaces at the end: to it "a " is "a". The index is used all the same.
-_GET = """SELECT name, password FROM chat_users
-    WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"""
-_CHANGE = """UPDATE chat_users SET password = %s
-    WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY) AND password = %s"""
+_NAMED = "WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"
+_GET = f"SELECT name, password, state FROM chat_users {_NAMED}"  # noqa: S608 - all of it stands here
 _LOCK = "chat_server schema"
 # What the server says when it understood us and will say again: nothing to wait for.
 _REFUSALS = {
@@ -49,7 +48,8 @@ class MySQLUsers:
 
     async def add(self, user: User) -> None:
         try:
-            await self._execute("INSERT INTO chat_users (name, password) VALUES (%s, %s)", user.name, user.password)
+            insert = "INSERT INTO chat_users (name, password, state) VALUES (%s, %s, %s)"
+            await self._execute(insert, user.name, user.password, user.state.value)
         except pymysql.err.IntegrityError as error:
             if error.args[0] != ER.DUP_ENTRY:
                 raise
@@ -57,10 +57,28 @@ class MySQLUsers:
 
     async def get(self, name: str) -> User | None:
         _, rows = await self._execute(_GET, name, name)
-        return User(rows[0][0], rows[0][1].decode()) if rows else None
+        return _user(rows[0]) if rows else None
 
     async def set_password(self, name: str, old: str, new: str) -> bool:
-        changed, _ = await self._execute(_CHANGE, new, name, name, old)
+        update = f"UPDATE chat_users SET password = %s {_NAMED} AND password = %s"  # noqa: S608
+        changed, _ = await self._execute(update, new, name, name, old)
+        return changed > 0
+
+    async def enabled(self, names: Sequence[str]) -> set[str]:
+        if not names:
+            return set()
+        marks = ", ".join(["%s"] * len(names))
+        query = f"SELECT name FROM chat_users WHERE name IN ({marks}) AND state = 0"  # noqa: S608
+        _, rows = await self._execute(query, *names)
+        return {name for (name,) in rows} & set(names)
+
+    async def set_state(self, name: str, state: State) -> bool:
+        await self._execute(f"UPDATE chat_users SET state = %s {_NAMED}", state.value, name, name)  # noqa: S608
+        # MySQL counts the rows that it changed, not those that it found
+        return await self.get(name) is not None
+
+    async def remove(self, name: str) -> bool:
+        changed, _ = await self._execute(f"DELETE FROM chat_users {_NAMED}", name, name)  # noqa: S608
         return changed > 0
 
     async def ping(self) -> None:
@@ -71,17 +89,19 @@ class MySQLUsers:
         return int(rows[0][0])
 
     async def pages(self, count: int) -> AsyncIterator[list[User]]:
-        query = "SELECT name, password FROM chat_users WHERE name > %s ORDER BY name LIMIT %s"
+        query = "SELECT name, password, state FROM chat_users WHERE name > %s ORDER BY name LIMIT %s"
         after = ""
-        while page := [User(name, hashed.decode()) for name, hashed in (await self._execute(query, after, count))[1]]:
+        while page := [_user(row) for row in (await self._execute(query, after, count))[1]]:
             yield page
             after = page[-1].name
 
     async def put(self, users: Sequence[User]) -> None:
-        rows = ", ".join(["(%s, %s)"] * len(users))
+        rows = ", ".join(["(%s, %s, %s)"] * len(users))
         # Not INSERT IGNORE: that would ignore other errors too.
-        insert = f"INSERT INTO chat_users (name, password) VALUES {rows} ON DUPLICATE KEY UPDATE name = chat_users.name"  # noqa: S608
-        await self._execute(insert, *(value for user in users for value in (user.name, user.password)))
+        insert = f"""INSERT INTO chat_users (name, password, state) VALUES {rows}
+            ON DUPLICATE KEY UPDATE name = chat_users.name"""  # noqa: S608
+        values = ((user.name, user.password, user.state.value) for user in users)
+        await self._execute(insert, *(value for row in values for value in row))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -110,15 +130,20 @@ class MySQLUsers:
             raise StoreUnavailable(f"MySQL failed: {type(error).__name__} {_code(error)}") from error
 
 
-async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED) -> MySQLUsers:
-    """The users of that database, its schema up to date.
+def _user(row: tuple[str, bytes, int]) -> User:
+    name, password, state = row
+    return User(name, password.decode(), State(state))
+
+
+async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED, *, beside: bool = False) -> MySQLUsers:
+    """The users of that database, its schema up to date; with `beside` an earlier one that a server may use is refused.
 
     Raises StoreUnavailable where it may help to wait, and StartError where it does not.
     """
     pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
-            await _prepare(connection, timeout)
+            await _prepare(connection, timeout, beside)
     except BaseException:
         pool.terminate()
         await pool.wait_closed()
@@ -139,7 +164,7 @@ async def look(config: Config, timeout: float) -> str:
         await pool.wait_closed()
 
 
-async def _prepare(connection: aiomysql.Connection, timeout: float) -> None:
+async def _prepare(connection: aiomysql.Connection, timeout: float, beside: bool) -> None:
     """Bring the schema up to date by the steps not recorded yet; a lock lets one process at a time do so."""
     async with connection.cursor() as cursor:
         await cursor.execute("SELECT GET_LOCK(%s, %s)", (_LOCK, timeout))
@@ -155,6 +180,8 @@ async def _prepare(connection: aiomysql.Connection, timeout: float) -> None:
                     f"[mysql] the schema was made by a newer chat_server (step {done}, this one knows {len(STEPS)}); "
                     "run that one, or restore a backup"
                 )
+            if beside and 0 < done < len(STEPS):
+                raise StartError("[mysql] the schema is that of an earlier chat_server; start this one first")
             for number, step in enumerate(STEPS[done:], done + 1):
                 await cursor.execute(step)
                 await cursor.execute("INSERT INTO chat_schema (step) VALUES (%s)", (number,))

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
-from chat_server.model.users import User
+from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 from chat_server.utils.sqlite import Database, Schema
@@ -18,7 +18,10 @@ PAIRS = 1000
 # The users' part of the database.
 USERS_SCHEMA = Schema(
     "users",
-    ("CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL) STRICT, WITHOUT ROWID",),
+    (
+        "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        "ALTER TABLE users ADD COLUMN state INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 
 
@@ -31,7 +34,7 @@ class SqliteUsers:
     async def add(self, user: User) -> None:
         def job(tx: sqlite3.Connection) -> None:
             try:
-                tx.execute("INSERT INTO users (name, password) VALUES (?, ?)", (user.name, user.password))
+                tx.execute("INSERT INTO users (name, password, state) VALUES (?, ?, ?)", _user_row(user))
             except sqlite3.IntegrityError as error:
                 raise Duplicate(user.name) from error
 
@@ -39,8 +42,8 @@ class SqliteUsers:
 
     async def get(self, name: str) -> User | None:
         def job(connection: sqlite3.Connection) -> User | None:
-            row = connection.execute("SELECT name, password FROM users WHERE name = ?", (name,)).fetchone()
-            return User(*row) if row else None
+            row = connection.execute("SELECT name, password, state FROM users WHERE name = ?", (name,)).fetchone()
+            return _user(row) if row else None
 
         return await self._database.read(job)
 
@@ -51,6 +54,22 @@ class SqliteUsers:
 
         return await self._database.write(job)
 
+    async def enabled(self, names: Sequence[str]) -> set[str]:
+        def job(connection: sqlite3.Connection) -> set[str]:
+            query = "SELECT 1 FROM users WHERE name = ? AND state = 0"
+            return {name for name in names if connection.execute(query, (name,)).fetchone()}
+
+        return await self._database.read(job)
+
+    async def set_state(self, name: str, state: State) -> bool:
+        update = "UPDATE users SET state = ? WHERE name = ?"
+        return await self._database.write(lambda tx: tx.execute(update, (state, name)).rowcount > 0)
+
+    async def remove(self, name: str) -> bool:
+        return await self._database.write(
+            lambda tx: tx.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount > 0
+        )
+
     async def ping(self) -> None:
         await self._database.ping()
 
@@ -58,16 +77,25 @@ class SqliteUsers:
         return await self._database.read(lambda connection: _count(connection, "SELECT count(*) FROM users"))
 
     async def pages(self, count: int) -> AsyncIterator[list[User]]:
-        query = "SELECT name, password FROM users WHERE name > ? ORDER BY name LIMIT ?"
+        query = "SELECT name, password, state FROM users WHERE name > ? ORDER BY name LIMIT ?"
         after = ""
-        while page := [User(*row) for row in await self._database.fetch(query, (after, count))]:
+        while page := [_user(row) for row in await self._database.fetch(query, (after, count))]:
             yield page
             after = page[-1].name
 
     async def put(self, users: Sequence[User]) -> None:
-        insert = "INSERT INTO users (name, password) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
-        rows = [(user.name, user.password) for user in users]
+        insert = "INSERT INTO users (name, password, state) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING"
+        rows = [_user_row(user) for user in users]
         await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
+
+
+def _user(row: tuple[str, str, int]) -> User:
+    name, password, state = row
+    return User(name, password, State(state))
+
+
+def _user_row(user: User) -> tuple[str, str, int]:
+    return user.name, user.password, user.state
 
 
 # The messages' part of the database.
@@ -297,6 +325,26 @@ class SqliteMessages:
                     conv,
                 )
             return len(gone)
+
+        return await self._database.write(job)
+
+    async def peers(self, user: str) -> AsyncIterator[str]:
+        query = "SELECT peer FROM conversations WHERE user = ? AND peer > ? ORDER BY peer LIMIT ?"
+        after = ""
+        while page := await self._database.fetch(query, (user, after, PAIRS)):
+            for (peer,) in page:
+                yield peer
+            after = page[-1][0]
+
+    async def erase(self, one: str, other: str, most: int) -> int:
+        def job(tx: sqlite3.Connection) -> int:
+            conv = _conversation(tx, one, other)
+            gone = tx.execute(
+                "DELETE FROM messages WHERE time IN (SELECT time FROM messages WHERE conv = ? LIMIT ?)", (conv, most)
+            ).rowcount
+            if gone < most:
+                tx.execute("DELETE FROM conversations WHERE conv = ?", (conv,))
+            return gone
 
         return await self._database.write(job)
 

@@ -5,14 +5,14 @@ import hashlib
 import logging
 import secrets
 import unicodedata
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 
 import msgspec
 
 from chat_server.cache.limits import Rate, RateStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import Accounts as Config
-from chat_server.model.users import User, UserStore
+from chat_server.model.users import State, User, UserStore
 from chat_server.service.registry import Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import Duplicate, StoreUnavailable
@@ -21,9 +21,12 @@ from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 64
+NAMES = "1 to 64 letters, digits and _ - . @, and neither System nor ALL"
 RESERVED = frozenset({"system", "all"})  # the protocol's own senders
 # How many names are remembered to exist, so that sending to them needs no look-up.
 KNOWN_NAMES = 65536
+# Names are asked for anew so many at a time.
+PAGE = 1000
 # A changed password must end the other sessions: tried so often where the store is away.
 ENDING_TRIES = 5
 DAY, HOUR, MINUTE = 86400, 3600, 60
@@ -72,8 +75,7 @@ class Accounts:
             raise Refused(failed, Reason.REGISTRATION_CLOSED, "registration is closed here")
         name = normal(name)
         if not is_name(name):
-            why = "1 to 64 letters, digits and _ - . @, and neither System nor ALL"
-            raise Refused(failed, Reason.BAD_NAME, f"user_name: {why}", field="user_name")
+            raise Refused(failed, Reason.BAD_NAME, f"user_name: {NAMES}", field="user_name")
         self._check_new_password(failed, "password", password)
         if self._config.registrations_per_hour:
             rate = Rate(("register", address), self._config.registrations_per_hour, HOUR)
@@ -127,16 +129,28 @@ class Accounts:
         """Whether it is known, without looking, that there is such a user."""
         return name in self._known
 
-    async def exists(self, name: str) -> bool:
-        """Whether there is a user of that (normal) name."""
+    async def exists(self, name: str, *, removed: bool = False) -> bool:
+        """Whether there is a user of that (normal) name; also one that was removed and left messages, if so asked."""
         if name in self._known:
             return True
-        if not is_name(name) or await self._users.get(name) is None:
-            return False
+        user = await self._users.get(name) if is_name(name) else None
+        if user is None or user.state is State.REMOVED:
+            return user is not None and removed
         if len(self._known) >= KNOWN_NAMES:
             del self._known[next(iter(self._known))]
         self._known[name] = None
         return True
+
+    async def recheck(self) -> None:
+        """Forget which names are known where another process has disabled or removed the user."""
+        names = list(self._known)
+        for start in range(0, len(names), PAGE):
+            for name in await self.not_enabled(names[start : start + PAGE]):
+                self._known.pop(name, None)
+
+    async def not_enabled(self, names: Collection[str]) -> set[str]:
+        """Those of the names, at most PAGE, of whom no user may log in."""
+        return set(names) - await self._users.enabled(list(names))
 
     async def close(self) -> None:
         """Finish the changes under way."""
@@ -198,7 +212,7 @@ class Accounts:
         except BaseException:  # a store is away, or the client is gone: nobody learnt anything
             await self._whole(self._rates.give_back(rates))
             raise
-        if not user or not right:
+        if not user or not right or user.state is not State.ENABLED:
             log.info("wrong password", extra={"address": address})
             raise _wrong_password()
         await self._rates.forget(rates[0])
@@ -217,10 +231,8 @@ class Accounts:
             raise _too_busy(failed, error) from None
 
     def _check_new_password(self, failed: Status, field: str, password: str) -> None:
-        shortest = self._config.min_password_length
-        if not shortest <= len(password.encode()) <= LONGEST or "\0" in password:
-            why = f"{field}: {shortest} to {LONGEST} bytes in UTF-8, no NUL"
-            raise Refused(failed, Reason.BAD_PASSWORD, why, field=field)
+        if why := bad_password(password, self._config.min_password_length):
+            raise Refused(failed, Reason.BAD_PASSWORD, f"{field}: {why}", field=field)
 
 
 def normal(name: str) -> str:
@@ -235,6 +247,13 @@ def is_name(name: str) -> bool:
         and all(char in "_-.@" or unicodedata.category(char)[0] in "LMN" for char in name)
         and unicodedata.normalize("NFKC", name).casefold() not in RESERVED
     )
+
+
+def bad_password(password: str, shortest: int) -> str:
+    """What is wrong with a new password, for people; nothing if it may be one. `shortest` in bytes."""
+    if shortest <= len(password.encode()) <= LONGEST and "\0" not in password:
+        return ""
+    return f"{shortest} to {LONGEST} bytes in UTF-8, no NUL"
 
 
 def _digest(token: str) -> bytes:

@@ -27,6 +27,7 @@ LARGEST_PAGE = 200  # messages of a page, ids of a request
 STREAM_PAGE = 100  # messages that op 3 has in memory at a time
 LATEST = 2**62  # after every message's time, and more than there can be
 REMEMBERED = 65536  # recent deliveries, and pairs of friends
+PAIRS = 500  # pairs of friends that are asked for anew at a time
 
 _SKIP = re.compile(r"0*([0-9]+)-([0-9]{1,3})")
 _NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
@@ -293,6 +294,15 @@ class Chat:
         """Wait for the marks under way."""
         await self._marks.settled()
 
+    async def recheck(self) -> None:
+        """Forget what is remembered of users whom another process has disabled or removed."""
+        await self._accounts.recheck()
+        pairs = self._friends.pairs()
+        for start in range(0, len(pairs), PAIRS):
+            page = pairs[start : start + PAIRS]
+            gone = await self._accounts.not_enabled({name for pair in page for name in pair})
+            self._friends.forget(pair for pair in page if not gone.isdisjoint(pair))
+
     async def _mark_together(self, batch: list[list[Receipt]]) -> list[list[Receipt]]:
         changed = await self._messages.mark_delivered([receipt.time for receipts in batch for receipt in receipts])
         return [[receipt for receipt in receipts if receipt.time in changed] for receipts in batch]
@@ -328,7 +338,7 @@ class Chat:
             return peer
         if peer == socket.user:
             raise Refused(failed, Reason.TO_YOURSELF, "to is the user of this socket", field="to")
-        if not await self._accounts.exists(peer):
+        if not await self._accounts.exists(peer, removed=failed is not Status.SEND_FAILED):
             why = f"no such user: {peer[:64]}" if peer else "to is empty, and so is the socket's to_uid"
             raise Refused(failed, Reason.NO_SUCH_USER, why, field="to")
         return peer

@@ -1,6 +1,9 @@
 """What this process remembers, in bounds: who are friends, and what was delivered lately."""
 
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
+
+Pair = tuple[str, str]  # of users, the lesser name first
 
 
 class Recent:
@@ -39,7 +42,7 @@ class Friends:
     def __init__(self, window: int, most: int) -> None:
         self._window = window
         self._most = most
-        self._pairs: dict[tuple[str, str], tuple[int, int]] = {}  # -> free until, tell the counters from
+        self._pairs: dict[Pair, tuple[int, int]] = {}  # -> free until, tell the counters from
 
     def talk(self, one: str, other: str, now: int) -> Talk:
         """What is known of two users of whom one writes now, and so goes on to talk."""
@@ -57,3 +60,12 @@ class Friends:
         if len(self._pairs) >= self._most:
             del self._pairs[next(iter(self._pairs))]
         self._pairs[pair] = (now + self._window, now + self._window // 50)
+
+    def pairs(self) -> Sequence[Pair]:
+        """Those known now."""
+        return list(self._pairs)
+
+    def forget(self, pairs: Iterable[Pair]) -> None:
+        """Know nothing of them any more."""
+        for pair in pairs:
+            self._pairs.pop(pair, None)

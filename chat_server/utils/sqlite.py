@@ -72,9 +72,18 @@ class Database:
         self._reading = 0  # how many connections read
         self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together, timeout=timeout, watch=watch)
 
-    async def open(self, schemas: Sequence[Schema]) -> None:
-        """Lock the folder, open the file, bring the schema up to date. Raises StartError."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._open, schemas)
+    async def open(self, schemas: Sequence[Schema], *, beside: bool = False) -> None:
+        """Lock the folder, open the file, bring the schema up to date. Raises StartError.
+
+        With `beside`, where a server holds the lock: go without it, and leave the schema alone. Then SQLite's own
+        locks keep the two apart.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._open, schemas, beside)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it holds the folder's lock: no server runs on it."""
+        return self._lock is not None
 
     async def write(self, job: Job[T]) -> T:
         """Run `job` in a transaction; its result comes after the transaction was made durable."""
@@ -147,7 +156,7 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        if int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= CHECKPOINT_PAGES:
+        if self.alone and int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= CHECKPOINT_PAGES:
             try:
                 self._copy_log("PASSIVE")
             except sqlite3.Error as error:  # what was asked for is durable, in the log
@@ -211,7 +220,7 @@ class Database:
             self._idle.get().close()
             self._reading -= 1
 
-    def _open(self, schemas: Sequence[Schema]) -> None:
+    def _open(self, schemas: Sequence[Schema], beside: bool) -> None:
         folder = self.path.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,9 +228,10 @@ class Database:
             if (left := self.path.with_name("chat.db-wal")).exists():
                 _write_again(left)
         except BlockingIOError as error:
-            raise StartError(
-                f"DataDir {folder}: another chat_server is running on it; stop that one, or choose another DataDir"
-            ) from error
+            if not beside:
+                raise StartError(
+                    f"DataDir {folder}: another chat_server is running on it; stop that one, or choose another DataDir"
+                ) from error
         except OSError as error:
             raise StartError(
                 f"DataDir {folder}: cannot be written ({error.strerror}); make it writable for this user, "
@@ -230,6 +240,9 @@ class Database:
         try:
             _refuse_foreign(self.path)
             writing = self._connect()
+            if not self.alone:
+                _refuse_older(writing, schemas, self.path)
+                return
             if self.path.stat().st_size <= CHECKED_AT_START:
                 _check_whole(writing, self.path)
             _prepare(writing, schemas)
@@ -386,6 +399,13 @@ def _prepare(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> None:
     except BaseException:
         connection.execute("ROLLBACK")
         raise
+
+
+def _refuse_older(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> None:
+    """Raise StartError unless the file, which a server uses, has the schema of this version."""
+    steps = _recorded_steps(connection, schemas, path)
+    if any(steps.get(schema.part, 0) != len(schema.steps) for schema in schemas):
+        raise StartError(f"{path}: a chat_server of an earlier version runs on it; stop that one first")
 
 
 def _recorded_steps(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> dict[str, int]:

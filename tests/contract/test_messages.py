@@ -572,6 +572,53 @@ async def test_a_conversation_left_empty_is_gone(messages: MessageStore, writer:
     assert await writer.all() == [again]
 
 
+# --- a user's conversations, and their end
+
+
+async def test_a_user_s_peers_are_those_who_wrote_or_were_written_to(messages: MessageStore, writer: Writer) -> None:
+    for one, other in PAIRS:
+        await writer.add("m", sender=one, receiver=other)
+    for user in {name for pair in PAIRS for name in pair}:
+        expected = {other for pair in PAIRS for one, other in (pair, pair[::-1]) if one == user}
+        found = [peer async for peer in messages.peers(user)]
+        assert set(found) == expected
+        assert len(found) == len(expected)
+    assert [peer async for peer in messages.peers("nobody")] == []
+
+
+async def test_a_conversation_of_deleted_messages_has_peers_too(messages: MessageStore, writer: Writer) -> None:
+    await writer.add("a")
+    await messages.delete("1", "2", [[("1", "a")]])
+    assert [peer async for peer in messages.peers("2")] == ["1"]
+
+
+async def test_a_conversation_is_erased_a_little_at_a_time_tombstones_too(
+    messages: MessageStore, writer: Writer
+) -> None:
+    await writer.add("a", "b", "c")
+    await writer.add("a", "b", sender="2", receiver="1")
+    await messages.delete("1", "2", [[("1", "b")], [("2", "a")]])
+    [other] = await writer.add("a", receiver="3")
+    assert [await messages.erase("2", "1", 2) for _ in range(3)] == [2, 2, 1]
+    assert await writer.all() == []
+    assert await messages.recent("1", "2", 10) == []
+    assert [peer async for peer in messages.peers("1")] == ["3"]
+    assert [peer async for peer in messages.peers("2")] == []
+    assert await writer.all("1", "3") == [other]
+    assert await messages.erase("1", "2", 2) == 0
+
+
+async def test_after_a_conversation_was_erased_it_begins_anew(messages: MessageStore, writer: Writer) -> None:
+    """Also in a store that remembers what it was."""
+    await writer.add("a", "b")
+    assert await messages.erase("1", "2", 10) == 2
+    assert not await messages.has_written("1", "2")
+    again = await writer.add("a", "c", sender="2", receiver="1")
+    assert await writer.all() == again
+    assert [(one.peer, one.unread) for one in await messages.conversations("1", None, 10)] == [("2", 2)]
+    assert ids(await messages.unread("2", "1", 0, 10)) == ["a", "c"]
+
+
 # --- the store itself
 
 
@@ -600,6 +647,8 @@ message = Message("1", "2", "m", "text", 1)
         lambda store: store.delete("1", "2", [[("1", "m")]]),
         lambda store: store.conversations("1", None, 1),
         lambda store: store.purge(1, 1),
+        lambda store: anext(store.peers("1")),
+        lambda store: store.erase("1", "2", 1),
         lambda store: store.ping(),
     ],
 )

@@ -143,6 +143,7 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
         "taken": [([time, 1],)],
         "put": [([Record("a", "b", f"m{n}", "text", run[n].time, True) for n in range(3)],)],
         "purge": [(time, 2), (time, 100)],
+        "erase": [("a", "b", 2), ("a", "b", 100)],
     }
     for name, arguments in calls.items():
         for each in arguments:
@@ -150,6 +151,8 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
             so_far(name)
     assert [pair async for pair in store.pairs()]
     so_far("pairs")
+    assert [peer async for peer in store.peers("a")]
+    so_far("peers")
     return sent
 
 

@@ -8,7 +8,7 @@ import pytest
 from chat_server.cache.limits import MovableStrangers, Stranger, StrangerRecord, StrangerStore, Verdict
 from chat_server.cache.sessions import MovableSessions, SessionRecord, SessionStore
 from chat_server.model.messages import Message, MessageStore, MovableMessages, Record
-from chat_server.model.users import MovableUsers, User, UserStore
+from chat_server.model.users import MovableUsers, State, User, UserStore
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.digest import digest
 from chat_server.utils.errors import Duplicate, StoreUnavailable
@@ -33,6 +33,15 @@ async def test_users_come_in_the_order_of_their_code_points(users: UserStore) ->
     assert [user.name for page in pages for user in page] == names == sorted(names)
     assert [len(page) for page in pages] == [3, 3, 3, 1]
     assert await store.count() == len(names)
+
+
+async def test_users_keep_their_state(users: UserStore) -> None:
+    store = cast("MovableUsers", users)
+    there = [User("1", "hash"), User("2", "hash", State.DISABLED), User("3", "", State.REMOVED)]
+    await store.put(there)
+    assert [user for page in [page async for page in store.pages(2)] for user in page] == there
+    await store.put([User("2", "hash")])
+    assert await store.get("2") == there[1]
 
 
 async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:

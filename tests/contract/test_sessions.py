@@ -62,7 +62,7 @@ async def test_the_others_of_a_user_end_and_nobody_else_s(sessions: SessionStore
         await sessions.add(digest(number), "1")
     await sessions.add(digest(5), "2")
     await sessions.add(digest(6), "11")
-    await sessions.end_others("1", digest(3))
+    assert await sessions.end_others("1", digest(3)) == 4
     alive = await sessions.use([digest(number) for number in range(7)])
     assert alive == {digest(3): "1", digest(5): "2", digest(6): "11"}
 
@@ -70,8 +70,17 @@ async def test_the_others_of_a_user_end_and_nobody_else_s(sessions: SessionStore
 async def test_all_of_a_user_end_if_the_one_to_keep_is_not_his(sessions: SessionStore) -> None:
     await sessions.add(digest(1), "1")
     await sessions.add(digest(2), "2")
-    await sessions.end_others("1", digest(2))
+    assert await sessions.end_others("1", digest(2)) == 1
     assert await sessions.use([digest(1), digest(2)]) == {digest(2): "2"}
+
+
+async def test_all_of_a_user_end_where_none_is_to_be_kept(sessions: SessionStore) -> None:
+    for number in range(3):
+        await sessions.add(digest(number), "1")
+    await sessions.add(digest(3), "2")
+    assert await sessions.end_others("1") == 3
+    assert await sessions.end_others("1") == 0
+    assert await sessions.use([digest(number) for number in range(4)]) == {digest(3): "2"}
 
 
 async def test_a_session_nobody_used_for_its_lifetime_is_gone(sessions: SessionStore, later: Later) -> None:

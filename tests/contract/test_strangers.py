@@ -165,6 +165,19 @@ async def test_a_counter_of_an_ended_window_is_not_given_back_in_the_next(
     assert (await strangers.take("1", "2", now + LAPSE + 5)).verdict is REFUSED
 
 
+async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: StrangerStore, clock: HandClock) -> None:
+    now = clock.now()
+    await strangers.befriend("2", "1", now)
+    await attempts(strangers, "1", "11", now, LIMIT)
+    await attempts(strangers, "11", "2", now, LIMIT)
+    await strangers.forget("1", "2")
+    await strangers.forget("11", "1")
+    await strangers.forget("1", "3")
+    assert (await strangers.take("1", "2", now + 5)).verdict is UNKNOWN
+    assert (await strangers.take("11", "1", now + 5)).verdict is UNKNOWN
+    assert (await strangers.take("11", "2", now + 5)).verdict is REFUSED
+
+
 async def test_a_caller_who_goes_takes_nobody_with_him(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     tasks = [asyncio.create_task(strangers.take("1", str(2 + number), now, NOTHING)) for number in range(10)]
@@ -197,6 +210,7 @@ async def test_a_store_that_is_away_says_so(strangers_away: StrangerStore) -> No
         strangers_away.take("1", "2", 1, NOTHING),
         strangers_away.befriend("1", "2", 1),
         strangers_away.give_back("1", "2", 1),
+        strangers_away.forget("1", "2"),
     ):
         with pytest.raises(StoreUnavailable):
             await asked

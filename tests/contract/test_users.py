@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from chat_server.model.users import User, UserStore
+from chat_server.model.users import State, User, UserStore
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 
 # Names that some collation, index or query language takes for one another, or for more than a name.
@@ -67,6 +67,9 @@ async def test_a_name_that_nobody_can_have_is_not_found(users: UserStore, name: 
         await users.add(User(known, "hash"))
     assert await users.get(name) is None
     assert not await users.set_password(name, "hash", "new")
+    assert not await users.set_state(name, State.DISABLED)
+    assert not await users.remove(name)
+    assert await users.enabled([name, "a", "aa", "1", "."]) == {"a", "aa", "1", "."}
 
 
 async def test_a_password_is_replaced_if_it_is_still_the_old_one(users: UserStore) -> None:
@@ -90,6 +93,44 @@ async def test_of_many_changes_at_once_one_succeeds(users: UserStore) -> None:
     changed = await asyncio.gather(*(users.set_password("1", "old", f"new {number}") for number in range(10)))
     assert changed.count(True) == 1
     assert await users.get("1") == User("1", f"new {changed.index(True)}")
+
+
+async def test_a_user_has_the_state_that_he_was_given_and_nobody_else(users: UserStore) -> None:
+    for name in ("a", "A", "b"):
+        await users.add(User(name, "hash"))
+    for state in (State.DISABLED, State.REMOVED, State.REMOVED, State.ENABLED, State.ENABLED):
+        assert await users.set_state("a", state)
+        assert await users.get("a") == User("a", "hash", state)
+        assert await users.get("A") == User("A", "hash")
+    await users.add(User("c", "hash", State.DISABLED))
+    assert await users.get("c") == User("c", "hash", State.DISABLED)
+
+
+async def test_nobody_s_state_is_not_changed(users: UserStore) -> None:
+    assert not await users.set_state("1", State.DISABLED)
+    assert await users.get("1") is None
+
+
+async def test_those_who_may_log_in_are_told_from_all_others(users: UserStore) -> None:
+    for name in DIFFERENT:
+        await users.add(User(name, "hash"))
+    for name in DIFFERENT[1::2]:
+        await users.set_state(name, State.DISABLED)
+    await users.set_state(DIFFERENT[0], State.REMOVED)
+    assert await users.enabled([*DIFFERENT, "nobody"]) == set(DIFFERENT[2::2])
+    assert await users.enabled([f"nobody{number}" for number in range(1000)]) == set()
+    assert await users.enabled([]) == set()
+
+
+async def test_a_user_who_was_removed_is_gone_and_the_name_is_free(users: UserStore) -> None:
+    for name in DIFFERENT:
+        await users.add(User(name, "hash"))
+    assert await users.remove(DIFFERENT[0])
+    assert not await users.remove(DIFFERENT[0])
+    assert await users.get(DIFFERENT[0]) is None
+    assert await users.enabled(DIFFERENT) == set(DIFFERENT[1:])
+    await users.add(User(DIFFERENT[0], "another"))
+    assert await users.get(DIFFERENT[0]) == User(DIFFERENT[0], "another")
 
 
 async def test_a_caller_who_goes_takes_nobody_with_him(users: UserStore) -> None:
@@ -118,6 +159,9 @@ async def test_a_store_that_is_away_says_so(users_away: UserStore) -> None:
         users_away.add(User("1", "hash")),
         users_away.get("1"),
         users_away.set_password("1", "old", "new"),
+        users_away.enabled(["1"]),
+        users_away.set_state("1", State.DISABLED),
+        users_away.remove("1"),
         users_away.ping(),
     ):
         with pytest.raises(StoreUnavailable):

@@ -14,7 +14,7 @@ from chat_server.backends import Movable, movable
 from chat_server.cache.limits import Stranger, StrangerRecord
 from chat_server.cache.sessions import SessionRecord
 from chat_server.model.messages import Message, Record
-from chat_server.model.users import User
+from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
 from chat_server.utils.digest import digest
 from tests.e2e.moving import Places, databases, held, migrate, moved, places, refused, settings
@@ -43,7 +43,9 @@ T = 1_700_000_000_000_000
 async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
     """Users, conversations with read, unread and deleted messages, sessions and counters."""
     async with movable([settings(path)], Clock(), print) as [stores]:
-        await stores.users.put([User(name, HASH[:-1] + "bcdefghijklmnopqrstuvwxyz"[i]) for i, name in enumerate(NAMES)])
+        await stores.users.put(
+            [User(name, HASH[:-1] + "bcdefghijklmnopqrstuvwxyz"[i], State(i % 3)) for i, name in enumerate(NAMES)]
+        )
         time = T
         for number in range(conversations):
             one, other = NAMES[number % len(NAMES)], NAMES[(number * 3 + 2) % len(NAMES)]

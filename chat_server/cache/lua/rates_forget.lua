@@ -1,2 +1,0 @@
--- Begin anew. KEYS: the rate.
-return redis.call('DEL', KEYS[1])

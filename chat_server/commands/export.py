@@ -1,0 +1,61 @@
+"""All that is stored about one user, as JSON lines. Times are in milliseconds since the epoch, as on the wire."""
+
+from collections.abc import AsyncIterator
+from typing import Any, BinaryIO
+
+import msgspec
+
+from chat_server.backends import Movable
+from chat_server.migrate.digest import LATEST, PAGE, stream
+from chat_server.model.messages import Record
+from chat_server.model.users import User
+
+Line = dict[str, Any]
+
+
+async def export(stores: Movable, user: User, out: BinaryIO) -> None:
+    """Write what the stores hold about `user`, a page at a time. Raises StoreUnavailable."""
+    async for line in _lines(stores, user):
+        out.write(msgspec.json.encode(line) + b"\n")
+    out.flush()
+
+
+async def _lines(stores: Movable, user: User) -> AsyncIterator[Line]:
+    yield {"kind": "user", "name": user.name, "state": user.state.name.lower(), "password_hash": user.password}
+    sessions = {  # one may come twice
+        session.digest: session.expires
+        async for page in stores.sessions.pages(PAGE)
+        for session in page
+        if session.user == user.name
+    }
+    for digest, expires in sessions.items():
+        yield {"kind": "session", "digest": digest.hex(), "expires": expires // 1000}
+    async for peer in stores.messages.peers(user.name):
+        async for records in stream(stores.messages, user.name, peer, (0, LATEST)):
+            for record in records:
+                yield _message(record)
+    counters = {
+        (record.one, record.other): record.state
+        async for states in stores.strangers.pages(PAGE)
+        for record in states
+        if user.name in (record.one, record.other)
+    }
+    for pair, state in counters.items():
+        times = {"started": state.started // 1000, "until": state.until // 1000}
+        yield {"kind": "counter", "between": pair, **msgspec.to_builtins(state), **times}
+
+
+def _message(record: Record) -> Line:
+    """A message, or what is left of a deleted one."""
+    deleted = isinstance(record.text, bytes)
+    text = {"digest": record.text.hex()} if isinstance(record.text, bytes) else {"text": record.text}
+    return {
+        "kind": "message",
+        "from": record.sender,
+        "to": record.receiver,
+        "id": record.id,
+        "time": record.time // 1000,
+        "read": record.read,
+        "deleted": deleted,
+        **text,
+    }

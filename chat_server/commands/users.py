@@ -1,0 +1,233 @@
+"""python run.py user: the users of a server, also of one that runs."""
+
+import argparse
+import asyncio
+import getpass
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from chat_server.backends import Movable, beside
+from chat_server.commands.export import export
+from chat_server.conf import Settings
+from chat_server.migrate.digest import LATEST, PAGE, stream
+from chat_server.model.users import State, User
+from chat_server.service.accounts import NAMES, bad_password, is_name, normal
+from chat_server.utils.clock import Clock
+from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+from chat_server.utils.passwords import Passwords
+
+# Messages that are deleted in one transaction: a running server waits for it.
+BATCH = 500
+
+Prepared = Callable[["People"], Awaitable[None]]
+
+
+def add_options(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """The options of `user`; `common` has those of every command."""
+    parser.description = "Add, list, disable or remove users; a running server learns of it within HeartbeatSeconds."
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, what: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", parents=[common])
+        if name != "list":
+            one.add_argument("name", metavar="NAME")
+        return one
+
+    action("add", "make a user, also where registration is closed; asks for the password, or reads it from a pipe")
+    action("list", "a line for each user: name and state")
+    action("reset-password", "give a new password, asked for as with add; all sessions end")
+    action("disable", "end all sessions and let the user log in no more; messages to the user are kept")
+    action("enable", "let the user log in again")
+    action("export", "write all that is stored about the user, as JSON lines")
+    action("remove", "remove the user; the same command goes on where it stopped").add_argument(
+        "--messages",
+        choices=("keep", "delete"),
+        required=True,
+        help="keep: the others can still read them, and nobody gets the name; "
+        "delete: every conversation of the user, for both sides, and the name is free again",
+    )
+
+
+def run(options: argparse.Namespace, settings: Settings) -> None:
+    """Do what the options say, and print what was done. Raises StartError."""
+    work = _prepared(options, settings)  # whoever is asked for a password keeps no store waiting
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_with_stores(work, settings))
+
+
+def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
+    if options.action == "list":
+        return People.list
+    name = normal(options.name)
+    match options.action:
+        case "add" if not is_name(name):
+            raise StartError(f"no name for a user: {NAMES}")
+        case "add" | "reset-password":
+            password = _new_password(settings.accounts.min_password_length)
+            change = People.add if options.action == "add" else People.reset_password
+            return lambda people: change(people, name, password)
+        case "remove":
+            return lambda people: people.remove(name, keep=options.messages == "keep")
+    action = {"disable": People.disable, "enable": People.enable, "export": People.export}[options.action]
+    return lambda people: action(people, name)
+
+
+async def _with_stores(work: Prepared, settings: Settings) -> None:
+    try:
+        async with beside(settings, Clock()) as (stores, alone):
+            await work(People(stores, settings, alone=alone))
+    except StoreUnavailable as error:
+        raise StartError(f"{error}; try the same command again") from error
+
+
+def _new_password(shortest: int) -> str:
+    """Asked for twice at a terminal, else the first line of standard input. Raises StartError."""
+    try:
+        if sys.stdin.isatty():
+            password = getpass.getpass("password: ")
+            if getpass.getpass("the same again: ") != password:
+                raise StartError("the two differ")
+        else:
+            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        why = bad_password(password, shortest)
+    except (UnicodeError, EOFError) as error:
+        why = "given" if isinstance(error, EOFError) else "UTF-8"
+    if why:
+        raise StartError(f"the password must be {why}")
+    return password
+
+
+class People:
+    """The users, with all that belongs to them; `alone`: it is certain that no server runs.
+
+    Methods print what was done. They raise StartError for what cannot be, and StoreUnavailable.
+    """
+
+    def __init__(self, stores: Movable, settings: Settings, *, alone: bool) -> None:
+        self._users = stores.users
+        self._stores = stores
+        self._settings = settings
+        self._alone = alone
+
+    async def add(self, name: str, password: str) -> None:
+        """Make a user."""
+        try:
+            await self._users.add(User(name, await self._hashed(password)))
+        except Duplicate:
+            raise StartError(f"{name} exists already") from None
+        print(f"added {name}")
+
+    async def list(self) -> None:
+        """A line for each: name, a tab, the state."""
+        async for page in self._users.pages(PAGE):
+            for user in page:
+                print(f"{user.name}\t{user.state.name.lower()}")
+
+    async def reset_password(self, name: str, password: str) -> None:
+        """Replace the password, and end all sessions."""
+        hashed = await self._hashed(password)
+        while not await self._users.set_password(name, (await self._present(name)).password, hashed):
+            pass  # the user changed it meanwhile
+        print(f"{name} has a new password; {await self._ended(name)}")
+
+    async def disable(self, name: str) -> None:
+        """Let the user log in no more, and end all sessions. A login under way looks at the state once more."""
+        await self._present(name)
+        await self._users.set_state(name, State.DISABLED)
+        print(f"disabled {name}; {await self._ended(name)}")
+
+    async def enable(self, name: str) -> None:
+        """Let the user log in again."""
+        await self._present(name)
+        await self._users.set_state(name, State.ENABLED)
+        print(f"enabled {name}")
+
+    async def export(self, name: str) -> None:
+        """Write all that is stored about the user to standard output."""
+        await export(self._stores, await self._known(name), sys.stdout.buffer)
+
+    async def remove(self, name: str, *, keep: bool) -> None:
+        """Remove the user, in an order that leaves nothing behind whenever it is interrupted.
+
+        As soon as the state is REMOVED nobody logs in or gets the name, and once a running server knows it nothing
+        is sent to the name any more. Only then the messages go, and the name last: whoever gets it finds nothing.
+        """
+        user = await self._known(name)
+        await self._users.set_state(name, State.REMOVED)
+        while user.password and not await self._users.set_password(name, user.password, ""):
+            user = await self._known(name)
+        ended = await self._ended(name)
+        if keep:
+            print(f"removed {name}; {ended}; kept {await self._messages(name)}, and the name stays taken")
+            return
+        await self._let_servers_know()
+        deleted = await self._erase(name)
+        counters = await self._forget_counters(name)
+        await self._users.remove(name)
+        print(f"removed {name}; {ended}; deleted {deleted} and {counters} counters; the name is free")
+
+    # --- what several need
+
+    async def _known(self, name: str) -> User:
+        user = await self._users.get(name)
+        if user is None:
+            raise StartError(f"there is no user {name}")
+        return user
+
+    async def _present(self, name: str) -> User:
+        user = await self._known(name)
+        if user.state is State.REMOVED:
+            raise StartError(f"{name} was removed, only the name is left; `remove --messages delete` frees it")
+        return user
+
+    async def _hashed(self, password: str) -> str:
+        accounts = self._settings.accounts
+        passwords = Passwords(accounts.password_cost, accounts.password_wait)
+        try:
+            return await passwords.hash(password)
+        finally:
+            passwords.close()
+
+    async def _ended(self, name: str) -> str:
+        """End all sessions; a sentence on it."""
+        count = await self._stores.sessions.end_others(name)
+        within = f", their sockets close within {self._settings.sockets.heartbeat_seconds:g} s"
+        return f"{count} sessions ended{'' if self._alone else within}"
+
+    async def _let_servers_know(self) -> None:
+        """Until a running server has looked at its users anew, and has ended what it was doing for them."""
+        if self._alone:
+            return
+        seconds = self._settings.sockets.heartbeat_seconds + 2 * self._settings.stores.store_timeout
+        print(f"waiting {seconds:g} s, until a running server has closed all sockets", file=sys.stderr)
+        await asyncio.sleep(seconds)
+
+    async def _messages(self, name: str) -> str:
+        conversations = messages = 0
+        async for peer in self._stores.messages.peers(name):
+            pages = stream(self._stores.messages, name, peer, (0, LATEST))
+            count = sum([len(page) async for page in pages])
+            conversations += count > 0
+            messages += count
+        return f"{messages} messages in {conversations} conversations"
+
+    async def _erase(self, name: str) -> str:
+        conversations = messages = 0
+        async for peer in self._stores.messages.peers(name):
+            count = gone = await self._stores.messages.erase(name, peer, BATCH)
+            while gone == BATCH:
+                gone = await self._stores.messages.erase(name, peer, BATCH)
+                count += gone
+            conversations += count > 0
+            messages += count
+        return f"{messages} messages in {conversations} conversations"
+
+    async def _forget_counters(self, name: str) -> int:
+        forgotten = set()
+        async for page in self._stores.strangers.pages(PAGE):
+            for pair in {(record.one, record.other) for record in page if name in (record.one, record.other)}:
+                await self._stores.strangers.forget(*pair)
+                forgotten.add(pair)
+        return len(forgotten)

@@ -1,0 +1,249 @@
+"""python run.py user: the users of a server, also of one that runs."""
+
+import asyncio
+import os
+import pty
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.answers import lives, post, refused, try_login
+from tests.e2e.operating import Place, said, wrong
+from tests.harness import BARE, PASSWORD, ROOT, Chat, until
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "data")
+
+
+# --- add, list, reset-password
+
+
+async def test_a_user_who_was_added_logs_in_also_where_registration_is_closed(place: Place) -> None:
+    assert await place.does("add", "anna", typed=f"{PASSWORD}\n") == "added anna\n"
+    async with place.serving(Registration="closed") as server:
+        await server.login("anna")
+        assert await place.does("add", "名字", typed=PASSWORD) == "added 名字\n"
+        await server.login("名字")
+        refused(
+            await post(server, "/user/register", user_name="ben", password=PASSWORD), 403, 41000, "registration_closed"
+        )
+        assert await place.does("list") == "anna\tenabled\n名字\tenabled\n"
+
+
+async def test_a_name_is_kept_in_its_normal_form(place: Place) -> None:
+    await place.does("add", "e\u0301", typed=PASSWORD)
+    assert await place.does("list") == "é\tenabled\n"
+    assert "é exists already" in await place.fails("add", "é", typed=PASSWORD)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "System", "a/b", "x" * 65])
+async def test_what_can_be_no_name_is_refused(place: Place, name: str) -> None:
+    assert "1 to 64 letters" in await place.fails("add", name, typed=PASSWORD)
+
+
+@pytest.mark.parametrize("password", ["", "short", "x" * 73, "a\0b" * 3])
+async def test_what_can_be_no_password_is_refused_and_not_repeated(place: Place, password: str) -> None:
+    line = await place.fails("add", "anna", typed=password + "\n")
+    assert "6 to 72 bytes" in line
+    assert not password or password not in line
+
+
+async def test_no_password_is_taken_from_the_command_line(place: Place) -> None:
+    code, _, err = await place.command("add", "anna", PASSWORD)
+    assert code == 2
+    assert "usage" in err
+
+
+async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place: Place) -> None:
+    for again, code in (("another1", 1), (PASSWORD, 0)):
+        terminal, other = pty.openpty()
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(ROOT / "run.py"), "user", "add", "anna"),
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env={**BARE, **place.environ},
+            start_new_session=True,
+        )
+        os.close(other)
+        shown = b""
+        for typed, prompt in ((PASSWORD, b"password: "), (again, b"the same again: ")):
+            while prompt not in shown:
+                shown += await asyncio.to_thread(os.read, terminal, 1024)
+            os.write(terminal, typed.encode() + b"\n")
+        assert await child.wait() == code
+        os.close(terminal)
+        assert PASSWORD.encode() not in shown
+    assert await place.does("list") == "anna\tenabled\n"
+
+
+async def test_a_reset_password_ends_all_sessions_and_the_old_one_is_wrong(place: Place) -> None:
+    async with place.serving() as server:
+        await server.users("1", "2")
+        async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+            assert "1 sessions ended" in await place.does("reset-password", "1", typed="another1")
+            assert await one.closed() == 4001
+            await two.silent()
+        wrong(await try_login(server, "1", PASSWORD))
+        await server.login("1", "another1")
+        assert await lives(server, server.tokens["2"])
+
+
+async def test_who_is_not_there_is_told(place: Place) -> None:
+    for arguments in (["disable"], ["enable"], ["export"], ["remove", "--messages", "keep"]):
+        assert "there is no user ghost" in await place.fails(*arguments, "ghost")
+    assert "there is no user ghost" in await place.fails("reset-password", "ghost", typed=PASSWORD)
+
+
+# --- disable, enable
+
+
+async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait(place: Place) -> None:
+    async with place.serving() as server:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+            assert "1 sessions ended" in await place.does("disable", "2")
+            assert await two.closed() == 4001
+            assert not await lives(server, server.tokens["2"])
+            right, wrong_, unknown = [
+                await try_login(server, *who) for who in (("2", PASSWORD), ("2", "another1"), ("ghost", PASSWORD))
+            ]
+            wrong(right)
+            assert right.json() == wrong_.json() == unknown.json()
+            assert (await one.send("m\nare you there?"))["op_type"] == 40019
+            assert await place.does("list") == "1\tenabled\n2\tdisabled\n"
+            assert await place.does("enable", "2") == "enabled 2\n"
+        token = await server.login("2")
+        async with server.chat("2", to="1", token=token) as two:
+            assert [frame["id"] for frame in (await two.ask(3))[:-1]] == ["hello-1-2", "m"]
+
+
+async def test_a_login_that_races_with_disabling_leaves_no_session(place: Place) -> None:
+    async with place.serving() as server:
+        await server.users("1")
+        disabling = asyncio.create_task(place.does("disable", "1"))
+        tokens = []
+        while not disabling.done():
+            response = await try_login(server, "1", PASSWORD)
+            tokens += [response.json()["data"]["token"]] if response.status_code == 200 else []
+        await disabling
+        assert tokens
+        assert [await lives(server, token) for token in tokens] == [False] * len(tokens)
+
+
+# --- remove
+
+
+async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_name(place: Place) -> None:
+    async with place.serving(StrangerLimit=1) as server:
+        await server.users("1", "2", "3")
+        await server.friends("1", "2")
+        async with server.chat("2", to="1") as two, server.chat("1", to="2") as one, server.chat("3", to="2") as three:
+            for number in range(3):
+                await one.send(f"m{number}\nsecret of 1")
+            await three.send("m\nothers")
+            removing = asyncio.create_task(place.command("remove", "1", "--messages", "delete"))
+            assert await one.closed() == 4001
+            refused_ = None
+            while not removing.done():  # whoever writes to it meanwhile leaves nothing behind
+                refused_ = await two.send("late\nto 1")
+                await asyncio.sleep(0.01)
+            code, out, _ = await removing
+            assert code == 0
+            assert "deleted" in out
+            assert "in 1 conversations and 1 counters; the name is free" in out
+            assert refused_
+            assert refused_["reason"] == "no_such_user"
+            assert await said(three) == ["others"]
+        await server.users("1")
+        async with server.chat("1", to="2") as one:
+            assert await said(one) == []
+            assert (await one.answer(7, "-10"))["content"] == "0"
+            assert (await one.send("a\nhello"))["op_type"] == 40019
+            assert (await one.send("b\nhello"))["op_type"] == 40020, "1 and 2 were friends, this 1 is a stranger"
+    assert b"secret of 1" not in (place.folder / "chat.db").read_bytes()
+
+
+async def test_a_user_removed_who_leaves_messages_keeps_the_name(place: Place) -> None:
+    async with place.serving() as server:
+        await server.users("1", "2", "3")
+        await server.friends("1", "2")
+        async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
+            assert (await three.send("hello"))["op_type"] == 40019
+            out = await place.does("remove", "1", "--messages", "keep")
+            assert "kept 3 messages in 2 conversations" in out
+            await until(lambda: _refuses(three))
+            assert (await two.send("hello"))["reason"] == "no_such_user"
+            assert await said(two) == ["hello", "hello"]
+            assert (await two.answer(5, "hello-2-1"))["op_type"] == 40013
+        async with server.chat("2", to="1") as two:
+            assert await said(two) == ["hello"]
+        wrong(await try_login(server, "1", PASSWORD))
+        wrong(await try_login(server, "1", ""))
+        again = await post(server, "/user/register", user_name="1", password=PASSWORD)
+        refused(again, 409, 41007, "user_exists", "user_name")
+        assert "exists" in await place.fails("add", "1", typed=PASSWORD)
+        for arguments in (["enable", "1"], ["disable", "1"]):
+            assert "was removed" in await place.fails(*arguments)
+        assert "was removed" in await place.fails("reset-password", "1", typed=PASSWORD)
+        assert await place.does("list") == "1\tremoved\n2\tenabled\n3\tenabled\n"
+    assert "conversations and 2 counters; the name is free" in await place.does("remove", "1", "--messages", "delete")
+    await place.does("add", "1", typed=PASSWORD)
+
+
+async def _refuses(chat: Chat) -> bool:
+    return (await chat.send("x")).get("reason") == "no_such_user"
+
+
+async def test_what_to_do_with_the_messages_must_be_said(place: Place) -> None:
+    code, _, err = await place.command("remove", "1")
+    assert code == 2
+    assert "--messages" in err
+
+
+async def test_many_messages_are_removed_a_little_at_a_time_while_others_chat(place: Place) -> None:
+    async with place.serving(StrangerLimit=0) as server:
+        await server.users("1", "2", "3")
+        async with server.chat("1", to="2") as one:
+            for number in range(1700):
+                await one.put(1, f"m{number}\nhello")
+            while (await one.receive())["id"] != "m1699":
+                pass
+        async with server.chat("3", to="2") as three, server.chat("2", to="3") as two:
+            removing = asyncio.create_task(place.does("remove", "1", "--messages", "delete"))
+            while not removing.done():
+                assert (await three.send("hello"))["op_type"] == 40018
+                await two.receive()
+            assert "deleted 1700 messages in 1 conversations" in await removing
+
+
+# --- export
+
+
+async def test_an_export_is_all_that_is_stored_and_of_nobody_else(place: Place) -> None:
+    async with place.serving() as server:
+        await server.users("1", "2", "3")
+        await server.friends("1", "2")
+        async with server.chat("1", to="2") as one, server.chat("2", to="3") as two:
+            await one.send("m\nto be deleted")
+            await one.answer(5, "m")
+            await two.send("m\nnone of 1's business")
+        lines = await place.exported("1")
+    kinds = [line["kind"] for line in lines]
+    assert kinds == ["user", "session", *["message"] * 3, "counter"]
+    assert lines[0] | {"password_hash": ""} == {"kind": "user", "name": "1", "state": "enabled", "password_hash": ""}
+    hello = {"kind": "message", "from": "1", "to": "2", "id": "hello-1-2", "read": False, "deleted": False}
+    assert lines[2] | {"time": 0} == {**hello, "text": "hello", "time": 0}
+    assert lines[3]["from"] == "2"
+    assert lines[4]["deleted"]
+    assert "text" not in lines[4]
+    assert lines[5]["between"] == ["1", "2"]
+    with closing(sqlite3.connect(place.folder / "chat.db")) as database:
+        [(digest,)] = database.execute("SELECT hex(digest) FROM sessions WHERE user = '1'")
+    assert lines[1]["digest"] == digest.lower()

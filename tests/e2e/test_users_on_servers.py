@@ -1,0 +1,63 @@
+"""python run.py user where users, messages or sessions are kept in servers, in mixtures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.e2e.answers import try_login
+from tests.e2e.moving import databases
+from tests.e2e.operating import Place, said, wrong
+from tests.harness import PASSWORD
+
+__all__ = ["databases"]
+
+
+def stores(
+    databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer], words: str
+) -> dict[str, str]:
+    """The environment in which those of the servers are used that `words` names."""
+    started = dict(zip(("mysql", "mongodb", "redis"), databases, strict=True))
+    environ = servers.environ(**{word: started[word] for word in words.split()})
+    if "mongodb" in words and started["mongodb"] is None:
+        environ |= {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBADDR": os.environ["CHAT_TEST_MONGODB"]}
+    name = f"users_{words.replace(' ', '_')}"
+    return environ | {"CHAT_MONGODB_MONGODBNAME": name, "CHAT_REDIS_REDISPREFIX": f"{name}*:"}
+
+
+@pytest.mark.parametrize("words", ["mongodb", "mysql mongodb redis"])
+async def test_the_same_on_servers_beside_a_running_one_and_without(
+    tmp_path: Path,
+    databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer],
+    words: str,
+) -> None:
+    """The running server keeps its leases, and goes on."""
+    place = Place(tmp_path / "data", stores(databases, words))
+    one, two, three = (f"{name}-{words.replace(' ', '-')}" for name in ("anna", "ben", "carl"))
+    assert await place.does("add", one, typed=PASSWORD) == f"added {one}\n"
+    async with place.serving(StrangerLimit=1) as server:
+        await server.users(two, three)
+        server.tokens[one] = await server.login(one)
+        await server.friends(one, two)
+        async with server.chat(one, to=two) as first, server.chat(two, to=one) as second:
+            lines = await place.exported(one)
+            assert [line["kind"] for line in lines] == ["user", "session", "message", "message", "counter"]
+            await place.does("disable", one)
+            assert await first.closed() == 4001
+            wrong(await try_login(server, one, PASSWORD))
+            await place.does("enable", one)
+            await place.does("reset-password", two, typed="another1")
+            assert await second.closed() == 4001
+            server.tokens[two] = await server.login(two, "another1")
+        async with server.chat(two, to=one) as second, server.chat(three, to=two) as third:
+            out = await place.does("remove", one, "--messages", "delete")
+            assert "deleted 2 messages in 1 conversations and 1 counters" in out
+            assert (await second.send("hello"))["reason"] == "no_such_user"
+            assert (await third.send("hello"))["op_type"] == 40018
+        await server.users(one)
+        async with server.chat(one, to=two) as first:
+            assert await said(first) == []
+            assert [(await first.send("hello"))["op_type"] for _ in range(2)] == [40019, 40020]
+        assert f"{one}\tenabled\n" in await place.does("list")
+    assert "kept 1 messages in 1 conversations" in await place.does("remove", one, "--messages", "keep")
