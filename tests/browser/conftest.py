@@ -1,4 +1,4 @@
-"""A browser for the tests of the page: Debian's chromium, driven by Playwright."""
+"""A browser for the tests of the page, one for all of them: Debian's chromium, driven by Playwright."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
 from tests.harness import Server, serving
@@ -13,7 +14,7 @@ from tests.harness import Server, serving
 CHROMIUM = shutil.which("chromium")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     if not CHROMIUM:
         if os.environ.get("CHAT_TEST_ALL"):
@@ -25,7 +26,7 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     """A server with the users alice, bob and 小明, and no limit between them."""
     async with serving(tmp_path, StrangerLimit=0) as server:

@@ -62,6 +62,10 @@ class Window:
         if state:
             await expect(row.get_by_role("img", name=state)).to_be_visible()
 
+    async def shows(self, texts: list[str]) -> None:
+        """These are the messages in the document, each once, in this order."""
+        await expect(self.page.locator(".row .text")).to_have_text(texts)
+
     async def misses(self, text: str) -> None:
         """There is no such message."""
         await expect(self.message(text)).to_have_count(0)
@@ -69,10 +73,6 @@ class Window:
     def message(self, text: str) -> Locator:
         """The rows with exactly this text."""
         return self.page.locator(".row").filter(has=self.page.locator(".text").get_by_text(text, exact=True))
-
-    async def texts(self) -> list[str]:
-        """All texts in the document, in their order."""
-        return await self.page.locator(".row .text").all_inner_texts()
 
     @property
     def composer(self) -> Locator:

@@ -1,9 +1,14 @@
 """Two people, and two windows of one."""
 
+from pathlib import Path
+
+import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.person import at_a_browser, person
-from tests.harness import Server
+from tests.harness import Frame, Server, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
 async def test_two_people_chat(browser: Browser, server: Server) -> None:
@@ -18,7 +23,8 @@ async def test_two_people_chat(browser: Browser, server: Server) -> None:
         await bob.writes("hi, alice")
         await alice.sees("hello", "read")
         await alice.sees("hi, alice")
-        assert await alice.texts() == await bob.texts() == ["hello", "two\nlines", "hi, alice"]
+        for window in (alice, bob):
+            await window.shows(["hello", "two\nlines", "hi, alice"])
 
 
 async def test_somebody_registers_and_is_logged_in(browser: Browser, server: Server) -> None:
@@ -29,3 +35,91 @@ async def test_somebody_registers_and_is_logged_in(browser: Browser, server: Ser
         await window.page.get_by_label("Password", exact=True).fill("secret-3")
         await window.page.get_by_role("button", name="Register and log in").click()
         await expect(window.page.get_by_text("No conversations yet")).to_be_visible()
+
+
+async def test_two_windows_of_one_person_show_the_same(browser: Browser, server: Server) -> None:
+    await server.friends("alice", "bob")
+    async with at_a_browser(browser, server, "alice") as alice:
+        one = await alice.window()
+        await one.log_in()
+        await one.opens("bob")
+        other = await alice.window("/chat/test?uid=alice&to_uid=bob")
+        await other.shows(["hello", "hello"])
+        await one.page.bring_to_front()
+        await one.writes("from the one")
+        await other.sees("from the one", "sent")
+        await other.page.bring_to_front()
+        await other.writes("from the other")
+        await one.sees("from the other", "sent")
+        await one.message("from the one").hover()
+        await one.message("from the one").get_by_role("button", name="Actions").click()
+        await one.page.get_by_role("button", name="Delete").click()
+        await one.page.get_by_role("button", name="Delete").click()
+        await one.misses("from the one")
+        await other.misses("from the one")
+
+
+async def test_a_message_is_read_when_it_is_on_the_screen_of_a_window_that_has_the_focus(
+    browser: Browser, server: Server
+) -> None:
+    async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice", sync=True) as bob:
+        alice = await someone.window()
+        await alice.log_in()
+        await bob.send("m1\nnot open")
+        await expect(alice.page).to_have_title("(1) Chat")
+        await expect(alice.page.get_by_role("link", name="bob")).to_contain_text("1")
+        await bob.silent()
+        await alice.opens("bob")
+        await alice.sees("not open")
+        assert await bob.receive() == notice_of("m1")
+        await expect(alice.page).to_have_title("Chat")
+        await alice.page.evaluate("document.hasFocus = () => false")  # a browser without a screen always has it
+        await bob.send("m2\nnot looked at")
+        await alice.sees("not looked at")
+        await bob.silent()
+        await expect(alice.page).to_have_title("(1) Chat")
+        await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
+        assert await bob.receive() == notice_of("m2")
+
+
+def notice_of(id: str) -> Frame:
+    return {"from": "alice", "to": "bob", "type": 2, "op_type": 40007, "content": id, "msg": "marked as read"}
+
+
+async def test_a_deletion_can_be_taken_back_before_it_is_sent(browser: Browser, server: Server) -> None:
+    await server.friends("alice", "bob")
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:
+        await alice.opens("bob")
+        row = alice.page.locator(".row").first
+        await row.focus()
+        await row.press("Delete")
+        await alice.page.get_by_role("button", name="Delete").click()
+        await expect(alice.page.locator(".row")).to_have_count(1)
+        await alice.page.get_by_role("button", name="Undo").click()
+        await expect(alice.page.locator(".row")).to_have_count(2)
+        assert (await bob.answer(2, "-10"))["content"] == "2"
+
+
+async def test_everybody_online_hears_the_group(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice, person(browser, server, "bob") as bob:
+        for window in (alice, bob):
+            await window.page.bring_to_front()
+            await window.page.get_by_role("link", name="Everybody online").click()
+        await alice.writes("hello, all")
+        await bob.sees("hello, all")
+        await expect(bob.message("hello, all")).to_contain_text("alice")
+        await expect(alice.message("hello, all")).to_contain_text("reached 1")
+
+
+async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path, StrangerLimit=1) as server:
+        await server.users("alice", "bob")
+        async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+            await alice.opens("bob")
+            await alice.writes("first", "second")
+            await alice.sees("first", "read")
+            await alice.sees("second", "Not sent: waits for an answer")
+            await expect(alice.page.get_by_text("bob has to answer first")).to_be_visible()
+            await bob.send("m1\nyes?")
+            await alice.sees("second", "read")
+            await expect(alice.page.get_by_text("bob has to answer first")).to_be_hidden()
