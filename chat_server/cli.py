@@ -13,10 +13,12 @@ import uvloop
 from chat_server import __version__, migrate
 from chat_server.app import serving
 from chat_server.backends import check
-from chat_server.commands import users
+from chat_server.commands import backup, users
 from chat_server.conf import ConfigError, Settings, load
 from chat_server.utils import logs
 from chat_server.utils.errors import StartError
+
+Run = Callable[[argparse.Namespace, Settings], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,13 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)  # --config may also stand behind the command
     common.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="the settings")
 
-    def command(name: str, what: str, run: Callable[[argparse.Namespace, Settings], None]) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=what)
+    def command(run: Run, name: str, what: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", parents=parents)
         one.set_defaults(run=run)
         return one
 
-    users.add_options(command("user", "add, list, disable, export or remove users", users.run), common)
-    migrate.add_options(command("migrate", "copy what other stores hold to those of --config", migrate.run))
+    users.add_options(command(users.run, "user", "add, list, disable, export or remove users"), common)
+    named = argparse.ArgumentParser(add_help=False, parents=[common])
+    named.add_argument("file", type=Path, metavar="FILE", help="the copy")
+    command(backup.backup, "backup", "copy the embedded database to a new file, also while a server runs", named)
+    command(backup.verify, "verify", "read all of such a copy and say what it holds", named)
+    restore = command(backup.restore, "restore", "make such a copy the data of a server that has none yet", named)
+    restore.add_argument("--keep-sessions", action="store_true", help="do not end those that were open then")
+    migrate.add_options(command(migrate.run, "migrate", "copy what other stores hold to those of --config"))
     return parser
 
 

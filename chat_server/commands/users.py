@@ -26,7 +26,6 @@ Prepared = Callable[["People"], Awaitable[None]]
 
 def add_options(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """The options of `user`; `common` has those of every command."""
-    parser.description = "Add, list, disable or remove users; a running server learns of it within HeartbeatSeconds."
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
 
     def action(name: str, what: str) -> argparse.ArgumentParser:

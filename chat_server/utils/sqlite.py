@@ -35,6 +35,8 @@ CHECKPOINT_PAGES = 4000
 CACHE_KIB = 16384
 # Where the log's index has how many pages the log has (https://www.sqlite.org/walformat.html#the_wal_index_header).
 LOG_PAGES = 16
+# A command, or sqlite3 in a shell, may hold the file for a moment: it is waited for so many milliseconds.
+BUSY = 5000
 # A file of at most so many bytes is read whole at start, to find damage; --check does so with any.
 CHECKED_AT_START = 67_108_864
 # "chat" in ASCII: lets `file` and --check tell our database from another program's.
@@ -174,7 +176,9 @@ class Database:
         if self._writing is None:
             return
         try:
+            self._writing.execute("PRAGMA busy_timeout = 0")  # no writer waits for a long reader, such as a backup
             self._writing.execute(f"PRAGMA wal_checkpoint({mode})")
+            self._writing.execute(f"PRAGMA busy_timeout = {BUSY}")
         except sqlite3.Error:
             self._disconnect()
             self._connect()
@@ -224,7 +228,7 @@ class Database:
         folder = self.path.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(folder / "chat.lock")
+            self._lock = locked(folder / "chat.lock")
             if (left := self.path.with_name("chat.db-wal")).exists():
                 _write_again(left)
         except BlockingIOError as error:
@@ -280,7 +284,7 @@ def examine(folder: Path, schemas: Sequence[Schema]) -> str:
                 raise StartError(f"DataDir {folder}: cannot be written; make it writable, or choose another DataDir")
             return f"{path}: not there yet, the first start makes it"
         with _undisturbed(path) as connection:
-            steps = _recorded_steps(connection, schemas, path)
+            steps = recorded_steps(connection, schemas, path)
             _check_whole(connection, path)
     except (sqlite3.Error, OSError) as error:
         raise StartError(f"{path}: {error}; restore it from a backup, or choose another DataDir") from error
@@ -332,7 +336,8 @@ def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
         raise StartError(f"{path}: is damaged ({found.splitlines()[-1]}); restore it from a backup")
 
 
-def _locked(path: Path) -> int:
+def locked(path: Path) -> int:
+    """Take the lock of a folder; to close the descriptor gives it back. Raises BlockingIOError if another has it."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -358,7 +363,7 @@ def _refuse_foreign(path: Path) -> None:
     """Raise StartError for another program's database, before anything in it is touched."""
     if path.exists() and path.stat().st_size and not path.with_name("chat.db-wal").exists():
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
-            _recorded_steps(connection, (), path)
+            recorded_steps(connection, (), path)
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -370,7 +375,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=256,
     )
-    connection.execute("PRAGMA busy_timeout = 5000")  # a backup, or sqlite3 in a shell, may hold it for a moment
+    connection.execute(f"PRAGMA busy_timeout = {BUSY}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")  # of a deleted message the text must not stay in the file
@@ -382,7 +387,7 @@ def _prepare(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> None:
     path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
     connection.execute("BEGIN IMMEDIATE")
     try:
-        steps = _recorded_steps(connection, schemas, path)
+        steps = recorded_steps(connection, schemas, path)
         if not steps:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(
@@ -403,12 +408,12 @@ def _prepare(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> None:
 
 def _refuse_older(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> None:
     """Raise StartError unless the file, which a server uses, has the schema of this version."""
-    steps = _recorded_steps(connection, schemas, path)
+    steps = recorded_steps(connection, schemas, path)
     if any(steps.get(schema.part, 0) != len(schema.steps) for schema in schemas):
         raise StartError(f"{path}: a chat_server of an earlier version runs on it; stop that one first")
 
 
-def _recorded_steps(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> dict[str, int]:
+def recorded_steps(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> dict[str, int]:
     """How many steps of each part the file has seen. Raises StartError for a file that is not ours to use."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if not tables:

@@ -36,20 +36,20 @@ class Place:
         values = {"DataDir": self.folder, "PasswordCost": 4, "StartTimeout": 5, **self.settings}
         return {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()} | self.stores
 
-    async def command(self, *arguments: str, typed: str = "") -> tuple[int | None, str, str]:
-        """python run.py user ...: exit code, output, errors. `typed` is its standard input."""
-        child = await run_py("user", *arguments, environ=self.environ, stdin=asyncio.subprocess.PIPE)
+    async def command(self, *arguments: str | Path, typed: str = "") -> tuple[int | None, str, str]:
+        """python run.py ...: exit code, output, errors. `typed` is its standard input."""
+        child = await run_py(*map(str, arguments), environ=self.environ, stdin=asyncio.subprocess.PIPE)
         async with asyncio.timeout(PATIENCE):
             out, err = await child.communicate(typed.encode())
         return child.returncode, out.decode(), err.decode()
 
-    async def does(self, *arguments: str, typed: str = "") -> str:
+    async def does(self, *arguments: str | Path, typed: str = "") -> str:
         """A command that succeeds; what it said."""
         code, out, err = await self.command(*arguments, typed=typed)
         assert code == 0, (out, err)
         return out
 
-    async def fails(self, *arguments: str, typed: str = "") -> str:
+    async def fails(self, *arguments: str | Path, typed: str = "") -> str:
         """The one line with which a command fails."""
         code, out, err = await self.command(*arguments, typed=typed)
         assert (code, out) == (1, ""), (code, out, err)
@@ -59,7 +59,7 @@ class Place:
 
     async def exported(self, name: str) -> list[dict[str, Any]]:
         """What `export` writes."""
-        return [json.loads(line) for line in (await self.does("export", name)).splitlines()]
+        return [json.loads(line) for line in (await self.does("user", "export", name)).splitlines()]
 
 
 def wrong(response: httpx.Response) -> None:

@@ -24,37 +24,37 @@ def place(tmp_path: Path) -> Place:
 
 
 async def test_a_user_who_was_added_logs_in_also_where_registration_is_closed(place: Place) -> None:
-    assert await place.does("add", "anna", typed=f"{PASSWORD}\n") == "added anna\n"
+    assert await place.does("user", "add", "anna", typed=f"{PASSWORD}\n") == "added anna\n"
     async with place.serving(Registration="closed") as server:
         await server.login("anna")
-        assert await place.does("add", "名字", typed=PASSWORD) == "added 名字\n"
+        assert await place.does("user", "add", "名字", typed=PASSWORD) == "added 名字\n"
         await server.login("名字")
         refused(
             await post(server, "/user/register", user_name="ben", password=PASSWORD), 403, 41000, "registration_closed"
         )
-        assert await place.does("list") == "anna\tenabled\n名字\tenabled\n"
+        assert await place.does("user", "list") == "anna\tenabled\n名字\tenabled\n"
 
 
 async def test_a_name_is_kept_in_its_normal_form(place: Place) -> None:
-    await place.does("add", "e\u0301", typed=PASSWORD)
-    assert await place.does("list") == "é\tenabled\n"
-    assert "é exists already" in await place.fails("add", "é", typed=PASSWORD)
+    await place.does("user", "add", "e\u0301", typed=PASSWORD)
+    assert await place.does("user", "list") == "é\tenabled\n"
+    assert "é exists already" in await place.fails("user", "add", "é", typed=PASSWORD)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "System", "a/b", "x" * 65])
 async def test_what_can_be_no_name_is_refused(place: Place, name: str) -> None:
-    assert "1 to 64 letters" in await place.fails("add", name, typed=PASSWORD)
+    assert "1 to 64 letters" in await place.fails("user", "add", name, typed=PASSWORD)
 
 
 @pytest.mark.parametrize("password", ["", "short", "x" * 73, "a\0b" * 3])
 async def test_what_can_be_no_password_is_refused_and_not_repeated(place: Place, password: str) -> None:
-    line = await place.fails("add", "anna", typed=password + "\n")
+    line = await place.fails("user", "add", "anna", typed=password + "\n")
     assert "6 to 72 bytes" in line
     assert not password or password not in line
 
 
 async def test_no_password_is_taken_from_the_command_line(place: Place) -> None:
-    code, _, err = await place.command("add", "anna", PASSWORD)
+    code, _, err = await place.command("user", "add", "anna", PASSWORD)
     assert code == 2
     assert "usage" in err
 
@@ -79,14 +79,14 @@ async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place
         assert await child.wait() == code
         os.close(terminal)
         assert PASSWORD.encode() not in shown
-    assert await place.does("list") == "anna\tenabled\n"
+    assert await place.does("user", "list") == "anna\tenabled\n"
 
 
 async def test_a_reset_password_ends_all_sessions_and_the_old_one_is_wrong(place: Place) -> None:
     async with place.serving() as server:
         await server.users("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-            assert "1 sessions ended" in await place.does("reset-password", "1", typed="another1")
+            assert "1 sessions ended" in await place.does("user", "reset-password", "1", typed="another1")
             assert await one.closed() == 4001
             await two.silent()
         wrong(await try_login(server, "1", PASSWORD))
@@ -96,8 +96,8 @@ async def test_a_reset_password_ends_all_sessions_and_the_old_one_is_wrong(place
 
 async def test_who_is_not_there_is_told(place: Place) -> None:
     for arguments in (["disable"], ["enable"], ["export"], ["remove", "--messages", "keep"]):
-        assert "there is no user ghost" in await place.fails(*arguments, "ghost")
-    assert "there is no user ghost" in await place.fails("reset-password", "ghost", typed=PASSWORD)
+        assert "there is no user ghost" in await place.fails("user", *arguments, "ghost")
+    assert "there is no user ghost" in await place.fails("user", "reset-password", "ghost", typed=PASSWORD)
 
 
 # --- disable, enable
@@ -108,7 +108,7 @@ async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait
         await server.users("1", "2")
         await server.friends("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-            assert "1 sessions ended" in await place.does("disable", "2")
+            assert "1 sessions ended" in await place.does("user", "disable", "2")
             assert await two.closed() == 4001
             assert not await lives(server, server.tokens["2"])
             right, wrong_, unknown = [
@@ -117,8 +117,8 @@ async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait
             wrong(right)
             assert right.json() == wrong_.json() == unknown.json()
             assert (await one.send("m\nare you there?"))["op_type"] == 40019
-            assert await place.does("list") == "1\tenabled\n2\tdisabled\n"
-            assert await place.does("enable", "2") == "enabled 2\n"
+            assert await place.does("user", "list") == "1\tenabled\n2\tdisabled\n"
+            assert await place.does("user", "enable", "2") == "enabled 2\n"
         token = await server.login("2")
         async with server.chat("2", to="1", token=token) as two:
             assert [frame["id"] for frame in (await two.ask(3))[:-1]] == ["hello-1-2", "m"]
@@ -127,7 +127,7 @@ async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait
 async def test_a_login_that_races_with_disabling_leaves_no_session(place: Place) -> None:
     async with place.serving() as server:
         await server.users("1")
-        disabling = asyncio.create_task(place.does("disable", "1"))
+        disabling = asyncio.create_task(place.does("user", "disable", "1"))
         tokens = []
         while not disabling.done():
             response = await try_login(server, "1", PASSWORD)
@@ -148,7 +148,7 @@ async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_n
             for number in range(3):
                 await one.send(f"m{number}\nsecret of 1")
             await three.send("m\nothers")
-            removing = asyncio.create_task(place.command("remove", "1", "--messages", "delete"))
+            removing = asyncio.create_task(place.command("user", "remove", "1", "--messages", "delete"))
             assert await one.closed() == 4001
             refused_ = None
             while not removing.done():  # whoever writes to it meanwhile leaves nothing behind
@@ -176,7 +176,7 @@ async def test_a_user_removed_who_leaves_messages_keeps_the_name(place: Place) -
         await server.friends("1", "2")
         async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
             assert (await three.send("hello"))["op_type"] == 40019
-            out = await place.does("remove", "1", "--messages", "keep")
+            out = await place.does("user", "remove", "1", "--messages", "keep")
             assert "kept 3 messages in 2 conversations" in out
             await until(lambda: _refuses(three))
             assert (await two.send("hello"))["reason"] == "no_such_user"
@@ -188,13 +188,15 @@ async def test_a_user_removed_who_leaves_messages_keeps_the_name(place: Place) -
         wrong(await try_login(server, "1", ""))
         again = await post(server, "/user/register", user_name="1", password=PASSWORD)
         refused(again, 409, 41007, "user_exists", "user_name")
-        assert "exists" in await place.fails("add", "1", typed=PASSWORD)
+        assert "exists" in await place.fails("user", "add", "1", typed=PASSWORD)
         for arguments in (["enable", "1"], ["disable", "1"]):
-            assert "was removed" in await place.fails(*arguments)
-        assert "was removed" in await place.fails("reset-password", "1", typed=PASSWORD)
-        assert await place.does("list") == "1\tremoved\n2\tenabled\n3\tenabled\n"
-    assert "conversations and 2 counters; the name is free" in await place.does("remove", "1", "--messages", "delete")
-    await place.does("add", "1", typed=PASSWORD)
+            assert "was removed" in await place.fails("user", *arguments)
+        assert "was removed" in await place.fails("user", "reset-password", "1", typed=PASSWORD)
+        assert await place.does("user", "list") == "1\tremoved\n2\tenabled\n3\tenabled\n"
+    assert "conversations and 2 counters; the name is free" in await place.does(
+        "user", "remove", "1", "--messages", "delete"
+    )
+    await place.does("user", "add", "1", typed=PASSWORD)
 
 
 async def _refuses(chat: Chat) -> bool:
@@ -202,7 +204,7 @@ async def _refuses(chat: Chat) -> bool:
 
 
 async def test_what_to_do_with_the_messages_must_be_said(place: Place) -> None:
-    code, _, err = await place.command("remove", "1")
+    code, _, err = await place.command("user", "remove", "1")
     assert code == 2
     assert "--messages" in err
 
@@ -216,7 +218,7 @@ async def test_many_messages_are_removed_a_little_at_a_time_while_others_chat(pl
             while (await one.receive())["id"] != "m1699":
                 pass
         async with server.chat("3", to="2") as three, server.chat("2", to="3") as two:
-            removing = asyncio.create_task(place.does("remove", "1", "--messages", "delete"))
+            removing = asyncio.create_task(place.does("user", "remove", "1", "--messages", "delete"))
             while not removing.done():
                 assert (await three.send("hello"))["op_type"] == 40018
                 await two.receive()

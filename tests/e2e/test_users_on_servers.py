@@ -35,7 +35,7 @@ async def test_the_same_on_servers_beside_a_running_one_and_without(
     """The running server keeps its leases, and goes on."""
     place = Place(tmp_path / "data", stores(databases, words))
     one, two, three = (f"{name}-{words.replace(' ', '-')}" for name in ("anna", "ben", "carl"))
-    assert await place.does("add", one, typed=PASSWORD) == f"added {one}\n"
+    assert await place.does("user", "add", one, typed=PASSWORD) == f"added {one}\n"
     async with place.serving(StrangerLimit=1) as server:
         await server.users(two, three)
         server.tokens[one] = await server.login(one)
@@ -43,15 +43,15 @@ async def test_the_same_on_servers_beside_a_running_one_and_without(
         async with server.chat(one, to=two) as first, server.chat(two, to=one) as second:
             lines = await place.exported(one)
             assert [line["kind"] for line in lines] == ["user", "session", "message", "message", "counter"]
-            await place.does("disable", one)
+            await place.does("user", "disable", one)
             assert await first.closed() == 4001
             wrong(await try_login(server, one, PASSWORD))
-            await place.does("enable", one)
-            await place.does("reset-password", two, typed="another1")
+            await place.does("user", "enable", one)
+            await place.does("user", "reset-password", two, typed="another1")
             assert await second.closed() == 4001
             server.tokens[two] = await server.login(two, "another1")
         async with server.chat(two, to=one) as second, server.chat(three, to=two) as third:
-            out = await place.does("remove", one, "--messages", "delete")
+            out = await place.does("user", "remove", one, "--messages", "delete")
             assert "deleted 2 messages in 1 conversations and 1 counters" in out
             assert (await second.send("hello"))["reason"] == "no_such_user"
             assert (await third.send("hello"))["op_type"] == 40018
@@ -59,5 +59,5 @@ async def test_the_same_on_servers_beside_a_running_one_and_without(
         async with server.chat(one, to=two) as first:
             assert await said(first) == []
             assert [(await first.send("hello"))["op_type"] for _ in range(2)] == [40019, 40020]
-        assert f"{one}\tenabled\n" in await place.does("list")
-    assert "kept 1 messages in 1 conversations" in await place.does("remove", one, "--messages", "keep")
+        assert f"{one}\tenabled\n" in await place.does("user", "list")
+    assert "kept 1 messages in 1 conversations" in await place.does("user", "remove", one, "--messages", "keep")

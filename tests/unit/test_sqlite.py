@@ -232,6 +232,25 @@ async def test_a_damaged_file_is_store_unavailable_and_no_error_of_the_driver(tm
             )
 
 
+async def test_emptying_the_log_keeps_no_writer_waiting_for_a_reader(tmp_path: Path) -> None:
+    async with opened(tmp_path, timeout=2) as database:
+        await database.write(adding(1))
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as backup:
+            backup.execute("BEGIN")
+            assert numbers(backup) == [1]
+            await database.write(adding(2))
+            await asyncio.gather(database.checkpoint(), database.write(adding(3)))
+            assert numbers(backup) == [1]
+        await database.checkpoint()
+        assert (tmp_path / "chat.db-wal").stat().st_size == 0
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:  # it waits for others again
+            other.execute("BEGIN IMMEDIATE")
+            task = asyncio.create_task(database.write(adding(4)))
+            await asyncio.sleep(0.1)
+            other.execute("ROLLBACK")
+            assert await task == 4
+
+
 # --- opening
 
 

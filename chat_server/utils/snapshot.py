@@ -1,0 +1,126 @@
+"""Copies of the embedded database: taken while a server writes, checked whole, put in place only when complete."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import mkstemp
+from typing import NamedTuple
+
+from chat_server.utils.errors import StartError
+from chat_server.utils.sqlite import Schema, locked, recorded_steps
+
+
+class Contents(NamedTuple):
+    """What a sound copy holds: how many schema steps each part has seen, how many rows each table has."""
+
+    steps: dict[str, int]
+    rows: dict[str, int]
+
+
+def take(folder: Path, target: Path, schemas: Sequence[Schema]) -> Contents:
+    """Copy the database of `folder`, as it is at one moment, to the new file `target`. Raises StartError.
+
+    All of it is one step of SQLite's backup API, in one reading transaction: no writer waits for it, and none can
+    make it begin again (https://www.sqlite.org/c3ref/backup_finish.html). Meanwhile the log only grows.
+    """
+    source = folder / "chat.db"
+    if not source.exists():
+        raise StartError(f"there is no {source}; check DataDir")
+    with _new(target) as part:
+        with closing(_opened(source, "mode=rw")) as running, closing(_opened(part, "mode=rw")) as copy:
+            running.execute("PRAGMA query_only = ON")
+            running.backup(copy)
+        return verify(part, schemas)
+
+
+def verify(path: Path, schemas: Sequence[Schema]) -> Contents:
+    """Read all of a copy, changing nothing. Raises StartError unless it is sound, and ours to use."""
+    if not path.is_file():
+        raise StartError(f"{path}: there is no such file")
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists():
+        raise StartError(f"{path}: a server uses it, or left {log.name} beside it; make a copy with backup first")
+    try:
+        with closing(_opened(path, "immutable=1")) as copy:
+            steps = recorded_steps(copy, schemas, path)
+            if not steps:
+                raise StartError(f"{path}: is empty")
+            found = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != "ok":
+                raise StartError(f"{path}: is damaged ({found.splitlines()[-1]}); take another copy")
+            tables = [name for (name,) in copy.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            rows = {name: copy.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables}  # noqa: S608
+    except sqlite3.Error as error:
+        raise StartError(f"{path}: {error}; take another copy") from error
+    return Contents(steps, rows)
+
+
+def put(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[str]) -> Contents:
+    """Make a copy the database of `folder`, which must have none, but for the rows of the tables `without`.
+
+    Returns what the copy holds. Raises StartError.
+    """
+    contents = verify(copy, schemas)
+    lock = None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = locked(folder / "chat.lock")
+        if left := sorted(folder.glob("chat.db*")):
+            raise StartError(f"{left[0]} is in the way; move the folder {folder} away first")
+        with _new(folder / "chat.db") as part:
+            shutil.copyfile(copy, part)
+            with closing(_opened(part, "mode=rw")) as database:
+                database.execute("PRAGMA secure_delete = ON")
+                for table in without:
+                    database.execute(f'DELETE FROM "{table}"')  # noqa: S608 - our own names
+    except BlockingIOError as error:
+        raise StartError(f"DataDir {folder}: a chat_server is running on it; choose another DataDir") from error
+    except OSError as error:
+        raise StartError(f"DataDir {folder}: cannot be written ({error.strerror})") from error
+    finally:
+        if lock is not None:
+            os.close(lock)
+    return contents
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[Path]:
+    """A file that only we can read, to be filled; then it is synced, and becomes `path`. Raises StartError."""
+    if path.exists():
+        raise StartError(f"{path} exists already; nothing is overwritten")
+    try:
+        descriptor, name = mkstemp(".part", f".{path.name}.", path.parent)
+        part = Path(name)
+        try:
+            yield part
+            os.fsync(descriptor)
+            _rename(part, path)
+        finally:
+            os.close(descriptor)
+            part.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError as error:
+        raise StartError(f"{path} exists already; nothing is overwritten") from error
+    except (OSError, sqlite3.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"{path}: cannot be written ({why})") from error
+
+
+def _rename(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)  # which, unlike a rename, never takes another's place
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        part.rename(path)
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=30)
