@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak lint format bench lock clean
+.PHONY: run test soak openapi lint format bench lock clean
 
 run: .venv/.run
 	$(BIN)/python run.py
@@ -16,6 +16,10 @@ MINUTES ?= 30
 STORES ?= embedded
 soak: .venv/.dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --stores $(STORES) $(if $(SEED),--seed $(SEED))
+
+# What is served as /openapi.json, of docs/openapi.yaml: the server itself knows no YAML.
+openapi: .venv/.dev
+	$(BIN)/python -c "import json, yaml; print(json.dumps(yaml.safe_load(open('docs/openapi.yaml')), indent=1))" > chat_server/api/openapi.json
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -125,6 +125,7 @@ async def _application(
         [
             web.get("/ping", http.ping),
             web.get("/health", http.health),
+            web.get("/openapi.json", http.openapi),
             web.post("/user/register", http.register),
             web.post("/user/login", http.login),
             web.post("/user/set_password", http.set_password),

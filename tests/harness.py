@@ -22,6 +22,7 @@ import websockets
 
 from chat_server import app, conf
 from chat_server.utils.clock import MICROSECONDS, Clock
+from tests import described
 
 Frame = dict[str, Any]
 
@@ -62,6 +63,10 @@ async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], w
             await asyncio.sleep(0.01)
 
 
+def _request(op_type: int, content: str, keys: Mapping[str, Any]) -> str:
+    return json.dumps({"op_type": op_type, "content": content, **keys})
+
+
 class Chat:
     """A client's socket; `user` chats with `peer`."""
 
@@ -72,7 +77,7 @@ class Chat:
 
     async def put(self, op_type: int, content: str = "", **keys: Any) -> None:
         """Send a frame and wait for nothing."""
-        await self.raw(json.dumps({"op_type": op_type, "content": content, **keys}))
+        await self.raw(_request(op_type, content, keys))
 
     async def raw(self, text: str) -> None:
         """Send a text frame as it is."""
@@ -81,15 +86,20 @@ class Chat:
     async def receive(self) -> Frame:
         """The next frame, whatever it is."""
         async with asyncio.timeout(PATIENCE):
-            frame: Frame = json.loads(await self.connection.recv())
+            text = await self.connection.recv(decode=True)
+        described.frame(text)
+        frame: Frame = json.loads(text)
         return frame
 
     async def ask(self, op_type: int, content: str = "", **keys: Any) -> list[Frame]:
         """Send a frame; all frames that come, up to and with the server's answer, the last."""
-        await self.put(op_type, content, **keys)
+        text = _request(op_type, content, keys)
+        await self.raw(text)
         frames = [await self.receive()]
         while frames[-1]["from"] != "System":
             frames.append(await self.receive())
+        understood = frames[-1]["op_type"] != 40000
+        assert understood == described.request(text), f"docs/asyncapi.yaml knows better: {text[:500]}"
         return frames
 
     async def answer(self, op_type: int, content: str = "", **keys: Any) -> Frame:
@@ -124,6 +134,11 @@ class Chat:
         return code
 
 
+async def _described(response: httpx.Response) -> None:
+    await response.aread()
+    described.answer(response)
+
+
 class Server:
     """A running server, seen from outside."""
 
@@ -136,7 +151,10 @@ class Server:
     def client(self, **options: Any) -> httpx.AsyncClient:
         """An HTTP client of its own, with its own cookies."""
         # Without TLS: to load the authorities takes longer than all the rest.
-        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE, trust_env=False, **{"verify": False, **options})
+        hooks = {"response": [_described]}
+        return httpx.AsyncClient(
+            base_url=self.url, timeout=PATIENCE, trust_env=False, event_hooks=hooks, **{"verify": False, **options}
+        )
 
     async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> httpx.Response:
         """POST JSON without cookies."""

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests import described
 from tests.harness import PATIENCE, Chat, Frame, Server, until
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -177,7 +178,9 @@ class Raw:
     @staticmethod
     def json(read: Read) -> Frame:
         """What a text frame says."""
-        found: Frame = json.loads(read.payload)
+        text = read.payload.decode()
+        described.frame(text)
+        found: Frame = json.loads(text)
         return found
 
     async def pong(self) -> bytes:

@@ -86,6 +86,7 @@ class Connection:
         "__weakref__",
         "_acked",
         "_bad",
+        "_binary",
         "_bucket",
         "_closing",
         "_config",
@@ -136,6 +137,7 @@ class Connection:
         sync: bool,
         address: str,
         bucket: Bucket | None,
+        binary: bool = False,
     ) -> None:
         self.user = user
         self.peer = peer
@@ -151,6 +153,7 @@ class Connection:
         transport.set_write_buffer_limits(ENOUGH_WAITING)  # above it, `drain` waits
         self._drain = drain
         self._bucket = bucket
+        self._binary = binary  # frames that are not text are decoded, too
         self._loop = asyncio.get_running_loop()
         # out
         self._outbox: list[bytes] = []
@@ -272,8 +275,10 @@ class Connection:
         if kind is WSMsgType.PONG and self._ping and data == self._ping:
             self._pong()
         elif kind is WSMsgType.CLOSE:
+            if data == WSCloseCode.ABNORMAL_CLOSURE or data >= 5000:  # aiohttp lets these pass
+                raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {data}")
             await self._finish()
-            self.close(data if data and data not in (1005, 1006) else WSCloseCode.OK, "")
+            self.close(data or WSCloseCode.OK, "")
             return False
         elif kind in (WSMsgType.CLOSED, WSMsgType.CLOSING):
             return False
@@ -287,7 +292,7 @@ class Connection:
                 await self._hold(asyncio.sleep(wait))
                 if self._closing:
                     return True
-            if kind is WSMsgType.TEXT:
+            if kind is WSMsgType.TEXT or (kind is WSMsgType.BINARY and self._binary):
                 await self._accept(data)
             elif kind is WSMsgType.PING:
                 self._put(frame(PONG, data))

@@ -1,5 +1,7 @@
 """The HTTP endpoints (protocol section 1): parse, check who is asking, call a service, shape the answer."""
 
+from importlib.resources import files
+
 import msgspec
 from aiohttp import web
 
@@ -40,6 +42,7 @@ class Http:
         self._edge = edge
         self._health = health
         self._patience = patience
+        self._openapi = files("chat_server.api").joinpath("openapi.json").read_bytes()
 
     async def ping(self, request: web.Request) -> web.Response:
         """GET /ping"""
@@ -49,6 +52,10 @@ class Http:
         """GET /health"""
         up, data = await self._health.look()
         return self._envelope.success(Status.OK, data) if up else self._envelope.away(data)
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """GET /openapi.json: these endpoints, for machines (docs/openapi.yaml)"""
+        return web.Response(body=self._openapi, content_type="application/json")
 
     async def register(self, request: web.Request) -> web.Response:
         """POST /user/register"""

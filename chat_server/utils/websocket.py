@@ -32,4 +32,4 @@ def deflated(text_frame: bytes, window: int) -> bytes:
         return text_frame
     deflate = zlib.compressobj(wbits=-max(window, 9))
     compressed = (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
-    return frame(TEXT | COMPRESSED, compressed)
+    return frame(text_frame[0] | COMPRESSED, compressed)

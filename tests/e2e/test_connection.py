@@ -155,6 +155,10 @@ async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(serve
         raw.frame(b"\x03", raw.CLOSE),  # half a code
         raw.close(1004),
         raw.close(999),
+        raw.close(1005),
+        raw.close(1006),
+        raw.close(5000),
+        raw.close(65535),
     ):
         await closes(server, data, 1002)
 
