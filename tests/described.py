@@ -40,7 +40,7 @@ def answer(response: httpx.Response) -> None:
     content = described.get("content", {})
     kind = response.headers.get("Content-Type", "").partition(";")[0]
     assert kind in content or not response.content, kind
-    if response.content:
+    if response.content and kind == "application/json":
         _hold(_of_answer(request.url.path, request.method.lower(), code, kind), response.json())
 
 

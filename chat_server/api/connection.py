@@ -275,10 +275,7 @@ class Connection:
         if kind is WSMsgType.PONG and self._ping and data == self._ping:
             self._pong()
         elif kind is WSMsgType.CLOSE:
-            if data == WSCloseCode.ABNORMAL_CLOSURE or data >= 5000:  # aiohttp lets these pass
-                raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {data}")
-            await self._finish()
-            self.close(data or WSCloseCode.OK, "")
+            await self._take_leave(data)
             return False
         elif kind in (WSMsgType.CLOSED, WSMsgType.CLOSING):
             return False
@@ -299,6 +296,13 @@ class Connection:
             elif kind is WSMsgType.BINARY:
                 raise Disconnect(WSCloseCode.UNSUPPORTED_DATA, "text frames only")
         return True
+
+    async def _take_leave(self, code: int) -> None:
+        """Answer the peer's close frame; `code` is 0 where it bears none."""
+        if code == WSCloseCode.ABNORMAL_CLOSURE or code >= 5000:  # no peer may send these; aiohttp lets them pass
+            raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {code}")
+        await self._finish()
+        self.close(code or WSCloseCode.OK, "")
 
     async def _accept(self, data: str) -> None:
         """Take a frame to be worked on; wait while too many are."""
