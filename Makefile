@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak openapi lint format bench lock clean
+.PHONY: run test soak openapi lint format bench bench-full lock clean
 
 run: .venv/.run
 	$(BIN)/python run.py
@@ -32,7 +32,10 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 
 bench: .venv/.dev
-	$(BIN)/python -m bench pairs
+	$(BIN)/python -m bench.full --quick
+
+bench-full: .venv/.dev
+	$(BIN)/python -m bench.full
 
 # The locks are made from the bounds in setup.cfg.
 lock: .venv/.dev

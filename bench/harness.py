@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
@@ -68,11 +68,16 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(
-    target: str, folder: Path, *, on_uvloop: bool = True, settings: Mapping[str, str] = LIFTED
+    target: str,
+    folder: Path,
+    *,
+    on_uvloop: bool = True,
+    settings: Mapping[str, str] = LIFTED,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     """Run one of TARGETS with its data and log in `folder`, until the end of the block.
 
-    `on_uvloop` is for the relays, the server chooses its loop itself; `settings` are for the server.
+    `on_uvloop` is for the relays, the server chooses its loop itself; `settings` and `environ` are for the server.
     A folder used before is gone on with: what was stored in it is there again.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -81,7 +86,13 @@ def serving(
     log = folder / "log.txt"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+            command,
+            cwd=ROOT,
+            env=os.environ | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
         )
     try:
         yield _wait_until_up(process, port)

@@ -109,7 +109,22 @@ async def read(server: Server, n: int, times: int) -> Figures:
     return figures | {"start s": server.started_in, "RSS MiB": server.rss() / 2**20}
 
 
-async def _ask(peer: Peer, frame: Say, code: Code, size: int) -> float:
+async def stream(server: Server, reader: str, token: str, n: int) -> Figures:
+    """Ask for all `n` messages that WRITER has sent `reader` and he has not read; return what that took."""
+    peer = await connect(server.url, reader, token, WRITER)
+    server.forget_peak()
+    before, began = server.peak(), time.perf_counter()
+    try:
+        await _ask(peer, Say(WRITER, "", op_type=3), Code.HISTORY, n, patience=10 * PATIENCE)
+    finally:
+        await peer.close()
+    return {
+        "op 3, all unread: messages/s": n / (time.perf_counter() - began),
+        "op 3, all unread: RSS grown at the peak, MiB": (server.peak() - before) / 2**20,
+    }
+
+
+async def _ask(peer: Peer, frame: Say, code: Code, size: int, patience: float = PATIENCE) -> float:
     """Ask for one page, check that `size` frames came, and return the seconds it took."""
     answered: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
     frames = 0
@@ -124,7 +139,7 @@ async def _ask(peer: Peer, frame: Say, code: Code, size: int) -> float:
     peer.hear = hear
     began = time.perf_counter()
     peer.say(frame)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         heard = await answered
     took = time.perf_counter() - began
     if (heard.op_type, heard.content, frames) != (code, str(size), size):

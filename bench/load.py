@@ -31,12 +31,16 @@ class Latency(msgspec.Struct):
 
     p50: float = math.nan
     p99: float = math.nan
+    longest: float = math.nan
 
     @classmethod
     def of(cls, seconds: array[float]) -> Latency:
         """Take the percentiles of times given in seconds; not a number where there are none."""
         ranked = sorted(seconds)
-        return cls(*(ranked[int(len(ranked) * part)] * 1000 for part in (0.5, 0.99) if ranked))
+        if not ranked:
+            return cls()
+        p50, p99 = (ranked[int(len(ranked) * part)] * 1000 for part in (0.5, 0.99))
+        return cls(p50, p99, ranked[-1] * 1000)
 
 
 class Outcome(msgspec.Struct, kw_only=True):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
@@ -19,7 +21,7 @@ import aiohttp
 import msgspec
 import uvloop
 
-from bench.client import PATIENCE, BenchError, Code, Peer, connect, log_in
+from bench.client import PATIENCE, BenchError, Code, Heard, Peer, Say, connect, each, log_in
 from bench.rude import BINARY, Gone, Rude, frame, request
 
 SMALL = 4096  # bytes that the kernel holds for a reader that does not read
@@ -37,6 +39,7 @@ class Scene:
         self.url = url
         self.tokens = tokens
         self.done: Counter[str] = Counter()
+        self.milliseconds: list[float] = []  # that each of several things took
         self.open: list[Rude] = []  # sockets nobody reads; kept until the end
 
     async def rude(self, uid: str, *, buffer: int = 0) -> Rude:
@@ -239,6 +242,61 @@ def _digger(uid: str) -> Work:
     return work
 
 
+# --- group
+
+CHOIR = 5000
+SPEAKERS = tuple(f"speaker{i}" for i in range(8))
+
+
+async def _assemble(scene: Scene) -> None:
+    """Open the sockets that are written to."""
+
+    async def enter(uid: str) -> None:
+        await scene.polite(uid)
+
+    await each(enter, [uid for uid in scene.tokens if uid not in SPEAKERS], 32)
+
+
+async def _speak(scene: Scene) -> None:
+    """Write to all of them, from several users in turn, as each may only so many times a minute."""
+    peers = [await connect(scene.url, uid, scene.tokens[uid]) for uid in SPEAKERS]
+    answers: asyncio.Queue[Heard] = asyncio.Queue()
+    for number in count():
+        peer = peers[number % len(peers)]
+        peer.hear = lambda heard: answers.put_nowait(heard) if heard.sender == "System" else None
+        peer.say(Say("", "x" * 100, op_type=6))
+        heard = await answers.get()
+        reached = int(heard.content) if heard.op_type == Code.SENT_TO_ALL else 0
+        scene.done["deliveries of messages to all"] += reached
+        await asyncio.sleep(0.25)
+
+
+# --- return
+
+RETURNING = 1000
+MISSED = 20  # messages that each has to fetch
+
+
+def _return(uid: str) -> Work:
+    """Connect as after a restart of the server: ask for the conversations, and for what came since."""
+
+    async def work(scene: Scene) -> None:
+        began = time.perf_counter()
+        peer = await connect(scene.url, uid, scene.tokens[uid])
+        peer.say(Say("", "-20", op_type=7))
+        for code in (Code.CONVERSATIONS, Code.CONVERSATIONS):
+            await peer.expect(code)
+        peer.say(Say("writer", f"+200@<m-{MISSED - 1}", op_type=2))
+        for _ in range(MISSED + 1):
+            await peer.expect(Code.HISTORY)
+        scene.milliseconds.append((time.perf_counter() - began) * 1000)
+        scene.done["ms of the median"] = round(statistics.median(scene.milliseconds))
+        scene.done["ms of the longest"] = round(max(scene.milliseconds))
+        scene.done["sockets that came back"] += 1
+
+    return work
+
+
 _five = [str(i) for i in range(5)]
 KINDS = {
     "nothing": Kind(users=(), works=()),  # how far two phases lie apart by themselves
@@ -263,6 +321,12 @@ KINDS = {
         ),
     ),
     "logins": Kind(users=(), prepare=_register, works=(_storm,)),
+    "group": Kind(users=(*SPEAKERS, *(f"singer{i}" for i in range(CHOIR))), prepare=_assemble, works=(_speak,)),
+    "return": Kind(
+        users=tuple(f"back{i}" for i in range(RETURNING)),
+        stored=Stored(tuple(f"back{i}" for i in range(RETURNING)), 2 * MISSED),
+        works=tuple(_return(f"back{i}") for i in range(RETURNING)),
+    ),
     "vanish": Kind(users=GHOSTS, friends=tuple((ghost, GHOSTS[0]) for ghost in GHOSTS[1:]), works=(_vanish,)),
     "deep-pages": Kind(
         users=tuple(f"digger{i}" for i in range(4)),

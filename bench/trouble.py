@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from bench import history
-from bench.client import PATIENCE, BenchError, log_in
+from bench.client import PATIENCE, BenchError
 from bench.harness import ROOT, Server, machine_seconds
 from bench.load import befriend, opened
 from bench.mischief import KINDS, Kind
@@ -79,7 +79,7 @@ class Result(msgspec.Struct, kw_only=True):
         figures: Figures = {}
         for name in ("acked", "delivered"):
             one, two = getattr(self.without, name), getattr(self.beside, name)
-            for part in ("p50", "p99"):
+            for part in ("p50", "p99", "longest"):
                 before, after = getattr(one, part), getattr(two, part)
                 label = f"{name.replace('acked', 'ack')} {part}"
                 figures |= {
@@ -89,6 +89,8 @@ class Result(msgspec.Struct, kw_only=True):
                 }
         places = ("at the start", "before the trouble", "at the peak", "after the rest")
         figures |= {f"RSS {place}, MiB": bytes_ / MIB for place, bytes_ in zip(places, self.rss, strict=True)}
+        if "ms of the median" in self.done:
+            figures |= {"longest wait to the median": self.done["ms of the longest"] / self.done["ms of the median"]}
         figures |= {"RSS above the start after the rest, MiB": self.grown}
         for i, (name, phase) in enumerate((("without", self.without), ("with", self.beside))):
             figures |= {
@@ -99,20 +101,18 @@ class Result(msgspec.Struct, kw_only=True):
         return figures
 
 
-async def introduce(url: str, pace: Pace, kind: Kind) -> dict[str, str]:
-    """Register all users, let those who will write to each other do so once; return their tokens."""
+def cast(pace: Pace, kind: Kind) -> list[str]:
+    """Name all users."""
+    writers = [history.WRITER] if kind.stored else []
+    return list(dict.fromkeys([*(name for pair in pace.names for name in pair), *kind.users, *writers]))
+
+
+async def introduce(url: str, tokens: Mapping[str, str], pace: Pace, kind: Kind) -> None:
+    """Let those who will write to each other do so once."""
     friends = [*pace.names, *kind.friends]
-    tokens = await log_in(
-        url, dict.fromkeys([*(name for pair in friends for name in pair), *kind.users, *_writers(kind)])
-    )
-    async with opened(url, tokens) as peers:
+    async with opened(url, {name: tokens[name] for pair in friends for name in pair}) as peers:
         for a, b in friends:  # in turn, as some have several friends
             await befriend(peers[a], peers[b])
-    return tokens
-
-
-def _writers(kind: Kind) -> list[str]:
-    return [history.WRITER] if kind.stored else []
 
 
 def fill(kind: Kind, data_dir: Path) -> None:

@@ -10,7 +10,7 @@ import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -37,6 +37,10 @@ BAD_FRAMES = 100
 LINGER = 2.0
 # A page that is being read slowly is left unfinished after so many seconds when the server ends.
 FINISH = 2.0
+
+# Looked up once: before Python 3.12 each look at an enum's member is a call.
+_TEXT, _PONG = WSMsgType.TEXT, WSMsgType.PONG
+_FRAMES = frozenset((_TEXT, _PONG, WSMsgType.PING, WSMsgType.BINARY))
 
 
 class WebSocket(web.WebSocketResponse):
@@ -272,40 +276,39 @@ class Connection:
         message = await self._ws.receive()
         kind, data = message.type, message.data
         self._heard = True
-        if kind is WSMsgType.PONG and self._ping and data == self._ping:
+        if kind is _PONG and self._ping and data == self._ping:
             self._pong()
-        elif kind is WSMsgType.CLOSE:
-            await self._take_leave(data)
-            return False
-        elif kind in (WSMsgType.CLOSED, WSMsgType.CLOSING):
-            return False
-        elif kind is WSMsgType.ERROR:
-            code = getattr(data, "code", None)
-            if code is None:
-                return False  # the connection broke
-            raise Disconnect(code, str(data))
+        elif kind not in _FRAMES:
+            return await self._read_last(kind, data)
         elif not self._closing:
             if self._bucket and (wait := self._bucket.take(self._loop.time())):
                 await self._hold(asyncio.sleep(wait))
                 if self._closing:
                     return True
-            if kind is WSMsgType.TEXT or (kind is WSMsgType.BINARY and self._binary):
-                await self._accept(data)
+            if kind is _TEXT or (kind is WSMsgType.BINARY and self._binary):
+                self._accept(data)
+                if len(self._inbox) >= INBOX_FRAMES or self._inbox_bytes >= INBOX_BYTES:
+                    self._room = self._loop.create_future()
+                    await self._hold(self._room)
             elif kind is WSMsgType.PING:
                 self._put(frame(PONG, data))
             elif kind is WSMsgType.BINARY:
                 raise Disconnect(WSCloseCode.UNSUPPORTED_DATA, "text frames only")
         return True
 
-    async def _take_leave(self, code: int) -> None:
-        """Answer the peer's close frame; `code` is 0 where it bears none."""
-        if code == WSCloseCode.ABNORMAL_CLOSURE or code >= 5000:  # no peer may send these; aiohttp lets them pass
-            raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {code}")
-        await self._finish()
-        self.close(code or WSCloseCode.OK, "")
+    async def _read_last(self, kind: WSMsgType, data: Any) -> bool:
+        """The peer has closed, or broke the protocol, or is gone."""
+        if kind is WSMsgType.CLOSE:
+            if data == WSCloseCode.ABNORMAL_CLOSURE or data >= 5000:  # no peer may send these; aiohttp lets them pass
+                raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {data}")
+            await self._finish()
+            self.close(data or WSCloseCode.OK, "")
+        elif kind is WSMsgType.ERROR and (code := getattr(data, "code", None)) is not None:
+            raise Disconnect(code, str(data))
+        return False
 
-    async def _accept(self, data: str) -> None:
-        """Take a frame to be worked on; wait while too many are."""
+    def _accept(self, data: str) -> None:
+        """Take a frame to be worked on."""
         item = self._owner.decode(data)
         self._inbox.append((item, len(data)))
         self._inbox_bytes += len(data)
@@ -316,9 +319,6 @@ class Connection:
         self._bad = self._bad + 1 if isinstance(item, Refused) else 0
         if self._bad >= BAD_FRAMES:
             raise Disconnect(WSCloseCode.POLICY_VIOLATION, f"{BAD_FRAMES} bad frames in a row")
-        if len(self._inbox) >= INBOX_FRAMES or self._inbox_bytes >= INBOX_BYTES:
-            self._room = self._loop.create_future()
-            await self._hold(self._room)
 
     async def _work(self) -> None:
         try:

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A message. `time` is in microseconds since the epoch, unlike that of any other message."""
 
     sender: str
@@ -17,7 +17,7 @@ class Message(msgspec.Struct, frozen=True):
     read: bool = False
 
 
-class Added(msgspec.Struct, frozen=True):
+class Added(msgspec.Struct, frozen=True, gc=False):
     """What became of a message that was to be added.
 
     `new`: it was stored now. Otherwise its sender had used the id before, at `time`: `same` says whether

@@ -2,6 +2,9 @@
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import chain, islice
+
+import msgspec
 
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.model.users import State, User
@@ -13,6 +16,8 @@ from chat_server.utils.sqlite import Database, Schema
 KNOWN_CONVERSATIONS = 65536
 # Conversations are listed so many at a time.
 PAIRS = 1000
+# Messages are inserted by statements of 1, 2, 4, ... rows, at most so many.
+INSERTED = 64
 
 
 # The users' part of the database.
@@ -131,10 +136,9 @@ MESSAGES_SCHEMA = Schema(
 )
 
 
-_INSERT = """INSERT INTO messages (time, conv, side, id, text) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (conv, side, id) DO NOTHING"""
-_TOUCH = """INSERT INTO conversations (user, peer, conv, side, last) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last)"""
+_MESSAGES, _KEEP = "messages (time, conv, side, id, text)", "(conv, side, id) DO NOTHING"
+_CONVERSATIONS = "conversations (user, peer, conv, side, last)"
+_TOUCH = "(user, peer) DO UPDATE SET last = max(last, excluded.last)"
 _RANGE = """SELECT * FROM (SELECT time, side, id, text, read FROM messages
     WHERE conv = ?1 AND deleted = {} AND time > ?2 AND time <= ?3 ORDER BY time LIMIT ?4)"""
 _RECORDS = " UNION ALL ".join(_RANGE.format(deleted) for deleted in (0, 1)) + " ORDER BY time LIMIT ?4"
@@ -142,6 +146,9 @@ _PUT = """INSERT INTO messages (time, conv, side, id, text, read, deleted) VALUE
     ON CONFLICT (time) DO UPDATE SET text = excluded.text, read = excluded.read, deleted = excluded.deleted
         WHERE conv = excluded.conv AND side = excluded.side AND id = excluded.id"""
 _PAGE = "SELECT time, side, id, text, read FROM messages WHERE conv = ? AND deleted = 0 "
+_UNREAD_OF = """SELECT json_group_array(time) FROM messages
+    WHERE time IN (SELECT value FROM json_each(?)) AND read = 0"""
+_MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each(?))"
 
 
 class SqliteMessages:
@@ -166,7 +173,7 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
-        added = await self._database.write(lambda tx: self.add_in(tx, run))
+        added = await self._database.write_together(self._add_runs, run)
         if not self._held():
             raise StoreUnavailable("the lease on another store was not renewed in time")
         return added
@@ -177,7 +184,7 @@ class SqliteMessages:
             (message.time, self._number(tx, message), int(message.sender > message.receiver), message.id, message.text)
             for message in run
         ]
-        if tx.executemany(_INSERT, rows).rowcount == len(rows):
+        if _insert(tx, _MESSAGES, rows, _KEEP) == len(rows):
             added = [Added(message.time) for message in run]
         else:
             added = [self._found(tx, row) or Added(row[0]) for row in rows]
@@ -187,7 +194,7 @@ class SqliteMessages:
                 sender, receiver = message.sender, message.receiver
                 touched[sender, receiver] = (sender, receiver, conv, side, time)
                 touched[receiver, sender] = (receiver, sender, conv, 1 - side, time)
-        tx.executemany(_TOUCH, touched.values())
+        _insert(tx, _CONVERSATIONS, list(touched.values()), _TOUCH)
         return added
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
@@ -279,8 +286,9 @@ class SqliteMessages:
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         def job(tx: sqlite3.Connection) -> set[int]:
-            mark = "UPDATE messages SET read = 1 WHERE time = ? AND read = 0"
-            return {time for time in times if tx.execute(mark, (time,)).rowcount}
+            (unread,) = tx.execute(_UNREAD_OF, (msgspec.json.encode(times),)).fetchone()
+            tx.execute(_MARK, (unread,))
+            return set(msgspec.json.decode(unread))
 
         return await self._database.write(job)
 
@@ -395,6 +403,10 @@ class SqliteMessages:
 
     # --- inside a job
 
+    def _add_runs(self, tx: sqlite3.Connection, runs: Sequence[Sequence[Message]]) -> list[list[Added]]:
+        added = iter(self.add_in(tx, [message for run in runs for message in run]))
+        return [list(islice(added, len(run))) for run in runs]
+
     def _put(self, tx: sqlite3.Connection, records: Sequence[Record]) -> None:
         rows = [
             (
@@ -449,6 +461,18 @@ class SqliteMessages:
             return [_message(names, *row) for row in rows]
 
         return await self._database.read(job)
+
+
+def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], otherwise: str) -> int:
+    """Insert rows by few statements; `otherwise` says what happens to one that is there. Returns how many changed."""
+    changed = done = 0
+    while done < len(rows):
+        chunk = rows[done : done + min(INSERTED, 1 << (len(rows) - done).bit_length() - 1)]
+        values = ", ".join([f"({', '.join('?' * len(chunk[0]))})"] * len(chunk))
+        statement = f"INSERT INTO {table} VALUES {values} ON CONFLICT {otherwise}"  # noqa: S608 - no names but ours
+        changed += tx.execute(statement, list(chain.from_iterable(chunk))).rowcount
+        done += len(chunk)
+    return changed
 
 
 def _count(connection: sqlite3.Connection, query: str) -> int:

@@ -1,11 +1,9 @@
 """Class Chat: what the ops of a socket do (protocol section 2), one method each."""
 
-import asyncio
 import logging
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from chat_server.cache.limits import Rate, RateStore
 from chat_server.conf import Chat as Config
@@ -33,6 +31,10 @@ _SKIP = re.compile(r"0*([0-9]+)-([0-9]{1,3})")
 _NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
 _AFTER = re.compile(r"\+([0-9]{1,3})@(.+)", re.DOTALL)
 _COUNT = re.compile(r"[0-9]{1,3}")
+
+# Looked up once: before Python 3.12 each look at an enum's member is a call.
+_FAILED, _ONLINE, _OFFLINE = Status.SEND_FAILED, Status.RECEIVER_ONLINE, Status.RECEIVER_OFFLINE
+_FREE, _UNKNOWN = Talk.FREE, Talk.UNKNOWN
 
 
 class Chat:
@@ -64,13 +66,14 @@ class Chat:
         self._friends = friends
         self._delivered = Recent(REMEMBERED)
         self._skipping = KeyedLock()
-        self._marks: Batcher[list[Receipt], list[Receipt]] = Batcher(self._mark_together, most=256)
+        self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(self._mark_together, most=256)
 
     # --- op 1
 
     async def send(self, socket: Socket, run: Sequence[Request]) -> list[Status]:
         """Send a run of messages that arrived together; each is answered, in order."""
-        drafts = [await self._draft(socket, request) for request in run]
+        receivers = {to: await self._receiver(socket, to) for to in {request.to for request in run}}
+        drafts = [self._draft(socket, request, receivers[request.to]) for request in run]
         # Times are given at once for the whole run: nobody else's message may come in between and be stored first.
         messages = [
             Message(socket.user, *draft, self._timeline.next()) for draft in drafts if not isinstance(draft, Refused)
@@ -85,29 +88,39 @@ class Chat:
             statuses.append(result)
         return statuses
 
-    async def _draft(self, socket: Socket, request: Request) -> tuple[str, str, str] | Refused:
-        """Receiver, id and text of the message, or why there is none."""
+    async def _receiver(self, socket: Socket, to: str) -> str | Refused:
+        """To whom the frames with that `to` go, or why to nobody."""
         try:
-            receiver = await self._peer(socket, request, Status.SEND_FAILED)
-            id, text = split(request.content)
-            if id and not is_id(id):
-                why = "the first line is no valid id: 1 to 64 of A-Z a-z 0-9 _ - . :, or empty"
-                raise Refused(Status.SEND_FAILED, Reason.BAD_ID, why)
-            self._check_text(text)
+            return await self._other(socket, to, _FAILED)
         except Refused as refused:
             return refused
         except StoreUnavailable:
-            return Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
+            return Refused(_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
+
+    def _draft(self, socket: Socket, request: Request, receiver: str | Refused) -> tuple[str, str, str] | Refused:
+        """Receiver, id and text of the message, or why there is none."""
+        try:
+            self._check_from(socket, request)
+            if isinstance(receiver, Refused):
+                return receiver
+            id, text = split(request.content)
+            if id and not is_id(id):
+                why = "the first line is no valid id: 1 to 64 of A-Z a-z 0-9 _ - . :, or empty"
+                return Refused(_FAILED, Reason.BAD_ID, why)
+            self._check_text(text)
+        except Refused as refused:
+            return refused
         return receiver, id or secrets.token_hex(12), text
 
     async def _store(self, messages: Sequence[Message]) -> Sequence[Outcome | Refused]:
         if not messages:
             return []
-        talks = [self._friends.talk(message.sender, message.receiver, message.time) for message in messages]
+        newest = {message.receiver: message for message in messages}
+        talks = {to: self._friends.talk(message.sender, to, message.time) for to, message in newest.items()}
         try:
-            if min(talks) is Talk.FREE:
+            if min(talks.values()) is _FREE:
                 return [Outcome(added, free=False) for added in await self._messages.add(messages)]
-            return await self._sending.add(messages, [talk is not Talk.UNKNOWN for talk in talks])
+            return await self._sending.add(messages, [talks[message.receiver] is not _UNKNOWN for message in messages])
         except StoreUnavailable as error:
             log.warning("not stored", extra={"why": str(error), "messages": len(messages)})
             away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
@@ -131,7 +144,7 @@ class Chat:
         online = self._registry.online(message.receiver)
         if added.new or (added.unread and added.time not in self._delivered):
             self._deliver(socket, message, added.time)
-        status = Status.RECEIVER_ONLINE if online else Status.RECEIVER_OFFLINE
+        status = _ONLINE if online else _OFFLINE
         socket.send(self._frames.answer(socket.user, status, id=message.id, time=added.time))
         return status
 
@@ -288,7 +301,7 @@ class Chat:
         for receipt in fresh:
             receipt.proven = True
         if fresh:
-            self._marks.submit(fresh).add_done_callback(partial(self._marked, socket))
+            self._marks.submit((socket, fresh))
 
     async def settled(self) -> None:
         """Wait for the marks under way."""
@@ -303,21 +316,20 @@ class Chat:
             gone = await self._accounts.not_enabled({name for pair in page for name in pair})
             self._friends.forget(pair for pair in page if not gone.isdisjoint(pair))
 
-    async def _mark_together(self, batch: list[list[Receipt]]) -> list[list[Receipt]]:
-        changed = await self._messages.mark_delivered([receipt.time for receipts in batch for receipt in receipts])
-        return [[receipt for receipt in receipts if receipt.time in changed] for receipts in batch]
-
-    def _marked(self, socket: Socket, marks: asyncio.Future[list[Receipt]]) -> None:
-        if marks.cancelled():
-            return
-        if error := marks.exception():
-            log.warning("delivered but not marked", extra={"why": str(error)})  # unread: op 3 has them again
-            return
-        by_sender: dict[str, list[str]] = {}
-        for receipt in marks.result():
-            by_sender.setdefault(receipt.sender, []).append(receipt.id)
-        for sender, ids in by_sender.items():
-            self._notify(socket, sender, Status.MARKED_READ, ids)
+    async def _mark_together(self, batch: list[tuple[Socket, list[Receipt]]]) -> list[None]:
+        try:
+            changed = await self._messages.mark_delivered([receipt.time for _, some in batch for receipt in some])
+        except StoreUnavailable as error:  # they stay unread, and op 3 has them again
+            log.warning("delivered but not marked", extra={"why": str(error)})
+            changed = set()
+        for socket, receipts in batch:
+            by_sender: dict[str, list[str]] = {}
+            for receipt in receipts:
+                if receipt.time in changed:
+                    by_sender.setdefault(receipt.sender, []).append(receipt.id)
+            for sender, ids in by_sender.items():
+                self._notify(socket, sender, Status.MARKED_READ, ids)
+        return [None] * len(batch)
 
     # --- what several ops need
 
@@ -333,7 +345,11 @@ class Chat:
     async def _peer(self, socket: Socket, request: Request, failed: Status) -> str:
         """The other user of the conversation that a request is about. Raises Refused."""
         self._check_from(socket, request)
-        peer = normal(request.to or socket.peer)
+        return await self._other(socket, request.to, failed)
+
+    async def _other(self, socket: Socket, to: str, failed: Status) -> str:
+        """The user that `to` names, whom the socket's may write to. Raises Refused."""
+        peer = normal(to or socket.peer)
         if self._accounts.knows(peer) and peer != socket.user:
             return peer
         if peer == socket.user:

@@ -17,7 +17,7 @@ LIVE, STORED = 1, 2  # a frame's `type`
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """A frame from a client. `op_type` is checked against the op table, names where they are used."""
 
     op_type: int
@@ -27,7 +27,7 @@ class Request(msgspec.Struct, frozen=True):
     content: str = ""
 
 
-class Frame(msgspec.Struct, frozen=True, kw_only=True):
+class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A frame to a client; what is UNSET has no meaning in it and is left out."""
 
     sender: str = field(name="from")
@@ -85,6 +85,8 @@ class Frames:
 
     def __init__(self, language: str) -> None:
         self._texts = {status: text(status, language) for status in Status}
+        # Looked up once: before Python 3.12 each look at an enum's member is a call.
+        self._received = Status.RECEIVED
 
     def answer(
         self,
@@ -128,9 +130,9 @@ class Frames:
             Frame(
                 sender=message.sender,
                 to=message.receiver,
-                op_type=Status.RECEIVED,
+                op_type=self._received,
                 content=f"{message.id}\n{message.text}",
-                msg=self._texts[Status.RECEIVED],
+                msg=self._texts[self._received],
                 id=message.id,
                 time=message.time // 1000,
             )

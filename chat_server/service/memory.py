@@ -32,6 +32,10 @@ class Talk(IntEnum):
     FREE = 2  # they are
 
 
+# Looked up once: before Python 3.12 each look at an enum's member is a call.
+_UNKNOWN, _DUE, _FREE = Talk
+
+
 class Friends:
     """Pairs known to talk freely, so that their messages need not ask the counters.
 
@@ -49,9 +53,9 @@ class Friends:
         pair = (one, other) if one < other else (other, one)
         known = self._pairs.get(pair)
         if known is None or now >= known[0]:
-            return Talk.UNKNOWN
+            return _UNKNOWN
         self._pairs[pair] = (now + self._window, known[1])
-        return Talk.FREE if now < known[1] else Talk.DUE
+        return _FREE if now < known[1] else _DUE
 
     def meet(self, one: str, other: str, now: int) -> None:
         """The counters know that the two talk freely from `now` on."""

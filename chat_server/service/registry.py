@@ -10,7 +10,7 @@ import msgspec
 BROADCAST_STRIDE = 200
 
 
-class Receipt(msgspec.Struct):
+class Receipt(msgspec.Struct, gc=False):
     """A delivered message, without its text; `proven` once one of the receiver's sockets has shown that it arrived."""
 
     sender: str

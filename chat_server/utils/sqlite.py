@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -26,7 +28,9 @@ from chat_server.utils.meter import UNWATCHED, Watch
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 Job = Callable[[sqlite3.Connection], T]
+Jobs = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T]]
 
 READERS = 2
 # The write-ahead log is copied into the file after so many pages: the pages that every batch touches are then
@@ -48,6 +52,13 @@ class Schema(NamedTuple):
 
     part: str
     steps: Sequence[str]
+
+
+class Write(NamedTuple):
+    """What is to be written: the items of neighbours with the same work are handed to it in one call."""
+
+    work: Jobs[Any, Any]
+    item: Any
 
 
 class Database:
@@ -72,7 +83,7 @@ class Database:
         self._index = -1  # the log's index
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()  # what reads, and is not at it
         self._reading = 0  # how many connections read
-        self._batcher: Batcher[Job[Any], Any] = Batcher(self._write_together, timeout=timeout, watch=watch)
+        self._batcher: Batcher[Write, Any] = Batcher(self._write_batch, timeout=timeout, watch=watch)
 
     async def open(self, schemas: Sequence[Schema], *, beside: bool = False) -> None:
         """Lock the folder, open the file, bring the schema up to date. Raises StartError.
@@ -89,7 +100,15 @@ class Database:
 
     async def write(self, job: Job[T]) -> T:
         """Run `job` in a transaction; its result comes after the transaction was made durable."""
-        result: T = await self._batcher.submit(job)
+        result: T = await self._batcher.submit(Write(_one_by_one, job))
+        return result
+
+    async def write_together(self, work: Jobs[Item, T], item: Item) -> T:
+        """As `write`, but `work` gets all the items that come together, and returns a result for each.
+
+        Every statement gives up the interpreter's lock and waits for it again: few of many rows are faster.
+        """
+        result: T = await self._batcher.submit(Write(work, item))
         return result
 
     async def read(self, job: Job[T]) -> T:
@@ -118,9 +137,9 @@ class Database:
 
     # --- on the loop
 
-    async def _write_together(self, jobs: list[Job[Any]]) -> Sequence[Any]:
+    async def _write_batch(self, batch: list[Write]) -> Sequence[Any]:
         self._failing = True  # until it has succeeded
-        results = await self._watch.timed(self._in_thread(self._writer, self._write, jobs))
+        results = await self._watch.timed(self._in_thread(self._writer, self._write, batch))
         self._failing = False
         return results
 
@@ -137,22 +156,24 @@ class Database:
 
     # --- in the threads
 
-    def _write(self, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
+    def _write(self, batch: Sequence[Write]) -> Sequence[Any]:
         try:
-            return self._transaction(jobs)
+            return self._transaction(batch)
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
                 raise  # the database itself: full, unreadable, damaged
-            if len(jobs) == 1:
+            if len(batch) == 1:
                 return [_ours(error)]
         # One of them is at fault: each for itself, so that its neighbours do not pay for it.
-        return [result for job in jobs for result in self._write([job])]
+        return [result for write in batch for result in self._write([write])]
 
-    def _transaction(self, jobs: Sequence[Job[Any]]) -> list[Any]:
+    def _transaction(self, batch: Sequence[Write]) -> list[Any]:
         connection = self._writing or self._connect()
         try:
             connection.execute("BEGIN IMMEDIATE")
-            results = [job(connection) for job in jobs]
+            results: list[Any] = []
+            for work, writes in groupby(batch, key=attrgetter("work")):
+                results += work(connection, [write.item for write in writes])
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -261,6 +282,10 @@ class Database:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _one_by_one(tx: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
+    return [job(tx) for job in jobs]
 
 
 def _touch(tx: sqlite3.Connection) -> None:

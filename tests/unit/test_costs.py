@@ -1,0 +1,142 @@
+"""What makes the embedded store fast, counted and not timed: transactions, statements, SQLite's own steps."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_server.backends import SCHEMAS
+from chat_server.model.messages import Message
+from chat_server.model.sqlite import SqliteMessages
+from chat_server.utils.clock import Clock, Timeline
+from chat_server.utils.sqlite import READERS, Database
+
+PAIRS = 40
+RUN = 5
+END = 2**62
+
+
+class Store:
+    """An embedded store of messages, with users a0, b0, a1, ... who have written to each other."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.messages = SqliteMessages(database)
+        self.timeline = Timeline(Clock())
+
+    def run(self, pair: int, count: int = RUN) -> list[Message]:
+        """New messages of a pair."""
+        times = [self.timeline.next() for _ in range(count)]
+        return [Message(f"a{pair}", f"b{pair}", f"id-{time}", "hello", time) for time in times]
+
+    async def add_together(self, count: int = RUN) -> list[Message]:
+        """One run of each pair, all at once; the messages."""
+        runs = [self.run(pair, count) for pair in range(PAIRS)]
+        await asyncio.gather(*map(self.messages.add, runs))
+        return [message for run in runs for message in run]
+
+    async def written(self, work: Callable[[], Awaitable[Any]]) -> list[str]:
+        """The statements by which `work` writes."""
+        statements: list[str] = []
+        await self.database.write(lambda tx: tx.set_trace_callback(statements.append))
+        statements.clear()
+        await work()
+        found = statements.copy()
+        await self.database.write(lambda tx: tx.set_trace_callback(None))
+        return found
+
+    async def steps(self, work: Callable[[], Awaitable[Any]]) -> int:
+        """How many steps of SQLite's machine `work` takes to read."""
+        steps = 0
+
+        def step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        await self._each_reader(lambda connection: connection.set_progress_handler(step, 1))
+        await work()
+        await self._each_reader(lambda connection: connection.set_progress_handler(None, 1))
+        return steps
+
+    async def plans(self, work: Callable[[], Awaitable[Any]]) -> list[str]:
+        """How SQLite finds what `work` reads: each part of the plan of each statement."""
+        statements: list[str] = []
+        await self._each_reader(lambda connection: connection.set_trace_callback(statements.append))
+        await work()
+        await self._each_reader(lambda connection: connection.set_trace_callback(None))
+        assert statements
+        return [row[3] for one in set(statements) for row in await self.database.fetch(f"EXPLAIN QUERY PLAN {one}", ())]
+
+    async def _each_reader(self, job: Callable[[Any], None]) -> None:
+        for _ in range(READERS):  # they take turns
+            await self.database.read(job)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    database = Database(tmp_path, timeout=20)
+    await database.open(SCHEMAS)
+    store = Store(database)
+    await store.add_together(1)
+    yield store
+    await database.close()
+
+
+async def test_messages_that_come_together_are_one_transaction_of_few_statements(store: Store) -> None:
+    statements = await store.written(store.add_together)
+    assert [statements[0], statements[-1]] == ["BEGIN IMMEDIATE", "COMMIT"]
+    assert len(statements) <= 2 + PAIRS * RUN // 20, [statement[:60] for statement in statements]
+
+
+async def test_a_message_alone_takes_four_statements(store: Store) -> None:
+    statements = await store.written(lambda: store.messages.add(store.run(0, 1)))
+    assert len(statements) == 4, statements
+
+
+async def test_any_number_of_delivered_marks_takes_four_statements(store: Store) -> None:
+    times = [message.time for message in await store.add_together()]
+    statements = await store.written(lambda: store.messages.mark_delivered(times))
+    assert len(statements) == 4, [statement[:60] for statement in statements]
+    assert await store.messages.mark_delivered(times) == set()
+
+
+def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any]]]:
+    """Every way to read that must not cost more the more is stored."""
+    messages, (one, other) = store.messages, (middle.sender, middle.receiver)
+    return {
+        "the newest": lambda: messages.before(one, other, END, 20),
+        "those before": lambda: messages.before(one, other, middle.time, 20),
+        "those after": lambda: messages.after(one, other, middle.time, 20),
+        "unread": lambda: messages.unread(one, other, middle.time, 20),
+        "none unread": lambda: messages.unread(other, one, 0, 20),
+        "the place of an id": lambda: messages.place(one, other, one, middle.id),
+        "a retry": lambda: messages.stored([middle]),
+        "for the strangers' counter": lambda: messages.recent(one, other, 6),
+        "whether one has written": lambda: messages.has_written(one, other),
+        "conversations": lambda: messages.conversations(one, None, 20),
+        "the newest time": messages.newest,
+    }
+
+
+async def test_a_page_takes_as_many_steps_among_twenty_thousand_messages_as_among_a_thousand(store: Store) -> None:
+    run = store.run(0, 1000)
+    await store.messages.add(run)
+    few = {name: await store.steps(read) for name, read in reads(store, run[500]).items()}
+    assert all(few.values())
+    for start in range(0, 20000, 1000):
+        await store.messages.add(run := store.run(start // 10000, 1000))
+    await store.messages.add(run := store.run(0, 1000))
+    many = {name: await store.steps(read) for name, read in reads(store, run[500]).items()}
+    assert {name: steps for name, steps in many.items() if steps > 1.1 * few[name]} == {}, few
+
+
+async def test_whatever_is_read_is_found_by_an_index_and_not_sorted(store: Store) -> None:
+    run = store.run(0, 1000)
+    await store.messages.add(run)
+    for name, read in reads(store, run[500]).items():
+        for part in await store.plans(read):
+            by_index = "USING" in part or not part.startswith("SCAN")
+            assert "TEMP B-TREE" not in part and (by_index or "subquery" in part), (name, part)  # noqa: PT018
