@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak openapi lint format bench bench-full lock clean
+.PHONY: run test soak autobahn fuzz revoke openapi lint format bench bench-full lock clean
 
 run: .venv/.run
 	$(BIN)/python run.py
@@ -16,6 +16,20 @@ MINUTES ?= 30
 STORES ?= embedded
 soak: .venv/.dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --stores $(STORES) $(if $(SEED),--seed $(SEED))
+
+# RFC 6455 and 7692: every case of the Autobahn suite against an echo on the server's connection code.
+autobahn: .venv/.dev
+	$(BIN)/python -m tests.autobahn
+
+# A million frames of rubbish, beside two who chat. It says its seed; SEED=n draws the same again.
+FRAMES ?= 1000000
+fuzz: .venv/.dev
+	$(BIN)/python -m tests.fuzz --frames $(FRAMES) $(if $(SEED),--seed $(SEED))
+
+# The sessions of many users end at once under their open sockets.
+SOCKETS ?= 5000
+revoke: .venv/.dev
+	$(BIN)/python -m tests.revoke --sockets $(SOCKETS)
 
 # What is served as /openapi.json, of docs/openapi.yaml: the server itself knows no YAML.
 openapi: .venv/.dev
