@@ -7,9 +7,7 @@ on Linux, the next sync says nothing about it (https://lwn.net/Articles/752063/)
 """
 
 import errno
-import os
 import random
-import shutil
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.faults.tools import tool
 from tests.harness import Chat, Process, process
 
 SOURCE = Path(__file__).with_name("disk.c")
@@ -48,11 +47,7 @@ class Disk:
         self._library = parent / "disk.so"
         self._faults.mkdir()
         self._journal.touch()
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if not compiler:
-            if os.environ.get("CHAT_TEST_ALL"):
-                raise RuntimeError("a C compiler is missing: apt-get install gcc libc6-dev")
-            pytest.skip("faults of the disk need a C compiler: apt-get install gcc libc6-dev")
+        compiler = tool("gcc", "gcc libc6-dev")
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, SOURCE, "-ldl"], check=True)
 
     @asynccontextmanager

@@ -1,10 +1,8 @@
 """Stored before acknowledged, whatever happens to the process and to its disk (protocol section 3, promises 1 to 3)."""
 
 import asyncio
-import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +13,7 @@ import pytest
 
 from tests import raw
 from tests.faults.disk import refused, sent
+from tests.faults.tools import small_disk, tool
 from tests.harness import Frame, Process, Server, process, until
 
 SENDERS = ("a", "b", "c")
@@ -231,13 +230,11 @@ _ACK = re.compile(r'\{\\"from\\":\\"System\\",[^}]*?\\"op_type\\":4001[89],[^}]*
 
 def strace(trace: Path) -> tuple[str, ...]:
     """The command that runs the server and writes down what it writes and syncs; skips where there is none."""
-    tool = shutil.which("strace")
-    if not tool:
-        pytest.skip("strace is not installed")
-    if subprocess.run([tool, "-f", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
+    program = tool("strace", "strace")
+    if subprocess.run([program, "-f", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
         pytest.skip("strace is not allowed to trace here")
     calls = "trace=fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg"
-    return (tool, "-D", "-f", "-q", "-y", "-s", "1000000", "-e", calls, "-e", "signal=none", "-o", str(trace))
+    return (program, "-D", "-f", "-q", "-y", "-s", "1000000", "-e", calls, "-e", "signal=none", "-o", str(trace))
 
 
 def unsynced(trace: str, ids: list[str]) -> tuple[set[str], set[str]]:
@@ -342,15 +339,3 @@ async def test_a_full_disk_refuses_and_heals(tmp_path: Path) -> None:
             await server.ended()
         async with again(folder, server.tokens) as server, server.chat("z", "a", max_queue=None) as z:
             assert [one["id"] for one in (await z.ask(3))[:-1]] == [f"m{n}" for n in range(40)]
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A disk of 4 MiB of its own; skips where it cannot be had."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,165 @@
+"""What a machine runs out of, and a clock that jumps: a clear answer or a clean end, and it heals (promise 4)."""
+
+import asyncio
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests import raw
+from tests.faults.disk import sent
+from tests.faults.tools import library, small_disk
+from tests.harness import Process, Server, process, run_py
+
+
+@contextmanager
+def limit(server: Process, which: int, most: int) -> Iterator[None]:
+    """The server may use no more of it."""
+    before = resource.prlimit(server.process.pid, which)
+    resource.prlimit(server.process.pid, which, (most, before[1]))
+    try:
+        yield
+    finally:
+        if server.process.returncode is None:
+            resource.prlimit(server.process.pid, which, before)
+
+
+async def test_with_no_file_descriptor_left_open_sockets_chat_on_new_ones_are_cut_and_it_heals(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", StrangerLimit=0) as server, AsyncExitStack() as stack:
+        await server.users("a", "z")
+        a = await stack.enter_async_context(server.chat("a", "z"))
+        z = await stack.enter_async_context(server.chat("z", "a"))
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        with limit(server, resource.RLIMIT_NOFILE, used + 8):
+            with suppress(raw.Cut):
+                while len(os.listdir(f"/proc/{server.process.pid}/fd")) < used + 20:
+                    await stack.enter_async_context(raw.chat(server, "a", "z"))
+            await sent(a, range(100), 40018)
+            assert [(await z.receive())["id"] for _ in range(100)] == [f"m{n}" for n in range(100)]
+            with pytest.raises(raw.Cut):
+                async with raw.chat(server, "a"):
+                    pass
+        async with server.chat("a", "z") as again:
+            assert (await again.send("once more"))["op_type"] == 40018
+
+
+async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_heals(tmp_path: Path) -> None:
+    users = [f"u{n}" for n in range(8)]
+    acked: dict[str, list[str]] = {user: [] for user in users}
+    async with process(tmp_path / "data", StrangerLimit=0) as server:
+        await server.users("z", *users)
+
+        async def send(user: str) -> None:
+            try:
+                async with raw.chat(server, user, "z") as one:
+                    for part in range(10):
+                        names = [f"{part}-{n}" for n in range(50)]
+                        await one.write(b"".join(raw.request(1, f"{name}\n{'x' * 16000}") for name in names))
+                        answers = [await one.answer() for _ in names]
+                        acked[user] += [one["id"] for one in answers if one["op_type"] in (40018, 40019)]
+            except (raw.Cut, ConnectionError, AssertionError):  # cut, or no socket at all: 500
+                pass
+
+        pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0])
+        with limit(server, resource.RLIMIT_AS, pages * resource.getpagesize() + 2_000_000):
+            await asyncio.gather(*map(send, users))
+        assert "MemoryError" in server.log.read_text()
+        assert server.process.returncode is None
+        async with server.chat("z") as z:
+            for user in users:
+                async with server.chat(user, "z") as one:
+                    assert (await one.send("last\nit goes on"))["op_type"] == 40018
+                stored = [frame["id"] for frame in (await z.ask(3, to=user))[:-1]]
+                assert [id for id in stored if id in acked[user]] == acked[user]
+
+
+async def test_a_read_only_folder_is_named_at_the_start_and_used_once_it_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with small_disk(folder):
+        async with process(folder) as server:
+            await server.users("a", "z")
+            async with server.chat("a", "z") as a:
+                assert (await a.send("m0\nhello"))["op_type"] == 40019
+            server.kill()
+            await server.ended()
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        child = await run_py(environ={"CHAT_SERVICE_DATADIR": str(folder), "CHAT_SERVICE_HTTPPORT": "0"})
+        _, errors = await child.communicate()
+        assert (child.returncode, errors.decode().count("\n")) == (1, 1)
+        assert f"DataDir {folder}: cannot be written (Read-only file system)" in errors.decode()
+        subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+        async with process(folder) as again:
+            again.tokens = server.tokens
+            async with again.chat("z", "a") as z:
+                assert [frame["id"] for frame in (await z.ask(3))[:-1]] == ["m0"]
+
+
+class WallClock:
+    """The real-time clock of a server, moved while it runs (libfaketime). Its monotonic clock goes on as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._shift = folder / "clock"
+        self.move("+0")
+        variables = {
+            "LD_PRELOAD": library("libfaketimeMT.so.1", "libfaketime"),
+            "FAKETIME_TIMESTAMP_FILE": self._shift,
+            "FAKETIME_NO_CACHE": 1,
+            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+            "FAKETIME_FORCE_MONOTONIC_FIX": 0,  # else Python's threads wait for seconds for each other
+        }
+        self.prefix = ("env", *(f"{name}={value}" for name, value in variables.items()))
+
+    def move(self, shift: str) -> None:
+        """Let it be so far from the true time, such as -1d or +2h."""
+        self._shift.write_text(shift)
+
+
+async def ids(server: Server) -> list[str]:
+    """The conversation of a and z, in its order; the times strictly increase."""
+    async with server.chat("z", "a") as z:
+        page = (await z.ask(2, "0-200"))[:-1]
+    return [frame["id"] for frame in page]
+
+
+async def test_a_clock_that_jumps_back_and_forth_reorders_nothing_and_closes_nobody(tmp_path: Path) -> None:
+    clock, folder = WallClock(tmp_path), tmp_path / "data"
+    async with process(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as server:
+        await server.users("a", "z")
+        async with server.chat("a", "z") as a, server.chat("z", "a") as z:
+            for turn, shift in enumerate(("-400d", "+0", "-1d", "+3h")):
+                clock.move(shift)
+                await sent(a, range(turn * 10, turn * 10 + 10), 40018)
+                heard = [(await z.receive())["id"] for _ in range(10)]
+                assert heard == [f"m{n}" for n in range(turn * 10, turn * 10 + 10)]
+            await asyncio.sleep(1.5)  # more than a heartbeat
+            await z.silent()
+        assert await ids(server) == [f"m{n}" for n in range(40)]
+        await server.login("a")
+        server.kill()
+        await server.ended()
+    clock.move("-1d")
+    async with process(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as again:
+        again.tokens = server.tokens
+        assert "the newest message is from the future" in again.log.read_text()
+        async with again.chat("a", "z") as a:
+            await sent(a, range(40, 50), 40019)
+        assert await ids(again) == [f"m{n}" for n in range(50)]
+
+
+async def test_a_clock_that_jumps_beyond_a_session_ends_it_and_a_new_one_can_be_had(tmp_path: Path) -> None:
+    clock = WallClock(tmp_path)
+    async with process(tmp_path / "data", prefix=clock.prefix, HeartbeatSeconds=1) as server:
+        await server.users("a", "z")
+        async with server.chat("a", "z") as a:
+            clock.move("+900d")
+            assert await a.closed() == 4001
+        server.tokens["a"] = await server.login("a")
+        async with server.chat("a", "z") as a:
+            assert (await a.send("m0\nhello"))["op_type"] == 40019
+            clock.move("+0")
+            assert (await a.send("m1\nhello"))["op_type"] == 40019
