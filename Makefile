@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak autobahn fuzz revoke openapi lint format bench bench-full lock clean
+.PHONY: run test soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full lock clean
 
 run: .venv/.run
 	$(BIN)/python run.py
@@ -40,6 +40,14 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bandit: .venv/.dev
+	$(BIN)/bandit -q -c bandit.yaml -r chat_server run.py
+
+# Asks PyPI what is known of the exact versions that are installed: it needs the network, and fails without an answer.
+audit: bandit
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.txt
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -52,7 +52,7 @@ def verify(path: Path, schemas: Sequence[Schema]) -> Contents:
             if found != "ok":
                 raise StartError(f"{path}: is damaged ({found.splitlines()[-1]}); take another copy")
             tables = [name for (name,) in copy.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-            rows = {name: copy.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables}  # noqa: S608
+            rows = {name: copy.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0] for name in tables}  # noqa: S608
     except sqlite3.Error as error:
         raise StartError(f"{path}: {error}; take another copy") from error
     return Contents(steps, rows)
@@ -75,7 +75,7 @@ def put(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[s
             with closing(_opened(part, "mode=rw")) as database:
                 database.execute("PRAGMA secure_delete = ON")
                 for table in without:
-                    database.execute(f'DELETE FROM "{table}"')  # noqa: S608 - our own names
+                    database.execute(f"DELETE FROM {_quoted(table)}")  # noqa: S608
     except BlockingIOError as error:
         raise StartError(f"DataDir {folder}: a chat_server is running on it; choose another DataDir") from error
     except OSError as error:
@@ -120,6 +120,11 @@ def _rename(part: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without links
         part.rename(path)
+
+
+def _quoted(name: str) -> str:
+    """A table's name as SQL has it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:
