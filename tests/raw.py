@@ -256,7 +256,11 @@ async def connect(server: Server, *, buffer: int = 0) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    await asyncio.get_running_loop().sock_connect(sock, (server.host, server.port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (server.host, server.port))
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from chat_server import conf
@@ -130,6 +131,19 @@ def mongodb() -> DatabaseServer:
             *("--storage-path", str(server.folder / "data"), "--sync-on-commit"),
         ],
     )
+
+
+@contextmanager
+def running() -> Iterator[list[DatabaseServer]]:
+    """A MySQL, a MongoDB, and a Redis that keeps its data as an operator's should."""
+    started: list[DatabaseServer] = []
+    try:
+        for start in (mysql, mongodb, lambda: redis("--appendonly", "yes", "--appendfsync", "always")):
+            started.append(start())
+        yield started
+    finally:
+        for server in started:
+            server.stop()
 
 
 def mysql_config(server: DatabaseServer) -> conf.MySQL:

@@ -4,18 +4,20 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests import servers
 from tests.servers import DatabaseServer
-from tests.soak.checker import check
-from tests.soak.storm import storm
-from tests.soak.world import LIMIT, World, size
+from tests.soak.checker import read_back
+from tests.soak.ledger import Ledger
+from tests.soak.storm import stormy
+from tests.soak.world import World, size
 
 MIB = 2**20
 MOST_GROWN = 32  # MiB
@@ -23,22 +25,18 @@ WARM = 5.0  # seconds of load before the server is measured for the first time
 REST = 5.0  # seconds after which nothing of a client that left may be there
 
 
-async def soak(seed: int, seconds: float, folder: Path, databases: Sequence[DatabaseServer] = ()) -> World:
+async def soak(seed: int, seconds: float, folder: Path, databases: Sequence[DatabaseServer] = ()) -> Ledger:
     """So many seconds of storm, then a calm in which the server is measured; then everything is read back."""
     world = World(seed, folder, databases)
-    await world.settle()
-    async with AsyncExitStack() as last, world.load():
-        telling = asyncio.create_task(_tell(world))
-        await storm(world, seed, seconds)
-        telling.cancel()
-        await last.enter_async_context(world.life())  # to the end of the load
+    telling = asyncio.create_task(_tell(world.ledger))
+    await stormy(world, seconds)
     await calm(world, max(10, seconds / 10))
-    async with world.life() as server:
-        await check(world.ledger, server, limit=LIMIT)
+    await read_back(world)
+    telling.cancel()
     log = (folder / "server.log").read_text()
     if "Traceback" in log:
         world.ledger.blame(f"the server's log has a traceback: {log[log.index('Traceback') :][:2000]}")
-    return world
+    return world.ledger
 
 
 async def calm(world: World, seconds: float) -> None:
@@ -58,28 +56,11 @@ async def calm(world: World, seconds: float) -> None:
         world.ledger.blame(f"the server did not give back what it used: {before} before, {after} after")
 
 
-async def _tell(world: World) -> None:
+async def _tell(ledger: Ledger) -> None:
     began = time.monotonic()
     while True:
         await asyncio.sleep(30)
-        print(f"{time.monotonic() - began:.0f} s: {dict(world.ledger.counts)}", file=sys.stderr)
-
-
-@contextmanager
-def running(stores: str) -> Iterator[list[DatabaseServer]]:
-    """The databases that are meant by "embedded" or "servers"."""
-    databases: list[DatabaseServer] = []
-    try:
-        if stores == "servers":
-            if missing := servers.missing():
-                raise SystemExit(f"apt-get install {missing}")
-            databases.append(servers.mysql())
-            databases.append(servers.mongodb())
-            databases.append(servers.redis("--appendonly", "yes", "--appendfsync", "always"))
-        yield databases
-    finally:
-        for database in databases:
-            database.stop()
+        print(f"{time.monotonic() - began:.0f} s: {dict(ledger.counts)}", file=sys.stderr)
 
 
 def main() -> int:
@@ -89,10 +70,14 @@ def main() -> int:
     parser.add_argument("--stores", choices=("embedded", "servers"), default="embedded")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the run that is to be repeated")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing that was started goes on
     print(f"make soak MINUTES={args.minutes:g} STORES={args.stores} SEED={args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chat-soak-"))
-    with running(args.stores) as databases:
-        ledger = asyncio.run(soak(args.seed, args.minutes * 60, folder, databases)).ledger
+    if args.stores == "servers" and (missing := servers.missing()):
+        parser.error(f"apt-get install {missing}")
+    with ExitStack() as stack:
+        databases = stack.enter_context(servers.running()) if args.stores == "servers" else []
+        ledger = asyncio.run(soak(args.seed, args.minutes * 60, folder, databases))
     for fault in ledger.faults:
         print(f"FAULT: {fault}")
     print(json.dumps({**vars(args), "folder": str(folder), **ledger.counts}))

@@ -4,12 +4,18 @@ from collections import defaultdict
 
 from tests.harness import Chat, Frame, Server
 from tests.soak.ledger import Ledger, Said
+from tests.soak.world import LIMIT, World
 
 PAGE = 200
 
 
-async def check(ledger: Ledger, server: Server, *, limit: int) -> None:
-    """Read every conversation from both sides; what is wrong goes into the ledger. `limit` for strangers."""
+async def read_back(world: World) -> None:
+    """Read every conversation from both sides; what is wrong goes into the ledger."""
+    async with world.life() as server:
+        await _read_back(world.ledger, server)
+
+
+async def _read_back(ledger: Ledger, server: Server) -> None:
     talks: dict[tuple[str, str], list[Said]] = defaultdict(list)
     for one in ledger.said.values():
         talks[min(one.sender, one.receiver), max(one.sender, one.receiver)].append(one)
@@ -24,7 +30,7 @@ async def check(ledger: Ledger, server: Server, *, limit: int) -> None:
             await unread(ledger, first, stored)
             await unread(ledger, second, stored)
         strangers = [one for one in said if one.stranger and not one.barred and one.time]
-        if len(strangers) > limit:
+        if len(strangers) > LIMIT:
             ledger.blame(f"{len(strangers)} messages got through to a stranger, {user} or {peer}")
     ledger.counts["conversations"] = len(talks)
 

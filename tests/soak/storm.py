@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 import time
+from contextlib import AsyncExitStack
 
 from tests.harness import Process
 from tests.servers import DatabaseServer
@@ -14,15 +15,18 @@ DEEDS = {"kill": 8, "stop": 1, "freeze": 2, "cut": 2}
 WITH_DATABASES = {**DEEDS, "kill database": 5}
 
 
-async def storm(world: World, seed: int, seconds: float) -> None:
-    """So many seconds of it: the server is started, and every now and then something is done to it."""
-    chance = random.Random(f"{seed} storm")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        async with world.life() as server:
-            while server.process.returncode is None:
-                await asyncio.sleep(chance.uniform(0.1, 1.5))
-                await _strike(world, server, chance)
+async def stormy(world: World, seconds: float) -> None:
+    """So many seconds in which the server is started again and again; then all that is left is sent."""
+    await world.settle()
+    async with AsyncExitStack() as last, world.load():
+        chance = random.Random(f"{world.seed} storm")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            async with world.life() as server:
+                while server.process.returncode is None:
+                    await asyncio.sleep(chance.uniform(0.05, 1))
+                    await _strike(world, server, chance)
+        await last.enter_async_context(world.life())  # to the end of the load
 
 
 async def _strike(world: World, server: Process, chance: random.Random) -> None:

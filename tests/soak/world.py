@@ -42,7 +42,7 @@ class World:
         self.devices: list[Device] = []
         self.databases = databases
         self._folder = folder
-        self._seed = seed
+        self.seed = seed
         self._pace = UNHURRIED if databases else HURRIED
         self._stores = servers.environ(**{database.name: database for database in databases})
         users = [f"u{n}" for n in range(USERS)]
@@ -55,7 +55,7 @@ class World:
         self._add(f"{STAR}.0", STAR, [])
 
     def _add(self, name: str, user: str, peers: Sequence[str], **options: Any) -> None:
-        self.devices.append(Device(self.ledger, self.server, self._seed, self._pace, name, user, peers, **options))
+        self.devices.append(Device(self.ledger, self.server, self.seed, self._pace, name, user, peers, **options))
 
     @asynccontextmanager
     async def life(self) -> AsyncIterator[Process]:

@@ -1,0 +1,317 @@
+"""A walk through the whole protocol: whatever is done, on every socket comes what the model expects."""
+
+import asyncio
+import uuid
+from collections.abc import Coroutine, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tests import raw
+from tests.e2e.answers import done, post, refused
+from tests.harness import PASSWORD
+from tests.walk.client import Client, connect, connect_in_time
+from tests.walk.house import House
+from tests.walk.model import SOCKETS, Model, Socket
+
+T = TypeVar("T")
+
+HOUR = 3600.0
+# Which of those that are there: any number will do.
+anyone = st.integers(0, 11)
+pages = st.sampled_from((1, 2, 3, 200))
+ids = st.sampled_from(("m1", "m2", "m3", ""))
+texts = st.sampled_from(("hello", "two\nlines"))
+# Lines of ops 2, 4 and 5: which message, and how it is named.
+lines = st.tuples(anyone, st.sampled_from(("plain", "plain", "exact", "wrong", "nowhere")))
+Line = tuple[int, str]
+has_sockets = precondition(lambda self: self.clients)
+has_sessions = precondition(lambda self: self.sessions)
+# What no op takes, and how it is refused. `{to}` is another user, `{me}` the one who asks.
+NONSENSE = (
+    ({"op_type": 1, "content": "m1\n"}, 40008, "empty", "m1"),
+    ({"op_type": 1, "content": "m1\n" + "x" * 16385}, 40008, "too_long", "m1"),
+    ({"op_type": 1, "content": "a b\nhello"}, 40008, "bad_id", ""),
+    ({"op_type": 1, "content": "m1\nhello", "from": "{to}"}, 40008, "wrong_from", "m1"),
+    ({"op_type": 1, "content": "m1\nhello", "to": "{me}"}, 40008, "to_yourself", "m1"),
+    ({"op_type": 1, "content": "m1\nhello", "to": "nobody"}, 40008, "no_such_user", "m1"),
+    ({"op_type": 2, "content": "-0"}, 40004, "bad_page", ""),
+    ({"op_type": 2, "content": "-201"}, 40004, "bad_page", ""),
+    ({"op_type": 2, "content": "-1@a b"}, 40004, "bad_id", ""),
+    ({"op_type": 3, "content": "all"}, 40004, "bad_page", ""),
+    ({"op_type": 4, "content": ""}, 40006, "empty", ""),
+    ({"op_type": 4, "content": "a b"}, 40006, "bad_id", ""),
+    ({"op_type": 5, "content": "\n".join(["m1"] * 201)}, 40012, "too_long", ""),
+    ({"op_type": 6, "content": ""}, 40008, "empty", ""),
+    ({"op_type": 7, "content": "2"}, 40022, "bad_page", ""),
+    ({"op_type": 8, "content": ""}, 40000, "unknown_op", ""),
+)
+
+
+def _pick(them: Sequence[T], number: int) -> T:
+    """One of them, whatever the number."""
+    return them[number % len(them)]
+
+
+class Walk(RuleBasedStateMachine):
+    """Users of its own in a house that other walks use before and after it."""
+
+    house: ClassVar[House]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clients: list[Client] = []
+        self.sessions: list[tuple[str, str]] = []  # user and token
+        self.ended: list[tuple[str, str]] = []
+        self.passwords: dict[str, str] = {}
+        self.model = Model(())
+
+    @initialize()
+    def begin(self) -> None:
+        """Three users, each with a session, a plain socket and one that asks for sync."""
+        names = [f"{letter}-{uuid.uuid4().hex[:10]}" for letter in "abc"]
+        self.model = Model(names)
+        self.house.do(self.house.server.users(*names))
+        self.passwords = dict.fromkeys(names, PASSWORD)
+        self.sessions = [(name, self.house.server.tokens[name]) for name in names]
+        for session in self.sessions:
+            self._open(*session, sync=False)
+            self._open(*session, sync=True)
+
+    def teardown(self) -> None:
+        """Leave nobody online."""
+        for client in self.clients:
+            self.house.do(client.close())
+
+    # --- sessions and sockets
+
+    @rule(who=anyone)
+    def logs_in(self, who: int) -> None:
+        user = _pick(self.model.users, who)
+        token = self.house.do(self.house.server.login(user, self.passwords[user]))
+        self.sessions.append((user, token))
+
+    @has_sessions
+    @rule(which=anyone)
+    def logs_out(self, which: int) -> None:
+        user, token = session = _pick(self.sessions, which)
+        done(self._ends([session], post(self.house.server, "/user/logout", token, user_name=user)), 41015)
+
+    @has_sessions
+    @rule(which=anyone)
+    def changes_the_password(self, which: int) -> None:
+        user, token = session = _pick(self.sessions, which)
+        ending = [other for other in self.sessions if other[0] == user and other != session]
+        old, new = self.passwords[user], f"{self.passwords[user]}+"
+        body = {"user_name": user, "old_password": old, "new_password": new}
+        done(self._ends(ending, post(self.house.server, "/user/set_password", token, **body)), 41005)
+        self.passwords[user] = new
+
+    @has_sessions
+    @rule(which=anyone, sync=st.booleans())
+    def opens(self, which: int, sync: bool) -> None:
+        user, token = _pick(self.sessions, which)
+        if len(self.model.of(user)) == SOCKETS:
+            assert self.house.do(connect(self.house.server, user, token, sync=sync)) == 429
+            return
+        self._open(user, token, sync=sync)
+
+    @has_sessions
+    @rule(which=anyone, who=anyone)
+    def is_turned_away(self, which: int, who: int) -> None:
+        """With a wrong password, with another's session, with one that ended."""
+        server = self.house.server
+        user, token = _pick(self.sessions, which)
+        body = {"user_name": user, "password": "wrong password"}
+        refused(self.house.do(post(server, "/user/login", **body)), 401, 41010, "wrong_password")
+        assert self.house.do(connect(server, self._other(user, who), token, sync=False)) == 403
+        for ended in self.ended[-3:]:
+            assert self.house.do(connect(server, *ended, sync=False)) == 401
+
+    @has_sockets
+    @rule(by=anyone)
+    def leaves(self, by: int) -> None:
+        client = _pick(self.clients, by)
+        self._forget([client])
+        self.house.do(client.close())
+
+    @rule()
+    def restarts(self) -> None:
+        """All come back afterwards."""
+        clients = list(self.clients)
+        self._forget(clients)
+        self.model.restart()
+
+        async def again() -> None:
+            await asyncio.gather(self.house.stop(), *(client.closed(1001) for client in clients))
+            await self.house.start()
+
+        self.house.do(again())
+        for client in clients:
+            self._open(client.socket.user, client.socket.session, sync=client.socket.sync)
+
+    @rule(hours=st.sampled_from((1, 4, 7)))
+    def time_passes(self, hours: int) -> None:
+        self.house.clock.shift += hours * HOUR
+
+    # --- the ops
+
+    @has_sockets
+    @rule(by=anyone, run=st.lists(st.tuples(anyone, ids, texts), min_size=1, max_size=4))
+    def sends(self, by: int, run: Sequence[tuple[int, str, str]]) -> None:
+        client = _pick(self.clients, by)
+        requests = []
+        for to, id, text in run:
+            peer = self._other(client.socket.user, to)
+            self.model.send(client.socket, peer, id, text, self.house.clock.now() / 1e6)
+            requests.append(raw.request(1, f"{id}\n{text}", to=peer))
+        self._asked(client, *requests)
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, skip=st.integers(0, 5), count=pages)
+    def pages_from_the_oldest(self, by: int, to: int, skip: int, count: int) -> None:
+        client, peer = self._pair(by, to)
+        self.model.page(client.socket, self.model.talk(client.socket.user, peer).visible()[skip:][:count])
+        self._asked(client, raw.request(2, f"{skip}-{count}", to=peer))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, count=pages)
+    def pages_from_the_newest(self, by: int, to: int, count: int) -> None:
+        client, peer = self._pair(by, to)
+        self.model.page(client.socket, self.model.talk(client.socket.user, peer).visible()[-count:])
+        self._asked(client, raw.request(2, f"-{count}", to=peer))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, sign=st.sampled_from("+-"), count=pages, line=lines)
+    def pages_around(self, by: int, to: int, sign: str, count: int, line: Line) -> None:
+        client, peer = self._pair(by, to)
+        mark = self._line(client, peer, line)
+        self.model.around(client.socket, peer, sign, count, mark)
+        self._asked(client, raw.request(2, f"{sign}{count}@{mark}", to=peer))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, count=st.none() | pages)
+    def asks_for_the_unread(self, by: int, to: int, count: int | None) -> None:
+        client, peer = self._pair(by, to)
+        self.model.page(client.socket, self.model.unread(client.socket, peer)[:count])
+        self._asked(client, raw.request(3, "" if count is None else str(count), to=peer))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, named=st.lists(lines, min_size=1, max_size=3))
+    def marks(self, by: int, to: int, named: Sequence[Line]) -> None:
+        client, peer = self._pair(by, to)
+        marks = [self._line(client, peer, line) for line in named]
+        self.model.mark(client.socket, peer, marks)
+        self._asked(client, raw.request(4, "\n".join(marks), to=peer))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone)
+    def marks_all(self, by: int, to: int) -> None:
+        client, peer = self._pair(by, to)
+        self.model.mark_all(client.socket, peer)
+        self._asked(client, raw.request(4, "*", to=peer))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, named=st.lists(lines, min_size=1, max_size=2))
+    def deletes(self, by: int, to: int, named: Sequence[Line]) -> None:
+        client, peer = self._pair(by, to)
+        marks = [self._line(client, peer, line) for line in named]
+        self.model.delete(client.socket, peer, marks)
+        self._asked(client, raw.request(5, "\n".join(marks), to=peer))
+
+    @has_sockets
+    @rule(by=anyone)
+    def tells_everybody(self, by: int) -> None:
+        client = _pick(self.clients, by)
+        self.model.broadcast(client.socket, "to all")
+        self._asked(client, raw.request(6, "to all"))
+
+    @has_sockets
+    @rule(by=anyone, count=pages, after=st.none() | anyone)
+    def lists_conversations(self, by: int, count: int, after: int | None) -> None:
+        client = _pick(self.clients, by)
+        user = "" if after is None else self._other(client.socket.user, after)
+        self.model.conversations(client.socket, count, user)
+        self._asked(client, raw.request(7, f"-{count}@{user}" if user else f"-{count}"))
+
+    @has_sockets
+    @rule(by=anyone, to=anyone, what=st.sampled_from(NONSENSE))
+    def talks_nonsense(self, by: int, to: int, what: tuple[dict[str, object], int, str, str]) -> None:
+        client, peer = self._pair(by, to)
+        keys, code, reason, id = what
+        client.socket.refusal(code, reason, **({"id": id} if id else {}))
+        named = {
+            key: str(value).format(to=peer, me=client.socket.user) for key, value in keys.items() if key != "op_type"
+        }
+        self._asked(client, raw.request(int(str(keys["op_type"])), **({"to": peer} | named)))
+
+    @has_sockets
+    @rule(by=anyone)
+    def proves(self, by: int) -> None:
+        """It answers the ping; the page that follows sees what that proved."""
+        client, peer = self._pair(by, by)
+        self.model.prove(client.socket, self.house.do(client.prove()))
+        self.model.page(client.socket, self.model.talk(client.socket.user, peer).visible()[-200:])
+        self._asked(client, raw.request(2, "-200", to=peer))
+
+    # --- what the steps share
+
+    def _other(self, user: str, number: int) -> str:
+        return _pick([other for other in self.model.users if other != user], number)
+
+    def _pair(self, by: int, to: int) -> tuple[Client, str]:
+        client = _pick(self.clients, by)
+        return client, self._other(client.socket.user, to)
+
+    def _line(self, client: Client, peer: str, line: Line) -> str:
+        """The line that names that message of the conversation, or none."""
+        number, how = line
+        messages = self.model.talk(client.socket.user, peer).messages
+        if not messages or how == "nowhere":
+            return "nowhere"
+        message = _pick(messages, number)
+        if how == "plain":
+            return message.id
+        return f"{'>' if (message.sender == client.socket.user) == (how == 'exact') else '<'}{message.id}"
+
+    def _open(self, user: str, token: str, *, sync: bool) -> None:
+        wire = self.house.do(connect_in_time(self.house.server, user, token, sync=sync))
+        socket = Socket(user, token, sync)
+        self.model.sockets.append(socket)
+        self.clients.append(Client(wire, socket))
+
+    def _asked(self, client: Client, *requests: bytes) -> None:
+        """Send it; on every socket comes what the model expects. From the asker's answers it learns ids and times."""
+        others = [other for other in self.clients if other is not client]
+
+        async def settle() -> None:
+            await client.ask(*requests)
+            await asyncio.gather(*(one.settle() for one in self.clients))
+
+        self.house.do(settle())
+        for one in (client, *others):
+            one.compare(self.model)
+
+    def _ends(self, sessions: Sequence[tuple[str, str]], request: Coroutine[Any, Any, T]) -> T:
+        """These sessions end by this request, and their sockets are closed."""
+        tokens = [token for _, token in sessions]
+        clients = [client for client in self.clients if client.socket.session in tokens]
+        self._forget(clients)
+
+        async def end() -> T:
+            closing = [asyncio.create_task(client.closed(4001)) for client in clients]
+            response = await request
+            await asyncio.gather(*closing)
+            return response
+
+        response = self.house.do(end())
+        self.sessions = [session for session in self.sessions if session not in sessions]
+        self.ended += sessions
+        return response
+
+    def _forget(self, clients: Sequence[Client]) -> None:
+        for client in clients:
+            self.clients.remove(client)
+            if client.socket in self.model.sockets:
+                self.model.sockets.remove(client.socket)
