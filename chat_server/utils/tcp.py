@@ -20,8 +20,8 @@ def progress(sock: socket.socket) -> tuple[int, int, int]:
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         (waiting,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))
-    except OSError:
-        return 0, 0, 0  # closed meanwhile, or no TCP
+    except (OSError, ValueError):
+        return 0, 0, 0  # closed meanwhile (uvloop raises ValueError), or no TCP
     if len(info) < _TCP_INFO.size:
         return 0, 0, 0
     acked, received = _TCP_INFO.unpack(info)
