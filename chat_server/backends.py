@@ -101,11 +101,15 @@ async def movable(
 
 
 @asynccontextmanager
-async def beside(settings: Settings, clock: Clock) -> AsyncIterator[tuple[Movable, bool]]:
+async def beside(settings: Settings, clock: Clock, *, make: bool) -> AsyncIterator[tuple[Movable, bool]]:
     """The stores, for a command: also beside a running server, whose lock, leases and schemas are left alone.
 
-    The second value says whether it is certain that no server runs. Raises StartError, as `opened`.
+    `make`: where there is no embedded database yet, make one. The second value says whether it is certain that no
+    server runs. Raises StartError, as `opened`.
     """
+    database_file = settings.stores.data_dir / "chat.db"
+    if not make and _embedded(settings) and not database_file.exists():
+        raise StartError(f"there is no {database_file}; check DataDir")
     async with AsyncExitStack() as stack:
         opening = _Opening(_unhurried(settings), clock, lambda why: None, stack, OFF, beside=True)
         database = await opening.database() if _embedded(settings) else None

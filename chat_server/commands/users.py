@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     """Do what the options say, and print what was done. Raises StartError."""
     work = _prepared(options, settings)  # whoever is asked for a password keeps no store waiting
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_with_stores(work, settings))
+        runner.run(_with_stores(work, settings, make=options.action == "add"))
 
 
 def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
@@ -73,9 +73,9 @@ def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
     return lambda people: action(people, name)
 
 
-async def _with_stores(work: Prepared, settings: Settings) -> None:
+async def _with_stores(work: Prepared, settings: Settings, *, make: bool) -> None:
     try:
-        async with beside(settings, Clock()) as (stores, alone):
+        async with beside(settings, Clock(), make=make) as (stores, alone):
             await work(People(stores, settings, alone=alone))
     except StoreUnavailable as error:
         raise StartError(f"{error}; try the same command again") from error

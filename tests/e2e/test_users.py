@@ -94,7 +94,14 @@ async def test_a_reset_password_ends_all_sessions_and_the_old_one_is_wrong(place
         assert await lives(server, server.tokens["2"])
 
 
+async def test_where_nothing_is_yet_only_add_makes_something(place: Place) -> None:
+    for arguments in (["list"], ["disable", "anna"], ["remove", "anna", "--messages", "keep"]):
+        assert "check DataDir" in await place.fails("user", *arguments)
+    assert not place.folder.exists()
+
+
 async def test_who_is_not_there_is_told(place: Place) -> None:
+    await place.does("user", "add", "anna", typed=PASSWORD)
     for arguments in (["disable"], ["enable"], ["export"], ["remove", "--messages", "keep"]):
         assert "there is no user ghost" in await place.fails("user", *arguments, "ghost")
     assert "there is no user ghost" in await place.fails("user", "reset-password", "ghost", typed=PASSWORD)

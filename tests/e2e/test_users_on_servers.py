@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
+import bcrypt
+import pymysql
 import pytest
 
+from chat_server.model import mysql
 from tests import servers
 from tests.e2e.answers import try_login
 from tests.e2e.moving import databases
@@ -61,3 +64,27 @@ async def test_the_same_on_servers_beside_a_running_one_and_without(
             assert [(await first.send("hello"))["op_type"] for _ in range(2)] == [40019, 40020]
         assert f"{one}\tenabled\n" in await place.does("user", "list")
     assert "kept 1 messages in 1 conversations" in await place.does("user", "remove", one, "--messages", "keep")
+
+
+async def test_the_first_schema_of_mysql_is_brought_up_to_date_by_a_server_alone(
+    tmp_path: Path, databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer]
+) -> None:
+    """A command may run beside a server of an earlier version, and changes no table under it."""
+    place = Place(tmp_path / "data", stores(databases, "mysql"))
+    connection = pymysql.connect(
+        host="127.0.0.1", port=databases[0].port, user="chat", password="secret", database="chat_demo", autocommit=True
+    )
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS chat_users, chat_schema")
+        cursor.execute(mysql.STEPS[0])
+        cursor.execute("CREATE TABLE chat_schema (step INT NOT NULL PRIMARY KEY)")
+        cursor.execute("INSERT INTO chat_schema (step) VALUES (1)")
+        hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4))
+        cursor.execute("INSERT INTO chat_users (name, password) VALUES ('anna', %s)", (hashed.decode(),))
+        assert "an earlier chat_server" in await place.fails("user", "add", "ben", typed=PASSWORD)
+        cursor.execute("SELECT max(step) FROM chat_schema")
+        assert cursor.fetchone() == (1,)
+    async with place.serving() as server:
+        await server.login("anna")
+        await place.does("user", "disable", "anna")
+        wrong(await try_login(server, "anna"))
