@@ -58,8 +58,8 @@ class RateStore(Protocol):
         """
         ...
 
-    async def give_back(self, rates: Sequence[Rate]) -> None:
-        """Take back what `take` counted."""
+    async def give_back(self, rates: Sequence[Rate], age: float) -> None:
+        """Take back what `take` counted `age` seconds ago; not from a window that began since."""
         ...
 
     async def forget(self, rate: Rate) -> None:

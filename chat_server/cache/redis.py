@@ -205,8 +205,10 @@ class RedisRates:
         wait = await self._scripts.run("rates_take", [_rate(rate) for rate in rates], arguments)
         return float(wait) / 1000
 
-    async def give_back(self, rates: Sequence[Rate]) -> None:
-        await self._scripts.run("rates_give_back", [_rate(rate) for rate in rates])
+    async def give_back(self, rates: Sequence[Rate], age: float) -> None:
+        taken = self._clock.now() // 1000 - int(age * 1000)
+        arguments = [taken + max(1, int(rate.window * 1000)) for rate in rates]
+        await self._scripts.run("rates_give_back", [_rate(rate) for rate in rates], arguments)
 
     async def forget(self, rate: Rate) -> None:
         await self._scripts.run("forget", [_rate(rate)])

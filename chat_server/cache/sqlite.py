@@ -127,10 +127,11 @@ class SqliteRates:
 
         return await self._database.write(job)
 
-    async def give_back(self, rates: Sequence[Rate]) -> None:
-        keys = [(_key(rate),) for rate in rates]
-        update = "UPDATE rates SET count = count - 1 WHERE key = ? AND count > 0"
-        await self._database.write(lambda tx: tx.executemany(update, keys).rowcount)
+    async def give_back(self, rates: Sequence[Rate], age: float) -> None:
+        taken = self._clock.now() - int(age * MICROSECONDS)
+        values = [(_key(rate), taken + int(rate.window * MICROSECONDS)) for rate in rates]
+        update = "UPDATE rates SET count = count - 1 WHERE key = ? AND count > 0 AND expires <= ?"
+        await self._database.write(lambda tx: tx.executemany(update, values).rowcount)
 
     async def forget(self, rate: Rate) -> None:
         await self._database.write(lambda tx: tx.execute("DELETE FROM rates WHERE key = ?", (_key(rate),)).rowcount)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
+import time
 import unicodedata
 from collections.abc import Collection, Coroutine
 
@@ -203,26 +204,30 @@ class Accounts:
             Rate(("login by address", address), 10 * limit, window),
         ]
         await self._take(failed, rates, "too many failed logins")
+        taken = time.monotonic()
         try:
             user = await self._users.get(name)
             right = await self._passwords.check(password, user.password if user else None)
         except TooBusy as error:
-            await self._rates.give_back(rates)
+            await self._give_back(rates, taken)
             raise _too_busy(failed, error) from None
         except BaseException:  # a store is away, or the client is gone: nobody learnt anything
-            await self._whole(self._rates.give_back(rates))
+            await self._whole(self._give_back(rates, taken))
             raise
         if not user or not right or user.state is not State.ENABLED:
             log.info("wrong password", extra={"address": address})
             raise _wrong_password()
         await self._rates.forget(rates[0])
-        await self._rates.give_back(rates[1:])
+        await self._give_back(rates[1:], taken)
         return user
 
     async def _take(self, failed: Status, rates: list[Rate], why: str) -> None:
         if wait := await self._rates.take(rates):
             why = f"{why}; try again in {wait:.0f} s"
             raise Refused(failed, Reason.TOO_MANY, why, retry_after=wait)
+
+    async def _give_back(self, rates: list[Rate], taken: float) -> None:
+        await self._rates.give_back(rates, time.monotonic() - taken)
 
     async def _hashed(self, failed: Status, password: str) -> str:
         try:

@@ -101,17 +101,31 @@ async def test_what_is_given_back_can_be_taken_again(rates: RateStore) -> None:
     both = [rate("a"), rate("b")]
     for _ in range(3):
         assert not await rates.take(both)
-    await rates.give_back(both)
+    await rates.give_back(both, 0)
     assert await taken(rates, rate("a")) == 1
     assert await taken(rates, rate("b")) == 1
 
 
 async def test_no_more_is_given_back_than_was_taken(rates: RateStore) -> None:
-    await rates.give_back([rate()])
+    await rates.give_back([rate()], 0)
     assert await taken(rates, rate()) == 3
     for _ in range(5):
-        await rates.give_back([rate()])
+        await rates.give_back([rate()], 0)
     assert await taken(rates, rate()) == 3
+
+
+async def test_what_was_taken_before_a_window_began_is_not_given_back_to_it(rates: RateStore, later: Later) -> None:
+    """Else whoever holds some back over the end of a window has as many more in the next."""
+    assert await taken(rates, rate()) == 3
+    await later(101)
+    assert await taken(rates, rate()) == 3
+    for _ in range(3):
+        await rates.give_back([rate()], 2)
+    assert await taken(rates, rate()) == 0
+    await rates.forget(rate())
+    assert await taken(rates, rate()) == 3
+    await rates.give_back([rate()], 2)
+    assert await taken(rates, rate()) == 0
 
 
 async def test_forgotten_it_begins_anew(rates: RateStore) -> None:
@@ -139,7 +153,7 @@ async def test_it_answers(rates: RateStore) -> None:
 async def test_a_store_that_is_away_says_so(rates_away: RateStore) -> None:
     for asked in (
         rates_away.take([rate()]),
-        rates_away.give_back([rate()]),
+        rates_away.give_back([rate()], 0),
         rates_away.forget(rate()),
         rates_away.ping(),
     ):

@@ -1,6 +1,7 @@
--- Take back one from each rate. KEYS: the rates.
-for _, key in ipairs(KEYS) do
-    if tonumber(redis.call('HGET', key, 'count') or '0') > 0 then
+-- Take back one from each rate. KEYS: the rates. ARGV: when the window in which each was taken ends at the latest (ms).
+for i, key in ipairs(KEYS) do
+    local rate = redis.call('HMGET', key, 'count', 'expires')
+    if tonumber(rate[1] or '0') > 0 and tonumber(rate[2]) <= tonumber(ARGV[i]) then
         redis.call('HINCRBY', key, 'count', -1)
     end
 end
