@@ -1,0 +1,170 @@
+"""A network that fails: cables that are cut, peers that crawl, connections reset within a frame. Others chat on."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import raw
+from tests.faults.disk import sent
+from tests.faults.tools import tool
+from tests.harness import Server, process, serving, until
+
+
+class Cable:
+    """A cable (veth) from this machine's network to the server's own one (a network namespace)."""
+
+    def __init__(self, namespace: str, number: int) -> None:
+        self.host = f"169.254.{number}.2"  # of the server, at its end
+        self._name = f"chat{os.getpid()}x{number}"[-15:]
+        far = f"far{number}"
+        ip("link", "add", self._name, "type", "veth", "peer", "name", far, "netns", namespace)
+        ip("addr", "add", f"169.254.{number}.1/30", "dev", self._name)
+        ip("-n", namespace, "addr", "add", f"{self.host}/30", "dev", far)
+        ip("-n", namespace, "link", "set", far, "up")
+        self.plug()
+
+    def plug(self) -> None:
+        """Let it carry again what is sent."""
+        ip("link", "set", self._name, "up")
+
+    def cut(self) -> None:
+        """Let it carry nothing: neither end hears of it."""
+        ip("link", "set", self._name, "down")
+
+
+def ip(*arguments: str) -> None:
+    """Run a command of iproute2."""
+    subprocess.run([tool("ip", "iproute2"), *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A network of the server's own; skips where it cannot be had."""
+    name = f"chat-{os.getpid()}"
+    made = subprocess.run([tool("ip", "iproute2"), "netns", "add", name], capture_output=True, check=False)
+    if os.geteuid() or made.returncode:
+        pytest.skip("only root may make a network of its own")
+    try:
+        yield name
+    finally:
+        ip("netns", "del", name)
+
+
+def seen_through(cable: Cable, server: Server) -> Server:
+    """The server, at that cable's end."""
+    found = Server(cable.host, server.port)
+    found.tokens = server.tokens
+    return found
+
+
+async def test_a_cable_that_is_cut_loses_no_message_and_no_neighbour(namespace: str, tmp_path: Path) -> None:
+    mine, theirs = Cable(namespace, 77), Cable(namespace, 78)
+    inside = ("ip", "netns", "exec", namespace)
+    settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 1, "HttpHost": "0.0.0.0"}
+    async with process(tmp_path / "data", prefix=inside, **settings) as server:
+        here, there = seen_through(mine, server), seen_through(theirs, server)
+        await here.users("a", "z")
+        there.tokens = here.tokens
+        async with here.chat("a", "z") as a:
+            async with raw.chat(there, "z", "a") as z:
+                theirs.cut()
+                await sent(a, range(20), 40018)  # nobody can know yet
+                await raw.gone(a)
+                await sent(a, range(20, 40), 40019)
+                theirs.plug()
+                assert await z.closed() is None  # what it hears first is that there is no such connection
+            async with there.chat("z", "a") as again:
+                unread = [frame["id"] for frame in (await again.ask(3))[:-1]]
+                assert [id for id in unread if id.startswith("m")] == [f"m{n}" for n in range(40)]
+
+
+async def test_a_cable_that_is_cut_for_a_moment_is_not_noticed(namespace: str, tmp_path: Path) -> None:
+    cable = Cable(namespace, 77)
+    inside = ("ip", "netns", "exec", namespace)
+    settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 30, "HttpHost": "0.0.0.0"}
+    async with process(tmp_path / "data", prefix=inside, **settings) as server:
+        here = seen_through(cable, server)
+        await here.users("a", "z")
+        async with here.chat("a", "z") as a, here.chat("z", "a") as z:
+            for turn in range(3):
+                cable.cut()
+                sending = asyncio.create_task(sent(a, range(turn * 10, turn * 10 + 10), 40018))
+                await asyncio.sleep(0.3)
+                cable.plug()
+                await sending
+            assert [(await z.receive())["id"] for _ in range(30)] == [f"m{n}" for n in range(30)]
+
+
+async def test_of_a_frame_that_a_reset_cut_off_nothing_is_stored_and_all_before_it_is(tmp_path: Path) -> None:
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("a", "b", "z")
+        message = raw.request(1, "half\nhalf of a message")
+        async with server.chat("z", "a") as z, server.chat("b", "z") as b:
+            for cut in range(1, len(message)):
+                async with raw.chat(server, "a", "z") as a:
+                    await a.write(raw.request(1, f"m{cut}\nhello") + message[:cut])
+                    assert (await a.answer())["id"] == f"m{cut}"
+                    a.reset()
+                assert (await z.receive())["id"] == f"m{cut}"
+            await sent(b, range(50), 40018)
+            assert [(await z.receive())["id"] for _ in range(50)] == [f"m{n}" for n in range(50)]
+            assert "half" not in [frame["id"] for frame in (await z.ask(2, "-200"))[:-1]]
+
+
+async def test_peers_that_crawl_lose_nothing_and_hold_up_nobody(tmp_path: Path) -> None:
+    async with serving(tmp_path, StrangerLimit=0, HeartbeatSeconds=1) as server, AsyncExitStack() as stack:
+        await server.users("a", "b", "y", "z")
+        crawlers = [await stack.enter_async_context(raw.chat(server, "z", "a", buffer=4096)) for _ in range(5)]
+
+        async def crawl(one: raw.Raw) -> None:
+            """Read and write a byte at a time."""
+            for byte in raw.request(2, "-1"):
+                await one.write(bytes([byte]))
+                await one.read_bytes(1)
+                await asyncio.sleep(0.05)
+
+        async with server.chat("a", "z") as a, server.chat("b", "y") as b, server.chat("y", "b") as y:
+            await sent(a, range(40), 40018)
+            crawling = asyncio.gather(*map(crawl, crawlers))
+            await sent(b, range(500), 40018)
+            assert [(await y.receive())["id"] for _ in range(500)] == [f"m{n}" for n in range(500)]
+            assert not crawling.done()
+            await crawling
+        for one in crawlers:
+            assert [(await one.receive())["id"] for _ in range(40)] == [f"m{n}" for n in range(40)]
+            assert (await one.answer())["op_type"] == 40005
+
+
+async def test_many_that_are_cut_and_come_back_at_once_all_get_in_and_lose_nothing(tmp_path: Path) -> None:
+    users = [f"u{n}" for n in range(32)]
+    async with process(tmp_path / "data", StrangerLimit=0) as server:
+        await server.users("a", "b", *users)
+
+        async def come() -> list[raw.Raw]:
+            """A thousand connections at once: 31 sockets of each user."""
+            socks = await asyncio.gather(*(raw.connect(server) for _ in range(31 * len(users))))
+            ones = [raw.Raw(sock, users[n % len(users)]) for n, sock in enumerate(socks)]
+            await asyncio.gather(*(one.write(raw.upgrade(server, one.user)) for one in ones))
+            assert [await one.status() for one in ones] == [101] * len(ones)
+            return ones
+
+        async with server.chat("a", "b") as a, server.chat("b", "a") as b:
+            ones = await come()
+            for turn in range(2):
+                for one in ones:
+                    one.reset()
+                returning = asyncio.create_task(come())
+                await sent(a, range(turn * 50, turn * 50 + 50), 40018)
+                ones = await returning
+            assert [(await b.receive())["id"] for _ in range(100)] == [f"m{n}" for n in range(100)]
+            await a.put(6, "to all")
+            assert (await a.receive())["content"] == str(len(users) + 1)
+        for one in ones:
+            one.reset()
+        await until(lambda: server.log.read_text().count("socket closed") == 3 * len(ones) + 2)
