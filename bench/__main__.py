@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
     _add_rounds(command, rounds=3, targets=TARGETS)
     command.set_defaults(experiment=experiments.pairs)
+    command = commands.add_parser("relays", parents=[common], help=experiments.relays.__doc__)
+    command.add_argument("--pairs", type=int, default=50)
+    command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
+    _add_rounds(command, rounds=3, targets=("relay", "gather", "picows"))
+    command.set_defaults(experiment=experiments.relays)
     command = commands.add_parser("group", parents=[common], help=experiments.group.__doc__)
     command.add_argument("--sockets", type=int, default=500)
     command.add_argument("--in-flight", type=int, default=4, help="messages not yet with everybody (4)")
@@ -95,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_rounds(command: argparse.ArgumentParser, *, rounds: int, targets: Sequence[str]) -> None:
     """Add what all experiments against several targets have in common."""
-    command.add_argument("--targets", nargs="+", choices=TARGETS, default=targets, help="relay is the baseline")
+    command.add_argument(
+        "--targets", nargs="+", choices=(*TARGETS, "picows"), default=targets, help="relay is the baseline"
+    )
     command.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True, help="for the relays")
     _add_pace(command, rounds=rounds)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from typing import Any
 
 import aiohttp
 import bcrypt
@@ -22,7 +23,7 @@ WORKERS = 32  # logins at a time
 
 
 async def beside(
-    url: str, idle: Mapping[str, str], window: Meter, then: Meter, **pace: float
+    url: str, idle: Mapping[str, str], window: Meter, then: Meter, **pace: Any
 ) -> tuple[load.Outcome, load.Outcome]:
     """Let 10 pairs write, first alone and then beside one silent socket of each user of `idle`."""
     alone = await load.pairs(url, pairs=10, in_flight=16, window=window, **pace)

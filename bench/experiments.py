@@ -35,6 +35,15 @@ def pairs(args: argparse.Namespace) -> Report:
     return _compare(args, _pairs_title(args), "message", work)
 
 
+def relays(args: argparse.Namespace) -> Report:
+    """The relay on aiohttp, with gathered writes, and on picows: what another edge could give."""
+
+    def work(server: Server, meter: Meter) -> Awaitable[load.Outcome]:
+        return load.pairs(server.url, pairs=args.pairs, window=meter, accounts=False, **_pace(args))
+
+    return _compare(args, _pairs_title(args), "message", work)
+
+
 def group(args: argparse.Namespace) -> Report:
     """One to all: deliveries, CPU, and how long until the last has it."""
     title = f"one to {args.sockets} sockets, {args.in_flight} in flight, {args.seconds:g} s, {args.rounds} rounds"

@@ -75,7 +75,7 @@ def serving(
     settings: Mapping[str, str] = LIFTED,
     environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
-    """Run one of TARGETS with its data and log in `folder`, until the end of the block.
+    """Run one of TARGETS, or the relay on picows, with its data and log in `folder`, until the end of the block.
 
     `on_uvloop` is for the relays, the server chooses its loop itself; `settings` and `environ` are for the server.
     A folder used before is gone on with: what was stored in it is there again.
@@ -105,6 +105,8 @@ def serving(
 
 def _command(target: str, folder: Path, port: int, on_uvloop: bool, settings: Mapping[str, str]) -> list[str]:
     """Return the command line of a target, writing the real server's configuration where that is it."""
+    if target == "picows":
+        return [sys.executable, "-m", "bench.relay_picows", f"--port={port}"]
     if target != "server":
         options = [f"--port={port}", *["--gather"] * (target == "gather"), *["--uvloop"] * on_uvloop]
         return [sys.executable, str(ROOT / "bench" / "relay.py"), *options]

@@ -7,12 +7,11 @@ buffer together stay under `outbox_bytes`, or the socket closes with 1013.
 
 import asyncio
 import struct
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from chat_server.conf import Sockets as Config
 from chat_server.service.frames import Request
@@ -171,7 +170,7 @@ class Connection:
         self._ping = b""
         self._pings = 0
         # in
-        self._inbox: deque[tuple[Request | Refused, int]] = deque()
+        self._inbox: list[tuple[Request | Refused, int]] = []  # short; a deque takes 600 bytes, also when it is empty
         self._inbox_bytes = 0
         self._room: asyncio.Future[None] | None = None  # the reader waits for room in the inbox
         self._worker: asyncio.Task[None] | None = None
@@ -264,16 +263,15 @@ class Connection:
     async def serve(self) -> None:
         """Read until the peer is gone or has closed; then say goodbye."""
         try:
-            while await self._read():
+            while await self._read(await self._ws.receive()):
                 pass
         except Disconnect as disconnect:
             await self._finish()
             self.close(disconnect.code, disconnect.why)
             await self._discard()
 
-    async def _read(self) -> bool:
-        """Read one frame; False if it was the last."""
-        message = await self._ws.receive()
+    async def _read(self, message: WSMessage) -> bool:
+        """Take in one frame; False if it was the last."""
         kind, data = message.type, message.data
         self._heard = True
         if kind is _PONG and self._ping and data == self._ping:
@@ -345,7 +343,7 @@ class Connection:
         self._holding = False
 
     def _take(self) -> Request | Refused:
-        item, size = self._inbox.popleft()
+        item, size = self._inbox.pop(0)
         self._inbox_bytes -= size
         return item
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 # Between two turns of the loop a broadcast goes to at most so many sockets.
-BROADCAST_STRIDE = 200
+BROADCAST_STRIDE = 50
 
 
 class Receipt(msgspec.Struct, gc=False):
