@@ -21,6 +21,7 @@ const SENT = 40009;
 // The reasons for which trying the same again helps.
 const AGAIN = new Set(["store_away", "too_many", "internal"]);
 const PAGE = 50;
+const OLDER = 100;
 const LARGEST_PAGE = 200;
 const GRACE = 5000;
 const REMEMBERED = 500;
@@ -124,10 +125,10 @@ export class Chat extends EventTarget {
     if (!first || conversation.complete || conversation.reading) return;
     conversation.reading = true;
     await this.#attempt(async () => {
-      const page = await this.#page(peer, `-${PAGE}@${first.key}`);
+      const page = await this.#page(peer, `-${OLDER}@${first.key}`);
       if (page && conversation.messages[0] === first) {
         conversation.add(page);
-        conversation.complete = page.length < PAGE;
+        conversation.complete = page.length < OLDER;
       }
     });
     conversation.reading = false;

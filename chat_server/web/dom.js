@@ -12,6 +12,9 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Whether there is a pointer that hovers: where there is none, a keyboard that nobody asked for is in the way. */
+export const HOVERS = matchMedia("(hover: hover)");
+
 const ICONS = {
   back: "M15 5l-7 7 7 7",
   send: "M12 19V6M6 11.5L12 5.5l6 6",
@@ -25,7 +28,7 @@ const ICONS = {
   read: "M2 12.5L6.5 17 16 7.5M12 16l1 1 9-9.5",
   failed: "M12 20a8 8 0 1 0 0-16 8 8 0 0 0 0 16zM12 8v4.5M12 15.8v.1",
   everybody: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3.5 19c0-3 2.5-5 5.5-5s5.5 2 5.5 5M16 5.3a3 3 0 0 1 0 5.4M17.5 14.4c1.9.7 3 2.4 3 4.6",
-  talk: "M4.5 6.5h10.5a2 2 0 0 1 2 2v4a2 2 0 0 1-2 2H9l-3.5 3v-3h-1a2 2 0 0 1-2-2v-4a2 2 0 0 1 2-2z",
+  talk: "M7 5h10a3 3 0 0 1 3 3v5a3 3 0 0 1-3 3h-5l-4.5 3.5V16H7a3 3 0 0 1-3-3V8a3 3 0 0 1 3-3z",
 };
 
 /** A drawing; with a label it means something, without one it is decoration. */

@@ -3,7 +3,7 @@
  * which moves as one scrolls.
  */
 import { EVERYBODY } from "./chat.js";
-import { arrange, dialog, h, icon, linked } from "./dom.js";
+import { arrange, dialog, h, HOVERS, icon, linked } from "./dom.js";
 import { announce, toast } from "./notices.js";
 import { question } from "./settings.js";
 import { clock, day, midnight, reason, t } from "./texts.js";
@@ -33,7 +33,7 @@ export class Messages {
     this.#options = options;
     addEventListener("focus", () => this.#mark());
     document.addEventListener("visibilitychange", () => this.#mark());
-    new ResizeObserver(() => this.#atEnd && this.#toEnd()).observe(this.element);
+    new ResizeObserver(() => this.#atEnd && this.#peer && this.#toEnd()).observe(this.element);
   }
 
   /** Everything, in the language of now. */
@@ -80,7 +80,7 @@ export class Messages {
     this.#forgetRows();
     const whole = conversation.complete && start === 0 && this.#peer !== EVERYBODY;
     this.beginning.textContent = whole ? t.hello(this.#peer) : "";
-    if (anchor) this.scroller.scrollTop += anchor.row.offsetTop - anchor.top;
+    if (anchor) this.scroller.scrollTop += topOf(anchor.row) - anchor.top;
     else this.#toEnd();
     conversation.shown = this.#all[start]?.waiting ? null : (this.#all[start]?.key ?? null);
     this.#showJump();
@@ -109,9 +109,9 @@ export class Messages {
 
   /** The row that is to stay where it is: the first that is seen. */
   #anchor() {
-    const top = this.scroller.scrollTop;
-    const row = [...this.list.children].find((one) => one.offsetTop + one.offsetHeight > top);
-    return row ? { row, top: row.offsetTop } : null;
+    const top = this.scroller.getBoundingClientRect().top;
+    const row = [...this.list.children].find((one) => one.getBoundingClientRect().bottom > top);
+    return row ? { row, top: topOf(row) } : null;
   }
 
   #scrolled() {
@@ -202,9 +202,12 @@ export class Messages {
       "p",
       { class: "refusal" },
       t.notSent(reason(why)),
-      " ",
-      h("button", { type: "button", onclick: () => this.#chat.retry(id) }, t.again),
-      h("button", { type: "button", onclick: () => this.#chat.discard(id) }, t.discard),
+      h(
+        "span",
+        {},
+        h("button", { type: "button", onclick: () => this.#chat.retry(id) }, t.again),
+        h("button", { type: "button", onclick: () => this.#chat.discard(id) }, t.discard),
+      ),
     );
   }
 
@@ -264,7 +267,7 @@ export class Messages {
 
   #click(event) {
     const row = event.target.closest("li");
-    const tapped = matchMedia("(hover: none)").matches && event.target.closest(".bubble") && !event.target.closest("a") && getSelection().isCollapsed;
+    const tapped = !HOVERS.matches && event.target.closest(".bubble") && !event.target.closest("a") && getSelection().isCollapsed;
     if (row && (tapped || event.target.closest(".more"))) void this.#act(this.#rows.get(row.dataset.key).message);
   }
 
@@ -289,6 +292,11 @@ export class Messages {
     announce(t.removed);
     toast(t.removed, t.undo, undo);
   }
+}
+
+/** Where a message stands, whatever is above it in its row. */
+function topOf(row) {
+  return row.querySelector(".bubble").getBoundingClientRect().top;
 }
 
 function waitingMessage({ id, text, at, why }) {

@@ -31,7 +31,7 @@ export class Shell {
       address: (peer) => this.#address(peer),
       open: (peer) => this.#go(peer),
       back: () => this.#go(null),
-      settings: () => this.#settings(),
+      settings: () => void this.#settings(),
       draft: (peer, text) => this.#draft(peer, text),
       limits: options.limits,
     };
@@ -129,7 +129,7 @@ export class Shell {
     void this.#chat.open(this.#peer);
     this.#update();
     if (this.#peer) this.talk.focus();
-    else if (before) this.side.focus(before);
+    else this.side.focus(before);
   }
 
   #draft(peer, text) {
@@ -139,13 +139,14 @@ export class Shell {
     this.#soon();
   }
 
-  #settings() {
+  async #settings() {
     const changed = () => {
       this.side.render();
       this.talk.render();
       this.#update();
     };
-    void openSettings(this.#chat, { changed, leave: () => this.#leave(false) });
+    await openSettings(this.#chat, { changed, leave: () => this.#leave(false) });
+    if (document.activeElement === document.body) this.side.settings.focus(); // what had it is made anew
   }
 
   #leave(ended) {

@@ -1,6 +1,6 @@
 /** The list of conversations, and the way into a new one. */
 import { EVERYBODY } from "./chat.js";
-import { arrange, avatar, h, iconButton, icon, nameOf } from "./dom.js";
+import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { moment, reason, t } from "./texts.js";
 
 export class Side {
@@ -38,6 +38,7 @@ export class Side {
     });
     this.error = h("p", { class: "error", id: "find-error", role: "alert" });
     this.start = h("button", { type: "submit", class: "start" });
+    this.settings = iconButton("settings", t.settings, () => this.#options.settings());
     this.empty = h("div", { class: "empty" }, h("p", {}, t.none), h("p", {}, t.noneHint));
     this.element.replaceChildren(
       h(
@@ -45,7 +46,7 @@ export class Side {
         { class: "bar" },
         avatar(this.#chat.me),
         h("h1", { title: t.loggedInAs(this.#chat.me) }, nameOf(this.#chat.me)),
-        iconButton("settings", t.settings, () => this.#options.settings()),
+        this.settings,
       ),
       h("form", { class: "find", role: "search", onsubmit: (event) => this.#submit(event) }, icon("find"), this.find, this.start, this.error),
       h("nav", { "aria-label": t.conversations }, this.list, this.empty),
@@ -53,9 +54,11 @@ export class Side {
     this.update();
   }
 
-  /** Put the focus on the row of `peer`, where one came from. */
+  /** Put the focus on the row of `peer`, where one came from, or where one begins. */
   focus(peer) {
-    (this.#rows.get(peer)?.link ?? this.find).focus();
+    const row = this.#rows.get(peer);
+    if (row) row.link.focus();
+    else if (HOVERS.matches) this.find.focus();
   }
 
   update() {

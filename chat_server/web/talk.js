@@ -1,6 +1,6 @@
 /** One conversation: who it is with, its messages, and the place to write. */
 import { EVERYBODY } from "./chat.js";
-import { avatar, h, iconButton, nameOf } from "./dom.js";
+import { avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { Messages } from "./messages.js";
 import { reason, t } from "./texts.js";
 
@@ -34,8 +34,7 @@ export class Talk {
       oninput: () => this.#wrote(),
       onkeydown: (event) => this.#key(event),
     });
-    const send = h("button", { type: "submit", class: "send", "aria-label": t.send, title: t.send });
-    send.append(iconButton("send", "").firstChild);
+    const send = h("button", { type: "submit", class: "send", "aria-label": t.send, title: t.send }, icon("send"));
     this.composer = h("form", { class: "composer", onsubmit: (event) => this.#submit(event) }, this.text, send, this.error);
     this.nobody = h("div", { class: "nobody" }, h("p", {}, t.choose));
     const back = iconButton("back", t.back, () => this.#options.back(), { class: "icon-button back" });
@@ -64,7 +63,8 @@ export class Talk {
   }
 
   focus() {
-    if (!this.composer.hidden) this.text.focus({ preventScroll: true });
+    if (HOVERS.matches && !this.composer.hidden) this.text.focus({ preventScroll: true });
+    else this.messages.scroller.focus({ preventScroll: true });
   }
 
   update() {

@@ -1,0 +1,229 @@
+/** The client module by itself, against a server's part that is played here: node --test tests/browser/chat.test.mjs */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Chat, EVERYBODY } from "../../chat_server/web/chat.js";
+import { delay } from "../../chat_server/web/connection.js";
+import { Conversation } from "../../chat_server/web/conversation.js";
+import { Remembered } from "../../chat_server/web/storage.js";
+
+/** The other end of a socket: what the client sent, and what it is to hear. */
+class Socket {
+  static all = [];
+  sent = [];
+
+  constructor(url) {
+    this.url = url;
+    Socket.all.push(this);
+  }
+  send(text) {
+    this.sent.push(JSON.parse(text));
+  }
+  close() {}
+  async says(...frames) {
+    for (const frame of frames) this.onmessage?.({ data: JSON.stringify({ from: "System", content: "", ...frame }) });
+    await settled();
+  }
+  async breaks(code = 1006) {
+    this.onclose?.({ code });
+    await settled();
+  }
+  /** The contents of what was sent with this op. */
+  of(op) {
+    return this.sent.filter((frame) => frame.op_type === op).map((frame) => frame.content);
+  }
+}
+
+const settled = () => new Promise((resolve) => setTimeout(resolve, 5));
+const greeting = { op_type: 40003 };
+const page = (...ids) => [
+  ...ids.map((id, index) => ({ from: "2", to: "1", op_type: 40005, id, time: index + 1, content: `${id}\n${id}`, read: true })),
+  { op_type: 40005, content: String(ids.length) },
+];
+const noConversations = { op_type: 40023, content: "0" };
+
+async function begun(t, options = {}) {
+  Socket.all = [];
+  const storage = options.storage ?? new Remembered();
+  const chat = new Chat("1", { url: "ws://x", storage, alive: async () => null, WebSocket: Socket, wait: () => 1, ...options });
+  t.after(() => chat.connection.close());
+  await chat.start();
+  return { chat, storage, socket: () => Socket.all.at(-1) };
+}
+
+/** Start, and be greeted by a server that has no conversations. */
+async function connected(t, options) {
+  const client = await begun(t, options);
+  await client.socket().says(greeting);
+  await client.socket().says(noConversations);
+  return client;
+}
+
+test("delays grow, are jittered, and stay below half a minute", () => {
+  for (const [n, longest] of [[0, 500], [1, 1000], [5, 16_000], [6, 30_000], [100, 30_000]]) {
+    assert.equal(delay(n, () => 0), longest / 2);
+    assert.equal(delay(n, () => 1), longest);
+  }
+});
+
+test("a lost connection comes back, and delays begin anew once it was greeted", async (t) => {
+  const waits = [];
+  const { socket } = await connected(t, { wait: (n) => (waits.push(n), 1) });
+  for (let attempt = 0; attempt < 3; attempt++) await socket().breaks();
+  await socket().says(greeting);
+  await socket().breaks();
+  assert.deepEqual(waits, [0, 1, 2, 0]);
+});
+
+for (const code of [1003, 1007, 1008, 1009, 4001]) {
+  test(`after ${code} it does not come back`, async (t) => {
+    const { chat, socket } = await connected(t);
+    await socket().breaks(code);
+    assert.deepEqual([chat.connection.state, chat.connection.code, Socket.all.length], ["ended", code, 1]);
+  });
+}
+
+test("an upgrade that is refused because the session ended ends it", async (t) => {
+  const { chat, socket } = await begun(t, { alive: async () => false });
+  await socket().breaks();
+  assert.deepEqual([chat.connection.state, chat.connection.code], ["ended", 4001]);
+});
+
+test("a server that answers nothing is lost", async (t) => {
+  const { chat } = await connected(t, { silence: 10 });
+  await chat.send("2", "hello");
+  await new Promise((resolve) => setTimeout(resolve, 40));
+  assert.ok(Socket.all.length > 1);
+});
+
+test("what was not acknowledged is sent again with the same id", async (t) => {
+  const { chat, storage, socket } = await connected(t);
+  const sending = chat.send("2", "hello");
+  await settled();
+  const [first] = socket().of(1);
+  await socket().breaks();
+  await sending;
+  await socket().says(greeting);
+  assert.deepEqual(socket().of(1), [first]);
+  await socket().says({ op_type: 40018, id: first.split("\n")[0], time: 7 });
+  assert.deepEqual([chat.waiting("2"), await storage.outbox("1")], [[], []]);
+});
+
+test("what an earlier page left is sent, in its order, each after the one before it is acknowledged", async (t) => {
+  const storage = new Remembered();
+  for (const at of [2, 1]) await storage.put({ id: `m${at}`, user: "1", to: "2", text: `t${at}`, at, why: null });
+  await storage.put({ id: "other", user: "another", to: "2", text: "not ours", at: 0, why: null });
+  const { socket } = await begun(t, { storage });
+  await socket().says(greeting);
+  assert.deepEqual(socket().of(1), ["m1\nt1"]);
+  await socket().says({ op_type: 40019, id: "m1", time: 7 });
+  assert.deepEqual(socket().of(1), ["m1\nt1", "m2\nt2"]);
+});
+
+test("a message that the store refused for now is not overtaken", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.send("2", "one");
+  void chat.send("2", "two");
+  await settled();
+  await socket().says({ op_type: 40008, reason: "store_away" });
+  const texts = () => socket().of(1).map((content) => content.split("\n")[1]);
+  assert.deepEqual(texts(), ["one", "one"]);
+  await socket().says({ op_type: 40018, time: 7 });
+  assert.deepEqual(texts(), ["one", "one", "two"]);
+});
+
+test("what is refused for good is kept with its reason until it is given up", async (t) => {
+  const { chat, storage, socket } = await connected(t);
+  void chat.send("2", "hello");
+  await settled();
+  await socket().says({ op_type: 40008, reason: "no_such_user" });
+  const [{ id }] = await storage.outbox("1");
+  assert.equal(chat.waiting("2")[0].why, "no_such_user");
+  await chat.discard(id);
+  assert.deepEqual([chat.waiting("2"), await storage.outbox("1")], [[], []]);
+});
+
+test("what the limit refused is sent when the other has answered", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.send("2", "hello");
+  await settled();
+  await socket().says({ op_type: 40020, reason: "refused_by_limit", content: "2" });
+  assert.equal(chat.conversation("2").refused, true);
+  await socket().says({ op_type: 40021, content: "2" });
+  assert.equal(socket().of(1).length, 2);
+  assert.equal(chat.conversation("2").refused, false);
+});
+
+test("a message to everybody is never sent again by itself", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.send(EVERYBODY, "hello");
+  await settled();
+  await socket().breaks();
+  await socket().says(greeting);
+  assert.deepEqual(socket().of(6), []);
+  const [{ id, why }] = chat.waiting(EVERYBODY);
+  assert.equal(why, "lost");
+  await socket().says(noConversations);
+  void chat.retry(id);
+  await settled();
+  assert.deepEqual(socket().of(6), ["hello"]);
+});
+
+test("after a loss it asks for what it missed, then for what it shows", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a", "b", "c"));
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(noConversations);
+  assert.deepEqual(socket().of(2), ["+200@<c"]);
+  await socket().says(...page("c", "d"));
+  assert.deepEqual(socket().of(2), ["+200@<c", "-200"]);
+  await socket().says(...page("a", "c", "d"));
+  assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a", "c", "d"]);
+});
+
+test("a live message does not move the place before the page is complete", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a"));
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(noConversations, { from: "2", to: "1", op_type: 40011, id: "z", time: 9, content: "z\nz" });
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(noConversations);
+  assert.deepEqual(socket().of(2), ["+200@<a"]);
+});
+
+test("a message that comes twice is there once", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  const live = { from: "2", to: "1", op_type: 40011, id: "b", time: 5, content: "b\nb" };
+  await socket().says(live, ...page("a", "b"), live);
+  assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a", "b"]);
+});
+
+test("what was deleted does not come back with a page that was under way", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says({ from: "2", to: "1", op_type: 40013, content: ">b\n<x" }, ...page("a", "b"));
+  assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a"]);
+});
+
+test("messages stand in the order of their times, and of the page where these are the same", () => {
+  const conversation = new Conversation("2");
+  const message = (key, time) => ({ key, time, read: false });
+  conversation.add([message("<b", 2), message("<d", 4)]);
+  conversation.add([message("<a", 1), message("<c", 2)]);
+  assert.deepEqual(conversation.messages.map(({ key }) => key), ["<a", "<b", "<c", "<d"]);
+  conversation.add([message("<c", 2), message("<b", 2)]);
+  assert.deepEqual(conversation.messages.map(({ key }) => key), ["<a", "<c", "<b", "<d"]);
+});
+
+test("a text that the server would not take is not sent", () => {
+  const chat = new Chat("1", { url: "", storage: null, alive: null, limits: { text: 10, frame: 400 } });
+  assert.equal(chat.problem(" \n"), "empty");
+  assert.equal(chat.problem("0123456789"), null);
+  assert.equal(chat.problem("文字文字"), "too_long");
+  assert.equal(chat.problem("\u0001".repeat(10)), "too_long"); // six bytes each in the frame
+});

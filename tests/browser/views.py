@@ -1,0 +1,93 @@
+"""Everything that there is to see of the page, on a server on which something has been going on for some days."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from tests.browser.person import Window
+from tests.harness import HandClock, Server, serving
+
+DAY = 86_400
+LONG = "Wolfeschlegelsteinhausenbergerdorff.Hubert.Blaine_1914"
+ME, FRIEND = "ada", "grace"
+TALK = [
+    (FRIEND, "Did you see the talk about the first compilers?"),
+    (FRIEND, "The slides are at https://example.org/compilers?year=1952"),
+    (ME, "Yes! I liked the part where nobody believed that it could work."),
+    (FRIEND, "“Nobody believed that,” as she said. “I had a running compiler and nobody would touch it.”"),
+    (ME, "明天见！午饭吃什么？ 🍜"),
+    (FRIEND, "Noodles. There is a new place:\n\n1. by the river\n2. opposite the library\n3. open until nine"),
+    (ME, "שלום, נתראה מחר"),
+    (ME, "The one by the river then, at one."),
+]
+OTHERS = {
+    "小明": "周末一起去爬山吗？天气预报说是晴天 ☀️",
+    LONG: "My name does not fit anywhere, and this message is rather long as well, so both are cut off at the end.",
+    "عمر": "مرحبا! كيف حالك اليوم؟",
+    "edsger": "Simplicity is prerequisite for reliability.",
+    "barbara": "See you on Monday.",
+}
+
+
+@asynccontextmanager
+async def full(folder: Path) -> AsyncIterator[Server]:
+    """A server on which something has been going on for some days."""
+    clock = HandClock()
+    clock.shift = -2 * DAY
+    async with serving(folder, clock, StrangerLimit=6) as server:
+        await server.users(ME, FRIEND, "nobody", *OTHERS)
+        for number, (name, text) in enumerate(OTHERS.items()):
+            clock.shift = (number - len(OTHERS)) * DAY
+            async with server.chat(name, to=ME) as chat:
+                await chat.send(f"m1\n{text}")
+        for number, (name, text) in enumerate(TALK):
+            clock.shift = -DAY + number * 300 if number < 4 else -600 + number * 60
+            async with server.chat(name, to=FRIEND if name == ME else ME, sync=True) as chat:
+                await chat.send(f"t{number}\n{text}")
+                await chat.answer(4, "*")
+        clock.shift = 0
+        yield server
+
+
+async def views(ada: Window, server: Server) -> AsyncIterator[str]:
+    """Go through all views, and name each while it is shown. `ada` is not logged in yet."""
+    page = ada.page
+    await page.locator("#name").press("Enter")
+    yield "login"
+    await ada.log_in()
+    await expect(page.locator(".conversations li")).to_have_count(len(OTHERS) + 2)
+    yield "list"
+    await talk(ada)
+    yield "talk"
+    row = page.locator(".row").last
+    await row.press("Enter")
+    yield "actions"
+    await page.keyboard.press("Escape")
+    await row.press("Delete")
+    yield "question"
+    await page.keyboard.press("Escape")
+    await ada.composer.fill("x" * 20_000)
+    await ada.composer.press("Enter")
+    yield "error"
+    await ada.composer.fill("")
+    await page.goto(server.url + f"/chat/test?uid={ME}&to_uid=nobody")
+    await ada.writes(*(f"{number}" for number in range(7)))
+    await expect(page.locator(".refusal").last).to_be_visible()
+    yield "refused"
+    await page.context.set_offline(True)
+    await ada.writes("offline")
+    await expect(page.locator(".status")).not_to_be_empty()
+    yield "offline"
+    await page.context.set_offline(False)
+    await page.goto(server.url)
+    await page.locator(".side .icon-button").click()
+    await page.locator("summary").click()
+    yield "settings"
+
+
+async def talk(ada: Window) -> None:
+    """Open the conversation."""
+    await ada.page.locator(".conversations a").filter(has_text=FRIEND).click()
+    await ada.sees(TALK[-1][1])

@@ -1,0 +1,83 @@
+"""The two clients of docs/clients.md, run as they are printed there."""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from asyncio.subprocess import Process as Child
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import BARE, ROOT, Server, process, until
+
+MOST_LINES = 20
+PASSWORDS = {"1": "secret-1", "2": "secret-2"}
+
+
+def example(language: str) -> str:
+    """The example as printed: the first block under its heading."""
+    section = (ROOT / "docs" / "clients.md").read_text().split(f"## Example: {language}\n")[1]
+    found = re.search(r"```\w+\n(.*?)```", section, re.DOTALL)
+    assert found
+    return found[1]
+
+
+@asynccontextmanager
+async def running(folder: Path, server: Server, language: str) -> AsyncIterator[Path]:
+    """The example at work with `server`; the file that it prints to."""
+    suffix, command = {"Python": (".py", [sys.executable]), "JavaScript": (".mjs", node())}[language]
+    program, printed = folder / f"client{suffix}", folder / f"{language}.txt"
+    program.write_text(example(language).replace("127.0.0.1:8081", f"{server.host}:{server.port}"))
+    with printed.open("wb") as output:
+        child: Child = await asyncio.create_subprocess_exec(*command, str(program), stdout=output, env=BARE)
+    try:
+        yield printed
+        assert child.returncode is None
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+def node() -> list[str]:
+    """The command for a Node with WebSocket."""
+    path = shutil.which("node")
+    if not path:
+        if os.environ.get("CHAT_TEST_ALL"):
+            raise RuntimeError("node is missing: version 20.10 or later")
+        pytest.skip("the examples are left out: node is missing, version 20.10 or later")
+    return [path, "--experimental-websocket"]
+
+
+@pytest.mark.parametrize("language", ["Python", "JavaScript"])
+def test_an_example_is_short(language: str) -> None:
+    assert len(example(language).splitlines()) <= MOST_LINES
+
+
+async def test_both_examples_log_in_send_receive_and_survive_a_restart(tmp_path: Path) -> None:
+    node()
+    data = tmp_path / "data"
+    async with process(data) as server:
+        for name, password in PASSWORDS.items():
+            await server.post("/user/register", {"user_name": name, "password": password})
+        async with running(tmp_path, server, "Python") as one, running(tmp_path, server, "JavaScript") as two:
+            hellos = ["1 hello from Python", "2 hello from JavaScript"]
+            await until(lambda: all(sorted(lines(printed)) == hellos for printed in (one, two)))
+            server.kill()
+            await server.ended()
+            async with process(data, HttpPort=server.port) as again:
+                token = await again.login("2", PASSWORDS["2"])
+                async with again.chat("2", to="1", token=token) as chat:
+                    await chat.send("later\nafter the restart")
+                    stored = await chat.answer(2, "-10")
+                expected = [*hellos, "2 after the restart"]
+                await until(lambda: all(sorted(lines(printed)) == sorted(expected) for printed in (one, two)))
+                assert stored["content"] == "3"
+
+
+def lines(printed: Path) -> list[str]:
+    return printed.read_text().splitlines()
