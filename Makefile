@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full lock clean
+.PHONY: run test soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
 
 run: .venv/.run
 	$(BIN)/python run.py
@@ -58,6 +58,10 @@ bench: .venv/.dev
 
 bench-full: .venv/.dev
 	$(BIN)/python -m bench.full
+
+# Renews docs/images, which the README shows. Needs chromium.
+screenshots: .venv/.dev
+	$(BIN)/python -m tests.browser.screenshots
 
 # The locks are made from the bounds in setup.cfg.
 lock: .venv/.dev

@@ -122,7 +122,7 @@ export class Chat extends EventTarget {
   async older(peer) {
     const conversation = this.conversation(peer);
     const [first] = conversation.messages;
-    if (!first || conversation.complete || conversation.reading) return;
+    if (!first || !conversation.loaded || conversation.complete || conversation.reading) return;
     conversation.reading = true;
     await this.#attempt(async () => {
       const page = await this.#page(peer, `-${OLDER}@${first.key}`);
@@ -403,10 +403,18 @@ export class Chat extends EventTarget {
   async #pump(peer) {
     if (this.#sending.has(peer)) return;
     this.#sending.add(peer);
+    try {
+      await this.#sendAll(peer);
+    } finally {
+      this.#sending.delete(peer);
+    }
+  }
+
+  async #sendAll(peer) {
     let attempts = 0;
     for (let message; (message = this.waiting(peer).find((one) => !one.why)); ) {
       const answer = await this.#attempt(() => this.#transmit(message));
-      if (!answer && peer !== EVERYBODY) break; // with the next connection
+      if (!answer && peer !== EVERYBODY) return; // with the next connection
       if (peer !== EVERYBODY && AGAIN.has(answer.reason)) {
         const longer = answer.reason === "too_many" ? 7 : attempts++;
         await new Promise((resolve) => setTimeout(resolve, this.#wait(longer)));
@@ -414,7 +422,6 @@ export class Chat extends EventTarget {
         await this.#answered(message, answer);
       }
     }
-    this.#sending.delete(peer);
   }
 
   async #transmit({ id, to, text }) {

@@ -2,7 +2,7 @@
  * The messages of one conversation. However many there are, the document holds a window of at most MOST of them,
  * which moves as one scrolls.
  */
-import { EVERYBODY } from "./chat.js";
+import { EVERYBODY, LIMIT } from "./chat.js";
 import { arrange, dialog, h, HOVERS, icon, linked } from "./dom.js";
 import { announce, toast } from "./notices.js";
 import { question } from "./settings.js";
@@ -25,7 +25,7 @@ export class Messages {
   #observer = null;
   #marking = 0;
 
-  element = h("section", { class: "messages" });
+  element = h("div", { class: "messages", role: "region" });
 
   /** `leave()`: the focus has to go elsewhere. */
   constructor(chat, options) {
@@ -71,7 +71,8 @@ export class Messages {
     const conversation = this.#chat.conversation(this.#peer);
     const sent = conversation.messages.filter((message) => !conversation.hidden.has(message.key));
     this.#all = [...sent, ...this.#chat.waiting(this.#peer).map(waitingMessage)];
-    const [start, end] = this.#window();
+    const near = this.scroller.scrollTop < NEAR;
+    const [start, end] = this.#window(near && !this.#atEnd ? -STEP : 0);
     const anchor = this.#atEnd ? null : this.#anchor();
     const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li") : null;
     const index = focused ? [...this.list.children].indexOf(focused) : 0;
@@ -85,26 +86,20 @@ export class Messages {
     conversation.shown = this.#all[start]?.waiting ? null : (this.#all[start]?.key ?? null);
     this.#showJump();
     this.#tabStop();
-    if (start === 0 && this.scroller.scrollTop < NEAR && conversation.loaded) void this.#chat.older(this.#peer);
+    if (near && start === 0) void this.#chat.older(this.#peer);
   }
 
   // --- the window
 
-  #window() {
+  /** Where the window begins and ends, after it was moved `by` so many messages. */
+  #window(by = 0) {
     const most = Math.max(0, this.#all.length - MOST);
     if (!this.#first) return [most, this.#all.length];
     let start = this.#all.findIndex((message) => message.key === this.#first.key);
     if (start < 0) start = this.#all.findIndex((message) => message.time >= this.#first.time); // it was deleted
-    if (start < 0 || start >= most) return [most, this.#all.length];
-    return [start, start + MOST];
-  }
-
-  #move(by) {
-    const [start] = this.#window();
-    const moved = Math.min(Math.max(0, start + by), Math.max(0, this.#all.length - MOST));
-    if (moved === start) return;
-    this.#first = this.#all[moved];
-    this.update();
+    start = start < 0 ? most : Math.min(Math.max(0, start + by), most);
+    this.#first = this.#all[start] ?? null;
+    return [start, Math.min(start + MOST, this.#all.length)];
   }
 
   /** The row that is to stay where it is: the first that is seen. */
@@ -122,10 +117,9 @@ export class Messages {
     // What is above must stay above: from here on the window keeps its beginning.
     if (!this.#atEnd) this.#first ??= this.#all[start] ?? null;
     if (this.#atEnd) this.#first = null;
-    if (scrollTop < NEAR && start > 0) this.#move(-STEP);
-    else if (below < NEAR && end < this.#all.length) this.#move(STEP);
-    else if (scrollTop < NEAR && start === 0) void this.#chat.older(this.#peer);
-    this.#showJump();
+    if (below < NEAR && end < this.#all.length) this.#window(STEP);
+    else if (scrollTop >= NEAR || this.#atEnd) return this.#showJump();
+    this.update(); // which moves the window up where one is near its top
   }
 
   #toEnd() {
@@ -200,7 +194,7 @@ export class Messages {
   #refusal({ id, why }) {
     return h(
       "p",
-      { class: "refusal" },
+      { class: why === LIMIT ? "refusal waits" : "refusal" },
       t.notSent(reason(why)),
       h(
         "span",
@@ -304,7 +298,7 @@ function waitingMessage({ id, text, at, why }) {
 }
 
 function state(message) {
-  if (message.why) return icon("failed", t.notSent(reason(message.why)));
+  if (message.why) return icon(message.why === LIMIT ? "waiting" : "failed", t.notSent(reason(message.why)));
   if (message.waiting) return icon("waiting", t.waiting);
   if (message.reached !== undefined) return h("span", {}, t.reached(message.reached));
   return message.read ? icon("read", t.read) : icon("sent", t.sent);

@@ -38,7 +38,8 @@ export class Shell {
     this.status = h("p", { class: "status", role: "status" });
     this.side = new Side(chat, shared);
     this.talk = new Talk(chat, shared);
-    this.element = h("div", { class: "shell" }, this.status, this.side.element, this.talk.element);
+    const heading = h("h1", { class: "unseen" }, t.title);
+    this.element = h("main", { class: "shell" }, heading, this.status, this.side.element, this.talk.element);
   }
 
   /** Begin, with the conversation with `peer` open if there is one. */

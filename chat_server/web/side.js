@@ -13,7 +13,7 @@ export class Side {
     this.#chat = chat;
     this.#options = options;
     this.list = h("ol", { class: "conversations", onscroll: () => this.#scrolled() });
-    this.element = h("aside", { class: "side" });
+    this.element = h("div", { class: "side" });
     this.render();
   }
 
@@ -45,7 +45,7 @@ export class Side {
         "header",
         { class: "bar" },
         avatar(this.#chat.me),
-        h("h1", { title: t.loggedInAs(this.#chat.me) }, nameOf(this.#chat.me)),
+        h("p", { class: "me", title: t.loggedInAs(this.#chat.me) }, nameOf(this.#chat.me)),
         this.settings,
       ),
       h("form", { class: "find", role: "search", onsubmit: (event) => this.#submit(event) }, icon("find"), this.find, this.start, this.error),
@@ -78,7 +78,7 @@ export class Side {
   }
 
   #row(conversation) {
-    const { peer } = conversation;
+    const { peer, unread } = conversation;
     if (!this.#rows.has(peer)) this.#rows.set(peer, this.#newRow(peer));
     const row = this.#rows.get(peer);
     const draft = peer !== this.#options.current() && this.#options.drafts.get(peer);
@@ -87,16 +87,16 @@ export class Side {
     const mine = Boolean(waiting) || last?.mine;
     const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : "");
     row.name.classList.toggle("online", Boolean(conversation.online));
-    row.presence.textContent = conversation.online ? t.online : "";
+    row.presence.textContent = [conversation.online && t.online, unread && t.unread(unread)].filter(Boolean).join(", ");
     row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
     row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
       ...(!draft && mine ? [icon(waiting ? (waiting.why ? "failed" : "waiting") : last.read ? "read" : "sent")] : []),
       h("bdi", {}, (!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
     );
-    row.unread.textContent = conversation.unread > 999 ? "999+" : conversation.unread || "";
-    row.unread.hidden = !conversation.unread;
-    row.link.classList.toggle("has-unread", Boolean(conversation.unread));
+    row.unread.textContent = unread > 999 ? "999+" : unread || "";
+    row.unread.hidden = !unread;
+    row.link.classList.toggle("has-unread", unread > 0);
     if (peer === this.#options.current()) row.link.setAttribute("aria-current", "page");
     else row.link.removeAttribute("aria-current");
     return row.element;
@@ -115,7 +115,7 @@ export class Side {
       presence: h("span", { class: "unseen" }),
       time: h("time", {}),
       text: h("span", { class: "last" }),
-      unread: h("span", { class: "unread" }),
+      unread: h("span", { class: "unread", "aria-hidden": "true" }),
     };
     row.link = h(
       "a",

@@ -2,6 +2,7 @@
 
 const CACHE = "page";
 const PATIENCE = 3000;
+const KEPT = { ignoreVary: true }; // what a request accepts does not matter for what is kept
 
 self.addEventListener("install", (event) => event.waitUntil(renew().then(() => self.skipWaiting())));
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
@@ -20,7 +21,7 @@ self.addEventListener("notificationclick", (event) => {
 
 /** The page as it is now; where that takes too long, as it was. */
 async function page() {
-  const old = await caches.match("/");
+  const old = await caches.match("/", KEPT);
   const now = renew();
   if (!old) return now;
   const late = new Promise((resolve) => setTimeout(resolve, PATIENCE, old));
@@ -33,7 +34,7 @@ async function renew() {
   if (!response.ok) throw new Error(`the page: ${response.status}`);
   const cache = await caches.open(CACHE);
   const names = new Set((await response.clone().text()).match(/\/web\/[\w./-]+/g));
-  await Promise.all([...names].map(async (name) => (await cache.match(name)) ?? cache.add(name)));
+  await Promise.all([...names].map(async (name) => (await cache.match(name, KEPT)) ?? cache.add(name)));
   await cache.put("/", response.clone());
   for (const request of await cache.keys()) {
     const { pathname } = new URL(request.url);
@@ -43,7 +44,7 @@ async function renew() {
 }
 
 async function kept(request) {
-  return (await caches.match(request)) ?? fetch(request);
+  return (await caches.match(request, KEPT)) ?? fetch(request);
 }
 
 async function show(url) {

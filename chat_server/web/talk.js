@@ -9,7 +9,7 @@ export class Talk {
   #options;
   #peer = null;
 
-  element = h("main", { class: "talk" });
+  element = h("div", { class: "talk" });
 
   /** `back()`, `draft(peer, text)`, `drafts`, `limits`: see Shell. */
   constructor(chat, options) {

@@ -1,0 +1,212 @@
+"""What the page shows: to everybody, by keyboard alone, whatever was written, however much of it there is."""
+
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
+from playwright.async_api import Browser, expect
+
+from tests.browser.person import Window, at_a_browser, person
+from tests.browser.views import ME, full, views
+from tests.harness import PASSWORD, Server
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
+
+MOST_ROWS = 160
+HOSTILE = [
+    "<script>hacked = 1</script>",
+    "<img src=x onerror='hacked = 1'>",
+    "javascript:hacked=1 data:text/html,<script>hacked=1</script>",
+    "\u202eright to left\u202c and \u2066isolated",
+    "Z\u0351\u036b\u0343\u036aalgo\u0301\u0300\u0302\u0303\u0304\u0305",
+    "\u2028 \u2029 \ufeff \u0000 {{ x }} ${x} &lt;b&gt;",
+    "https://example.org/<script>hacked=1</script>",
+    "x" * 5000,
+]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1440)])
+async def test_axe_finds_nothing_on_any_view(browser: Browser, tmp_path: Path, scheme: str, width: int) -> None:
+    looks = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "reduced_motion": "reduce"}
+    found = []
+    async with full(tmp_path) as server, at_a_browser(browser, server, ME, **looks) as someone:
+        ada = await someone.window()
+        async for view in views(ada, server):
+            for one in (await Axe().run(ada.page)).response["violations"]:
+                found.append((view, one["id"], [node["html"] for node in one["nodes"]]))
+    assert not found
+
+
+@pytest.mark.parametrize("width", [360, 768])
+async def test_nothing_is_wider_than_the_screen_with_text_at_200_percent(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    size = {"width": width, "height": 800}
+    async with full(tmp_path) as server, at_a_browser(browser, server, ME, viewport=size) as someone:
+        ada = await someone.window()
+        async for view in views(ada, server):
+            await ada.page.evaluate("document.documentElement.style.fontSize = '200%'")
+            assert await ada.page.evaluate("document.documentElement.scrollWidth") <= width, view
+
+
+async def focused(window: Window) -> str:
+    """What has the focus; the body has it when it was lost."""
+    tag: str = await window.page.evaluate("document.activeElement.tagName")
+    return tag
+
+
+async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: Server) -> None:
+    async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice", sync=True) as bob:
+        alice = await someone.window()
+        keyboard = alice.page.keyboard
+        await expect(alice.page.locator("#name")).to_be_focused()
+        await keyboard.type("alice")
+        await keyboard.press("Tab")
+        await keyboard.type(PASSWORD)
+        await keyboard.press("Enter")
+        await expect(alice.page.get_by_role("textbox", name="Find")).to_be_focused()
+        await keyboard.type("bob")
+        await keyboard.press("Enter")
+        await expect(alice.composer).to_be_focused()
+        await keyboard.type("one")
+        await keyboard.press("Shift+Enter")
+        await keyboard.type("two")
+        await keyboard.press("Enter")
+        await alice.sees("one\ntwo", "sent")
+        assert (await bob.receive())["content"].endswith("\none\ntwo")
+        await bob.send("m1\nhello")
+        await alice.sees("hello")
+        await expect(alice.page.locator("#announcer")).to_contain_text("bob: hello")
+        await keyboard.press("Shift+Tab")
+        await expect(alice.page.locator(".row").last).to_be_focused()
+        await keyboard.press("ArrowUp")
+        await keyboard.press("Enter")
+        await expect(alice.page.get_by_role("dialog", name="Actions")).to_be_visible()
+        await keyboard.press("Escape")
+        await keyboard.press("Delete")
+        await keyboard.press("Tab")
+        await keyboard.press("Enter")
+        await alice.misses("one\ntwo")
+        assert await focused(alice) == "LI"
+        await keyboard.press("Tab")
+        await expect(alice.composer).to_be_focused()
+        await keyboard.press("Escape")
+        await expect(alice.page.get_by_role("link", name="bob")).to_be_focused()
+        await keyboard.press("ArrowDown")
+        await keyboard.press("Enter")
+        await expect(alice.composer).to_be_focused()
+
+
+async def test_enter_belongs_to_the_input_method_while_it_composes(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice:
+        await alice.opens("bob")
+        devtools = await alice.page.context.new_cdp_session(alice.page)
+        await devtools.send("Input.imeSetComposition", {"text": "nihao", "selectionStart": 5, "selectionEnd": 5})
+        await alice.composer.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True})
+        await expect(alice.page.locator(".row")).to_have_count(0)
+        await devtools.send("Input.insertText", {"text": "你好"})
+        await alice.composer.press("Enter")
+        await alice.sees("你好", "sent")
+
+
+async def test_hostile_texts_are_only_text(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        await alice.opens("bob")
+        for number, text in enumerate(HOSTILE):
+            await bob.send(f"m{number}\n{text}")
+        await expect(alice.page.locator(".row")).to_have_count(len(HOSTILE))
+        assert (
+            await alice.page.locator(".row .text").evaluate_all("all => all.map((one) => one.textContent)") == HOSTILE
+        )
+        assert await alice.page.evaluate("typeof hacked") == "undefined"
+        assert await alice.page.locator(".row a").evaluate_all("all => all.map((one) => one.protocol)") == ["https:"]
+        assert await alice.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_hostile_names_are_only_names(browser: Browser, server: Server) -> None:
+    name = "<img src=x onerror=hacked=1>\u202e"
+    async with person(browser, server, "alice") as alice:
+        find = alice.page.get_by_role("textbox", name="Find")
+        await find.fill(name)
+        await find.press("Enter")
+        await expect(alice.page.get_by_text("there is no such user")).to_be_visible()
+        await alice.page.goto(f"{server.url}/chat/test?uid=alice&to_uid=%3Cimg%20src=x%20onerror=hacked=1%3E")
+        await expect(alice.page.get_by_text("there is no such user")).to_be_visible()
+        await expect(alice.composer).to_be_hidden()
+        assert await alice.page.evaluate("typeof hacked") == "undefined"
+
+
+async def test_a_megabyte_is_refused_with_words(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice:
+        await alice.opens("bob")
+        await alice.composer.fill("x" * 1_000_000)
+        await alice.composer.press("Enter")
+        await expect(alice.page.get_by_text("Too long: 1000000 bytes")).to_be_visible()
+        await expect(alice.page.locator(".row")).to_have_count(0)
+        assert await alice.composer.evaluate("element => element.value.length") == 1_000_000
+        await alice.writes("short")
+        await alice.sees("short", "sent")
+
+
+async def test_errors_stand_beside_the_field_they_belong_to(browser: Browser, server: Server) -> None:
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window()
+        name, password = alice.page.locator("#name"), alice.page.locator("#password")
+        await name.fill("alice")
+        await password.fill("wrong-password")
+        await password.press("Enter")
+        await expect(alice.page.locator("#password-error")).to_have_text("wrong user name or password")
+        await expect(password).to_be_focused()
+        await alice.page.get_by_role("button", name="Register").click()
+        await password.fill("1")
+        await password.press("Enter")
+        await expect(alice.page.locator("#name-error, #password-error")).to_contain_text(["", "too short"])
+        await alice.page.get_by_role("button", name="中文").click()
+        await password.fill(PASSWORD)
+        await password.press("Enter")
+        await expect(alice.page.locator("#name-error")).to_have_text("这个名字已被使用")
+
+
+SCROLL_UP = """async () => {
+  const scroller = document.querySelector(".scroller");
+  const rows = () => [...scroller.querySelectorAll(".row")];
+  const top = (row) => row.querySelector(".bubble").getBoundingClientRect().top;
+  const frame = () => new Promise(requestAnimationFrame);
+  const found = { most: 0, jump: 0, seen: new Set() };
+  const note = () => {
+    found.most = Math.max(found.most, rows().length);
+    for (const row of rows()) found.seen.add(row.querySelector(".text").textContent);
+  };
+  while (!scroller.querySelector(".beginning").textContent) {
+    note();
+    scroller.scrollTop = 0;
+    const [first] = rows();
+    const place = top(first);
+    while (rows()[0] === first && !scroller.querySelector(".beginning").textContent) await frame();
+    if (first.isConnected) found.jump = Math.max(found.jump, Math.abs(top(first) - place));
+  }
+  note();
+  return { ...found, seen: found.seen.size };
+}"""
+
+
+async def test_ten_thousand_messages_scroll_and_the_document_stays_small(browser: Browser, server: Server) -> None:
+    async with server.chat("bob", to="alice") as bob:
+        for number in range(10_000):
+            await bob.put(1, f"m{number}\nmessage {number}")
+        await bob.ask(7, "-1")
+    async with person(browser, server, "alice") as alice:
+        await alice.page.get_by_role("link", name="bob").click()
+        await alice.sees("message 9999")
+        found = await alice.page.evaluate(SCROLL_UP)
+        assert found["seen"] == 10_000
+        assert found["most"] <= MOST_ROWS
+        assert found["jump"] <= 1
+        async with server.chat("bob", to="alice") as bob:
+            await bob.send("last\nthe newest")
+        await expect(alice.page.get_by_role("button", name="new message")).to_be_visible()
+        await alice.misses("the newest")
+        await alice.page.get_by_role("button", name="new message").click()
+        await alice.sees("the newest")
+        await expect(alice.page.get_by_role("button", name="new message")).to_be_hidden()
+        assert await alice.page.locator(".row").count() <= MOST_ROWS
