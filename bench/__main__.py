@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import experiments
 from bench.client import BenchError
-from bench.harness import TARGETS, NotRunningError
+from bench.harness import TARGETS, NotRunningError, allow_many_sockets
 from bench.mischief import KINDS
 from bench.report import Report
 
@@ -23,6 +23,7 @@ from bench.report import Report
 def main() -> None:
     """Run one experiment and print its table."""
     args = parser().parse_args()
+    allow_many_sockets()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & had it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end the servers too
     try:

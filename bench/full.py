@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bench.__main__ import parser as experiments
-from bench.harness import ROOT
+from bench.harness import ROOT, allow_many_sockets
 from bench.pictures import draw
 from bench.report import Report
 
@@ -35,7 +35,7 @@ class Goal(NamedTuple):
 
     def __str__(self) -> str:
         bound = f"≥ {self.at_least:g}" if self.at_least > -math.inf else f"≤ {self.at_most:g}"
-        return f"{self.label} {bound}{' x' if self.ratio else ''}"
+        return f"{self.column}: {self.label} {bound}{' x' if self.ratio else ''}"
 
 
 class Row(NamedTuple):
@@ -68,7 +68,7 @@ ROWS = {
         [Goal("databases", "CPU µs/message", at_most=2.5), Goal("stub", "CPU µs/message", at_most=2.5)],
     ),
     "stores-one": Row(
-        "the same, 1 in flight", "stores --in-flight 1 --seconds 8", [Goal("databases", "messages/s", at_least=0)]
+        "the same, 1 in flight", "stores --in-flight 1 --seconds 8", [Goal("stub", "CPU µs/message", at_most=2.5)]
     ),
     "group-5000": Row(
         "group messages to 5,000 beside 20 other pairs",
@@ -77,7 +77,7 @@ ROWS = {
     ),
     "idle": Row(
         "10,000 idle sockets",
-        "idle --sockets 9500 --seconds 60",
+        "idle --sockets 10000 --seconds 60",
         [
             Goal("server", "KiB per socket", at_most=1.25),
             Goal("server", "CPU while idle, % of a core", at_most=3, ratio=False),
@@ -86,8 +86,8 @@ ROWS = {
     ),
     "beside": Row(
         "10 busy pairs beside 10,000 idle sockets",
-        "beside --sockets 9500 --seconds 6",
-        [Goal("beside", "messages/s", at_least=1 / 1.2), Goal("beside", "CPU µs/message", at_most=1.2)],
+        "beside --seconds 6",
+        [Goal("beside", "messages/s", at_least=0.83), Goal("beside", "CPU µs/message", at_most=1.2)],
     ),
     "history": Row(
         "pages of 1,000 and of 1,000,000 messages; start; op 3 of 100,000",
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=ROWS, help="these rows; none: print the table again")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of what was measured")
     args = parser.parse_args()
+    allow_many_sockets()
     names = QUICK if args.quick else ROWS if args.only is None else args.only
     errors = 0
     for name in names:

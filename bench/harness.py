@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import http.client
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -189,6 +190,12 @@ class Meter:
             if self._perf is not None:
                 self._perf.send_signal(signal.SIGINT)
                 self.instructions = _counted(self._perf.communicate(timeout=10)[1])
+
+
+def allow_many_sockets() -> None:
+    """Let this process, and those that it starts, have as many files open as the system allows at all."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def machine_seconds() -> float:
