@@ -33,8 +33,11 @@ LIMIT = 3  # messages to a stranger, failed logins, broadcasts, sockets
 DAY, MINUTE = 86400 * 1000, 60 * 1000  # milliseconds
 STORED = (40018, 40019)
 
-jumps = st.sampled_from(
-    [-30 * DAY, -2 * DAY, -DAY // 2, -MINUTE, -1000, 1000, MINUTE // 2, 2 * MINUTE, DAY // 2, 2 * DAY]
+# Mostly past the end of a window, or a little: both ends of it are where a fault would be.
+jumps = st.one_of(
+    st.just(2 * DAY),
+    st.just(2 * DAY),
+    st.sampled_from([1000, MINUTE // 2, 2 * MINUTE, DAY // 2, -1000, -MINUTE, -DAY // 2, -2 * DAY]),
 )
 
 
@@ -120,9 +123,11 @@ class Strangers(Walk):
         self.tried: list[str] = []
         self.times: dict[str, int] = {}
 
-    @rule(sockets=st.integers(1, 4), each=st.integers(1, 3), twins=st.booleans())
-    def send_at_once(self, sockets: int, each: int, twins: bool) -> None:
-        """From several sockets; `twins`: all send the same ids."""
+    @rule(sockets=st.integers(1, 4), each=st.integers(1, 4), twins=st.booleans(), lost=st.booleans())
+    def send_at_once(self, sockets: int, each: int, twins: bool, lost: bool) -> None:
+        """From several sockets; `twins`: all send the same ids; `lost`: the counters were lost just before."""
+        if lost:
+            self.world.do(self.world.lose())
         ids = [next(self.ids) for _ in range(each if twins else sockets * each)]
         mine = [ids if twins else ids[n * each : (n + 1) * each] for n in range(sockets)]
         self.tried += ids
@@ -173,10 +178,6 @@ class Strangers(Walk):
 
         self.look()
         self.world.do(delete())
-
-    @rule()
-    def lose_counters(self) -> None:
-        self.world.do(self.world.lose())
 
     @invariant()
     def look(self) -> None:
@@ -325,17 +326,18 @@ def search(walk: type[Walk], make: Callable[[], World], examples: int) -> None:
         found,
         settings=settings(
             max_examples=examples * WALK,
-            stateful_step_count=12,
+            stateful_step_count=20,
             deadline=None,
             suppress_health_check=checks,
             derandomize=WALK == 1,
         ),
+        _min_steps=10,  # short walks find nothing here
     )
 
 
 @pytest.mark.parametrize("walk", [Strangers, Rates])
 def test_no_schedule_gets_more_than_a_limit(walk: type[Walk]) -> None:
-    search(walk, lambda: World({}, lose_rows), 20)
+    search(walk, lambda: World({}, lose_rows), 6)
 
 
 @pytest.mark.parametrize("walk", [Strangers, Rates])
@@ -346,4 +348,4 @@ def test_no_schedule_gets_more_than_a_limit_on_servers(
         with redis_driver.Redis(port=redis.port) as driver:
             driver.flushdb()
 
-    search(walk, lambda: World(servers.environ(redis=redis, mongodb=mongodb), flush), 4)
+    search(walk, lambda: World(servers.environ(redis=redis, mongodb=mongodb), flush), 3)
