@@ -41,11 +41,15 @@ async def main(folder: Path, widths: Sequence[int]) -> None:
 @asynccontextmanager
 async def window(browser: Browser, server: Server, width: int, scheme: str, locale: str) -> AsyncIterator[Window]:
     """ada's window, before the login."""
-    size = {"width": width, "height": HEIGHTS.get(width, 900)}
-    scale = 2 if width < 500 else 1
-    async with at_a_browser(
-        browser, server, ME, viewport=size, locale=locale, color_scheme=scheme, device_scale_factor=scale
-    ) as ada:
+    looks = {
+        "viewport": {"width": width, "height": HEIGHTS.get(width, 900)},
+        "locale": locale,
+        "color_scheme": scheme,
+        "device_scale_factor": 2 if width < 500 else 1,
+        "has_touch": width < 500,
+        "is_mobile": width < 500,
+    }
+    async with at_a_browser(browser, server, ME, **looks) as ada:
         yield await ada.window()
 
 
