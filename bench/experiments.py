@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from bench import beyond as over
 from bench import crowds, databases, history, load, trouble
 from bench.client import PATIENCE
 from bench.harness import LIFTED, Meter, Server, serving
@@ -194,6 +195,24 @@ def troubles(args: argparse.Namespace) -> Report:
             made = ", ".join(f"{count:,} {what}" for what, count in sorted(result.done.items()))
             report.notes += [f"{kind}: {made}"] if made else []
             report.notes += [f"MISSED: {kind}: {miss}" for miss in result.misses()]
+    return report
+
+
+def beyond(args: argparse.Namespace) -> Report:
+    """Twice the sockets and ten times the messages on their way, and how soon the rate is back."""
+    title = f"{args.pairs} pairs, {args.in_flight} in flight each; then as many more with {over.TIMES} times that"
+    report = Report(f"{title}, {args.seconds:g} s each, {args.rounds} rounds", "", args.data)
+    names = [name for prefix in "ro" for pair in over.names(prefix, args.pairs) for name in pair]
+    for _ in range(args.rounds):
+        with _folder(args.data) as folder:
+            tokens = enrol(folder / "data", names)
+            with serving("server", folder) as server:
+                measuring = over.measure(server, tokens, pairs=args.pairs, **_pace(args))
+                result = _run(measuring, args.warm_up + 2 * args.seconds + over.WITHIN + 10 * PATIENCE)
+        report.add("server", result.figures())
+        report.blame("server", result.errors, result.problems)
+        if result.back > over.WITHIN:
+            report.notes.append(f"MISSED: {over.BACK:g} of the rate is not back within {over.WITHIN} s")
     return report
 
 
