@@ -41,7 +41,7 @@ class _Ended:
         self.token = server.tokens[name]
         self.sockets: list[raw.Raw] = []
         self.codes: list[int] = []
-        self.heard: set[str] = set()
+        self.heard_late = False  # what was sent after the answer
         self.answered = self.closed = 0.0
         self.last = ""  # what was the newest message of theirs when the answer came
 
@@ -49,8 +49,7 @@ class _Ended:
         """Read to the close frame, and to the end."""
         with suppress(raw.Cut):
             while (read := await one.read()).opcode != raw.CLOSE:
-                if read.opcode == raw.TEXT:
-                    self.heard.add(one.json(read).get("id", ""))
+                self.heard_late |= b"late-" in read.payload  # not parsed: this process has 5,000 of them to read
             self.codes.append(int.from_bytes(read.payload[:2], "big"))
             self.closed = time.monotonic()
             while True:
@@ -99,7 +98,7 @@ async def revoke(server: Server, names: list[str], each: int) -> Report:
         answered = max(user.answered for user in users)
         for user in users:
             assert user.codes == [4001] * each, user.codes
-            assert f"late-{user.name}" not in user.heard
+            assert not user.heard_late
             assert await _newest(writer, user.name) == user.last
         closed = max(user.closed for user in users) - started
         return Report(len(listening), answered - started, closed, max(user.closed - user.answered for user in users))

@@ -337,7 +337,7 @@ def search(walk: type[Walk], make: Callable[[], World], examples: int) -> None:
 
 @pytest.mark.parametrize("walk", [Strangers, Rates])
 def test_no_schedule_gets_more_than_a_limit(walk: type[Walk]) -> None:
-    search(walk, lambda: World({}, lose_rows), 6)
+    search(walk, lambda: World({}, lose_rows), 10)
 
 
 @pytest.mark.parametrize("walk", [Strangers, Rates])
