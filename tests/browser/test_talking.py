@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.person import at_a_browser, person
-from tests.harness import Frame, Server, serving
+from tests.harness import PASSWORD, Frame, Server, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -123,3 +123,25 @@ async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browse
             await bob.send("m1\nyes?")
             await alice.sees("second", "read")
             await expect(alice.page.get_by_text("bob has to answer first")).to_be_hidden()
+
+
+async def test_the_password_is_changed_and_a_logout_reaches_every_window(browser: Browser, server: Server) -> None:
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window()
+        await alice.log_in()
+        other = await someone.window()
+        await expect(other.page.locator(".shell")).to_be_visible()
+        await alice.page.bring_to_front()
+        await alice.page.get_by_role("button", name="Settings").click()
+        await alice.page.get_by_text("Change password").click()
+        await alice.page.get_by_label("Current password").fill("wrong-password")
+        await alice.page.get_by_label("New password").fill("another1")
+        await alice.page.get_by_role("button", name="Change", exact=True).click()
+        await expect(alice.page.locator("#old-password-error")).to_have_text("wrong password")
+        await alice.page.get_by_label("Current password").fill(PASSWORD)
+        await alice.page.get_by_role("button", name="Change", exact=True).click()
+        await expect(alice.page.get_by_text("Password changed")).to_be_visible()
+        await alice.page.get_by_role("button", name="Log out").click()
+        for window in (alice, other):
+            await expect(window.page.locator("#password")).to_be_visible()
+        await alice.log_in("another1")
