@@ -223,6 +223,24 @@ async def _vanish(scene: Scene, at_once: int = 40) -> None:
         await asyncio.sleep(0.5)
 
 
+# --- herd
+
+HERD = tuple(f"herd{i}" for i in range(400))
+AT_ONCE = 10_000  # sockets; each is a file descriptor here and at the server
+
+
+async def _herd(scene: Scene) -> None:
+    """Open AT_ONCE sockets at once, and reset all of them together; come back at once."""
+    while True:
+        coming = (scene.rude(HERD[i % len(HERD)]) for i in range(AT_ONCE))
+        came = [one for one in await asyncio.gather(*coming, return_exceptions=True) if isinstance(one, Rude)]
+        scene.done["sockets that came at once"] += len(came)
+        scene.done["sockets that did not get in"] += AT_ONCE - len(came)
+        await asyncio.sleep(1)
+        for rude in came:
+            rude.reset()
+
+
 # --- deep-pages
 
 DEEP = 200_000
@@ -328,6 +346,7 @@ KINDS = {
         works=tuple(_return(f"back{i}") for i in range(RETURNING)),
     ),
     "vanish": Kind(users=GHOSTS, friends=tuple((ghost, GHOSTS[0]) for ghost in GHOSTS[1:]), works=(_vanish,)),
+    "herd": Kind(users=HERD, works=(_herd,)),
     "deep-pages": Kind(
         users=tuple(f"digger{i}" for i in range(4)),
         stored=Stored(tuple(f"digger{i}" for i in range(4)), DEEP, "x" * 20),
