@@ -7,8 +7,9 @@ BIN := .venv/bin
 run: .venv/.run
 	$(BIN)/python run.py
 
+# Several files at a time, one for each core; the tests of a file one after the other.
 test: .venv/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term-missing
 
 # The long walk: clients at work on a server that is killed again and again, and a checker at the end.
 # It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.
