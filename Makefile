@@ -9,7 +9,7 @@ run: .venv/.run
 
 # Several files at a time, one for each core; the tests of a file one after the other.
 test: .venv/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=15 --cov --cov-report=term-missing
 
 # The long walk: clients at work on a server that is killed again and again, and a checker at the end.
 # It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.

@@ -3,9 +3,11 @@
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -90,6 +92,7 @@ async def _serve(settings: Settings) -> None:
         failures.append(why)
         stop.set()
 
+    _allow_many_files()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:
@@ -104,3 +107,10 @@ async def _serve(settings: Settings) -> None:
         print("chat-server is ending", flush=True)
     if failures:
         raise StartError(failures[0])
+
+
+def _allow_many_files() -> None:
+    """Open as many files as we may: a socket is one, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # a system whose own limit is less says so here
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import playwright
 import websockets
 
 from chat_server import app, conf
@@ -28,6 +29,8 @@ Frame = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSWORD = "secret1"
+# The Node that Playwright brings along.
+NODE = str(Path(playwright.__file__).with_name("driver") / "node")
 # A test that waits longer than this, in seconds, for what must come has failed.
 PATIENCE = 20.0
 # The environment of a process: nothing but the path, and what lets its lines be counted as covered.

@@ -8,6 +8,7 @@ import msgspec
 
 from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
 from chat_server.cache.sessions import SessionRecord
+from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.sqlite import Database, Schema
 
@@ -46,6 +47,8 @@ class SqliteSessions:
         self._database = database
         self._lifetime = int(lifetime * MICROSECONDS)
         self._clock = clock
+        # Thousands who come back at once are looked up together, or all other readers would wait behind them.
+        self._uses: Batcher[Sequence[bytes], dict[bytes, str]] = Batcher(self._use_together, timeout=database.timeout)
 
     async def add(self, digest: bytes, user: str) -> None:
         values = (digest, user, self._clock.now() + self._lifetime)
@@ -54,6 +57,13 @@ class SqliteSessions:
         )
 
     async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
+        return await self._uses.submit(digests)
+
+    async def _use_together(self, batch: list[Sequence[bytes]]) -> list[dict[bytes, str]]:
+        found = await self._use([digest for digests in batch for digest in digests])
+        return [{digest: found[digest] for digest in digests if digest in found} for digests in batch]
+
+    async def _use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
         now = self._clock.now()
         fresh = now + int(self._lifetime * (1 - RENEWAL))
 

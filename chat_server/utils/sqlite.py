@@ -72,7 +72,7 @@ class Database:
 
     def __init__(self, folder: Path, *, timeout: float, watch: Watch = UNWATCHED) -> None:
         self.path = folder / "chat.db"
-        self._timeout = timeout
+        self.timeout = timeout
         self._watch = watch
         self._lock: int | None = None
         self._failing = False  # the last write failed
@@ -147,10 +147,10 @@ class Database:
         if self._closed:
             raise StoreUnavailable("the embedded database is closed")
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 return await asyncio.get_running_loop().run_in_executor(pool, work, argument)
         except TimeoutError as error:
-            raise StoreUnavailable(f"the embedded database did not answer within {self._timeout:g} s") from error
+            raise StoreUnavailable(f"the embedded database did not answer within {self.timeout:g} s") from error
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the embedded database failed: {error}") from error
 
@@ -207,7 +207,7 @@ class Database:
 
     def _read(self, job: Job[T]) -> T:
         try:
-            connection = self._idle.get(timeout=self._timeout)
+            connection = self._idle.get(timeout=self.timeout)
         except Empty:
             raise sqlite3.OperationalError("the database is not open") from None
         try:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -465,6 +466,11 @@ async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: 
         child.kill()
         out, err = await child.communicate()
     assert (out, err) == (b"", b"")
+
+
+async def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", prefix=("prlimit", "--nofile=100:3000")) as server:
+        assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
 
 
 # --- the end

@@ -1,9 +1,7 @@
 """The two clients of docs/clients.md, run as they are printed there."""
 
 import asyncio
-import os
 import re
-import shutil
 import sys
 from asyncio.subprocess import Process as Child
 from collections.abc import AsyncIterator
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import BARE, ROOT, Server, process, until
+from tests.harness import BARE, NODE, ROOT, Server, process, until
 
 MOST_LINES = 20
 PASSWORDS = {"1": "secret-1", "2": "secret-2"}
@@ -29,7 +27,7 @@ def example(language: str) -> str:
 @asynccontextmanager
 async def running(folder: Path, server: Server, language: str) -> AsyncIterator[Path]:
     """The example at work with `server`; the file that it prints to."""
-    suffix, command = {"Python": (".py", [sys.executable]), "JavaScript": (".mjs", node())}[language]
+    suffix, command = {"Python": (".py", [sys.executable]), "JavaScript": (".mjs", [NODE])}[language]
     program, printed = folder / f"client{suffix}", folder / f"{language}.txt"
     program.write_text(example(language).replace("127.0.0.1:8081", f"{server.host}:{server.port}"))
     with printed.open("wb") as output:
@@ -43,23 +41,12 @@ async def running(folder: Path, server: Server, language: str) -> AsyncIterator[
         await child.wait()
 
 
-def node() -> list[str]:
-    """The command for a Node with WebSocket."""
-    path = shutil.which("node")
-    if not path:
-        if os.environ.get("CHAT_TEST_ALL"):
-            raise RuntimeError("node is missing: version 20.10 or later")
-        pytest.skip("the examples are left out: node is missing, version 20.10 or later")
-    return [path, "--experimental-websocket"]
-
-
 @pytest.mark.parametrize("language", ["Python", "JavaScript"])
 def test_an_example_is_short(language: str) -> None:
     assert len(example(language).splitlines()) <= MOST_LINES
 
 
 async def test_both_examples_log_in_send_receive_and_survive_a_restart(tmp_path: Path) -> None:
-    node()
     data = tmp_path / "data"
     async with process(data) as server:
         for name, password in PASSWORDS.items():

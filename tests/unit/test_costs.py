@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from chat_server.backends import SCHEMAS
+from chat_server.cache.sqlite import SqliteSessions
 from chat_server.model.messages import Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.utils.clock import Clock, Timeline
+from chat_server.utils.meter import Watch
 from chat_server.utils.sqlite import READERS, Database
+
+T = TypeVar("T")
 
 PAIRS = 40
 RUN = 5
@@ -101,6 +105,31 @@ async def test_any_number_of_delivered_marks_takes_four_statements(store: Store)
     statements = await store.written(lambda: store.messages.mark_delivered(times))
     assert len(statements) == 4, [statement[:60] for statement in statements]
     assert await store.messages.mark_delivered(times) == set()
+
+
+class Reads(Watch):
+    """Counts what a database is asked to read."""
+
+    count = 0
+
+    def timed(self, call: Awaitable[T]) -> Awaitable[T]:
+        self.count += 1
+        return call
+
+
+async def test_sessions_that_are_asked_for_together_are_looked_up_together(tmp_path: Path) -> None:
+    reads = Reads()
+    database = Database(tmp_path, timeout=20, watch=reads)
+    await database.open(SCHEMAS)
+    sessions = SqliteSessions(database, 3600, Clock())
+    digests = [bytes([number]) * 32 for number in range(PAIRS)]
+    for digest in digests:
+        await sessions.add(digest, digest.hex())
+    reads.count = 0
+    found = await asyncio.gather(*(sessions.use([digest]) for digest in digests))
+    assert found == [{digest: digest.hex()} for digest in digests]
+    assert reads.count == 1
+    await database.close()
 
 
 def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any]]]:
