@@ -75,7 +75,7 @@ class Places:
 
     def ini(self, name: str, servers: str = "", data: str = "", **service: Any) -> Path:
         """A file of that name; `servers` lists which of mysql, mongodb and redis are not embedded."""
-        values = {"DataDir": data or f"{name}-data", "HttpPort": 0, "PasswordCost": 4, "StartTimeout": 5, **service}
+        values = {"DataDir": data or f"{name}-data", "HttpPort": 0, "PasswordCost": 4, "StartTimeout": 30, **service}
         lines = ["[service]", *(f"{key} = {value}" for key, value in values.items())]
         if "mysql" in servers:
             lines += ["[mysql]", "Db = mysql", f"DbPort = {self._mysql.port}", "DbUser = chat", "DbPassWord = secret"]

@@ -33,7 +33,7 @@ class Place:
     @property
     def environ(self) -> dict[str, str]:
         """What the commands are told."""
-        values = {"DataDir": self.folder, "PasswordCost": 4, "StartTimeout": 5, **self.settings}
+        values = {"DataDir": self.folder, "PasswordCost": 4, "StartTimeout": 30, **self.settings}
         return {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()} | self.stores
 
     async def command(self, *arguments: str | Path, typed: str = "") -> tuple[int | None, str, str]:

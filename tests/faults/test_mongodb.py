@@ -182,8 +182,8 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_costs_and_doubles_no_me
 
 async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
     stores = {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBPORT": str(servers.free_port())}
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=1, StoreTimeout=0.5)
-    assert "MongoDB did not come within 1 s (StartTimeout)" in line
+    line, before = await fails(tmp_path / "data", stores, StartTimeout=4, StoreTimeout=0.5)
+    assert "MongoDB did not come within 4 s (StartTimeout)" in line
     assert len(before) == 1
     assert "waiting for a database" in before[0]
     assert "MongoDB" in before[0]
