@@ -90,7 +90,8 @@ async def movable(
         databases: dict[Path, Database] = {}
         opened: list[Movable] = []
         for settings in sides:
-            opening = _Opening(_unhurried(settings), clock, lost, stack, OFF)
+            calm = _unhurried(settings)
+            opening = _Opening(calm, clock, lost, stack, OFF, patience=calm.stores.store_timeout)
             database = databases.get(folder := settings.stores.data_dir.resolve())
             if not database and _embedded(settings):
                 database = databases[folder] = await opening.database()
@@ -161,7 +162,8 @@ async def _looked_at(name: str, look: Awaitable[str]) -> str:
 class _Opening:
     """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted.
 
-    `beside`: a server may run on them; no lease is taken, no schema changed that it uses.
+    `beside`: a server may run on them; no lease is taken, no schema changed that it uses. `patience`: a store that
+    answers may have been slow for longer than a lease; so many seconds a write waits for the lease to be renewed.
     """
 
     def __init__(
@@ -173,8 +175,10 @@ class _Opening:
         meter: Meter,
         *,
         beside: bool = False,
+        patience: float = 0.0,
     ) -> None:
         self._beside = beside
+        self._patience = patience
         self._settings = settings
         self._meter = meter
         self._clock = clock
@@ -209,7 +213,8 @@ class _Opening:
 
         client = mongodb.client(config, stores.store_timeout)
         self._stack.callback(client.close)
-        lease = Lease(mongodb.MongoLease(client[config.name], stores.store_timeout), "[MongoDB] MongoDBName")
+        lease_store = mongodb.MongoLease(client[config.name], stores.store_timeout)
+        lease = Lease(lease_store, "[MongoDB] MongoDBName", self._patience)
         await self._patiently("MongoDB", lambda: mongodb.reach(config, client, stores.store_timeout))
         if self._beside:
             return mongodb.MongoMessages(client[config.name], stores.store_timeout)
@@ -238,7 +243,7 @@ class _Opening:
         await self._patiently("Redis", lambda: redis.reach(bare))
         scripts = bare
         if not self._beside:
-            lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr")
+            lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)
             await self._hold(lease)
             watch = self._meter.watch("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
@@ -249,9 +254,9 @@ class _Opening:
             redis.RedisStrangers(scripts, limit, window),
         )
 
-    def _held(self) -> bool:
+    async def _held(self) -> bool:
         """Whether this process may acknowledge: it is certain of all its leases."""
-        return all(lease.held() for lease in self._leases)
+        return all([await lease.held() for lease in self._leases])
 
     async def _hold(self, lease: Lease) -> None:
         await lease.take()

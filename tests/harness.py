@@ -241,10 +241,17 @@ class Process(Server):
 
 
 async def run_py(
-    *arguments: str, environ: Mapping[str, str] | None = None, stdin: int | None = None
+    *arguments: str,
+    prefix: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
+    stdin: int | None = None,
 ) -> asyncio.subprocess.Process:
-    """python run.py with these arguments, output to be read; only PATH and `environ` in its environment."""
+    """python run.py with these arguments, output to be read; only PATH and `environ` in its environment.
+
+    `prefix` is a command that runs it.
+    """
     return await asyncio.create_subprocess_exec(
+        *prefix,
         sys.executable,
         str(ROOT / "run.py"),
         *arguments,
@@ -253,6 +260,17 @@ async def run_py(
         stderr=asyncio.subprocess.PIPE,
         env={**BARE, **(environ or {})},
     )
+
+
+def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
+    """A `prefix` that runs run.py as it is, but with a lease that ends so soon."""
+    launcher = folder / "launcher.py"
+    launcher.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"from chat_server.utils import lease\nlease.LEASE_SECONDS = {seconds}\n"
+        "from chat_server import cli\nsys.exit(cli.main(sys.argv[3:]))\n"
+    )
+    return sys.executable, str(launcher)
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +18,7 @@ from chat_server.conf import Redis as Config
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.lease import Held, always
 from chat_server.utils.meter import UNWATCHED, Watch
 from chat_server.utils.tls import trouble
 
@@ -52,7 +53,7 @@ class Scripts:
         redis: "aioredis.Redis",
         prefix: str,
         timeout: float,
-        held: Callable[[], bool] = lambda: True,
+        held: Held = always,
         watch: Watch = UNWATCHED,
     ) -> None:
         self._held = held
@@ -117,7 +118,7 @@ class Scripts:
             # Connections that broke with this one are not tried one after the other.
             await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
-        if not self._held():
+        if not await self._held():
             raise StoreUnavailable("the lease on Redis was not renewed in time")
         return [
             StoreUnavailable(f"Redis refused: {type(result).__name__}") if isinstance(result, RedisError) else result

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+from chat_server.utils.lease import Held, always
 from chat_server.utils.meter import UNWATCHED, Watch
 
 T = TypeVar("T")
@@ -81,9 +82,7 @@ class MongoMessages:
     `held` says whether this process still has the lease on the database: without it nothing counts as stored.
     """
 
-    def __init__(
-        self, database: Any, timeout: float, held: Callable[[], bool] = lambda: True, watch: Watch = UNWATCHED
-    ) -> None:
+    def __init__(self, database: Any, timeout: float, held: Held = always, watch: Watch = UNWATCHED) -> None:
         self._held = held
         self._watch = watch
         self._messages = database[MESSAGES]
@@ -273,7 +272,7 @@ class MongoMessages:
             except BulkWriteError as another:
                 _duplicates(another)
                 raise Duplicate("a time or an id") from another
-        if not self._held():
+        if not await self._held():
             raise StoreUnavailable("the lease on MongoDB was not renewed in time")
 
     async def settle(self, one: str, other: str) -> None:
@@ -306,7 +305,7 @@ class MongoMessages:
             await self._touch(new)
         inserted = iter(await self._insert(new) if new else [])
         added = iter([known or next(inserted) for known in earlier])
-        if not self._held():
+        if not await self._held():
             raise StoreUnavailable("the lease on MongoDB was not renewed in time")
         return [[next(added) for _ in run] for run in runs]
 
@@ -452,7 +451,7 @@ async def look(config: Config, timeout: float) -> str:
 
 
 async def connect(
-    config: Config, mongo: Any, timeout: float, days: float, held: Callable[[], bool], watch: Watch = UNWATCHED
+    config: Config, mongo: Any, timeout: float, days: float, held: Held, watch: Watch = UNWATCHED
 ) -> MongoMessages:
     """The messages of that database, its indexes made. Raises StoreUnavailable."""
     messages = MongoMessages(mongo[config.name], timeout, held, watch)

@@ -1,7 +1,7 @@
 """Users and messages in the embedded database."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain, islice
 
 import msgspec
@@ -10,6 +10,7 @@ from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message
 from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate, StoreUnavailable
+from chat_server.utils.lease import Held, always
 from chat_server.utils.sqlite import Database, Schema
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
@@ -158,7 +159,7 @@ class SqliteMessages:
     Methods that end in `_in` do their work inside a job, for whoever needs several in one transaction.
     """
 
-    def __init__(self, database: Database, held: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, database: Database, held: Held = always) -> None:
         self._database = database
         self._held = held
         # (lesser name, greater name) -> number. Only the writer thread uses it. A number whose transaction
@@ -174,7 +175,7 @@ class SqliteMessages:
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
         added = await self._database.write_together(self._add_runs, run)
-        if not self._held():
+        if not await self._held():
             raise StoreUnavailable("the lease on another store was not renewed in time")
         return added
 

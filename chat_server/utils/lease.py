@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,18 @@ from chat_server.utils.errors import StartError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+# Says whether this process may count something as stored: whether it still has its leases.
+Held = Callable[[], Awaitable[bool]]
+
 # A lease ends so many seconds after it was last renewed, and is renewed three times as often.
 LEASE_SECONDS = 15.0
+# Who waits for a lease to be certain again looks so often. In seconds.
+LOOK = 0.1
+
+
+async def always() -> bool:
+    """The `Held` of stores that need no lease."""
+    return True
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -55,17 +65,26 @@ class LeaseStore(Protocol):
 
 
 class Lease:
-    """This process's hold on a store; `name` says which, for people."""
+    """This process's hold on a store; `name` says which, for people. `patience` in seconds, see `held`."""
 
-    def __init__(self, store: LeaseStore, name: str) -> None:
+    def __init__(self, store: LeaseStore, name: str, patience: float) -> None:
         self._store = store
         self._name = name
+        self._patience = patience
         self._me = msgspec.json.encode(Holder(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid())))
         self._until = 0.0
 
-    def held(self) -> bool:
-        """Whether it is certain that nobody else has it: a process that was frozen learns here that it may not."""
-        return time.monotonic() < self._until
+    async def held(self) -> bool:
+        """Whether it is certain that nobody else has it: a process that was frozen learns here that it may not.
+
+        While it is not, for at most `patience`, this waits for a renewal, which finds out.
+        """
+        deadline = time.monotonic() + self._patience
+        while (now := time.monotonic()) >= self._until:
+            if now >= deadline:
+                return False
+            await asyncio.sleep(LOOK)
+        return True
 
     async def take(self) -> None:
         """Take it. Raises StartError if another server has it, StoreUnavailable if the store is away."""

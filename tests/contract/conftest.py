@@ -26,6 +26,7 @@ from chat_server.model.messages import MessageStore
 from chat_server.model.sqlite import SqliteMessages, SqliteUsers
 from chat_server.model.users import UserStore
 from chat_server.utils.clock import Clock, Timeline
+from chat_server.utils.lease import always
 from chat_server.utils.sqlite import Database
 from tests import servers
 from tests.harness import HandClock
@@ -104,7 +105,7 @@ def on_mongodb(make_client: Callable[..., Any]) -> Opened[MessageStore]:
             if away:
                 yield mongodb.MongoMessages(client[config.name], timeout)
             else:
-                yield await mongodb.connect(config, client, timeout, 0, lambda: True)
+                yield await mongodb.connect(config, client, timeout, 0, always)
                 await client.drop_database(config.name)
         finally:
             if (closing := client.close()) is not None:  # of the one it is a coroutine

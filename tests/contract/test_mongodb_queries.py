@@ -11,6 +11,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 from chat_server.model import mongodb
 from chat_server.model.messages import Message, Record
 from chat_server.utils.clock import Timeline
+from chat_server.utils.lease import always
 from tests import servers
 from tests.contract.conftest import _server
 from tests.faults.stores import names
@@ -99,7 +100,7 @@ async def store(heard: Listener) -> AsyncIterator[mongodb.MongoMessages]:
     address, options = mongodb.client_options(config, 20)
     client: Any = AsyncIOMotorClient(address, event_listeners=[heard], **options)
     try:
-        yield await mongodb.connect(config, client, 20, 30, lambda: True)
+        yield await mongodb.connect(config, client, 20, 30, always)
         await client.drop_database(config.name)
     finally:
         client.close()

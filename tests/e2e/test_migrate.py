@@ -4,6 +4,7 @@ import asyncio
 import os
 import pty
 import re
+import signal
 import sys
 import termios
 from pathlib import Path
@@ -17,8 +18,8 @@ from chat_server.model.messages import Message, Record
 from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
 from chat_server.utils.digest import digest
-from tests.e2e.moving import Places, databases, held, migrate, moved, places, refused, settings
-from tests.harness import PATIENCE, ROOT, Process, run_py, serving, until
+from tests.e2e.moving import MOVING, Places, databases, held, migrate, moved, places, refused, settings
+from tests.harness import PATIENCE, ROOT, Process, run_py, serving, short_lease, until
 
 __all__ = ["databases", "places"]  # fixtures
 
@@ -38,6 +39,7 @@ TEXTS = [
 ]
 IDS = ["m.1", "m:1", "m-1", "M-1", "_", "9" * 64, "a..b", "-"]
 T = 1_700_000_000_000_000
+LEASE = 1.5  # of a move whose lease is short, in seconds
 
 
 async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
@@ -161,7 +163,7 @@ async def test_interrupted_by_a_signal_it_says_how_to_go_on(places: Places) -> N
 
 
 async def test_a_server_that_dies_ends_the_move_with_one_line_and_loses_nothing(places: Places) -> None:
-    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE, StartTimeout=10)
     await fill(source, conversations=8, messages=400)
     if places.mongodb_server is None:
         pytest.skip("the mongod that CHAT_TEST_MONGODB names is not ours to kill")
@@ -179,6 +181,49 @@ async def test_a_server_that_dies_ends_the_move_with_one_line_and_loses_nothing(
     assert last.endswith("; the same command goes on where it stopped")
     await moved(source, target)
     assert await held(target, 500) == await held(source, 500)
+
+
+async def test_a_store_that_is_slow_for_longer_than_a_lease_does_not_end_the_move(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source, conversations=8, messages=400)
+    if places.mongodb_server is None:
+        pytest.skip("the mongod that CHAT_TEST_MONGODB names is not ours to stop")
+    child = await started(source, target)
+    with places.mongodb() as database:
+        await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+    places.mongodb_server.send(signal.SIGSTOP)
+    await asyncio.sleep(LEASE * 2)  # the lease runs out: only time does that
+    places.mongodb_server.send(signal.SIGCONT)
+    async with asyncio.timeout(MOVING):
+        _, err = await child.communicate()
+    assert child.returncode == 0, err
+    assert await held(target, 500) == await held(source, 500)
+
+
+async def test_a_move_that_was_frozen_while_another_took_its_place_ends_with_one_line(places: Places) -> None:
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    await fill(source, conversations=8, messages=400)
+    child = await started(source, target)
+    with places.mongodb() as database:
+        await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+        child.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(LEASE * 1.2)
+        elsewhere = {"holder": b'{"host":"elsewhere","boot":"other","pid":1,"started":"1"}', "until": 2.0**40}
+        assert database["chat_leases"].update_one({"_id": "server"}, {"$set": elsewhere}).modified_count == 1
+        child.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(MOVING):
+            _, err = await child.communicate()
+        assert database["chat_leases"].delete_one({"_id": "server"}).deleted_count == 1
+    assert child.returncode == 1
+    last = err.decode().splitlines()[-1]
+    assert "another chat_server (host elsewhere, process 1) took this one's place; the same command" in last
+    await moved(source, target)
+
+
+async def started(source: Path, target: Path) -> asyncio.subprocess.Process:
+    """A move whose lease is short; whoever waits for the process ends it."""
+    command = ("migrate", "--from", str(source), "--config", str(target))
+    return await run_py(*command, prefix=short_lease(source.parent, LEASE))
 
 
 # --- refused

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,18 +14,9 @@ from redis import Redis
 
 from tests import servers
 from tests.faults.stores import HANGS, SOON, fails, names, sent
-from tests.harness import ROOT, Chat, Process, process
+from tests.harness import Chat, Process, process, short_lease
 from tests.servers import DatabaseServer
 
-# The server as it is, but with a short lease.
-LAUNCHER = """
-import sys
-sys.path.insert(0, {root!r})
-from chat_server.utils import lease
-lease.LEASE_SECONDS = {seconds}
-from chat_server import cli
-sys.exit(cli.main(sys.argv[3:]))
-"""
 SECONDS = 1.5  # of the short lease
 
 
@@ -60,13 +50,6 @@ class Held:
 @pytest.fixture(params=["mongodb", "redis", "both"])
 def held(request: pytest.FixtureRequest, mongodb: DatabaseServer, redis: DatabaseServer) -> Held:
     return Held(request.param, mongodb, redis)
-
-
-def short(folder: Path) -> tuple[str, ...]:
-    """The command in front of run.py that makes its lease short."""
-    launcher = folder / "launcher.py"
-    launcher.write_text(LAUNCHER.format(root=str(ROOT), seconds=SECONDS))
-    return sys.executable, str(launcher)
 
 
 @asynccontextmanager
@@ -106,7 +89,7 @@ async def test_ended_it_leaves_no_lease(held: Held, tmp_path: Path) -> None:
 
 async def test_frozen_and_replaced_it_acknowledges_nothing_more_and_ends(held: Held, tmp_path: Path) -> None:
     one, two, three = names(3)
-    async with serving(tmp_path, held, prefix=short(tmp_path)) as server:
+    async with serving(tmp_path, held, prefix=short_lease(tmp_path, SECONDS)) as server:
         await server.users(one, two, three)
         await server.friends(one, three)
         async with server.chat(one, two) as chat, server.chat(one, three) as other:
@@ -127,7 +110,7 @@ async def test_frozen_and_replaced_it_acknowledges_nothing_more_and_ends(held: H
 
 async def test_frozen_and_not_replaced_it_goes_on(held: Held, tmp_path: Path) -> None:
     one, two = names(2)
-    async with serving(tmp_path, held, prefix=short(tmp_path)) as server:
+    async with serving(tmp_path, held, prefix=short_lease(tmp_path, SECONDS)) as server:
         await server.users(one, two)
         async with server.chat(one, two) as chat:
             server.process.send_signal(signal.SIGSTOP)
