@@ -266,7 +266,7 @@ class Connection:
             while await self._read(await self._ws.receive()):
                 pass
         except Disconnect as disconnect:
-            await self._finish()
+            await self.idle()
             self.close(disconnect.code, disconnect.why)
             await self._discard()
 
@@ -299,7 +299,7 @@ class Connection:
         if kind is WSMsgType.CLOSE:
             if data == WSCloseCode.ABNORMAL_CLOSURE or data >= 5000:  # no peer may send these; aiohttp lets them pass
                 raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {data}")
-            await self._finish()
+            await self.idle()
             self.close(data or WSCloseCode.OK, "")
         elif kind is WSMsgType.ERROR and (code := getattr(data, "code", None)) is not None:
             raise Disconnect(code, str(data))
@@ -406,20 +406,16 @@ class Connection:
         if self._ended and not self._ended.done():
             self._ended.set_result(None)
 
-    async def end(self, code: int, why: str) -> None:
-        """Close it, and wait until no frame from it is being worked on."""
-        self.close(code, why)
-        if self._worker:
-            await asyncio.wait((self._worker,))
-
     async def finish(self, code: int, why: str) -> None:
         """Finish the frames in work, for FINISH seconds at most, and close it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH):
-                await self._finish()
-        await self.end(code, why)
+                await self.idle()
+        self.close(code, why)
+        await self.idle()
 
-    async def _finish(self) -> None:
+    async def idle(self) -> None:
+        """Wait until no frame from it is being worked on."""
         while self._worker:
             await asyncio.wait((self._worker,))
 

@@ -54,8 +54,12 @@ class Socket(Protocol):
         """Wait until the reader has taken what waits for it; at once if that is little."""
         ...
 
-    async def end(self, code: int, why: str) -> None:
-        """Close it, and wait until no frame from it is being worked on."""
+    def close(self, code: int, why: str) -> None:
+        """Close it; without effect if it is closing."""
+        ...
+
+    async def idle(self) -> None:
+        """Wait until no frame from it is being worked on."""
         ...
 
 
@@ -79,10 +83,7 @@ class Registry:
     def remove(self, socket: Socket) -> None:
         """A socket that is gone; without effect if it was not there."""
         self._leaving.discard(socket)
-        if left := tuple(other for other in self.sockets(socket.user) if other is not socket):
-            self._sockets[socket.user] = left
-        else:
-            self._sockets.pop(socket.user, None)
+        self._keep(socket.user, [other for other in self.sockets(socket.user) if other is not socket])
 
     def sockets(self, user: str) -> tuple[Socket, ...]:
         """The sockets that `user` has open."""
@@ -121,16 +122,22 @@ class Registry:
         """
         self.endings += 1
         open_or_closing = (*self.sockets(user), *(socket for socket in self._leaving if socket.user == user))
-        ended = [s for s in open_or_closing if (s.session == only if only else s.session != keep)]
-        await close_all(ended, 4001, "the session ended")
+        ended = {s for s in open_or_closing if (s.session == only if only else s.session != keep)}
+        self._leaving |= ended  # all together: to leave one by one takes the longer the more they are
+        self._keep(user, [socket for socket in self.sockets(user) if socket not in ended])
+        for socket in ended:
+            socket.close(4001, "the session ended")
+        for socket in ended:
+            await socket.idle()
+
+    def _keep(self, user: str, sockets: Collection[Socket]) -> None:
+        if sockets:
+            self._sockets[user] = tuple(sockets)
+        else:
+            self._sockets.pop(user, None)
 
     def __iter__(self) -> Iterator[Socket]:
         return iter([socket for sockets in self._sockets.values() for socket in sockets])
 
     def __len__(self) -> int:
         return sum(map(len, self._sockets.values()))
-
-
-async def close_all(sockets: Collection[Socket], code: int, why: str) -> None:
-    """Close sockets side by side."""
-    await asyncio.gather(*(socket.end(code, why) for socket in sockets))
