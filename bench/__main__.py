@@ -48,13 +48,11 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="parent of the data folders")
 
     command = commands.add_parser("pairs", parents=[common], help=experiments.pairs.__doc__)
-    command.add_argument("--pairs", type=int, default=50)
-    command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
+    _add_pairs(command)
     _add_rounds(command, rounds=3, targets=TARGETS)
     command.set_defaults(experiment=experiments.pairs)
     command = commands.add_parser("relays", parents=[common], help=experiments.relays.__doc__)
-    command.add_argument("--pairs", type=int, default=50)
-    command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
+    _add_pairs(command)
     _add_rounds(command, rounds=3, targets=("relay", "gather", "picows"))
     command.set_defaults(experiment=experiments.relays)
     command = commands.add_parser("group", parents=[common], help=experiments.group.__doc__)
@@ -67,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _add_rounds(command, rounds=1, targets=("relay", "server"))
     command.set_defaults(experiment=experiments.idle)
     command = commands.add_parser("stores", parents=[common], help=experiments.stores.__doc__)
-    command.add_argument("--pairs", type=int, default=50)
-    command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
+    _add_pairs(command)
     _add_pace(command, rounds=1)
     command.set_defaults(experiment=experiments.stores)
     command = commands.add_parser("beside", parents=[common], help=experiments.beside.__doc__)
@@ -89,8 +86,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--fill", choices=["speak", "seed"], default="seed", help="how messages get there")
     command.set_defaults(experiment=experiments.pages)
     command = commands.add_parser("beyond", parents=[common], help=experiments.beyond.__doc__)
-    command.add_argument("--pairs", type=int, default=50)
-    command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
+    _add_pairs(command)
     _add_pace(command, rounds=1)
     command.set_defaults(experiment=experiments.beyond)
     command = commands.add_parser("trouble", parents=[common], help=experiments.troubles.__doc__)
@@ -102,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=int, default=1, help="(1)")
     command.set_defaults(experiment=experiments.troubles)
     return parser
+
+
+def _add_pairs(command: argparse.ArgumentParser) -> None:
+    """Add who writes, for the experiments whose users write in pairs."""
+    command.add_argument("--pairs", type=int, default=50)
+    command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
 
 
 def _add_rounds(command: argparse.ArgumentParser, *, rounds: int, targets: Sequence[str]) -> None:

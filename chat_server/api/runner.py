@@ -14,6 +14,7 @@ from chat_server.api.envelope import Envelope
 from chat_server.api.headers import secure, secured
 from chat_server.api.middleware import answer_to
 from chat_server.status import Reason, Refused, Status
+from chat_server.utils.descriptors import Descriptors
 from chat_server.utils.errors import StartError
 
 # Connections that the system holds for us until we accept them.
@@ -26,13 +27,21 @@ class Protocol(web.RequestHandler):
     A peer has `patience` seconds to send the head of its (next) request, and as many to take the answer.
     """
 
-    __slots__ = ("_envelope", "_patience")
+    __slots__ = ("_descriptors", "_envelope", "_patience")
 
-    def __init__(self, envelope: Envelope, patience: float, manager: web.Server, **options: Any) -> None:
+    def __init__(
+        self, envelope: Envelope, patience: float, descriptors: Descriptors, manager: web.Server, **options: Any
+    ) -> None:
         # Of a body that nobody wants so many seconds are read and dropped before the connection ends.
         super().__init__(manager, keepalive_timeout=patience, lingering_time=min(10, patience), **options)
         self._envelope = envelope
         self._patience = patience
+        self._descriptors = descriptors
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A peer has connected."""
+        super().connection_made(transport)
+        self._descriptors.taken(transport.get_extra_info("socket").fileno())
 
     def handle_error(
         self,
@@ -76,12 +85,15 @@ async def listening(
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        manager, loop = runner.server, asyncio.get_running_loop()
+        manager, loop, descriptors = runner.server, asyncio.get_running_loop(), Descriptors()
         if manager is None:
             raise RuntimeError("the runner was set up, but has no server")
         try:
             server = await loop.create_server(
-                lambda: Protocol(envelope, patience, manager, loop=loop, access_log=None), host, port, backlog=BACKLOG
+                lambda: Protocol(envelope, patience, descriptors, manager, loop=loop, access_log=None),
+                host,
+                port,
+                backlog=BACKLOG,
             )
         except OSError as error:
             raise StartError(

@@ -319,16 +319,17 @@ class Chat:
     async def _mark_together(self, batch: list[tuple[Socket, list[Receipt]]]) -> list[None]:
         try:
             changed = await self._messages.mark_delivered([receipt.time for _, some in batch for receipt in some])
+            for socket, receipts in batch:
+                by_sender: dict[str, list[str]] = {}
+                for receipt in receipts:
+                    if receipt.time in changed:
+                        by_sender.setdefault(receipt.sender, []).append(receipt.id)
+                for sender, ids in by_sender.items():
+                    self._notify(socket, sender, Status.MARKED_READ, ids)
         except StoreUnavailable as error:  # they stay unread, and op 3 has them again
             log.warning("delivered but not marked", extra={"why": str(error)})
-            changed = set()
-        for socket, receipts in batch:
-            by_sender: dict[str, list[str]] = {}
-            for receipt in receipts:
-                if receipt.time in changed:
-                    by_sender.setdefault(receipt.sender, []).append(receipt.id)
-            for sender, ids in by_sender.items():
-                self._notify(socket, sender, Status.MARKED_READ, ids)
+        except Exception:  # nobody waits for the result, who could say so
+            log.exception("failed", extra={"marks": len(batch)})
         return [None] * len(batch)
 
     # --- what several ops need

@@ -46,6 +46,8 @@ async def test_with_no_file_descriptor_left_open_sockets_chat_on_new_ones_are_cu
                     pass
         async with server.chat("a", "z") as again:
             assert (await again.send("once more"))["op_type"] == 40018
+        assert server.log.read_text().count("few file descriptors are left") == 1
+        assert server.log.read_text().count("file descriptors are free again") == 1
 
 
 async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_heals(tmp_path: Path) -> None:
@@ -74,7 +76,8 @@ async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_
             for user in users:
                 async with server.chat(user, "z") as one:
                     assert (await one.send("last\nit goes on"))["op_type"] == 40018
-                stored = [frame["id"] for frame in (await z.ask(3, to=user))[:-1]]
+                # What the others had sent before they were cut may still be on its way to z, live.
+                stored = [frame["id"] for frame in (await z.ask(3, to=user))[:-1] if frame["type"] == 2]
                 assert [id for id in stored if id in acked[user]] == acked[user]
 
 
