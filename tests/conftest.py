@@ -1,11 +1,26 @@
 """Fixtures that all tests share."""
 
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Server, serving
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Collect no garbage while a failure is put into words.
+
+    pytest parses sources then. The warning of something unclosed that is collected meanwhile is put into words too,
+    which parses as well, and Python 3.11 takes one parse within another for a SystemError: that ends the whole run.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ function asked() {
   return { user: name("uid"), peer: name("to_uid") };
 }
 
-function enter(user) {
+async function enter(user) {
   prefer("user", user);
   const url = new URL("/chat/test", location.href);
   url.protocol = url.protocol.replace("http", "ws");
@@ -26,6 +26,7 @@ function enter(user) {
   const limits = { text: Number(maxText), frame: Number(maxFrame) };
   chat = new Chat(user, { url, storage, alive: () => alive(user), limits });
   const shell = new Shell(chat, { storage, limits, leave });
+  await shell.load();
   root.replaceChildren(shell.element);
   void shell.start(asked().peer);
 }
@@ -46,7 +47,7 @@ async function start() {
   apply();
   storage = await openStorage();
   const { user } = asked();
-  if (preferences.user && (!user || user === preferences.user)) enter(preferences.user);
+  if (preferences.user && (!user || user === preferences.user)) await enter(preferences.user);
   else leave();
 }
 

@@ -24,6 +24,9 @@ const PAGE = 50;
 const OLDER = 100;
 const LARGEST_PAGE = 200;
 const GRACE = 5000;
+// Which attempt's delay to wait before the same is asked again: some seconds, or half a minute.
+const SOME = 3;
+const LONG = 7;
 const REMEMBERED = 500;
 
 /** Tells that something about the conversation with `peer` (null: about several, or the connection) is different. */
@@ -50,6 +53,7 @@ export class Chat extends EventTarget {
   #outbox = new Map();
   #sending = new Set();
   #removing = new Map();
+  #seen = [];
   #pending = new Map();
   #current = null;
   #wanted = PAGE;
@@ -106,10 +110,14 @@ export class Chat extends EventTarget {
     return [...this.#outbox.values()].filter((message) => message.to === peer);
   }
 
-  /** Whether there is such a user. Rejects with Lost. */
-  async exists(peer) {
-    const { answer } = await this.connection.ask(2, peer, "-1");
-    return !answer.reason;
+  /** Why no conversation with `peer` can begin, null if one can. Waits for the connection. */
+  async refusal(peer) {
+    const ask = async () => {
+      await this.connection.opened();
+      return (await this.connection.ask(2, peer, "-1")).answer.reason ?? null;
+    };
+    // Once more: that an open connection is lost may show only when something is asked.
+    return ask().catch(ask).catch(() => "unreachable");
   }
 
   /** Keep the conversation with `peer` (null: none) whole from now on: it is the one that is looked at. */
@@ -123,10 +131,12 @@ export class Chat extends EventTarget {
     const conversation = this.conversation(peer);
     const [first] = conversation.messages;
     if (!first || !conversation.loaded || conversation.complete || conversation.reading) return;
+    if (this.connection.state !== "open") return; // who still looks at the top then asks again
     conversation.reading = true;
     await this.#attempt(async () => {
       const page = await this.#page(peer, `-${OLDER}@${first.key}`);
-      if (page && conversation.messages[0] === first) {
+      if (!page) await this.#pause(SOME);
+      else if (conversation.messages[0] === first) {
         conversation.add(page);
         conversation.complete = page.length < OLDER;
       }
@@ -197,8 +207,9 @@ export class Chat extends EventTarget {
     this.#changed(peer);
     if (peer === EVERYBODY) return;
     for (let start = 0; start < keys.length; start += LARGEST_PAGE) {
-      const lines = keys.slice(start, start + LARGEST_PAGE).join("\n");
-      await this.#attempt(() => this.connection.ask(4, peer, lines));
+      const some = keys.slice(start, start + LARGEST_PAGE);
+      const done = await this.#attempt(() => this.connection.ask(4, peer, some.join("\n")));
+      if (!done || AGAIN.has(done.answer.reason)) this.#seen.push([peer, some]); // with the next connection
     }
   }
 
@@ -242,6 +253,7 @@ export class Chat extends EventTarget {
     await this.#load();
     void this.#lift(null); // first: what was sent again is then in what is read
     void this.#sendRemovals();
+    for (const [peer, keys] of this.#seen.splice(0)) void this.read(peer, keys);
     void this.refresh();
     if (this.#current) void this.#attempt(() => this.#resume(this.conversation(this.#current)));
   }
@@ -413,11 +425,11 @@ export class Chat extends EventTarget {
   async #sendAll(peer) {
     let attempts = 0;
     for (let message; (message = this.waiting(peer).find((one) => !one.why)); ) {
+      if (this.connection.state !== "open") return; // with the next connection
       const answer = await this.#attempt(() => this.#transmit(message));
-      if (!answer && peer !== EVERYBODY) return; // with the next connection
+      if (!answer && peer !== EVERYBODY) return;
       if (peer !== EVERYBODY && AGAIN.has(answer.reason)) {
-        const longer = answer.reason === "too_many" ? 7 : attempts++;
-        await new Promise((resolve) => setTimeout(resolve, this.#wait(longer)));
+        await this.#pause(answer.reason === "too_many" ? LONG : attempts++);
       } else {
         await this.#answered(message, answer);
       }
@@ -482,6 +494,11 @@ export class Chat extends EventTarget {
   }
 
   // --- small things
+
+  /** As long as the connection waits before attempt `n`. */
+  #pause(n) {
+    return new Promise((resolve) => setTimeout(resolve, this.#wait(n)));
+  }
 
   /** Do what needs the connection; null if it is lost. */
   async #attempt(work) {

@@ -36,6 +36,7 @@ export class Connection {
   #handlers;
   #options;
   #socket = null;
+  #awaited = [];
   #asked = [];
   #attempts = 0;
   #timer = 0;
@@ -54,6 +55,14 @@ export class Connection {
   /** Connect now, unless it is connected or ended: when the network is back, or somebody looks. */
   wake() {
     if (this.state === "closed" || this.state === "waiting") this.#open();
+  }
+
+  /** Resolves once it is open, with an attempt made now if none is under way; rejects with Lost if that one fails. */
+  opened() {
+    this.wake();
+    if (this.state === "open") return Promise.resolve();
+    if (this.state === "ended") return Promise.reject(new Lost());
+    return new Promise((resolve, reject) => this.#awaited.push({ resolve, reject }));
   }
 
   /** End it; `wake` starts it again. */
@@ -140,6 +149,9 @@ export class Connection {
 
   #become(state) {
     this.state = state;
+    if (state !== "connecting") {
+      for (const { resolve, reject } of this.#awaited.splice(0)) state === "open" ? resolve() : reject(new Lost());
+    }
     this.#handlers.changed();
   }
 }

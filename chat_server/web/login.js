@@ -101,10 +101,10 @@ export class Login {
     this.#busy = true;
     this.element.setAttribute("aria-busy", "true");
     const answer = await this.#ask(name, password);
+    if (answer.ok) await this.#options.enter(answer.data.user_name);
+    else this.#fail(answer);
     this.#busy = false;
     this.element.removeAttribute("aria-busy");
-    if (answer.ok) this.#options.enter(answer.data.user_name);
-    else this.#fail(answer);
   }
 
   async #ask(name, password) {

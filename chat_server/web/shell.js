@@ -42,10 +42,14 @@ export class Shell {
     this.element = h("main", { class: "shell" }, heading, this.status, this.side.element, this.talk.element);
   }
 
+  /** Take up the drafts: before anybody can write one. */
+  async load() {
+    for (const [to, text] of await this.#options.storage.drafts(this.#chat.me).catch(() => [])) this.#drafts.set(to, text);
+  }
+
   /** Begin, with the conversation with `peer` open if there is one. */
   async start(peer) {
     this.#listen();
-    for (const [to, text] of await this.#options.storage.drafts(this.#chat.me).catch(() => [])) this.#drafts.set(to, text);
     this.#show(peer);
     await this.#chat.start();
   }

@@ -7,6 +7,7 @@ export class Side {
   #chat;
   #options;
   #rows = new Map();
+  #asking = null;
 
   /** `open(peer)`, `settings()`, `address(peer)`, `drafts`: what is begun, by peer. */
   constructor(chat, options) {
@@ -69,7 +70,7 @@ export class Side {
     arrange(this.list, shown.map((conversation) => this.#row(conversation)));
     const named = this.#named();
     this.start.hidden = !wanted || named === this.#chat.me || shown.some(({ peer }) => peer === named);
-    this.start.replaceChildren(icon("talk"), t.start(named));
+    this.start.replaceChildren(icon("talk"), named === this.#asking ? t.looking(named) : t.start(named));
     this.empty.hidden = all.length > 1 || Boolean(wanted) || !this.#chat.listed;
   }
 
@@ -139,18 +140,30 @@ export class Side {
   async #submit(event) {
     event.preventDefault();
     const peer = this.#named();
-    if (!peer) return;
-    if (peer === this.#chat.me) return this.#fail("to_yourself");
-    const known = this.#chat.conversations.has(peer) && this.#chat.conversation(peer).last;
-    const exists = known || (await this.#chat.exists(peer).catch(() => null));
-    if (exists === null) return this.#fail("unreachable");
-    if (!exists) return this.#fail("no_such_user");
-    this.#clear();
-    this.#options.open(peer);
+    if (!peer || peer === this.#asking) return;
+    this.error.textContent = "";
+    const why = peer === this.#chat.me ? "to_yourself" : await this.#refusal(peer);
+    if (peer !== this.#named()) return; // something else is wanted by now
+    if (why) {
+      this.error.textContent = reason(why);
+    } else {
+      this.#clear();
+      this.#options.open(peer);
+    }
   }
 
-  #fail(why) {
-    this.error.textContent = reason(why);
+  /** Why no conversation with `peer` can begin, null if one can. */
+  async #refusal(peer) {
+    if (this.#chat.conversations.has(peer) && this.#chat.conversation(peer).last) return null;
+    this.#ask(peer);
+    const why = await this.#chat.refusal(peer);
+    if (peer === this.#asking) this.#ask(null);
+    return why;
+  }
+
+  #ask(peer) {
+    this.#asking = peer;
+    this.update();
   }
 
   #scrolled() {

@@ -153,6 +153,74 @@ test("what the limit refused is sent when the other has answered", async (t) => 
   assert.equal(chat.conversation("2").refused, false);
 });
 
+test("a message to everybody that was never sent goes out once it is connected", async (t) => {
+  const { chat, socket } = await begun(t);
+  await chat.send(EVERYBODY, "hello");
+  assert.equal(chat.waiting(EVERYBODY)[0].why, null);
+  await socket().says(greeting);
+  assert.deepEqual(socket().of(6), ["hello"]);
+});
+
+test("who is looked for before it is connected is asked for then", async (t) => {
+  const { chat, socket } = await begun(t);
+  const asked = chat.refusal("2");
+  await socket().says(greeting);
+  await socket().says(...page("a"), noConversations);
+  assert.equal(await asked, null);
+});
+
+test("that the server cannot be reached is said only after an attempt that failed", async (t) => {
+  const { chat, socket } = await begun(t, { wait: () => 60_000 });
+  const asked = chat.refusal("2");
+  await socket().breaks();
+  await socket().breaks();
+  assert.deepEqual([await asked, Socket.all.length], ["unreachable", 2]);
+});
+
+test("a connection that is found to be lost is opened again for the question", async (t) => {
+  const { chat, socket } = await connected(t, { wait: () => 60_000 });
+  const asked = chat.refusal("2");
+  await settled();
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(...page("a"), noConversations);
+  assert.deepEqual([await asked, Socket.all.length], [null, 2]);
+});
+
+test("a store that is away is not a user that is missing", async (t) => {
+  const { chat, socket } = await connected(t);
+  const asked = chat.refusal("2");
+  await settled();
+  await socket().says({ op_type: 40006, reason: "store_away" });
+  assert.equal(await asked, "store_away");
+});
+
+test("what was seen while it was not connected is told afterwards", async (t) => {
+  const { chat, socket } = await connected(t);
+  await socket().breaks();
+  await chat.read("2", ["<a", "<b"]);
+  await socket().says(greeting);
+  assert.deepEqual(socket().of(4), ["<a\n<b"]);
+});
+
+test("older messages are asked for once it is connected, and not again and again", async (t) => {
+  const { chat, socket } = await connected(t, { wait: () => 20 });
+  const ids = Array.from({ length: 50 }, (_, index) => `m${index}`);
+  void chat.open("2");
+  await socket().says(...page(...ids));
+  chat.addEventListener("change", () => void chat.older("2")); // as the page does while its top is looked at
+  const olds = () => socket().of(2).filter((content) => content.startsWith("-100@"));
+  void chat.older("2");
+  await settled();
+  await socket().says({ op_type: 40006, reason: "store_away" });
+  assert.equal(olds().length, 1);
+  await socket().breaks();
+  let changes = 0;
+  chat.addEventListener("change", () => changes++);
+  await settled();
+  assert.ok(changes < 10);
+});
+
 test("a message to everybody is never sent again by itself", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.send(EVERYBODY, "hello");

@@ -103,7 +103,8 @@ async def at_a_browser(browser: Browser, server: Server, name: str, **options: A
     try:
         person = Person(context, server, name)
         yield person
-        assert [fault for window in person.windows for fault in window.faults] == []
+        faults = [fault for window in person.windows for fault in window.faults]
+        assert not faults, faults
     finally:
         await context.close()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from tests.browser.door import door
 from tests.browser.person import at_a_browser, person
 from tests.harness import PASSWORD, Server, process
 
@@ -30,6 +31,21 @@ async def test_the_server_is_killed_while_messages_are_under_way(browser: Browse
                 await expect(alice.page.get_by_role("img", name="waiting")).to_have_count(0)
                 for window in (alice, bob):
                     await window.shows(texts)
+
+
+async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(browser: Browser, server: Server) -> None:
+    async with door(server) as (outside, opened), person(browser, outside, "alice") as alice:
+        find = alice.page.get_by_role("textbox", name="Find")
+        await find.fill("bob")
+        await find.press("Enter")
+        await expect(alice.page.get_by_role("button", name="Looking for bob")).to_be_visible()
+        await expect(alice.page.get_by_text("Not connected")).to_be_visible()  # it takes long
+        await expect(alice.page.get_by_text("cannot be reached")).to_have_count(0)
+        await expect(find).to_have_value("bob")
+        opened.set()
+        await expect(alice.composer).to_be_focused()
+        await alice.writes("hello")
+        await alice.sees("hello", "sent")
 
 
 async def test_what_was_written_without_a_network_survives_a_reload(browser: Browser, server: Server) -> None:
