@@ -7,6 +7,8 @@ import re
 import signal
 import sys
 import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -153,30 +155,35 @@ async def test_interrupted_by_a_signal_it_says_how_to_go_on(places: Places) -> N
     source, target = places.ini("source"), places.ini("target", EVERYWHERE)
     await fill(source, conversations=8, messages=400)
     child = await run_py("migrate", "--from", str(source), "--config", str(target))
-    with places.mongodb() as database:
-        await until(lambda: database["chat_messages"].count_documents({}) > 0, "some messages")
-    child.terminate()
-    async with asyncio.timeout(PATIENCE):
+    try:
+        with places.mongodb() as database:
+            await until(lambda: database["chat_messages"].count_documents({}) > 0, "some messages")
+    finally:
+        child.terminate()
         _, err = await child.communicate()
     assert child.returncode == 1
     assert err.decode() == "chat-server: interrupted; the same command goes on where it stopped\n"
 
 
 async def test_a_server_that_dies_ends_the_move_with_one_line_and_loses_nothing(places: Places) -> None:
-    source, target = places.ini("source"), places.ini("target", EVERYWHERE, StartTimeout=10)
+    source, target = places.ini("source"), places.ini("target", EVERYWHERE)
+    hasty = places.ini("hasty", EVERYWHERE, data="target-data", StartTimeout=5, StoreTimeout=5)
     await fill(source, conversations=8, messages=400)
     if places.mongodb_server is None:
         pytest.skip("the mongod that CHAT_TEST_MONGODB names is not ours to kill")
-    child = await run_py("migrate", "--from", str(source), "--config", str(target))
-    with places.mongodb() as database:
-        await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
-    places.mongodb_server.kill()
-    async with asyncio.timeout(3 * PATIENCE):
-        _, err = await child.communicate()
-    places.mongodb_server.start()
-    assert child.returncode == 1
-    assert "Traceback" not in err.decode()
-    last = err.decode().splitlines()[-1]
+    moving = asyncio.create_task(migrate("--from", source, "--config", hasty))
+    try:
+        with places.mongodb() as database:
+            await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+        places.mongodb_server.kill()
+        ran = await moving
+    finally:
+        moving.cancel()
+        places.mongodb_server.kill()
+        places.mongodb_server.start()  # for the tests that come
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    last = ran.err.splitlines()[-1]
     assert last.startswith("chat-server: MongoDB")
     assert last.endswith("; the same command goes on where it stopped")
     await moved(source, target)
@@ -229,31 +236,28 @@ async def started(source: Path, target: Path) -> asyncio.subprocess.Process:
 # --- refused
 
 
-class Running:
+@asynccontextmanager
+async def running(path: Path) -> AsyncIterator[None]:
     """A server of that file, run as people run it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def __aenter__(self) -> None:
-        self._child = await run_py("--config", str(self._path))
-        assert self._child.stdout
+    child = await run_py("--config", str(path))
+    try:
+        assert child.stdout
         async with asyncio.timeout(PATIENCE):
-            assert b"is ready" in await self._child.stdout.readline()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._child.terminate()
-        await self._child.communicate()
+            assert b"is ready" in await child.stdout.readline()
+        yield
+    finally:
+        child.terminate()
+        await child.communicate()
 
 
 @pytest.mark.parametrize(("source", "target"), [("", EVERYWHERE), (EVERYWHERE, ""), ("mysql redis", "")])
 async def test_a_server_that_runs_on_either_side_is_in_the_way(places: Places, source: str, target: str) -> None:
     one, other = places.ini("source", source), places.ini("target", target)
     for path in (one, other):
-        async with Running(path):
+        async with running(path):
             pass  # makes both
     for path in (one, other):
-        async with Running(path):
+        async with running(path):
             line = await refused("--from", one, "--config", other)
             assert "another chat_server" in line
             assert "is running on it; stop that one" in line
