@@ -10,6 +10,7 @@ export const SESSION_ENDED = 4001;
 const FOR_GOOD = new Set([1003, 1007, 1008, 1009, SESSION_ENDED]);
 // What stored messages come as: history, conversations.
 const PAGES = new Set([40005, 40023]);
+const OPEN = 1;
 const FIRST = 500;
 const LONGEST = 30_000;
 const SILENCE = 15_000;
@@ -77,7 +78,8 @@ export class Connection {
    * it. Rejects with Lost. Answers come in the order of the requests, so the first one waiting is the one answered.
    */
   ask(op_type, to, content) {
-    if (this.state !== "open") return Promise.reject(new Lost());
+    // A socket that is closing tells it a moment later; the browser complains of what is sent meanwhile.
+    if (this.state !== "open" || this.#socket.readyState > OPEN) return Promise.reject(new Lost());
     return new Promise((resolve, reject) => {
       this.#asked.push({ resolve, reject, frames: [] });
       this.#socket.send(JSON.stringify({ to, op_type, content }));

@@ -131,6 +131,16 @@ test("a message that the store refused for now is not overtaken", async (t) => {
   assert.deepEqual(texts(), ["one", "one", "two"]);
 });
 
+test("nothing is sent on a socket that is closing", async (t) => {
+  const { chat, socket } = await connected(t);
+  socket().readyState = 2;
+  await chat.send("2", "hello");
+  assert.deepEqual(socket().of(1), []);
+  await socket().breaks();
+  await socket().says(greeting);
+  assert.equal(socket().of(1).length, 1);
+});
+
 test("what is refused for good is kept with its reason until it is given up", async (t) => {
   const { chat, storage, socket } = await connected(t);
   void chat.send("2", "hello");
