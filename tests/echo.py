@@ -6,7 +6,7 @@ Binary frames and long messages are let through, as those tests want them; all e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -36,12 +36,15 @@ class Echo:
             return Request(op_type=0, content=data)
         return Request(op_type=0, content=data.decode("latin-1"), to="binary")
 
-    async def work(self, connection: Connection, run: Sequence[Request]) -> None:
+    async def work(self, connection: Connection, request: Request) -> None:
         """Say it back."""
-        for one in run:
-            data = frame(BINARY, one.content.encode("latin-1")) if one.to else frame(TEXT, one.content.encode())
-            connection.send(data)
-            await connection.room()
+        content = request.content
+        connection.send(frame(BINARY, content.encode("latin-1")) if request.to else frame(TEXT, content.encode()))
+        await connection.room()
+
+    async def store(self, connection: Connection, run: Sequence[Request]) -> Callable[[], None]:
+        """Never: nothing is a send."""
+        raise NotImplementedError
 
     def refuse(self, connection: Connection, refused: Refused) -> None:
         """Never: everything is decoded."""

@@ -24,6 +24,8 @@ from chat_server.utils.websocket import CLOSE, PING, PONG, deflated, frame
 # Requests of a socket that wait to be worked on, at most so many and so many bytes; then it is not read.
 INBOX_FRAMES = 128
 INBOX_BYTES = 262144
+# The op that sends to one user (protocol section 2).
+SEND = 1
 # A run of sends is worked on together, at most so many.
 LONGEST_RUN = 64
 # Pages go on while less than this waits for the reader. In bytes.
@@ -57,8 +59,12 @@ class Owner(Protocol):
         """The request in a frame, or what is wrong with it."""
         ...
 
-    async def work(self, connection: "Connection", run: Sequence[Request]) -> None:
-        """Answer a run of sends, or one other request."""
+    async def work(self, connection: "Connection", request: Request) -> None:
+        """Answer a request that is no send."""
+        ...
+
+    async def store(self, connection: "Connection", run: Sequence[Request]) -> Callable[[], None]:
+        """Store a run of sends; what it returns answers them."""
         ...
 
     def refuse(self, connection: "Connection", refused: Refused) -> None:
@@ -325,11 +331,18 @@ class Connection:
                 if isinstance(item, Refused):
                     self._owner.refuse(self, item)
                     continue
-                run = [item]
-                while item.op_type == 1 and len(run) < LONGEST_RUN and self._next_is_send():
-                    run.append(self._take())  # type: ignore[arg-type]
                 self._make_room()
-                await self._owner.work(self, run)
+                if item.op_type != SEND:
+                    await self._owner.work(self, item)
+                    continue
+                run = [item]
+                while len(run) < LONGEST_RUN and self._next_is_send():
+                    run.append(self._take())  # type: ignore[arg-type]
+                # Answers are given in the next turn of the loop: by then the next runs of all sockets are with the
+                # store, which works on them meanwhile.
+                self._loop.call_soon(await self._owner.store(self, run))
+                if not self._next_is_send():
+                    await asyncio.sleep(0)
         except ConnectionError:
             self._forget_inbox()  # nobody is there any more to be answered
         finally:
@@ -353,7 +366,7 @@ class Connection:
         self._make_room()
 
     def _next_is_send(self) -> bool:
-        return bool(self._inbox) and getattr(self._inbox[0][0], "op_type", 0) == 1
+        return bool(self._inbox) and getattr(self._inbox[0][0], "op_type", 0) == SEND
 
     def _make_room(self) -> None:
         if self._room and not self._room.done():

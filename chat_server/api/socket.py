@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp import web
 
-from chat_server.api.connection import Connection, WebSocket
+from chat_server.api.connection import SEND, Connection, WebSocket
 from chat_server.api.middleware import foreign
 from chat_server.api.request import Edge
 from chat_server.cache.sessions import SessionStore
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # A heartbeat's work is spread over so many moments.
 SLOTS = 16
+INTERNAL = "something went wrong here, it is in the server's log"
 
 
 class Op(NamedTuple):
@@ -58,7 +60,6 @@ class Sockets:
         self._edge = edge
         self._meter = meter
         self._ops = {
-            1: Op(self._send_one, Status.SEND_FAILED),
             2: Op(chat.history, Status.HISTORY_FAILED),
             3: Op(chat.unread, Status.HISTORY_FAILED),
             4: Op(chat.mark_read, Status.MARK_READ_FAILED),
@@ -202,33 +203,47 @@ class Sockets:
             request = decode(data)
         except Refused as refused:
             return refused
-        if request.op_type not in self._ops:
+        if request.op_type != SEND and request.op_type not in self._ops:
             return Refused(Status.FRAME_BAD, Reason.UNKNOWN_OP, f"unknown op_type: {request.op_type}", field="op_type")
         return request
 
-    async def work(self, connection: Connection, run: Sequence[Request]) -> None:
-        """Answer a run of sends, or one other request."""
-        op = self._ops[run[0].op_type]
+    async def work(self, connection: Connection, request: Request) -> None:
+        """Answer a request that is no send."""
+        op = self._ops[request.op_type]
         try:
-            if run[0].op_type == 1:
-                self._meter.answered(1, await self._chat.send(connection, run))
-            else:
-                self._meter.answered(run[0].op_type, [await op.do(connection, run[0])])
+            self._meter.answered(request.op_type, [await op.do(connection, request)])
         except Refused as refused:
-            self.refuse(connection, refused, run[0].op_type)
+            self.refuse(connection, refused, request.op_type)
         except StoreUnavailable as error:
-            log.warning("a store is away", extra={"op": run[0].op_type, "why": str(error)})
+            log.warning("a store is away", extra={"op": request.op_type, "why": str(error)})
             away = Refused(op.failed, Reason.STORE_AWAY, "a store is away, try again")
-            self.refuse(connection, away, run[0].op_type)
+            self.refuse(connection, away, request.op_type)
         except ConnectionError:
             raise
         except Exception:
-            log.exception("failed", extra={"op": run[0].op_type})
-            internal = Refused(op.failed, Reason.INTERNAL, "something went wrong here, it is in the server's log")
-            for request in run:
-                id = given_id(request.content) if request.op_type == 1 else ""
-                connection.send(self._frames.refusal(connection.user, internal, id))
-            self._meter.answered(run[0].op_type, [op.failed] * len(run))
+            log.exception("failed", extra={"op": request.op_type})
+            self.refuse(connection, Refused(op.failed, Reason.INTERNAL, INTERNAL), request.op_type)
+
+    async def store(self, connection: Connection, run: Sequence[Request]) -> Callable[[], None]:
+        """Store a run of sends; what it returns answers them."""
+        try:
+            return partial(self._answer, connection, run, await self._chat.store(connection, run))
+        except Exception:
+            log.exception("failed", extra={"op": SEND})
+            return partial(self._failed, connection, run)
+
+    def _answer(self, connection: Connection, run: Sequence[Request], answer: Callable[[], Sequence[Status]]) -> None:
+        try:
+            self._meter.answered(SEND, answer())
+        except Exception:
+            log.exception("failed", extra={"op": SEND})
+            self._failed(connection, run)
+
+    def _failed(self, connection: Connection, run: Sequence[Request]) -> None:
+        internal = Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)
+        for request in run:
+            connection.send(self._frames.refusal(connection.user, internal, given_id(request.content)))
+        self._meter.answered(SEND, [internal.status] * len(run))
 
     def refuse(self, connection: Connection, refused: Refused, op: int = 0) -> None:
         """Say why not; `op` is 0 where it was no request."""
@@ -302,6 +317,3 @@ class Sockets:
     def waiting(self) -> int:
         """The bytes that wait for the readers of all sockets."""
         return sum(connection.waiting for slot in self._slots for connection in slot)
-
-    async def _send_one(self, connection: Connection, request: Request) -> Status:
-        return (await self._chat.send(connection, [request]))[0]

@@ -3,7 +3,8 @@
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from chat_server.cache.limits import Rate, RateStore
 from chat_server.conf import Chat as Config
@@ -26,6 +27,8 @@ STREAM_PAGE = 100  # messages that op 3 has in memory at a time
 LATEST = 2**62  # after every message's time, and more than there can be
 REMEMBERED = 65536  # recent deliveries, and pairs of friends
 PAIRS = 500  # pairs of friends that are asked for anew at a time
+
+Draft = tuple[str, str, str]  # a message's receiver, id and text
 
 _SKIP = re.compile(r"0*([0-9]+)-([0-9]{1,3})")
 _NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
@@ -70,18 +73,27 @@ class Chat:
 
     # --- op 1
 
-    async def send(self, socket: Socket, run: Sequence[Request]) -> list[Status]:
-        """Send a run of messages that arrived together; each is answered, in order."""
+    async def store(self, socket: Socket, run: Sequence[Request]) -> Callable[[], list[Status]]:
+        """Store a run of messages that arrived together; what it returns delivers them and answers each, in order."""
         receivers = {to: await self._receiver(socket, to) for to in {request.to for request in run}}
         drafts = [self._draft(socket, request, receivers[request.to]) for request in run]
         # Times are given at once for the whole run: nobody else's message may come in between and be stored first.
         messages = [
             Message(socket.user, *draft, self._timeline.next()) for draft in drafts if not isinstance(draft, Refused)
         ]
-        sent = iter(zip(messages, await self._store(messages), strict=True))
+        outcomes = await self._store(messages)
+        return partial(self._answer_run, socket, run, drafts, zip(messages, outcomes, strict=True))
+
+    def _answer_run(
+        self,
+        socket: Socket,
+        run: Sequence[Request],
+        drafts: Sequence[Draft | Refused],
+        stored: Iterator[tuple[Message, Outcome | Refused]],
+    ) -> list[Status]:
         statuses = []
         for request, draft in zip(run, drafts, strict=True):
-            result = draft if isinstance(draft, Refused) else self._sent(socket, *next(sent))
+            result = draft if isinstance(draft, Refused) else self._sent(socket, *next(stored))
             if isinstance(result, Refused):
                 socket.send(self._frames.refusal(socket.user, result, given_id(request.content)))
                 result = result.status
@@ -97,8 +109,8 @@ class Chat:
         except StoreUnavailable:
             return Refused(_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
 
-    def _draft(self, socket: Socket, request: Request, receiver: str | Refused) -> tuple[str, str, str] | Refused:
-        """Receiver, id and text of the message, or why there is none."""
+    def _draft(self, socket: Socket, request: Request, receiver: str | Refused) -> Draft | Refused:
+        """The message, or why there is none."""
         try:
             self._check_from(socket, request)
             if isinstance(receiver, Refused):

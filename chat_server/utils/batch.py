@@ -16,7 +16,8 @@ class Batcher(Generic[Item, Result]):
     """Gathers items while one batch is being worked on, and hands them over together as the next.
 
     There is no timer: an item that finds nothing under way goes at once, with whatever else the same turn
-    of the loop brought. `work` gets 1 to `most` items and returns one result, or exception, for each;
+    of the loop brought. Whoever gets a result has one turn to hand over what follows on it, so that it is in the
+    next batch already. `work` gets 1 to `most` items and returns one result, or exception, for each;
     what it raises itself is every caller's exception. No item waits longer than `timeout` seconds, counted from
     when it was handed over: then its caller gets StoreUnavailable. Each caller waits for its own result, so what
     can be gathered is bounded by the callers. A cancelled caller takes neither the batch nor its neighbours with it.
@@ -69,6 +70,7 @@ class Batcher(Generic[Item, Result]):
                         future.set_result(result)
                 self._done += len(batch)
                 self._tell_watchers()
+                await asyncio.sleep(0)  # the turn in which those who have their results go on
         finally:
             self._runner = None
 

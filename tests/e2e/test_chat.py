@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from chat_server.api.connection import LONGEST_RUN
+from tests import raw
 from tests.e2e.answers import sql
 from tests.harness import Chat, Frame, Server, serving, until
 
@@ -289,6 +291,22 @@ async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: Server)
         ]
         assert [(await two.receive())["content"] for _ in range(3)] == ["a\n1", "d\n4", "e\n7"]
         await two.silent()
+
+
+async def test_answers_keep_their_order_where_a_run_is_answered_while_the_next_is_stored(server: Server) -> None:
+    async with raw.chat(server, "1", "2") as one:
+        stored = [raw.request(1, f"m{n}\nhello") for n in range(LONGEST_RUN)]  # a run; those behind it are the next
+        refused = [raw.request(1, f"r{n}\n") for n in range(8)]
+        again = raw.request(1, "m0\nhello")
+        for _ in range(5):
+            await one.write(b"".join([*stored, *refused, raw.frame(b"no json"), again, raw.request(2, "no page")]))
+            answers = [await one.answer() for _ in range(LONGEST_RUN + 11)]
+            assert [answer.get("id") for answer in answers] == [
+                *(f"m{n}" for n in range(LONGEST_RUN)),
+                *(f"r{n}" for n in range(8)),
+                *(None, "m0", None),
+            ]
+            assert [answer["op_type"] for answer in answers[-3:]] == [40000, 40019, 40004]
 
 
 # --- several devices, and nobody else

@@ -121,6 +121,24 @@ async def test_what_comes_meanwhile_is_the_next_batch() -> None:
     await batcher.settled()
 
 
+async def test_what_follows_on_a_result_is_in_the_next_batch_with_what_came_meanwhile() -> None:
+    work = Work()
+    batcher = Batcher(work)
+
+    async def one_after_the_other(*numbers: int) -> None:
+        for number in numbers:
+            await batcher.submit((number, FINE))
+
+    both = asyncio.gather(one_after_the_other(1, 2), one_after_the_other(3, 4))
+    await turns()
+    waiting_for(batcher, 5)
+    work.permits.release()
+    await turns()
+    assert work.batches == [[(1, FINE), (3, FINE)], [(5, FINE), (2, FINE), (4, FINE)]]
+    work.permits.release()
+    await both
+
+
 async def test_it_goes_on_after_it_was_idle_and_after_a_failure() -> None:
     work = Work()
     batcher = Batcher(work)
