@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, ViewportSize, expect
 
 from tests.browser.person import Window, at_a_browser, person
 from tests.browser.views import ME, full, views
@@ -26,27 +26,30 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1440)])
-async def test_axe_finds_nothing_on_any_view(browser: Browser, tmp_path: Path, scheme: str, width: int) -> None:
-    looks = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "reduced_motion": "reduce"}
+async def test_axe_finds_nothing_on_any_view_and_text_at_200_percent_fits(
+    browser: Browser, tmp_path: Path, scheme: str, width: int
+) -> None:
+    """On a telephone, and where list and conversation stand side by side; twice as large, at 768 pixels too."""
+    size = ViewportSize(width=width, height=800)
+    looks = {"viewport": size, "color_scheme": scheme, "reduced_motion": "reduce"}
     found = []
     async with full(tmp_path) as server, at_a_browser(browser, server, ME, **looks) as someone:
         ada = await someone.window()
         async for view in views(ada, server):
             for one in (await Axe().run(ada.page)).response["violations"]:
                 found.append((view, one["id"], [node["html"] for node in one["nodes"]]))
+            await fits_twice_as_large(ada, view, min(width, 768))
+            await ada.page.set_viewport_size(size)
     assert not found
 
 
-@pytest.mark.parametrize("width", [360, 768])
-async def test_nothing_is_wider_than_the_screen_with_text_at_200_percent(
-    browser: Browser, tmp_path: Path, width: int
-) -> None:
-    size = {"width": width, "height": 800}
-    async with full(tmp_path) as server, at_a_browser(browser, server, ME, viewport=size) as someone:
-        ada = await someone.window()
-        async for view in views(ada, server):
-            await ada.page.evaluate("document.documentElement.style.fontSize = '200%'")
-            assert await ada.page.evaluate("document.documentElement.scrollWidth") <= width, view
+async def fits_twice_as_large(ada: Window, view: str, width: int) -> None:
+    """Nothing is wider than the screen with text at 200 %."""
+    await ada.page.set_viewport_size(ViewportSize(width=width, height=800))
+    root = "document.documentElement"
+    await ada.page.evaluate(f"{root}.style.fontSize = '200%'")
+    assert await ada.page.evaluate(f"{root}.scrollWidth") <= width, view
+    await ada.page.evaluate(f"{root}.style.fontSize = ''")
 
 
 async def focused(window: Window) -> str:

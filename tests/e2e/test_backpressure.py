@@ -58,13 +58,13 @@ async def test_a_page_and_op_3_wait_for_a_reader_that_stopped_and_go_on_when_it_
 
 async def test_many_short_pages_wait_for_the_reader_like_a_long_one(tmp_path: Path) -> None:
     async with open_house(tmp_path, "1", "2") as server:
-        await raw.store(server, "1", "2", 200, "x" * 50)
-        count = 2 * MANY * len(TEXT) // (200 * 200)  # a frame is over 200 bytes
+        await raw.store(server, "1", "2", 20, "x" * 1000)
+        count = 2 * MANY * len(TEXT) // (20 * 1000)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
-            asking = asyncio.create_task(two.write(raw.request(2, "-200") * count))
+            asking = asyncio.create_task(two.write(raw.request(2, "-20") * count))
             await two.stalled()
             for _ in range(count):
-                await page(two, 200)
+                await page(two, 20)
             await asking
 
 
