@@ -96,7 +96,6 @@ async def _application(
         settings.chat, accounts, stores.messages, stores.sending, stores.rates, registry, frames, timeline, friends
     )
     edge = Edge(settings.server.trusted_proxies, settings.server.allowed_origins)
-    sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge, meter)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     http = Http(accounts, envelope, edge, health, settings.server.request_timeout)
     page = Page(
@@ -106,6 +105,7 @@ async def _application(
             "registration": settings.accounts.registration,
         }
     )
+    sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge, meter, page.instead)
     meter.gauge("chat_sockets", "Open sockets.", sockets.open)
     meter.gauge("chat_users_online", "Users with an open socket.", registry.users)
     meter.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
@@ -130,7 +130,7 @@ async def _application(
             web.post("/user/login", http.login),
             web.post("/user/set_password", http.set_password),
             web.post("/user/logout", http.logout),
-            web.get("/chat/test", page.unless(sockets.upgrade), allow_head=False),
+            web.get("/chat/test", sockets.upgrade, allow_head=False),
             web.get("/", page.show),
             web.get("/sw.js", page.worker),
             web.get("/web/{version}/{name}", page.file),

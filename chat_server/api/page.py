@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -73,14 +72,10 @@ class Page:
             raise web.HTTPNotFound
         return file.answer(request)
 
-    def unless(self, upgrade: Handler) -> Handler:
-        """GET /chat/test: the page where a browser opens it as one, else the upgrade."""
-
-        async def handler(request: web.Request) -> web.StreamResponse:
-            opened = "text/html" in request.headers.get("Accept", "") and "Upgrade" not in request.headers
-            return self._page.answer(request) if opened else await upgrade(request)
-
-        return handler
+    def instead(self, request: web.Request) -> web.Response | None:
+        """GET /chat/test: the page where a browser opens it as one."""
+        opened = "text/html" in request.headers.get("Accept", "") and "Upgrade" not in request.headers
+        return self._page.answer(request) if opened else None
 
 
 class _File:

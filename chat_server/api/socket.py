@@ -50,6 +50,7 @@ class Sockets:
         frames: Frames,
         edge: Edge,
         meter: Meter,
+        page: Callable[[web.Request], web.Response | None],
     ) -> None:
         self._config = config
         self._accounts = accounts
@@ -59,6 +60,7 @@ class Sockets:
         self._frames = frames
         self._edge = edge
         self._meter = meter
+        self._page = page  # what a browser is shown that opens a socket's address as a page
         self._ops = {
             2: Op(chat.history, Status.HISTORY_FAILED),
             3: Op(chat.unread, Status.HISTORY_FAILED),
@@ -88,6 +90,8 @@ class Sockets:
         )
         failed = Status.SOCKET_FAILED
         if not ws.can_prepare(request).ok:
+            if page := self._page(request):
+                return page
             raise Refused(failed, Reason.NO_UPGRADE, "this address is for WebSocket (RFC 6455, version 13)")
         if self._ending:
             raise Refused(failed, Reason.TOO_MANY, "the server is going away", retry_after=5)
@@ -136,6 +140,7 @@ class Sockets:
         self, request: web.Request, ws: WebSocket, session: Session, peer: str, address: str, endings: int
     ) -> WebSocket:
         writer = await ws.prepare(request)
+        ws.headers.clear()  # they are sent, and would be kept as long as the socket is open
         obstacle = await self._obstacle(session, endings)
         transport = request.transport
         if transport is None:
