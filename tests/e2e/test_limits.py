@@ -265,7 +265,7 @@ async def test_being_told_to_wait_is_no_failure(tmp_path: Path) -> None:
 async def test_who_has_gone_leaves_the_queue(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.users("1")
-    async with serving(tmp_path, PasswordCost=13, PasswordWait=1000, LoginFailures=1000) as server:
+    async with serving(tmp_path, PasswordCost=14, PasswordWait=1000, LoginFailures=1000) as server:
         body = json.dumps({"user_name": "nobody", "password": PASSWORD})
         request = (
             "POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
