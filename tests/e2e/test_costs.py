@@ -80,7 +80,7 @@ async def test_an_idle_socket_has_no_task_but_the_two_of_aiohttp(tmp_path: Path)
         assert len(asyncio.all_tasks()) - before == 2 * 20  # of the connection, and of the request
 
 
-async def test_an_idle_socket_takes_less_than_forty_kibibytes(tmp_path: Path) -> None:
+async def test_an_idle_socket_takes_less_than_twenty_four_kibibytes(tmp_path: Path) -> None:
     async with process(tmp_path / "data", SocketsPerUser=1000) as server, AsyncExitStack() as stack:
         await server.users("1")
         for _ in range(50):  # what is made once
@@ -88,7 +88,7 @@ async def test_an_idle_socket_takes_less_than_forty_kibibytes(tmp_path: Path) ->
         before = resident(server.process.pid)
         for _ in range(400):
             await stack.enter_async_context(raw.chat(server, "1"))
-        assert (resident(server.process.pid) - before) / 400 < 40 * 1024
+        assert (resident(server.process.pid) - before) / 400 < 24 * 1024
 
 
 def resident(pid: int) -> int:
