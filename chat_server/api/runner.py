@@ -6,6 +6,7 @@ Also for what never reaches a handler: what is no HTTP, and unknown expectations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -16,32 +17,63 @@ from chat_server.api.middleware import answer_to
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.descriptors import Descriptors
 from chat_server.utils.errors import StartError
+from chat_server.utils.pace import Pace
 
 # Connections that the system holds for us until we accept them.
 BACKLOG = 1024
+# In a turn of the loop so many requests are begun, or ended connections cleared away, however many come together.
+IN_A_TURN = 2
 
 
 class Protocol(web.RequestHandler):
     """aiohttp's end of an HTTP connection, with its own error pages replaced.
 
     A peer has `patience` seconds to send the head of its (next) request, and as many to take the answer.
+    Where thousands come or go together, their requests and their ends wait for their turn in `pace`: whoever
+    has a socket already is served in between.
     """
 
-    __slots__ = ("_descriptors", "_envelope", "_patience")
+    __slots__ = ("_begun", "_descriptors", "_envelope", "_pace", "_patience")
 
     def __init__(
-        self, envelope: Envelope, patience: float, descriptors: Descriptors, manager: web.Server, **options: Any
+        self,
+        envelope: Envelope,
+        patience: float,
+        descriptors: Descriptors,
+        pace: Pace,
+        manager: web.Server,
+        **options: Any,
     ) -> None:
         # Of a body that nobody wants so many seconds are read and dropped before the connection ends.
         super().__init__(manager, keepalive_timeout=patience, lingering_time=min(10, patience), **options)
         self._envelope = envelope
         self._patience = patience
         self._descriptors = descriptors
+        self._pace = pace
+        self._begun = False  # a request has had its turn: what belongs to it, frames too, is read at once
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A peer has connected."""
         super().connection_made(transport)
         self._descriptors.taken(transport.get_extra_info("socket").fileno())
+
+    def data_received(self, data: bytes) -> None:
+        """Read it; of a new request when its turn has come, and nothing more until then."""
+        if self._begun:
+            super().data_received(data)
+        elif self.transport:
+            self.transport.pause_reading()
+            self._pace.call(partial(self._begin, data))
+
+    def _begin(self, data: bytes) -> None:
+        self._begun = True
+        if self.transport and not self.transport.is_closing():
+            self.transport.resume_reading()  # first: aiohttp may want it paused again
+            super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection has ended; its handler learns it in its turn, after what came before."""
+        self._pace.call(partial(super().connection_lost, exc))
 
     def handle_error(
         self,
@@ -63,6 +95,7 @@ class Protocol(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = answer_to(resp, self._envelope)
             secure(resp)
+        self._begun = False
         try:
             async with asyncio.timeout(self._patience):
                 return await super().finish_response(request, resp, start_time)
@@ -88,9 +121,10 @@ async def listening(
         manager, loop, descriptors = runner.server, asyncio.get_running_loop(), Descriptors()
         if manager is None:
             raise RuntimeError("the runner was set up, but has no server")
+        pace = Pace(IN_A_TURN)
         try:
             server = await loop.create_server(
-                lambda: Protocol(envelope, patience, descriptors, manager, loop=loop, access_log=None),
+                lambda: Protocol(envelope, patience, descriptors, pace, manager, loop=loop, access_log=None),
                 host,
                 port,
                 backlog=BACKLOG,

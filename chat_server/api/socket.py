@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # A heartbeat's work is spread over so many moments.
 SLOTS = 16
+# Between two turns of the loop so many of them have theirs.
+BEATS = 50
 INTERNAL = "something went wrong here, it is in the server's log"
 
 
@@ -281,8 +283,10 @@ class Sockets:
         """
         self._slots.append(slot := self._slots.popleft())
         connections = list(slot)
-        for connection in connections:
+        for number, connection in enumerate(connections, 1):
             connection.beat()
+            if number % BEATS == 0:
+                await asyncio.sleep(0)
         await self._renew(connections)
         if len(self._buckets) > len(self._users):
             self._forget_buckets()

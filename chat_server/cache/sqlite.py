@@ -16,6 +16,8 @@ from chat_server.utils.sqlite import Database, Schema
 RENEWAL = 0.01
 # Expired rows are deleted at most so many at a time, so that no transaction is long.
 SWEEP = 500
+# Callers whose sessions are looked up together, at most.
+TOGETHER = 8
 
 
 # The cache's part of the database. Times in microseconds since the epoch.
@@ -47,8 +49,11 @@ class SqliteSessions:
         self._database = database
         self._lifetime = int(lifetime * MICROSECONDS)
         self._clock = clock
-        # Thousands who come back at once are looked up together, or all other readers would wait behind them.
-        self._uses: Batcher[Sequence[bytes], dict[bytes, str]] = Batcher(self._use_together, timeout=database.timeout)
+        # Thousands who come back at once are looked up together, or all other readers would wait behind them; but not
+        # all together: those of one batch go on in the same turn of the loop.
+        self._uses: Batcher[Sequence[bytes], dict[bytes, str]] = Batcher(
+            self._use_together, most=TOGETHER, timeout=database.timeout
+        )
 
     async def add(self, digest: bytes, user: str) -> None:
         values = (digest, user, self._clock.now() + self._lifetime)
