@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -145,7 +146,9 @@ async def test_a_store_is_measured_by_the_call_and_by_the_batch(server: Server, 
 
 
 async def test_a_reader_that_was_too_slow_is_counted_and_what_waits_for_one_is_told(tmp_path: Path, port: int) -> None:
-    async with serving(tmp_path, MetricsPort=port, OutboxBytes=200_000, StrangerLimit=0) as server:
+    # A heartbeat would cut the reader before it is too slow, where the machine is.
+    settings: dict[str, Any] = {"OutboxBytes": 200_000, "StrangerLimit": 0, "HeartbeatSeconds": 600}
+    async with serving(tmp_path, MetricsPort=port, **settings) as server:
         await server.users("1", "2")
         async with server.chat("1", to="2") as one, raw.chat(server, "2", buffer=4096):
             waited = [0.0]
