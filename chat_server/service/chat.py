@@ -27,6 +27,8 @@ STREAM_PAGE = 100  # messages that op 3 has in memory at a time
 LATEST = 2**62  # after every message's time, and more than there can be
 REMEMBERED = 65536  # recent deliveries, and pairs of friends
 PAIRS = 500  # pairs of friends that are asked for anew at a time
+# Proofs of delivery that are stored together, at most: more than a batch of sends brings, or marks would fall behind.
+MARKS = 8192
 
 Draft = tuple[str, str, str]  # a message's receiver, id and text
 
@@ -69,7 +71,7 @@ class Chat:
         self._friends = friends
         self._delivered = Recent(REMEMBERED)
         self._skipping = KeyedLock()
-        self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(self._mark_together, most=256)
+        self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(self._mark_together, most=MARKS)
 
     # --- op 1
 

@@ -17,6 +17,26 @@ class Faulty:
         raise ZeroDivisionError(times)
 
 
+class Counting:
+    """A store of messages that were all read before, and how often it was asked to mark some."""
+
+    calls = 0
+
+    async def mark_delivered(self, times: list[int]) -> set[int]:
+        self.calls += 1
+        return set()
+
+
+async def test_proofs_of_many_sockets_are_stored_together_and_do_not_fall_behind() -> None:
+    none: Any = None
+    store: Any = Counting()
+    chat = Chat(none, none, store, none, none, none, none, none, none)
+    for number in range(5000):  # as many sockets answer the pings of one batch of messages
+        chat.proven(none, [Receipt("1", f"m{number}", number)])
+    await chat.settled()
+    assert store.calls == 1
+
+
 async def test_a_fault_while_marking_is_in_the_log_and_not_left_to_asyncio(caplog: pytest.LogCaptureFixture) -> None:
     none: Any = None
     store: Any = Faulty()
