@@ -85,7 +85,7 @@ async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_
 
 
 async def goes_on(server: Server, acked: dict[str, list[str]]) -> None:
-    """Whoever was acknowledged is stored, in order, and everybody can write to z again."""
+    """What was acknowledged is stored, in order, and everybody can write to z again."""
     async with server.chat("z") as z:
         for user, ids in acked.items():
             async with server.chat(user, "z") as one:
