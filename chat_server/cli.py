@@ -21,9 +21,13 @@ from chat_server.conf import ConfigError, Settings, load
 from chat_server.utils import logs
 from chat_server.utils.errors import StartError
 
-# The collector of cycles looks at new objects after so many of them. At Python's 700 it often came to looking at all
-# there are, too, which stops everything for 0.3 s where 5,000 sockets are open.
-YOUNG_OBJECTS = 10_000
+# The collector of cycles looks at new objects after so many more of them, every second time at those that it left then,
+# and hardly ever at all there are, which stops everything for 0.3 s where 10,000 sockets are open: what an open socket
+# leaves behind has no cycles. (Python's thresholds are 700, 10, 10.)
+COLLECTED_AFTER = (5000, 1, 1000)
+# A thread that wants the interpreter waits so many seconds for another that does not let go. A statement of the
+# database wants it several times: at Python's 5 ms a busy loop made each message wait for some 0.1 s.
+SWITCH_INTERVAL = 0.0005
 
 Run = Callable[[argparse.Namespace, Settings], None]
 
@@ -98,7 +102,8 @@ async def _serve(settings: Settings) -> None:
         stop.set()
 
     _allow_many_files()
-    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.set_threshold(*COLLECTED_AFTER)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:

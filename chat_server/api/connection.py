@@ -26,8 +26,10 @@ INBOX_FRAMES = 128
 INBOX_BYTES = 262144
 # The op that sends to one user (protocol section 2).
 SEND = 1
-# A run of sends is worked on together, at most so many.
+# A run of sends is worked on together, at most so many, and no more once it has so many bytes: while a run is
+# stored, everybody else waits.
 LONGEST_RUN = 64
+RUN_BYTES = 65536
 # Pages go on while less than this waits for the reader. In bytes.
 ENOUGH_WAITING = 32768
 # Messages of a socket without a pong, of which the receipts are kept; more stay unread.
@@ -335,8 +337,8 @@ class Connection:
                 if item.op_type != SEND:
                     await self._owner.work(self, item)
                     continue
-                run = [item]
-                while len(run) < LONGEST_RUN and self._next_is_send():
+                run, enough = [item], self._inbox_bytes - RUN_BYTES
+                while len(run) < LONGEST_RUN and self._inbox_bytes > enough and self._next_is_send():
                     run.append(self._take())  # type: ignore[arg-type]
                 # Answers are given in the next turn of the loop: by then the next runs of all sockets are with the
                 # store, which works on them meanwhile.

@@ -21,8 +21,6 @@ from chat_server.utils.pace import Pace
 
 # Connections that the system holds for us until we accept them.
 BACKLOG = 1024
-# In a turn of the loop so many requests are begun, or ended connections cleared away, however many come together.
-IN_A_TURN = 2
 
 
 class Protocol(web.RequestHandler):
@@ -121,7 +119,7 @@ async def listening(
         manager, loop, descriptors = runner.server, asyncio.get_running_loop(), Descriptors()
         if manager is None:
             raise RuntimeError("the runner was set up, but has no server")
-        pace = Pace(IN_A_TURN)
+        pace = Pace()
         try:
             server = await loop.create_server(
                 lambda: Protocol(envelope, patience, descriptors, pace, manager, loop=loop, access_log=None),

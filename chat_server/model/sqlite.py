@@ -245,7 +245,7 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
-        return await self._page(one, other, "ORDER BY time LIMIT ? OFFSET ?", (count, skip))
+        return await self._page(one, other, "ORDER BY time LIMIT ? OFFSET ?", (count, skip), slow=True)
 
     async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
         page = await self._page(one, other, "AND time < ? ORDER BY time DESC LIMIT ?", (time, count))
@@ -455,13 +455,15 @@ class SqliteMessages:
         same = is_digest_of(stored, text) if isinstance(stored, bytes) else stored == text
         return Added(time, new=False, same=same, unread=not read)
 
-    async def _page(self, one: str, other: str, rest: str, values: tuple[int, ...]) -> list[Message]:
+    async def _page(
+        self, one: str, other: str, rest: str, values: tuple[int, ...], *, slow: bool = False
+    ) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
             names = sorted((one, other))
             rows = connection.execute(_PAGE + rest, (_conversation(connection, one, other), *values))
             return [_message(names, *row) for row in rows]
 
-        return await self._database.read(job)
+        return await self._database.read(job, slow=slow)
 
 
 def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], otherwise: str) -> int:

@@ -29,6 +29,8 @@ REMEMBERED = 65536  # recent deliveries, and pairs of friends
 PAIRS = 500  # pairs of friends that are asked for anew at a time
 # Proofs of delivery that are stored together, at most: more than a batch of sends brings, or marks would fall behind.
 MARKS = 8192
+# They wait so many seconds for others: a mark for each message would be a transaction for each.
+MARKED_AFTER = 0.05
 
 Draft = tuple[str, str, str]  # a message's receiver, id and text
 
@@ -71,7 +73,9 @@ class Chat:
         self._friends = friends
         self._delivered = Recent(REMEMBERED)
         self._skipping = KeyedLock()
-        self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(self._mark_together, most=MARKS)
+        self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(
+            self._mark_together, most=MARKS, gather=MARKED_AFTER
+        )
 
     # --- op 1
 

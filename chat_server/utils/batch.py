@@ -15,8 +15,9 @@ Result = TypeVar("Result")
 class Batcher(Generic[Item, Result]):
     """Gathers items while one batch is being worked on, and hands them over together as the next.
 
-    There is no timer: an item that finds nothing under way goes at once, with whatever else the same turn
-    of the loop brought. Whoever gets a result has one turn to hand over what follows on it, so that it is in the
+    There is no timer unless `gather` is given: an item that finds nothing under way goes at once, with whatever else
+    the same turn of the loop brought. With `gather` it waits so many seconds for others, or until somebody waits for
+    it to be settled. Whoever gets a result has one turn to hand over what follows on it, so that it is in the
     next batch already. `work` gets 1 to `most` items and returns one result, or exception, for each;
     what it raises itself is every caller's exception. No item waits longer than `timeout` seconds, counted from
     when it was handed over: then its caller gets StoreUnavailable. Each caller waits for its own result, so what
@@ -29,14 +30,17 @@ class Batcher(Generic[Item, Result]):
         *,
         most: int = 1024,
         timeout: float | None = None,
+        gather: float = 0,
         watch: Watch = UNWATCHED,
     ) -> None:
         self._work = work
         self._watch = watch
         self._most = most
         self._timeout = timeout
+        self._gather = gather
         self._waiting: deque[tuple[Item, asyncio.Future[Result], float]] = deque()  # the last: since when
         self._runner: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # begins the next batch
         self._taken = self._done = 0  # items handed over, and done with, so far
         self._watchers: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -46,16 +50,27 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future, loop.time()))
         self._taken += 1
-        if self._runner is None:
-            self._runner = loop.create_task(self._run())
+        if self._runner is None and self._timer is None:
+            if self._gather:
+                self._timer = loop.call_later(self._gather, self._begin)
+            else:
+                self._begin()
         return future
 
     async def settled(self) -> None:
         """Wait until everything handed over so far is done, whether it succeeded or failed."""
+        if self._timer:
+            self._begin()
         if self._done < self._taken:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._watchers.append((self._taken, done))
             await done
+
+    def _begin(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._runner = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         try:

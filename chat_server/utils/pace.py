@@ -1,4 +1,4 @@
-"""A little of it in each turn of the loop: what many connections want at the same moment does not hold up the rest."""
+"""One after the other: what many connections want at the same moment does not hold up the rest."""
 
 import asyncio
 from collections import deque
@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 
 class Pace:
-    """Makes the calls handed to it in order, at most `most` in a turn of the event loop.
+    """Makes the calls handed to it in order, one in a turn of the event loop.
 
     Nothing waits for time to pass: where there is nothing else to do, one turn follows another at once.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._at_it = False  # the next turn will look for what waits
 
@@ -25,11 +24,10 @@ class Pace:
     def _go_on(self) -> None:
         self._at_it = bool(self._waiting)
         if self._at_it:
-            asyncio.get_running_loop().call_soon(self._some)
+            asyncio.get_running_loop().call_soon(self._next)
 
-    def _some(self) -> None:
+    def _next(self) -> None:
         try:
-            for _ in range(min(self._most, len(self._waiting))):
-                self._waiting.popleft()()
+            self._waiting.popleft()()
         finally:
             self._go_on()

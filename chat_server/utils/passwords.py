@@ -2,14 +2,14 @@
 
 import asyncio
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import bcrypt
+
+from chat_server.utils.threads import step_back
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Passwords:
         self._cost = cost
         self._patience = patience
         self._threads = max(1, min(4, (os.cpu_count() or 2) - 1))  # one core stays with the event loop
-        self._pool = ThreadPoolExecutor(self._threads, "passwords", initializer=_step_back)
+        self._pool = ThreadPoolExecutor(self._threads, "passwords", initializer=step_back)
         self._free = asyncio.Semaphore(self._threads)
         self._waiting = 0
         self._seconds = 2**cost * 7e-5  # what one password takes: a guess, until one was seen
@@ -83,8 +83,3 @@ class Passwords:
 def _of_nobody(cost: int) -> str:
     """A hash of that cost that no password has: checking against it takes as long as against a real one."""
     return f"$2b${cost:02d}$" + "." * 53
-
-
-def _step_back() -> None:
-    if sys.platform == "linux":  # there a thread has a priority of its own: the event loop goes first
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import groupby
 from operator import attrgetter
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.threads import step_back
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ Item = TypeVar("Item")
 Job = Callable[[sqlite3.Connection], T]
 Jobs = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T]]
 
-READERS = 2
-# The write-ahead log is copied into the file after so many pages: the pages that every batch touches are then
+# Connections that read; slow reads never have but one of them.
+READERS = 3
+# The write-ahead log is copied into the file when it has so many pages: the pages that every batch touches are then
 # written to it once instead of often. The writer keeps so many KiB of pages in memory.
 CHECKPOINT_PAGES = 4000
 CACHE_KIB = 16384
@@ -78,9 +80,12 @@ class Database:
         self._failing = False  # the last write failed
         self._closed = False
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+        self._readers = ThreadPoolExecutor(READERS - 1, "sqlite-reader")
+        self._slow_reader = ThreadPoolExecutor(1, "sqlite-slow-reader", initializer=step_back)
+        self._copier = ThreadPoolExecutor(1, "sqlite-copier")
+        self._copying: Future[None] | None = None  # the log is being copied, beside the writer
         self._writing: sqlite3.Connection | None = None
-        self._index = -1  # the log's index
+        self._file = self._index = -1  # the file, and the log's index
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()  # what reads, and is not at it
         self._reading = 0  # how many connections read
         self._batcher: Batcher[Write, Any] = Batcher(self._write_batch, timeout=timeout, watch=watch)
@@ -111,9 +116,12 @@ class Database:
         result: T = await self._batcher.submit(Write(work, item))
         return result
 
-    async def read(self, job: Job[T]) -> T:
-        """Run `job` on a reading connection: it sees all that was committed, and waits for no writer."""
-        return await self._watch.timed(self._in_thread(self._readers, self._read, job))
+    async def read(self, job: Job[T], *, slow: bool = False) -> T:
+        """Run `job` on a reading connection: it sees all that was committed, and waits for no writer.
+
+        `slow` ones, whose cost grows with what is stored, go one at a time, in a thread that all others go before.
+        """
+        return await self._watch.timed(self._in_thread(self._slow_reader if slow else self._readers, self._read, job))
 
     async def fetch(self, query: str, values: Sequence[object]) -> list[Any]:
         """The rows that a query finds, on a reading connection."""
@@ -179,24 +187,44 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        if self.alone and int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= CHECKPOINT_PAGES:
+        if self.alone:
             try:
-                self._copy_log("PASSIVE")
+                self._keep_log_short()
             except sqlite3.Error as error:  # what was asked for is durable, in the log
                 log.warning("the log could not be copied into the file", extra={"why": str(error)})
         return results
 
+    def _keep_log_short(self) -> None:
+        """Have a long log copied beside the writer, who then copies what came meanwhile: so the log can begin anew."""
+        if self._copying is None:
+            if int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= CHECKPOINT_PAGES:
+                self._copying = self._copier.submit(self._copy_beside)
+        elif self._copying.done():
+            self._copy_log("PASSIVE")
+
+    def _copy_beside(self) -> None:
+        """Copy what the log has by now, and sync it. The writer does not wait for it."""
+        try:
+            with closing(_connect(self.path, "rw")) as connection:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            os.fsync(self._file)  # SQLite does so only where it copied all
+        except OSError as error:
+            raise sqlite3.OperationalError(str(error)) from error
+
     def _copy_log(self, mode: str) -> None:
-        """Copy the log into the file.
+        """Copy the log into the file, all that is not being copied beside the writer.
 
         SQLite would do so by itself, but tell nobody when it fails. And where a reader is in the way it copies a part,
         and does not sync it until it has copied the rest: that part is lost if the sync then fails. So
         after a failure nothing that SQLite knows of the log is believed: opened again, it reads the log from
         the beginning, and will copy all of it.
         """
+        copying, self._copying = self._copying, None
         if self._writing is None:
             return
         try:
+            if copying:
+                copying.result()
             self._writing.execute("PRAGMA busy_timeout = 0")  # no writer waits for a long reader, such as a backup
             self._writing.execute(f"PRAGMA wal_checkpoint({mode})")
             self._writing.execute(f"PRAGMA busy_timeout = {BUSY}")
@@ -224,6 +252,7 @@ class Database:
             while self._reading < READERS:
                 self._idle.put(_connect(self.path, "ro"))
                 self._reading += 1
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             self._index = os.open(self.path.with_name("chat.db-shm"), os.O_RDONLY | os.O_CLOEXEC)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
@@ -236,9 +265,10 @@ class Database:
             self._writing.close()
             self._writing = None
         self._close_readers()
-        if self._index >= 0:  # not before: to close any file of a process lets go of its locks on it
-            os.close(self._index)
-            self._index = -1
+        for descriptor in (self._file, self._index):  # not before: to close any of a file lets go of all locks on it
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._index = -1
 
     def _close_readers(self) -> None:
         while self._reading:
@@ -275,8 +305,8 @@ class Database:
             raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error
 
     def _close(self) -> None:
-        self._writer.shutdown()
-        self._readers.shutdown()
+        for threads in (self._writer, self._copier, self._readers, self._slow_reader):
+            threads.shutdown()
         self._close_readers()
         self._disconnect()
         if self._lock is not None:

@@ -43,6 +43,19 @@ async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_f
                 assert 1 <= made[socket.sock.getsockname()[1]] <= RUN // 8, made
 
 
+async def test_a_run_of_long_messages_is_stored_in_steps_between_which_others_have_their_turn(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    async with process(tmp_path / "data", prefix=strace(trace)) as server:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        async with raw.chat(server, "1", "2") as one:
+            before = writes(trace)
+            await one.write(b"".join(raw.request(1, f"m{n}\n" + "x" * 16000) for n in range(RUN)))
+            assert [(await one.answer())["id"] for _ in range(RUN)] == [f"m{n}" for n in range(RUN)]
+            made = writes(trace) - before
+            assert made[one.sock.getsockname()[1]] >= RUN * 16000 // 81920, made
+
+
 def writes(trace: Path) -> Counter[int]:
     """The writes to each socket so far, by the peer's port."""
     return Counter(map(int, re.findall(r"TCP:\[[^\]]*->127\.0\.0\.1:(\d+)\]", trace.read_text())))

@@ -191,6 +191,31 @@ async def test_too_few_results_are_everybody_s_error_and_nobody_hangs() -> None:
     assert [type(result) for result in results] == [RuntimeError] * 3
 
 
+async def test_with_time_to_gather_what_comes_in_it_goes_together() -> None:
+    work = Work()
+    batcher = Batcher(work, gather=0.1)
+    first = waiting_for(batcher, 1)
+    await turns(20)
+    assert work.batches == []
+    work.permits.release()
+    await asyncio.gather(*first, *waiting_for(batcher, 2, 3))
+    assert work.batches == [[(1, FINE), (2, FINE), (3, FINE)]]
+    work.permits.release()
+    await asyncio.gather(*waiting_for(batcher, 4))
+    assert work.batches[1:] == [[(4, FINE)]]
+
+
+async def test_whoever_waits_until_all_is_settled_does_not_wait_for_others_to_come() -> None:
+    work = Work()
+    batcher = Batcher(work, gather=3600)
+    for number in range(2):
+        waiting_for(batcher, number)
+        work.permits.release()
+        async with asyncio.timeout(20):
+            await batcher.settled()
+    assert work.batches == [[(0, FINE)], [(1, FINE)]]
+
+
 async def test_settled_returns_at_once_if_nothing_is_under_way() -> None:
     batcher = Batcher(Work())
     await batcher.settled()

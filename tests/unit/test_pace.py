@@ -1,4 +1,4 @@
-"""Pace: a little in each turn of the loop, in order."""
+"""Pace: one in each turn of the loop, in order."""
 
 import asyncio
 
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from chat_server.utils.pace import Pace
 
 
-@given(st.lists(st.booleans(), max_size=30), st.integers(1, 4))
+@given(st.lists(st.booleans(), max_size=30))
 @settings(deadline=None)
-def test_calls_are_made_in_order_and_at_most_so_many_in_a_turn_whatever_they_raise(fail: list[bool], most: int) -> None:
+def test_calls_are_made_in_order_and_one_in_a_turn_whatever_they_raise(fail: list[bool]) -> None:
     """The calls hand over others in their turn, too."""
     made: list[tuple[int, int]] = []  # the number of a call, and in which turn of the loop
 
@@ -18,7 +18,7 @@ def test_calls_are_made_in_order_and_at_most_so_many_in_a_turn_whatever_they_rai
         loop, turn = asyncio.get_running_loop(), 0
         failed: list[object] = []
         loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
-        pace = Pace(most)
+        pace = Pace()
 
         def call(number: int) -> None:
             made.append((number, turn))
@@ -37,4 +37,4 @@ def test_calls_are_made_in_order_and_at_most_so_many_in_a_turn_whatever_they_rai
     asyncio.run(go())
     assert [number for number, _ in made] == list(range(2 * len(fail)))
     turns = [turn for _, turn in made]
-    assert all(turns.count(turn) <= most for turn in turns)
+    assert len(set(turns)) == len(turns)

@@ -153,6 +153,46 @@ async def test_a_read_waits_for_no_writer_and_sees_what_is_committed(database: D
     assert await database.read(numbers) == [-1, 1]
 
 
+async def test_slow_reads_keep_neither_each_other_s_turn_nor_anybody_else(database: Database) -> None:
+    go, running = threading.Event(), threading.Semaphore(0)
+
+    def slow(_: sqlite3.Connection) -> bool:
+        running.release()
+        return go.wait(20)
+
+    slow_ones = [asyncio.create_task(database.read(slow, slow=True)) for _ in range(5)]
+    await asyncio.to_thread(running.acquire)
+    for number in range(5):
+        await database.write(adding(number))
+    assert await asyncio.gather(*(database.read(numbers) for _ in range(5))) == [[0, 1, 2, 3, 4]] * 5
+    assert not running.acquire(blocking=False)  # one at a time
+    go.set()
+    assert all(await asyncio.gather(*slow_ones))
+
+
+async def test_a_long_log_begins_anew_though_writes_go_on(database: Database) -> None:
+    """It is copied beside the writer, and what came meanwhile by the writer; then its place is used again."""
+    log, number = database.path.with_name("chat.db-wal"), 0
+
+    async def begun_anew() -> bool:
+        nonlocal number
+        number += 1
+        begins = beginning(log)
+        await database.write(
+            lambda tx: tx.execute("INSERT INTO things VALUES (?, ?)", (number, "x" * 999_000)).rowcount
+        )
+        return number > 1 and beginning(log) != begins
+
+    await until(begun_anew)
+    assert await database.read(numbers) == list(range(1, number + 1))
+
+
+def beginning(log: Path) -> bytes:
+    """What a log that begins anew has other than before: its salt (https://www.sqlite.org/fileformat2.html#walformat)."""
+    with log.open("rb") as file:
+        return file.read(24)[16:]
+
+
 async def test_a_read_cannot_write(database: Database) -> None:
     with pytest.raises(StoreUnavailable):
         await database.read(adding(1))

@@ -1,0 +1,11 @@
+"""What threads have in common."""
+
+import os
+import sys
+import threading
+
+
+def step_back() -> None:
+    """Let the event loop and all other threads go before this one, where a thread has a priority of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
