@@ -78,6 +78,7 @@ class Accounts:
         if not is_name(name):
             raise Refused(failed, Reason.BAD_NAME, f"user_name: {NAMES}", field="user_name")
         self._check_new_password(failed, "password", password)
+        self._expect_room(failed)
         if self._config.registrations_per_hour:
             rate = Rate(("register", address), self._config.registrations_per_hour, HOUR)
             await self._take(failed, [rate], "too many registrations from this address")
@@ -203,6 +204,7 @@ class Accounts:
             Rate(("login by name", name), 10 * limit, window),
             Rate(("login by address", address), 10 * limit, window),
         ]
+        self._expect_room(failed)
         await self._take(failed, rates, "too many failed logins")
         taken = time.monotonic()
         try:
@@ -228,6 +230,12 @@ class Accounts:
 
     async def _give_back(self, rates: list[Rate], taken: float) -> None:
         await self._rates.give_back(rates, time.monotonic() - taken)
+
+    def _expect_room(self, failed: Status) -> None:
+        try:
+            self._passwords.expect_room()
+        except TooBusy as error:
+            raise _too_busy(failed, error) from None
 
     async def _hashed(self, failed: Status, password: str) -> str:
         try:

@@ -45,6 +45,12 @@ class Passwords:
         """How many wait for their turn."""
         return self._waiting
 
+    def expect_room(self) -> None:
+        """Raise TooBusy if a password would have to wait too long now: then nothing need be asked or counted for it."""
+        wait = (self._waiting + 1) / self._threads * self._seconds if self._free.locked() else 0.0
+        if wait > self._patience:
+            raise TooBusy(wait)
+
     async def hash(self, password: str) -> str:
         """The bcrypt hash of a password of at most 72 bytes without NUL. Raises TooBusy."""
         hashed = await self._turn(lambda: bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._cost)))
@@ -63,9 +69,7 @@ class Passwords:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _turn(self, work: Callable[[], T]) -> T:
-        wait = (self._waiting + 1) / self._threads * self._seconds if self._free.locked() else 0.0
-        if wait > self._patience:
-            raise TooBusy(wait)
+        self.expect_room()
         self._waiting += 1
         try:
             await self._free.acquire()

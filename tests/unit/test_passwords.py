@@ -4,10 +4,14 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import bcrypt
 import pytest
 
+from chat_server.conf import Accounts as Config
+from chat_server.service.accounts import Accounts
+from chat_server.status import Reason, Refused
 from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
 from tests.harness import until
 
@@ -126,3 +130,17 @@ async def test_the_threads_are_few_and_end_with_it() -> None:
     assert 1 <= len(threads) <= 4
     passwords.close()
     await until(lambda: not any(thread.is_alive() for thread in threads))
+
+
+async def test_a_login_that_would_wait_too_long_is_refused_before_a_store_is_asked() -> None:
+    no_store: Any = None
+    passwords = Passwords(SLOW, patience=0)
+    accounts = Accounts(Config(), no_store, no_store, no_store, passwords, no_store)
+    under_way = asyncio.create_task(passwords.hash("secret1"))
+    await asyncio.sleep(0)  # it has its turn
+    for refused in (accounts.login("1", "secret1", "192.0.2.1"), accounts.register("1", "secret1", "192.0.2.1")):
+        with pytest.raises(Refused) as caught:
+            await refused
+        assert caught.value.reason is Reason.TOO_MANY
+    await under_way
+    passwords.close()
