@@ -46,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
             options.run(options, settings)
             return 0
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings))
+            try:
+                runner.run(_serve(settings))
+            except MemoryError:  # the loop itself had none, and stopped: what waits in it would be waited for for ever
+                os.write(2, b"chat-server: no memory was left, start it again; all that was acknowledged is stored\n")
+                os._exit(1)
     except (ConfigError, StartError) as error:
         print(f"chat-server: {error}", file=sys.stderr)
         return 1

@@ -22,9 +22,10 @@ class Pace:
             self._go_on()
 
     def _go_on(self) -> None:
-        self._at_it = bool(self._waiting)
-        if self._at_it:
-            asyncio.get_running_loop().call_soon(self._next)
+        self._at_it = False
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)  # without memory this fails, and the next call tries again
+            self._at_it = True
 
     def _next(self) -> None:
         try:

@@ -190,7 +190,7 @@ class Database:
         if self.alone:
             try:
                 self._keep_log_short()
-            except sqlite3.Error as error:  # what was asked for is durable, in the log
+            except Exception as error:  # whatever it was: what was asked for is durable, in the log
                 log.warning("the log could not be copied into the file", extra={"why": str(error)})
         return results
 

@@ -76,9 +76,8 @@ async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_
             await goes_on(server, acked)
             return
         except ConnectionError:
-            # msgspec's decoder may write through a null pointer where it gets no memory; nothing else may end it.
-            await server.ended()
-            assert server.process.returncode == -signal.SIGSEGV
+            # Where it gets no memory the event loop may stop, or msgspec's decoder write through a null pointer.
+            assert await server.ended() in (1, -signal.SIGSEGV)
     async with process(tmp_path / "data", StrangerLimit=0) as again:
         again.tokens = server.tokens
         await goes_on(again, acked)
