@@ -26,7 +26,7 @@ from chat_server.utils.throttle import Bucket
 log = logging.getLogger(__name__)
 
 # A heartbeat's work is spread over so many moments.
-SLOTS = 64
+SLOTS = 32
 # Between two turns of the loop so many of them have theirs.
 BEATS = 50
 INTERNAL = "something went wrong here, it is in the server's log"
