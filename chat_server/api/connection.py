@@ -28,8 +28,8 @@ INBOX_BYTES = 262144
 SEND = 1
 # A run of sends is worked on together, at most so many, and no more once it has so many bytes: while a run is
 # stored, everybody else waits.
-LONGEST_RUN = 64
-RUN_BYTES = 65536
+LONGEST_RUN = 32
+RUN_BYTES = 16384
 # Pages go on while less than this waits for the reader. In bytes.
 ENOUGH_WAITING = 32768
 # Messages of a socket without a pong, of which the receipts are kept; more stay unread.
@@ -329,6 +329,7 @@ class Connection:
     async def _work(self) -> None:
         try:
             while self._inbox:
+                enough = self._inbox_bytes - RUN_BYTES
                 item = self._take()
                 if isinstance(item, Refused):
                     self._owner.refuse(self, item)
@@ -337,7 +338,7 @@ class Connection:
                 if item.op_type != SEND:
                     await self._owner.work(self, item)
                     continue
-                run, enough = [item], self._inbox_bytes - RUN_BYTES
+                run = [item]
                 while len(run) < LONGEST_RUN and self._inbox_bytes > enough and self._next_is_send():
                     run.append(self._take())  # type: ignore[arg-type]
                 # Answers are given in the next turn of the loop: by then the next runs of all sockets are with the

@@ -1,7 +1,7 @@
 """Users and messages in the embedded database."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 import msgspec
@@ -133,9 +133,22 @@ MESSAGES_SCHEMA = Schema(
         ) STRICT, WITHOUT ROWID""",
         "CREATE INDEX conversations_by_time ON conversations (user, last)",
         "CREATE INDEX conversations_by_number ON conversations (conv)",
+        # What is inserted here, rows of the two tables as JSON, is stored in them: a whole batch by one statement.
+        "CREATE VIEW batches (messages, conversations) AS SELECT NULL, NULL",
+        """CREATE TRIGGER batches_stored INSTEAD OF INSERT ON batches BEGIN
+            INSERT INTO messages (time, conv, side, id, text)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.messages);
+            INSERT INTO conversations (user, peer, conv, side, last)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.conversations)
+                WHERE true ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last);
+        END""",
     ),
 )
 
+
+_Row = tuple[int, int, int, str, str]  # of messages: time, conv, side, id, text
 
 _MESSAGES, _KEEP = "messages (time, conv, side, id, text)", "(conv, side, id) DO NOTHING"
 _CONVERSATIONS = "conversations (user, peer, conv, side, last)"
@@ -174,28 +187,20 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
-        added = await self._database.write_together(self._add_runs, run)
+        added = await self._database.write_together(self._add_runs, run, self._add_new_runs)
         if not await self._held():
             raise StoreUnavailable("the lease on another store was not renewed in time")
         return added
 
     def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
         """What `add` does."""
-        rows = [
-            (message.time, self._number(tx, message), int(message.sender > message.receiver), message.id, message.text)
-            for message in run
-        ]
+        rows = self._rows(tx, run)
         if _insert(tx, _MESSAGES, rows, _KEEP) == len(rows):
             added = [Added(message.time) for message in run]
         else:
             added = [self._found(tx, row) or Added(row[0]) for row in rows]
-        touched: dict[tuple[str, str], tuple[str, str, int, int, int]] = {}
-        for message, (time, conv, side, *_), one in zip(run, rows, added, strict=True):
-            if one.new:
-                sender, receiver = message.sender, message.receiver
-                touched[sender, receiver] = (sender, receiver, conv, side, time)
-                touched[receiver, sender] = (receiver, sender, conv, 1 - side, time)
-        _insert(tx, _CONVERSATIONS, list(touched.values()), _TOUCH)
+        new = [(message, row) for message, row, one in zip(run, rows, added, strict=True) if one.new]
+        _insert(tx, _CONVERSATIONS, _touched(new), _TOUCH)
         return added
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
@@ -287,7 +292,7 @@ class SqliteMessages:
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         def job(tx: sqlite3.Connection) -> set[int]:
-            (unread,) = tx.execute(_UNREAD_OF, (msgspec.json.encode(times),)).fetchone()
+            (unread,) = tx.execute(_UNREAD_OF, (_json(times),)).fetchone()
             tx.execute(_MARK, (unread,))
             return set(msgspec.json.decode(unread))
 
@@ -408,6 +413,25 @@ class SqliteMessages:
         added = iter(self.add_in(tx, [message for run in runs for message in run]))
         return [list(islice(added, len(run))) for run in runs]
 
+    def _add_new_runs(self, tx: sqlite3.Connection, runs: Sequence[Sequence[Message]]) -> list[list[Added]] | None:
+        """What `_add_runs` does, by one statement, if no id was used before."""
+        messages = [message for run in runs for message in run]
+        rows = self._rows(tx, messages)
+        batch = _json(rows), _json(_touched(zip(messages, rows, strict=True)))
+        if "\\u0000" in batch[0]:  # SQLite's strings of JSON end there
+            return None
+        try:
+            tx.execute("INSERT INTO batches (messages, conversations) VALUES (?, ?)", batch)
+        except sqlite3.IntegrityError:
+            return None
+        return [[Added(message.time) for message in run] for run in runs]
+
+    def _rows(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[_Row]:
+        return [
+            (message.time, self._number(tx, message), int(message.sender > message.receiver), message.id, message.text)
+            for message in run
+        ]
+
     def _put(self, tx: sqlite3.Connection, records: Sequence[Record]) -> None:
         rows = [
             (
@@ -443,7 +467,7 @@ class SqliteMessages:
             self._numbers[pair] = number
         return number
 
-    def _found(self, tx: sqlite3.Connection, row: tuple[int, int, int, str, str]) -> Added | None:
+    def _found(self, tx: sqlite3.Connection, row: _Row) -> Added | None:
         """What another message stored under the id of `row` is; None if there is none, or it is this one."""
         mine, conv, side, id, text = row
         found = tx.execute(
@@ -464,6 +488,20 @@ class SqliteMessages:
             return [_message(names, *row) for row in rows]
 
         return await self._database.read(job, slow=slow)
+
+
+def _touched(new: Iterable[tuple[Message, _Row]]) -> list[tuple[str, str, int, int, int]]:
+    """The rows of the conversations that these messages are the newest of, in order of time."""
+    touched: dict[tuple[str, str], tuple[str, str, int, int, int]] = {}
+    for message, (time, conv, side, *_) in new:
+        sender, receiver = message.sender, message.receiver
+        touched[sender, receiver] = (sender, receiver, conv, side, time)
+        touched[receiver, sender] = (receiver, sender, conv, 1 - side, time)
+    return list(touched.values())
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], otherwise: str) -> int:

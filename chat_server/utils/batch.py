@@ -20,8 +20,9 @@ class Batcher(Generic[Item, Result]):
     it to be settled. Whoever gets a result has one turn to hand over what follows on it, so that it is in the
     next batch already. `work` gets 1 to `most` items and returns one result, or exception, for each;
     what it raises itself is every caller's exception. No item waits longer than `timeout` seconds, counted from
-    when it was handed over: then its caller gets StoreUnavailable. Each caller waits for its own result, so what
-    can be gathered is bounded by the callers. A cancelled caller takes neither the batch nor its neighbours with it.
+    when it was handed over: then its caller gets StoreUnavailable. Where each caller waits for its own result, what is
+    gathered is bounded by the callers; one that does not wait must bound what it hands over. A cancelled caller takes
+    neither the batch nor its neighbours with it.
     """
 
     def __init__(
@@ -51,26 +52,28 @@ class Batcher(Generic[Item, Result]):
         self._waiting.append((item, future, loop.time()))
         self._taken += 1
         if self._runner is None and self._timer is None:
-            if self._gather:
-                self._timer = loop.call_later(self._gather, self._begin)
-            else:
-                self._begin()
+            self._begin(self._gather)
         return future
 
     async def settled(self) -> None:
         """Wait until everything handed over so far is done, whether it succeeded or failed."""
-        if self._timer:
-            self._begin()
         if self._done < self._taken:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._watchers.append((self._taken, done))
+            if self._timer:
+                self._begin()
             await done
 
-    def _begin(self) -> None:
+    def _begin(self, after: float = 0) -> None:
+        """Begin the next batch, after so many seconds."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        self._runner = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        if after:
+            self._timer = loop.call_later(after, self._begin)
+        else:
+            self._runner = loop.create_task(self._run())
 
     async def _run(self) -> None:
         try:
@@ -86,6 +89,9 @@ class Batcher(Generic[Item, Result]):
                 self._done += len(batch)
                 self._tell_watchers()
                 await asyncio.sleep(0)  # the turn in which those who have their results go on
+                if self._gather and 0 < len(self._waiting) < self._most and not self._watchers:
+                    self._begin(self._gather)
+                    break
         finally:
             self._runner = None
 

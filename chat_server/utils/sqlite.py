@@ -32,6 +32,7 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Job = Callable[[sqlite3.Connection], T]
 Jobs = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T]]
+AtOnce = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T] | None]
 
 # Connections that read; slow reads never have but one of them.
 READERS = 3
@@ -57,10 +58,14 @@ class Schema(NamedTuple):
 
 
 class Write(NamedTuple):
-    """What is to be written: the items of neighbours with the same work are handed to it in one call."""
+    """What is to be written: the items of neighbours with the same work are handed to it in one call.
+
+    `at_once` does the same by one statement, which is a transaction of its own, or returns None and has done nothing.
+    """
 
     work: Jobs[Any, Any]
     item: Any
+    at_once: AtOnce[Any, Any] | None = None
 
 
 class Database:
@@ -108,12 +113,14 @@ class Database:
         result: T = await self._batcher.submit(Write(_one_by_one, job))
         return result
 
-    async def write_together(self, work: Jobs[Item, T], item: Item) -> T:
+    async def write_together(self, work: Jobs[Item, T], item: Item, at_once: AtOnce[Item, T]) -> T:
         """As `write`, but `work` gets all the items that come together, and returns a result for each.
 
-        Every statement gives up the interpreter's lock and waits for it again: few of many rows are faster.
+        Every statement gives up the interpreter's lock twice and waits for it again. So where nothing else comes with
+        them `at_once` is tried first: it writes them all by one statement, which needs no other to begin and to commit
+        it, or returns None and has done nothing.
         """
-        result: T = await self._batcher.submit(Write(work, item))
+        result: T = await self._batcher.submit(Write(work, item, at_once))
         return result
 
     async def read(self, job: Job[T], *, slow: bool = False) -> T:
@@ -175,18 +182,9 @@ class Database:
         # One of them is at fault: each for itself, so that its neighbours do not pay for it.
         return [result for write in batch for result in self._write([write])]
 
-    def _transaction(self, batch: Sequence[Write]) -> list[Any]:
+    def _transaction(self, batch: Sequence[Write]) -> Sequence[Any]:
         connection = self._writing or self._connect()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            results: list[Any] = []
-            for work, writes in groupby(batch, key=attrgetter("work")):
-                results += work(connection, [write.item for write in writes])
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        results = _at_once(connection, batch) or _in_turn(connection, batch)
         if self.alone:
             try:
                 self._keep_log_short()
@@ -312,6 +310,27 @@ class Database:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _at_once(connection: sqlite3.Connection, batch: Sequence[Write]) -> Sequence[Any] | None:
+    work, _, at_once = batch[0]
+    if at_once and all(write.work == work for write in batch):
+        return at_once(connection, [write.item for write in batch])
+    return None
+
+
+def _in_turn(connection: sqlite3.Connection, batch: Sequence[Write]) -> Sequence[Any]:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        results: list[Any] = []
+        for work, writes in groupby(batch, key=attrgetter("work")):
+            results += work(connection, [write.item for write in writes])
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return results
 
 
 def _one_by_one(tx: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import websockets
 
+from chat_server.model.sqlite import MESSAGES_SCHEMA
 from tests import raw
 from tests.e2e.answers import sql
 from tests.harness import Chat, Server, serving
@@ -18,6 +19,17 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with serving(tmp_path, StrangerLimit=0) as server:
         await server.users("1", "2", "3")
         yield server
+
+
+def away(folder: Path) -> None:
+    """Take the messages out of the database; `back` puts them in again."""
+    sql(folder, "DROP VIEW batches")
+    sql(folder, "ALTER TABLE messages RENAME TO away")
+
+
+def back(folder: Path) -> None:
+    for statement in ("ALTER TABLE away RENAME TO messages", *MESSAGES_SCHEMA.steps[-2:]):
+        sql(folder, statement)
 
 
 async def ids(chat: Chat, op_type: int, content: str, to: str = "") -> list[str]:
@@ -60,11 +72,11 @@ async def test_history_while_the_store_is_away_is_refused_and_comes_back_with_it
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
         await two.receive()
-        sql(tmp_path, "ALTER TABLE messages RENAME TO away")
+        away(tmp_path)
         for op_type, content, code in ((2, "0-5", 40004), (2, "-5", 40004), (3, "", 40004), (7, "-5", 40022)):
             frame = await one.answer(op_type, content)
             assert (frame["op_type"], frame["reason"]) == (code, "store_away")
-        sql(tmp_path, "ALTER TABLE away RENAME TO messages")
+        back(tmp_path)
         assert await ids(one, 2, "0-5") == ["m1"]
 
 
@@ -73,14 +85,14 @@ async def test_history_while_the_store_is_away_is_refused_and_comes_back_with_it
 
 async def test_nothing_is_acknowledged_while_the_store_is_away(server: Server, tmp_path: Path) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-        sql(tmp_path, "ALTER TABLE messages RENAME TO away")
+        away(tmp_path)
         for id in ("m1", "m2"):
             frame = await one.send(f"{id}\nhello")
             assert (frame["op_type"], frame["reason"], frame["id"]) == (40008, "store_away", id)
         assert (await one.answer(6, "what needs no store goes on"))["op_type"] == 40009
         assert (await two.receive())["to"] == "ALL"
         await two.silent()
-        sql(tmp_path, "ALTER TABLE away RENAME TO messages")
+        back(tmp_path)
         assert (await one.send("m1\nhello"))["op_type"] == 40018
         assert (await two.receive())["id"] == "m1"
 

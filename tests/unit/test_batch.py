@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StoreUnavailable
+from tests.harness import until
 
 FINE, FAILS, RAISES = "fine", "fails", "takes its batch with it"
 Item = tuple[int, str]
@@ -178,6 +179,7 @@ async def test_those_that_came_together_are_given_up_together() -> None:
     batcher = Batcher(Work(), most=1, timeout=0.05)
     futures = waiting_for(batcher, 1, 2, 3, 4)
     await asyncio.wait(futures[:1])
+    await asyncio.wait(waiting_for(Batcher(Work(), timeout=0.05), 5))  # as long as one of them would wait from here
     await turns(100)
     assert [type(future.exception()) if future.done() else None for future in futures] == [StoreUnavailable] * 4
 
@@ -203,6 +205,22 @@ async def test_with_time_to_gather_what_comes_in_it_goes_together() -> None:
     work.permits.release()
     await asyncio.gather(*waiting_for(batcher, 4))
     assert work.batches[1:] == [[(4, FINE)]]
+
+
+async def test_what_comes_while_a_batch_is_under_way_gathers_too() -> None:
+    work = Work()
+    batcher = Batcher(work, gather=0.5)
+    first = waiting_for(batcher, 1)
+    await until(lambda: bool(work.batches))
+    second = waiting_for(batcher, 2)
+    work.permits.release()
+    await asyncio.gather(*first)
+    await turns(20)
+    third = waiting_for(batcher, 3)
+    assert len(work.batches) == 1
+    work.permits.release()
+    await asyncio.gather(*second, *third)
+    assert work.batches[1:] == [[(2, FINE), (3, FINE)]]
 
 
 async def test_whoever_waits_until_all_is_settled_does_not_wait_for_others_to_come() -> None:
