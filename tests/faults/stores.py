@@ -5,8 +5,8 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def names(count: int) -> list[str]:
     return [f"{letter}-{uuid.uuid4().hex[:12]}" for letter in "abcdefgh"[:count]]
 
 
-@contextmanager
-def away(database: DatabaseServer, how: str) -> Iterator[None]:
+@asynccontextmanager
+async def away(database: DatabaseServer, how: str) -> AsyncIterator[None]:
     """The database is killed, or frozen, and comes back at the end."""
     if how == "killed":
         database.kill()
@@ -37,7 +37,7 @@ def away(database: DatabaseServer, how: str) -> Iterator[None]:
         yield
     finally:
         if how == "killed":
-            database.start()
+            await asyncio.to_thread(database.start)  # meanwhile pings are answered
         else:
             database.send(signal.SIGCONT)
 

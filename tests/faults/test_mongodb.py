@@ -65,7 +65,7 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
         await server.users(one, two)
         await server.friends(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second:
-            with away(mongodb, how):
+            async with away(mongodb, how):
                 await store_away(first, 1, 40008, "m1\nhello", type=1)
                 await asyncio.gather(*(alone(server, one, two, *request) for request in REQUESTS))
                 assert (await second.answer(6, "to all"))["op_type"] == 40009
@@ -146,7 +146,7 @@ async def test_what_was_acknowledged_is_there_once_and_in_order_however_often_it
 
         await go_on()
         for _ in range(3):
-            with away(mongodb, "killed"):
+            async with away(mongodb, "killed"):
                 await all_refused()
             await go_on()
         for sender in senders:

@@ -59,7 +59,7 @@ async def test_while_it_is_away_who_is_known_chats_on_and_it_heals(
         await server.users(one, two)
         await server.friends(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second, server.chat(two) as asking:
-            with away(mysql, how):
+            async with away(mysql, how):
                 # More than the pool has connections, at once.
                 asked = asyncio.gather(
                     *(http_away(server, "/user/login", one) for _ in range(2 * POOL)),
@@ -99,7 +99,7 @@ async def test_connections_do_not_leak(mysql: DatabaseServer, tmp_path: Path) ->
     async with serving(tmp_path, mysql) as server:
         await server.users(one)
         for how in HOWS * 3:
-            with away(mysql, how):
+            async with away(mysql, how):
                 await asyncio.gather(*(http_away(server, "/user/login", one) for _ in range(2 * POOL)))
 
             async def all_log_in() -> bool:
@@ -179,7 +179,7 @@ async def test_no_look_up_outlives_its_time_whenever_it_begins(mysql: DatabaseSe
 
     try:
         for _ in range(8):
-            with away(mysql, "frozen"):
+            async with away(mysql, "frozen"):
                 async with asyncio.timeout(HANGS):
                     await asyncio.gather(*(look(number * 0.0007) for number in range(3 * POOL)))
             await look(0)

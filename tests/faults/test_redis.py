@@ -82,7 +82,7 @@ async def test_while_it_is_away_friends_talk_on_all_others_are_refused_and_it_he
         ):
             await stranger.send("counted\nhello")
             assert (await first.receive())["content"] == "counted\nhello"
-            with away(redis, how):
+            async with away(redis, how):
                 for number in range(10):
                     assert (await first.send(f"m{number}\nhello"))["op_type"] == 40018
                     assert (await second.receive())["content"] == f"m{number}\nhello"
@@ -118,7 +118,7 @@ async def test_no_stranger_gains_a_message_by_its_absence(redis: DatabaseServer,
         await server.users(one, two)
         async with server.chat(one, two) as stranger:
             await stranger.send("m0\nhello")
-            with away(redis, how):
+            async with away(redis, how):
                 await store_away(stranger, 1, 40008, "m1\nhello", type=1)
                 await store_away(stranger, 1, 40008, "m1\nhello", type=1)
             await sent(stranger, "m1\nhello")
