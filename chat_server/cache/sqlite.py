@@ -10,7 +10,7 @@ from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Ver
 from chat_server.cache.sessions import SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.sqlite import Database, Schema
+from chat_server.utils.sqlite import Database, Schema, rows
 
 # A lifetime is written anew once more than this part of it has passed, not at each use.
 RENEWAL = 0.01
@@ -18,6 +18,8 @@ RENEWAL = 0.01
 SWEEP = 500
 # Callers whose sessions are looked up together, at most.
 TOGETHER = 8
+# Sessions are looked up by statements for at most so many.
+LOOKED_UP = 64
 
 
 # The cache's part of the database. Times in microseconds since the epoch.
@@ -73,9 +75,13 @@ class SqliteSessions:
         fresh = now + int(self._lifetime * (1 - RENEWAL))
 
         def job(connection: sqlite3.Connection) -> list[tuple[bytes, str, int]]:
-            query = "SELECT digest, user, expires FROM sessions WHERE digest = ? AND expires > ?"
-            rows = (connection.execute(query, (digest, now)).fetchone() for digest in digests)
-            return [row for row in rows if row]
+            found = []
+            for start in range(0, len(digests), LOOKED_UP):
+                some = digests[start : start + LOOKED_UP]
+                names = ", ".join("?" * len(some))
+                query = f"SELECT digest, user, expires FROM sessions WHERE digest IN ({names}) AND expires > ?"  # noqa: S608
+                found += rows(connection, "hex(digest), user, expires", query, (*some, now))
+            return [(bytes.fromhex(digest), user, expires) for digest, user, expires in found]
 
         found = await self._database.read(job)
         if due := [(now + self._lifetime, digest) for digest, _, expires in found if expires < fresh]:

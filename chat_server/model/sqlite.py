@@ -1,7 +1,7 @@
 """Users and messages in the embedded database."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain, islice
 
 import msgspec
@@ -11,7 +11,7 @@ from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 from chat_server.utils.lease import Held, always
-from chat_server.utils.sqlite import Database, Schema
+from chat_server.utils.sqlite import Database, Schema, rows
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
 KNOWN_CONVERSATIONS = 65536
@@ -62,8 +62,8 @@ class SqliteUsers:
 
     async def enabled(self, names: Sequence[str]) -> set[str]:
         def job(connection: sqlite3.Connection) -> set[str]:
-            query = "SELECT 1 FROM users WHERE name = ? AND state = 0"
-            return {name for name in names if connection.execute(query, (name,)).fetchone()}
+            query = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?)) AND state = 0"
+            return {name for (name,) in rows(connection, "name", query, (_json(names),))}
 
         return await self._database.read(job)
 
@@ -159,7 +159,16 @@ _RECORDS = " UNION ALL ".join(_RANGE.format(deleted) for deleted in (0, 1)) + " 
 _PUT = """INSERT INTO messages (time, conv, side, id, text, read, deleted) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (time) DO UPDATE SET text = excluded.text, read = excluded.read, deleted = excluded.deleted
         WHERE conv = excluded.conv AND side = excluded.side AND id = excluded.id"""
-_PAGE = "SELECT time, side, id, text, read FROM messages WHERE conv = ? AND deleted = 0 "
+_COLUMNS = "time, side, id, text, read"
+_PAGE = f"SELECT {_COLUMNS} FROM messages WHERE conv = ? AND deleted = 0 "  # noqa: S608 - no names but ours
+_UNREAD = """SELECT time, id, text FROM messages
+    WHERE conv = ? AND side = ? AND read = 0 AND time > ? ORDER BY time LIMIT ?"""
+_LISTED = """SELECT peer, m.time, m.side, m.id, m.text, m.read, (SELECT count(*) FROM
+            (SELECT 1 FROM messages WHERE conv = c.conv AND side = 1 - c.side AND read = 0 LIMIT ?)) AS unread
+    FROM conversations c CROSS JOIN messages m
+    WHERE user = ? AND last < ? AND m.time =
+        (SELECT time FROM messages WHERE conv = c.conv AND deleted = 0 ORDER BY time DESC LIMIT 1)
+    ORDER BY last DESC LIMIT ?"""
 _UNREAD_OF = """SELECT json_group_array(time) FROM messages
     WHERE time IN (SELECT value FROM json_each(?)) AND read = 0"""
 _MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each(?))"
@@ -262,12 +271,8 @@ class SqliteMessages:
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
             values = (_conversation(connection, sender, receiver), int(sender > receiver), after, count)
-            rows = connection.execute(
-                """SELECT id, text, time FROM messages
-                    WHERE conv = ? AND side = ? AND read = 0 AND time > ? ORDER BY time LIMIT ?""",
-                values,
-            )
-            return [Message(sender, receiver, *row) for row in rows]
+            page = rows(connection, "id, text, time", _UNREAD, values)
+            return [Message(sender, receiver, *row) for row in page]
 
         return await self._database.read(job)
 
@@ -316,12 +321,8 @@ class SqliteMessages:
                 if row is None:
                     raise KeyError(after)
                 top = row[0]
-            found: list[Conversation] = []
-            for conversation in _conversations(connection, user, top):
-                found.append(conversation)
-                if len(found) == count:
-                    break
-            return found
+            listed = rows(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MOST_UNREAD, user, top, count))
+            return [Conversation(peer, _message(sorted((user, peer)), *last), unread) for peer, *last, unread in listed]
 
         return await self._database.read(job)
 
@@ -484,8 +485,8 @@ class SqliteMessages:
     ) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
             names = sorted((one, other))
-            rows = connection.execute(_PAGE + rest, (_conversation(connection, one, other), *values))
-            return [_message(names, *row) for row in rows]
+            page = rows(connection, _COLUMNS, _PAGE + rest, (_conversation(connection, one, other), *values))
+            return [_message(names, *row) for row in page]
 
         return await self._database.read(job, slow=slow)
 
@@ -528,22 +529,6 @@ def _conversation(connection: sqlite3.Connection, one: str, other: str) -> int |
 
 def _message(names: Sequence[str], time: int, side: int, id: str, text: str, read: int) -> Message:
     return Message(names[side], names[1 - side], id, text, time, bool(read))
-
-
-def _conversations(connection: sqlite3.Connection, user: str, top: int) -> Iterator[Conversation]:
-    """The conversations of `user` whose newest message is older than `top`, the newest first."""
-    for peer, conv, side in connection.execute(
-        "SELECT peer, conv, side FROM conversations WHERE user = ? AND last < ? ORDER BY last DESC",
-        (user, top),
-    ):
-        last = connection.execute(_PAGE + "ORDER BY time DESC LIMIT 1", (conv,)).fetchone()
-        if last is None:
-            continue
-        (unread,) = connection.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM messages WHERE conv = ? AND side = ? AND read = 0 LIMIT ?)",
-            (conv, 1 - side, MOST_UNREAD),
-        ).fetchone()
-        yield Conversation(peer, _message(sorted((user, peer)), *last), unread)
 
 
 def _bury_first(tx: sqlite3.Connection, conv: int | None, low: str, choices: Sequence[Name]) -> Name | None:
