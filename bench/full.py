@@ -64,7 +64,7 @@ ROWS = {
     "group": Row("group message to 500 sockets", "group", [Goal("server", "deliveries/s", at_least=0.9)]),
     "stores": Row(
         "one-to-one on MySQL, MongoDB and Redis, 16 in flight",
-        "stores --seconds 8",
+        "stores --seconds 15",
         [Goal("databases", "CPU µs/message", at_most=2.5), Goal("stub", "CPU µs/message", at_most=2.5)],
     ),
     "stores-one": Row("the same, 1 in flight", "stores --in-flight 1 --seconds 8", []),

@@ -18,7 +18,7 @@ from chat_server.api.socket import SLOTS, Sockets
 from chat_server.backends import Stores, opened
 from chat_server.conf import Server, Settings
 from chat_server.service.accounts import DAY, Accounts
-from chat_server.service.chat import REMEMBERED, Chat
+from chat_server.service.chat import Chat
 from chat_server.service.frames import Frames
 from chat_server.service.memory import Friends
 from chat_server.service.registry import Registry
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # The largest HTTP body: a name and two passwords, with room. In bytes.
 LARGEST_BODY = 16384
+# Pairs of users of whom it is remembered that they talk freely.
+FRIENDS = 65536
 SWEEP_SECONDS = 60
 # Frames in work, batches, close frames: each part of the end has so long. All of it stays under 10 seconds.
 ENDING_SECONDS = 6
@@ -91,7 +93,7 @@ async def _application(
     registry = Registry()
     frames = Frames(settings.server.language)
     accounts = Accounts(settings.accounts, stores.users, stores.sessions, stores.rates, passwords, registry)
-    friends = Friends(int(settings.chat.stranger_window * DAY * MICROSECONDS), REMEMBERED)
+    friends = Friends(int(settings.chat.stranger_window * DAY * MICROSECONDS), FRIENDS)
     chat = Chat(
         settings.chat, accounts, stores.messages, stores.sending, stores.rates, registry, frames, timeline, friends
     )

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LARGEST_PAGE = 200  # messages of a page, ids of a request
 STREAM_PAGE = 100  # messages that op 3 has in memory at a time
 LATEST = 2**62  # after every message's time, and more than there can be
-REMEMBERED = 65536  # recent deliveries, and pairs of friends
+DELIVERED = 16384  # recent deliveries that are remembered
 PAIRS = 500  # pairs of friends that are asked for anew at a time
 # Proofs of delivery that are stored together, at most: more than a batch of sends brings, or marks would fall behind.
 MARKS = 8192
@@ -71,7 +71,7 @@ class Chat:
         self._frames = frames
         self._timeline = timeline
         self._friends = friends
-        self._delivered = Recent(REMEMBERED)
+        self._delivered = Recent(DELIVERED)
         self._skipping = KeyedLock()
         self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(
             self._mark_together, most=MARKS, gather=MARKED_AFTER

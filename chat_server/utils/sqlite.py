@@ -41,7 +41,7 @@ READERS = 3
 # The write-ahead log is copied into the file when it has so many pages: the pages that every batch touches are then
 # written to it once instead of often. The writer keeps so many KiB of pages in memory.
 CHECKPOINT_PAGES = 4000
-CACHE_KIB = 16384
+CACHE_KIB = 8192
 # Where the log's index has how many pages the log has (https://www.sqlite.org/walformat.html#the_wal_index_header).
 LOG_PAGES = 16
 # A command, or sqlite3 in a shell, may hold the file for a moment: it is waited for so many milliseconds.
