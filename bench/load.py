@@ -103,7 +103,7 @@ class Run:
         count = sum(flow.done for flow in self._flows)
         return time.perf_counter(), time.process_time(), count, sum(peer.pings for peer in self._peers)
 
-    async def _settle(self, patience: float = 5.0) -> None:
+    async def _settle(self, patience: float = PATIENCE) -> None:
         """Stop sending, give what is on its way `patience` seconds, and report what never came."""
         self._ledger.running = False
         deadline = time.monotonic() + patience

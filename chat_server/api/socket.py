@@ -21,7 +21,6 @@ from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.meter import Meter
-from chat_server.utils.pace import Pace
 from chat_server.utils.throttle import Bucket
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,6 @@ class Sockets:
         self._users: Counter[str] = Counter()
         self._buckets: dict[str, Bucket] = {}
         self._workers: set[asyncio.Task[None]] = set()
-        self._pace = Pace()
         self._ending = False
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -104,7 +102,6 @@ class Sockets:
             raise foreign(failed)
         endings = self._registry.endings
         session = await self._session(request)
-        await self._pace.turn()  # sessions are looked up several at a time
         if normal(request.query.get("uid", "")) != session.user:
             raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
         peer = normal(request.query.get("to_uid", ""))

@@ -21,17 +21,6 @@ class Pace:
         if not self._at_it:
             self._go_on()
 
-    async def turn(self) -> None:
-        """Wait for a turn of one's own."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def come() -> None:
-            if not turn.done():  # who waited may be gone
-                turn.set_result(None)
-
-        self.call(come)
-        await turn
-
     def _go_on(self) -> None:
         self._at_it = False
         if self._waiting:
