@@ -10,7 +10,7 @@ from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Ver
 from chat_server.cache.sessions import SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.sqlite import Database, Schema, rows
+from chat_server.utils.sqlite import Database, Schema, portions, rows
 
 # A lifetime is written anew once more than this part of it has passed, not at each use.
 RENEWAL = 0.01
@@ -76,8 +76,7 @@ class SqliteSessions:
 
         def job(connection: sqlite3.Connection) -> list[tuple[bytes, str, int]]:
             found = []
-            for start in range(0, len(digests), LOOKED_UP):
-                some = digests[start : start + LOOKED_UP]
+            for some in portions(digests, LOOKED_UP):
                 names = ", ".join("?" * len(some))
                 query = f"SELECT digest, user, expires FROM sessions WHERE digest IN ({names}) AND expires > ?"  # noqa: S608
                 found += rows(connection, "hex(digest), user, expires", query, (*some, now))

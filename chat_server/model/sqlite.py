@@ -11,13 +11,13 @@ from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 from chat_server.utils.lease import Held, always
-from chat_server.utils.sqlite import Database, Schema, rows
+from chat_server.utils.sqlite import Database, Schema, portions, rows
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
 KNOWN_CONVERSATIONS = 65536
 # Conversations are listed so many at a time.
 PAIRS = 1000
-# Messages are inserted by statements of 1, 2, 4, ... rows, at most so many.
+# Messages are inserted by statements of at most so many rows.
 INSERTED = 64
 
 
@@ -507,13 +507,11 @@ def _json(value: object) -> str:
 
 def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], otherwise: str) -> int:
     """Insert rows by few statements; `otherwise` says what happens to one that is there. Returns how many changed."""
-    changed = done = 0
-    while done < len(rows):
-        chunk = rows[done : done + min(INSERTED, 1 << (len(rows) - done).bit_length() - 1)]
+    changed = 0
+    for chunk in portions(rows, INSERTED):
         values = ", ".join([f"({', '.join('?' * len(chunk[0]))})"] * len(chunk))
         statement = f"INSERT INTO {table} VALUES {values} ON CONFLICT {otherwise}"  # noqa: S608 - no names but ours
         changed += tx.execute(statement, list(chain.from_iterable(chunk))).rowcount
-        done += len(chunk)
     return changed
 
 

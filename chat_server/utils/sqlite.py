@@ -314,6 +314,15 @@ class Database:
             self._lock = None
 
 
+def portions(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    """Parts of 1, 2, 4, ... items, at most so many: of a statement for each length only a few are ever prepared."""
+    done = 0
+    while done < len(items):
+        part = items[done : done + min(most, 1 << (len(items) - done).bit_length() - 1)]
+        yield part
+        done += len(part)
+
+
 def rows(connection: sqlite3.Connection, columns: str, query: str, values: Sequence[object]) -> list[list[Any]]:
     """Those columns of what a query finds, fetched as one value of JSON; in its order, if it ends with LIMIT.
 
