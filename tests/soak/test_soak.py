@@ -23,8 +23,7 @@ async def test_nothing_is_lost_in_a_short_soak_and_what_was_tampered_with_is_fou
     there = [said for said in ledger.said.values() if said.time and not said.may_be_gone and not said.stranger]
     lost, changed, *there = there
     early, late = two_that_follow(there)
-    shown = next(said for said in there if not said.may_be_read and said not in (early, late))
-    hidden = next(said for said in there if said.read and said not in (early, late))
+    shown, hidden = await unread_and_read(world)
     tamper(tmp_path / "data", lost, changed, early, late, shown, hidden)
     await read_back(world)
     for fault in (
@@ -35,6 +34,20 @@ async def test_nothing_is_lost_in_a_short_soak_and_what_was_tampered_with_is_fou
         f"{hidden} was marked as read, and is unread",
     ):
         assert any(fault in found for found in ledger.faults), (fault, ledger.faults)
+
+
+async def unread_and_read(world: World) -> tuple[Said, Said]:
+    """Two more messages, sent while the receiver is away; then he marks the second."""
+    device = world.devices[0]
+    unread, read = (device.new(device.peers[0]) for _ in range(2))
+    async with world.life() as server:
+        async with server.chat(device.user) as chat:
+            for said in (unread, read):
+                world.ledger.acknowledged(said, (await chat.send(said.content, to=said.receiver))["time"])
+        async with server.chat(read.receiver, read.sender) as chat:
+            await chat.ask(4, read.id)
+    read.may_be_read = read.read = True
+    return unread, read
 
 
 def two_that_follow(messages: list[Said]) -> list[Said]:
