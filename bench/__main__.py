@@ -96,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seconds", type=float, default=15, help="without, and again with the trouble (15)")
     command.add_argument("--rest", type=float, default=60, help="seconds until memory is looked at again (60)")
     command.add_argument("--rounds", type=int, default=1, help="(1)")
+    command.add_argument("--elsewhere", action="store_true", help="trouble at another server: the machine's part")
     command.set_defaults(experiment=experiments.troubles)
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,22 +181,31 @@ def troubles(args: argparse.Namespace) -> Report:
         f"{args.pairs} pairs at {args.rate:g} messages/s each, {args.seconds:g} s without and {args.seconds:g} s with"
     )
     report = Report(f"{title} trouble, {args.rest:g} s of rest", "", args.data, trouble.LIFTED)
+    if args.elsewhere:
+        report.notes.append("the trouble was made at a server of its own: what the pairs notice is the machine's part")
     for kind in list(KINDS) if args.kind == "all" else [args.kind]:
         for _ in range(args.rounds):
-            with _folder(args.data) as folder:
-                tokens = enrol(folder / "data", trouble.cast(pace, KINDS[kind]))
-                with serving("server", folder) as server:
-                    _run(trouble.introduce(server.url, tokens, pace, KINDS[kind]), 120)
-                trouble.fill(KINDS[kind], folder / "data")
-                with serving("server", folder, settings=trouble.LIFTED) as server:
-                    measuring = trouble.measure(server, tokens, pace, kind)
-                    result = _run(measuring, 2 * args.seconds + args.rest + 10 * PATIENCE)
+            with ExitStack() as stack:
+                server, tokens = _prepared(stack, args.data, pace, kind)
+                troubled = _prepared(stack, args.data, pace, kind) if args.elsewhere else (server, tokens)
+                measuring = trouble.measure(server, tokens, troubled, pace, kind)
+                result = _run(measuring, 2 * args.seconds + args.rest + 10 * PATIENCE)
             report.add(kind, result.figures())
             report.blame(kind, result.errors, result.problems)
             made = ", ".join(f"{count:,} {what}" for what, count in sorted(result.done.items()))
             report.notes += [f"{kind}: {made}"] if made else []
             report.notes += [f"MISSED: {kind}: {miss}" for miss in result.misses()]
     return report
+
+
+def _prepared(stack: ExitStack, data: Path, pace: trouble.Pace, kind: str) -> tuple[Server, Mapping[str, str]]:
+    """Start a server whose users know each other, with what the trouble needs stored; return their tokens, too."""
+    folder = stack.enter_context(_folder(data))
+    tokens = enrol(folder / "data", trouble.cast(pace, KINDS[kind]))
+    with serving("server", folder) as server:
+        _run(trouble.introduce(server.url, tokens, pace, KINDS[kind]), 120)
+    trouble.fill(KINDS[kind], folder / "data")
+    return stack.enter_context(serving("server", folder, settings=trouble.LIFTED)), tokens
 
 
 def beyond(args: argparse.Namespace) -> Report:

@@ -122,14 +122,19 @@ def fill(kind: Kind, data_dir: Path) -> None:
         history.seed(data_dir, count, readers, text, unread=unread)
 
 
-async def measure(server: Server, tokens: Mapping[str, str], pace: Pace, name: str) -> Result:
-    """Let the pairs write, first by themselves and then beside trouble of the kind `name`."""
+async def measure(
+    server: Server, tokens: Mapping[str, str], troubled: tuple[Server, Mapping[str, str]], pace: Pace, name: str
+) -> Result:
+    """Let the pairs write, first by themselves and then beside trouble of the kind `name`.
+
+    `troubled`: the server where the trouble is made, and the tokens of its users.
+    """
     kind = KINDS[name]
     names = {name: tokens[name] for pair in pace.names for name in pair}
     talks_to = dict(pace.names) | {b: a for a, b in pace.names}
     async with (
         opened(server.url, names, talks_to) as peers,
-        _trouble(server.url, name, tokens, pace.seconds) as trouble,
+        _trouble(troubled[0].url, name, troubled[1], pace.seconds) as trouble,
     ):
         crowd = Crowd([(peers[a], peers[b]) for a, b in pace.names], kind.users)
         crowd.start(pace.rate)

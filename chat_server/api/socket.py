@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from chat_server.service.frames import Frames, Request, decode, given_id
 from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.locks import Lane
 from chat_server.utils.meter import Meter
 from chat_server.utils.throttle import Bucket
 
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 SLOTS = 32
 # Between two turns of the loop so many of them have theirs.
 BEATS = 50
+# Runs with more text than so many characters are with the store so many at a time: a short message that comes when many
+# such do waits until a few of them are written, not all. They wait for their turn so many seconds at most.
+LARGE, LARGE_AT_ONCE, LARGE_PATIENCE = 8192, 4, 10.0
 INTERNAL = "something went wrong here, it is in the server's log"
 
 
@@ -76,6 +81,7 @@ class Sockets:
         self._users: Counter[str] = Counter()
         self._buckets: dict[str, Bucket] = {}
         self._workers: set[asyncio.Task[None]] = set()
+        self._large = Lane(LARGE_AT_ONCE, LARGE_PATIENCE)
         self._ending = False
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -233,8 +239,12 @@ class Sockets:
 
     async def store(self, connection: Connection, run: Sequence[Request]) -> Callable[[], None]:
         """Store a run of sends; what it returns answers them."""
+        large = sum(len(request.content) for request in run) > LARGE
         try:
-            return partial(self._answer, connection, run, await self._chat.store(connection, run))
+            async with self._large.hold() if large else nullcontext():
+                return partial(self._answer, connection, run, await self._chat.store(connection, run))
+        except TimeoutError:
+            return partial(self._failed, connection, run, Reason.STORE_AWAY, "the store is busy, send it again")
         except Exception:
             log.exception("failed", extra={"op": SEND})
             return partial(self._failed, connection, run)
@@ -246,11 +256,13 @@ class Sockets:
             log.exception("failed", extra={"op": SEND})
             self._failed(connection, run)
 
-    def _failed(self, connection: Connection, run: Sequence[Request]) -> None:
-        internal = Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)
+    def _failed(
+        self, connection: Connection, run: Sequence[Request], reason: Reason = Reason.INTERNAL, why: str = INTERNAL
+    ) -> None:
+        refused = Refused(Status.SEND_FAILED, reason, why)
         for request in run:
-            connection.send(self._frames.refusal(connection.user, internal, given_id(request.content)))
-        self._meter.answered(SEND, [internal.status] * len(run))
+            connection.send(self._frames.refusal(connection.user, refused, given_id(request.content)))
+        self._meter.answered(SEND, [refused.status] * len(run))
 
     def refuse(self, connection: Connection, refused: Refused, op: int = 0) -> None:
         """Say why not; `op` is 0 where it was no request."""

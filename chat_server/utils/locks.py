@@ -1,4 +1,4 @@
-"""One at a time, per key."""
+"""One at a time, per key; a few at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,3 +23,21 @@ class KeyedLock:
             _, users = self._locks.pop(key)
             if users > 1:
                 self._locks[key] = (lock, users - 1)
+
+
+class Lane:
+    """Lets `width` at a time through, whoever came first; nobody waits longer than `patience` seconds."""
+
+    def __init__(self, width: int, patience: float) -> None:
+        self._room = asyncio.Semaphore(width)
+        self._patience = patience
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Wait for room, and take it. Raises TimeoutError."""
+        async with asyncio.timeout(self._patience):
+            await self._room.acquire()
+        try:
+            yield
+        finally:
+            self._room.release()

@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -39,8 +40,11 @@ AtOnce = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T] | None]
 # Connections that read; slow reads never have but one of them.
 READERS = 3
 # The write-ahead log is copied into the file when it has so many pages: the pages that every batch touches are then
-# written to it once instead of often. The writer keeps so many KiB of pages in memory.
-CHECKPOINT_PAGES = 4000
+# written to it once instead of often. While the disk takes what was copied, a commit waits; so where there is time for
+# it, so many seconds since the last copy, less is copied at once.
+LONG_LOG, SHORT_LOG = 4000, 500
+COPY_SECONDS = 0.15
+# The writer keeps so many KiB of pages in memory.
 CACHE_KIB = 8192
 # Where the log's index has how many pages the log has (https://www.sqlite.org/walformat.html#the_wal_index_header).
 LOG_PAGES = 16
@@ -91,6 +95,7 @@ class Database:
         self._slow_reader = ThreadPoolExecutor(1, "sqlite-slow-reader", initializer=step_back)
         self._copier = ThreadPoolExecutor(1, "sqlite-copier")
         self._copying: Future[None] | None = None  # the log is being copied, beside the writer
+        self._copied = 0.0  # when that last began, on the monotonic clock
         self._writing: sqlite3.Connection | None = None
         self._file = self._index = -1  # the file, and the log's index
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()  # what reads, and is not at it
@@ -197,8 +202,10 @@ class Database:
     def _keep_log_short(self) -> None:
         """Have a long log copied beside the writer, who then copies what came meanwhile: so the log can begin anew."""
         if self._copying is None:
-            if int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= CHECKPOINT_PAGES:
-                self._copying = self._copier.submit(self._copy_beside)
+            now = time.monotonic()
+            enough = LONG_LOG if now - self._copied < COPY_SECONDS else SHORT_LOG
+            if int.from_bytes(os.pread(self._index, 4, LOG_PAGES), sys.byteorder) >= enough:
+                self._copying, self._copied = self._copier.submit(self._copy_beside), now
         elif self._copying.done():
             self._copy_log("PASSIVE")
 

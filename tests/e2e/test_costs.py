@@ -5,14 +5,18 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from chat_server.api import socket
+from chat_server.model.messages import Added, Message
+from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
 from tests import raw
-from tests.harness import process, serving
+from tests.harness import process, serving, until
 
 RUN = 48
 
@@ -54,6 +58,66 @@ async def test_a_run_of_long_messages_is_stored_in_steps_between_which_others_ha
             assert [(await one.answer())["id"] for _ in range(RUN)] == [f"m{n}" for n in range(RUN)]
             made = writes(trace) - before
             assert made[one.sock.getsockname()[1]] >= RUN * 16000 // 81920, made
+
+
+class HeldBack:
+    """The store of messages takes large texts and keeps them until the gate opens; how many it had at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = asyncio.Event()
+        self.now = self.most = 0
+        add = SqliteMessages.add
+
+        async def slowly(store: SqliteMessages, run: Sequence[Message]) -> list[Added]:
+            if len(run[0].text) > 1000:
+                self.now += 1
+                self.most = max(self.most, self.now)
+                await self.gate.wait()
+                self.now -= 1
+            return await add(store, run)
+
+        monkeypatch.setattr(SqliteMessages, "add", slowly)
+
+
+async def test_of_many_large_texts_a_few_are_with_the_store_and_a_short_one_does_not_wait_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as server, AsyncExitStack() as stack:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        held = HeldBack(monkeypatch)
+        chats = [await stack.enter_async_context(server.chat("1", "2")) for _ in range(12)]
+        for number, chat in enumerate(chats):
+            await chat.put(1, f"m{number}\n" + "x" * 16000, type=1)
+        await until(lambda: held.now == 4)
+        async with server.chat("2", "1") as other:
+            assert (await other.send("short\nhello"))["id"] == "short"
+        held.gate.set()
+        for number, chat in enumerate(chats):
+            assert (await chat.receive())["content"] == "short\nhello"
+            assert (await chat.receive())["id"] == f"m{number}"
+        assert held.most == 4
+
+
+async def test_a_large_text_that_waits_for_others_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "LARGE_PATIENCE", 0.05)
+    async with serving(tmp_path) as server, AsyncExitStack() as stack:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        held = HeldBack(monkeypatch)
+        chats = [await stack.enter_async_context(server.chat("1", "2")) for _ in range(5)]
+        text = "\n" + "x" * 16000
+        for chat in chats[1:]:
+            await chat.put(1, text, type=1)
+        await until(lambda: held.now == 4)
+        refused = await chats[0].send("m1" + text)
+        assert (refused["op_type"], refused["reason"], refused["id"]) == (40008, "store_away", "m1")
+        held.gate.set()
+        for chat in chats[1:]:
+            assert (await chat.receive())["op_type"] == 40019
+        assert (await chats[0].send("m1" + text))["op_type"] == 40019
 
 
 def writes(trace: Path) -> Counter[int]:

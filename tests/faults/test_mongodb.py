@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pymongo
@@ -82,6 +82,24 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
             assert said.count("m1\nhello") == 1
             assert len(said) == 3
             await until(lambda: connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS)
+
+
+async def test_large_texts_that_wait_for_each_other_are_refused_like_all_others(
+    mongodb: DatabaseServer, tmp_path: Path
+) -> None:
+    one, two = names(2)
+    texts = [f"m{number}\n" + "x" * 16000 for number in range(16)]
+    async with serving(tmp_path, mongodb) as server, AsyncExitStack() as stack:
+        await server.users(one, two)
+        await server.friends(one, two)
+        chats = [await stack.enter_async_context(server.chat(one, two)) for _ in texts]
+        async with away(mongodb, "frozen"):
+            await asyncio.gather(
+                *(store_away(chat, 1, 40008, text, type=1) for chat, text in zip(chats, texts, strict=True))
+            )
+        for chat, text in zip(chats, texts, strict=True):
+            await sent(chat, text)
+        assert (await history(chats[0]))[-len(texts) :] == texts
 
 
 class Sender:

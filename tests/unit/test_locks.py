@@ -1,8 +1,10 @@
-"""KeyedLock: one at a time, per key."""
+"""KeyedLock: one at a time, per key. Lane: a few at a time."""
 
 import asyncio
 
-from chat_server.utils.locks import KeyedLock
+import pytest
+
+from chat_server.utils.locks import KeyedLock, Lane
 
 
 async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
@@ -60,3 +62,31 @@ async def test_a_key_that_nobody_holds_takes_no_memory() -> None:
 
     await asyncio.gather(*(work(str(number % 7)) for number in range(50)))
     assert not lock._locks
+
+
+async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> None:
+    lane = Lane(3, 1)
+    holding = 0
+    order = []
+
+    async def work(number: int) -> None:
+        nonlocal holding
+        async with lane.hold():
+            holding += 1
+            assert holding <= 3
+            await asyncio.sleep(0)
+            order.append(number)
+            holding -= 1
+
+    await asyncio.gather(*map(work, range(10)))
+    assert order == list(range(10))
+
+
+async def test_who_waits_too_long_for_a_lane_is_told_and_takes_no_room() -> None:
+    lane = Lane(1, 0.01)
+    async with lane.hold():
+        with pytest.raises(TimeoutError):
+            async with lane.hold():
+                pass
+    async with lane.hold():
+        pass
