@@ -22,6 +22,7 @@ from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import Lane
+from chat_server.utils.memory import clear_free_lists
 from chat_server.utils.meter import Meter
 from chat_server.utils.throttle import Bucket
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 SLOTS = 32
 # Between two turns of the loop so many of them have theirs.
 BEATS = 50
+# Once so many sockets were open and three quarters of them have gone, what Python keeps of them is given back.
+MANY = 1000
 # Runs with more text than so many characters are with the store so many at a time: a short message that comes when many
 # such do waits until a few of them are written, not all. They wait for their turn so many seconds at most.
 LARGE, LARGE_AT_ONCE, LARGE_PATIENCE = 8192, 4, 10.0
@@ -82,6 +85,7 @@ class Sockets:
         self._buckets: dict[str, Bucket] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._large = Lane(LARGE_AT_ONCE, LARGE_PATIENCE)
+        self._most_open = 0  # since memory was last given back
         self._ending = False
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -302,6 +306,10 @@ class Sockets:
         await self._renew(connections)
         if len(self._buckets) > len(self._users):
             self._forget_buckets()
+        self._most_open = max(self._most_open, self.open())
+        if self._most_open >= MANY and self.open() < self._most_open / 4:
+            self._most_open = self.open()
+            clear_free_lists()
 
     async def _renew(self, connections: Sequence[Connection]) -> None:
         """Renew the sessions of open sockets; close those whose session is gone."""

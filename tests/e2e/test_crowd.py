@@ -5,9 +5,12 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
+from chat_server.api import socket
 from tests import raw
 from tests.harness import Server, serving, until
 
@@ -132,3 +135,22 @@ async def test_a_server_ends_though_many_wait_for_their_turn(tmp_path: Path) -> 
     assert {await one.closed() for one in ones} == {None}, "no connection is left open"
     for one in ones:
         one.sock.close()
+
+
+async def test_when_most_are_gone_what_python_keeps_of_them_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(socket, "MANY", 20)
+    monkeypatch.setattr(socket, "clear_free_lists", lambda: calls.append(1))
+    async with serving(tmp_path, HeartbeatSeconds=0.5) as server:
+        await server.users("a")
+        async with server.chat("a"):
+            async with AsyncExitStack() as stack:
+                for _ in range(20):
+                    await stack.enter_async_context(raw.chat(server, "a"))
+                await asyncio.sleep(1)
+                assert not calls
+            await until(lambda: bool(calls))
+            await asyncio.sleep(1)
+            assert calls == [1]

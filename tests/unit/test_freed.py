@@ -1,0 +1,26 @@
+"""What Python keeps of memory that is free."""
+
+import re
+import sys
+
+import pytest
+
+from chat_server.utils.memory import clear_free_lists
+
+
+def kept(capfd: pytest.CaptureFixture[str]) -> int:
+    """How many tuples of five Python keeps for the next who needs one."""
+    capfd.readouterr()
+    sys._debugmallocstats()
+    found = re.search(r"(\d+) free 5-sized PyTupleObjects", capfd.readouterr().err)
+    if not found:
+        pytest.skip("this Python does not say what it keeps")
+    return int(found[1])
+
+
+def test_free_lists_are_let_go_of(capfd: pytest.CaptureFixture[str]) -> None:
+    many = [tuple(range(n, n + 5)) for n in range(5000)]
+    del many
+    assert kept(capfd) > 1000
+    clear_free_lists()
+    assert kept(capfd) < 100
