@@ -27,7 +27,7 @@ from chat_server.utils.errors import StartError
 COLLECTED_AFTER = (5000, 1, 1000)
 # A thread that wants the interpreter waits so many seconds for another that does not let go. A statement of the
 # database wants it several times: at Python's 5 ms a busy loop made each message wait for some 0.1 s.
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.0001
 
 Run = Callable[[argparse.Namespace, Settings], None]
 

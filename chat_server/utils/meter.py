@@ -13,6 +13,9 @@ class Watch:
         """The same call; how long it takes is to be known, and whether it raises StoreUnavailable."""
         return call
 
+    def took(self, seconds: float, *, failed: bool) -> None:
+        """A call took so long; or it failed, for the store is away."""
+
     def gathered(self, items: int) -> None:
         """So many requests are about to be done together."""
 

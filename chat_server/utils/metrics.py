@@ -98,15 +98,19 @@ class StoreWatch(Watch):
         self._batches = batches
 
     async def timed(self, call: Awaitable[T]) -> T:
-        started = time.perf_counter()
+        started, failed = time.perf_counter(), False
         try:
-            result = await call
+            return await call
         except StoreUnavailable:
-            self._failures.inc()
+            failed = True
             raise
         finally:  # also where the caller left: the store was busy with it so long
-            self._calls.observe(time.perf_counter() - started)
-        return result
+            self.took(time.perf_counter() - started, failed=failed)
+
+    def took(self, seconds: float, *, failed: bool) -> None:
+        self._calls.observe(seconds)
+        if failed:
+            self._failures.inc()
 
     def gathered(self, items: int) -> None:
         self._batches.observe(items)

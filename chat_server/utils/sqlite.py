@@ -24,10 +24,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.meter import UNWATCHED, Watch
 from chat_server.utils.threads import step_back
+from chat_server.utils.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Database:
         self._file = self._index = -1  # the file, and the log's index
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()  # what reads, and is not at it
         self._reading = 0  # how many connections read
-        self._batcher: Batcher[Write, Any] = Batcher(self._write_batch, timeout=timeout, watch=watch)
+        self._writes: Writer[Write] = Writer(self._writer, self._write_batch, timeout=timeout, watch=watch)
 
     async def open(self, schemas: Sequence[Schema], *, beside: bool = False) -> None:
         """Lock the folder, open the file, bring the schema up to date. Raises StartError.
@@ -117,7 +117,7 @@ class Database:
 
     async def write(self, job: Job[T]) -> T:
         """Run `job` in a transaction; its result comes after the transaction was made durable."""
-        result: T = await self._batcher.submit(Write(_one_by_one, job))
+        result: T = await self._submit(Write(_one_by_one, job))
         return result
 
     async def write_together(self, work: Jobs[Item, T], item: Item, at_once: AtOnce[Item, T]) -> T:
@@ -127,7 +127,7 @@ class Database:
         them `at_once` is tried first: it writes them all by one statement, which needs no other to begin and to commit
         it, or returns None and has done nothing.
         """
-        result: T = await self._batcher.submit(Write(work, item, at_once))
+        result: T = await self._submit(Write(work, item, at_once))
         return result
 
     async def read(self, job: Job[T], *, slow: bool = False) -> T:
@@ -153,17 +153,16 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was handed over, close all connections, release the folder. Idempotent."""
-        await self._batcher.settled()
+        await self._writes.settled()
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     # --- on the loop
 
-    async def _write_batch(self, batch: list[Write]) -> Sequence[Any]:
-        self._failing = True  # until it has succeeded
-        results = await self._watch.timed(self._in_thread(self._writer, self._write, batch))
-        self._failing = False
-        return results
+    def _submit(self, write: Write) -> asyncio.Future[Any]:
+        if self._closed:
+            raise StoreUnavailable("the embedded database is closed")
+        return self._writes.submit(write)
 
     async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
         if self._closed:
@@ -177,6 +176,15 @@ class Database:
             raise StoreUnavailable(f"the embedded database failed: {error}") from error
 
     # --- in the threads
+
+    def _write_batch(self, batch: Sequence[Write]) -> Sequence[Any]:
+        self._failing = True  # until it has succeeded
+        try:
+            results = self._write(batch)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the embedded database failed: {error}") from error
+        self._failing = False
+        return results
 
     def _write(self, batch: Sequence[Write]) -> Sequence[Any]:
         try:

@@ -1,0 +1,158 @@
+"""Writer: what many ask for while its thread is busy is done together, and each gets its own answer."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.meter import Watch
+from chat_server.utils.writer import Writer
+from tests.harness import PATIENCE, until
+
+FAILS, RAISES = -1, -2
+
+
+class Work:
+    """Doubles numbers in its thread, a batch for each permit; knows what it got."""
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+        self.done: list[object] = []  # what the thread did, in order
+
+    def __call__(self, batch: list[int]) -> Sequence[int | BaseException]:
+        self.batches.append(batch)
+        assert self.permits.acquire(timeout=PATIENCE)
+        self.done.append(batch)
+        if RAISES in batch:
+            raise ZeroDivisionError
+        return [ValueError(number) if number == FAILS else number * 2 for number in batch]
+
+    def permit(self, count: int = 1) -> None:
+        """Let it work on so many batches."""
+        self.permits.release(count)
+
+
+@pytest.fixture
+async def thread() -> AsyncIterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(1)
+    yield pool
+    await asyncio.to_thread(pool.shutdown)
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def writer(thread: ThreadPoolExecutor, work: Work) -> Writer[int]:
+    return Writer(thread, work, timeout=PATIENCE)
+
+
+async def busy(writer: Writer[int], work: Work, number: int = 0) -> asyncio.Future[int]:
+    """Hand over a number, and wait until the thread is at it."""
+    future = writer.submit(number)
+    await until(lambda: number in (work.batches or [[]])[-1])
+    return future
+
+
+async def test_what_one_turn_of_the_loop_brought_goes_together(writer: Writer[int], work: Work) -> None:
+    work.permit()
+    assert await asyncio.gather(*map(writer.submit, (1, 2, 3))) == [2, 4, 6]
+    assert work.batches == [[1, 2, 3]]
+
+
+async def test_what_comes_meanwhile_is_the_next_batch_and_the_loop_is_not_asked(
+    writer: Writer[int], work: Work
+) -> None:
+    futures = [await busy(writer, work), *map(writer.submit, (1, 2))]
+    work.permit(2)
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while work.done != [[0], [1, 2]]:  # the loop has no turn meanwhile
+        assert asyncio.get_running_loop().time() < deadline
+    assert not any(future.done() for future in futures)
+    assert await asyncio.gather(*futures) == [0, 2, 4]
+
+
+async def test_a_batch_has_a_bound_and_other_work_of_the_thread_its_turn_in_between(
+    thread: ThreadPoolExecutor, work: Work
+) -> None:
+    writer: Writer[int] = Writer(thread, work, timeout=PATIENCE, most=2)
+    first = await busy(writer, work)
+    futures = list(map(writer.submit, range(1, 6)))
+    other = asyncio.get_running_loop().run_in_executor(thread, work.done.append, "other")
+    work.permit(4)
+    await asyncio.gather(first, other, *futures)
+    assert work.done == [[0], "other", [1, 2], [3, 4], [5]]
+
+
+async def test_one_that_fails_fails_alone_and_what_work_raises_is_everybody_s(writer: Writer[int], work: Work) -> None:
+    work.permit(3)
+    results = await asyncio.gather(*map(writer.submit, (1, FAILS, 3)), return_exceptions=True)
+    assert [str(result) for result in results] == ["2", "-1", "6"]
+    results = await asyncio.gather(*map(writer.submit, (1, RAISES)), return_exceptions=True)
+    assert [type(result) for result in results] == [ZeroDivisionError] * 2
+    assert await writer.submit(4) == 8
+
+
+async def test_too_few_results_are_everybody_s_error_and_nobody_hangs(thread: ThreadPoolExecutor) -> None:
+    writer: Writer[int] = Writer(thread, lambda batch: batch[1:], timeout=PATIENCE)
+    results = await asyncio.gather(*map(writer.submit, range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [RuntimeError] * 3
+
+
+async def test_a_cancelled_caller_takes_nobody_with_it_and_what_was_not_begun_is_left_out(
+    writer: Writer[int], work: Work
+) -> None:
+    begun = await busy(writer, work)
+    waits, stays = map(writer.submit, (1, 2))
+    begun.cancel()
+    waits.cancel()
+    work.permit(2)
+    assert await stays == 4
+    assert work.batches == [[0], [2]]
+
+
+async def test_who_is_not_answered_in_time_is_told_and_what_was_not_begun_is_left_out(
+    thread: ThreadPoolExecutor, work: Work
+) -> None:
+    given_up = []
+
+    class Watching(Watch):
+        def gave_up(self) -> None:
+            given_up.append(1)
+
+    writer: Writer[int] = Writer(thread, work, timeout=0.05, watch=Watching())
+    futures = [await busy(writer, work), *map(writer.submit, (1, 2))]
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(result) for result in results] == [StoreUnavailable] * 3
+    assert given_up
+    work.permit()
+    await writer.settled()
+    assert work.batches == [[0]]
+
+
+async def test_settled_waits_for_the_thread_though_every_caller_is_gone(writer: Writer[int], work: Work) -> None:
+    await writer.settled()
+    begun = await busy(writer, work)
+    waits = writer.submit(1)
+    begun.cancel()
+    settled = asyncio.create_task(writer.settled())
+    await asyncio.sleep(0.01)
+    assert not settled.done()
+    work.permit(2)
+    await settled
+    assert work.done == [[0], [1]]
+    assert await waits == 2
+
+
+async def test_what_is_answered_is_not_kept(writer: Writer[int], work: Work) -> None:
+    work.permit(10)
+    for number in range(10):
+        await writer.submit(number)
+    assert not writer._open
+    assert not writer._waiting
