@@ -1,5 +1,7 @@
 """What this process remembers, in bounds: who are friends, and what was delivered lately."""
 
+from array import array
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
@@ -7,21 +9,27 @@ Pair = tuple[str, str]  # of users, the lesser name first
 
 
 class Recent:
-    """The newest `most` to twice as many of the numbers that were added."""
+    """The greatest `most` to twice as many of the numbers that were added, which come nearly in order.
+
+    Kept as machine integers in one piece: objects would lie scattered among all that is made meanwhile, and hold on to
+    the memory around them long after the rest has gone.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._new: set[int] = set()
-        self._old: set[int] = set()
+        self._numbers = array("q")  # in order
 
     def add(self, number: int) -> None:
         """Remember `number`."""
-        if len(self._new) >= self._most:
-            self._new, self._old = set(), self._new
-        self._new.add(number)
+        if number in self:
+            return
+        if len(self._numbers) >= 2 * self._most:
+            del self._numbers[: self._most]
+        insort(self._numbers, number)
 
     def __contains__(self, number: int) -> bool:
-        return number in self._new or number in self._old
+        place = bisect_left(self._numbers, number)
+        return place < len(self._numbers) and self._numbers[place] == number
 
 
 class Talk(IntEnum):
