@@ -306,9 +306,10 @@ class Sockets:
         await self._renew(connections)
         if len(self._buckets) > len(self._users):
             self._forget_buckets()
-        self._most_open = max(self._most_open, self.open())
-        if self._most_open >= MANY and self.open() < self._most_open / 4:
-            self._most_open = self.open()
+        open_now = self.open()
+        self._most_open = max(self._most_open, open_now)
+        if self._most_open >= MANY and open_now < self._most_open / 4:
+            self._most_open = open_now
             clear_free_lists()
 
     async def _renew(self, connections: Sequence[Connection]) -> None:

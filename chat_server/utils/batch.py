@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.meter import UNWATCHED, Watch
@@ -79,13 +79,7 @@ class Batcher(Generic[Item, Result]):
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-                for (_, future, _), result in zip(batch, await self._results(batch), strict=True):
-                    if future.done():  # its caller was cancelled
-                        continue
-                    if isinstance(result, BaseException):
-                        future.set_exception(result)
-                    else:
-                        future.set_result(result)
+                answer([future for _, future, _ in batch], await self._results(batch))
                 self._done += len(batch)
                 self._tell_watchers()
                 await asyncio.sleep(0)  # the turn in which those who have their results go on
@@ -103,8 +97,7 @@ class Batcher(Generic[Item, Result]):
         try:
             async with asyncio.timeout_at(deadline):
                 results = await self._work([item for item, *_ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+            expect_each(batch, results)
         except TimeoutError:
             self._watch.gave_up()
             return [StoreUnavailable(f"no answer within {self._timeout:g} s") for _ in batch]
@@ -118,3 +111,20 @@ class Batcher(Generic[Item, Result]):
         for done in due:
             if not done.done():
                 done.set_result(None)
+
+
+def expect_each(items: Sequence[object], results: Sequence[object]) -> None:
+    """Raise RuntimeError unless there is a result for each item."""
+    if len(results) != len(items):
+        raise RuntimeError(f"{len(results)} results for {len(items)} items")
+
+
+def answer(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
+    """Give each future its result, or exception; one that is done was cancelled, or given up."""
+    for future, result in zip(futures, results, strict=True):
+        if future.done():
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

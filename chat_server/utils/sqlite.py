@@ -160,29 +160,28 @@ class Database:
     # --- on the loop
 
     def _submit(self, write: Write) -> asyncio.Future[Any]:
-        if self._closed:
-            raise StoreUnavailable("the embedded database is closed")
+        self._expect_open()
         return self._writes.submit(write)
 
-    async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
+    def _expect_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the embedded database is closed")
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
+        self._expect_open()
         try:
-            async with asyncio.timeout(self.timeout):
-                return await asyncio.get_running_loop().run_in_executor(pool, work, argument)
+            with _failures():
+                async with asyncio.timeout(self.timeout):
+                    return await asyncio.get_running_loop().run_in_executor(pool, work, argument)
         except TimeoutError as error:
             raise StoreUnavailable(f"the embedded database did not answer within {self.timeout:g} s") from error
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"the embedded database failed: {error}") from error
 
     # --- in the threads
 
     def _write_batch(self, batch: Sequence[Write]) -> Sequence[Any]:
         self._failing = True  # until it has succeeded
-        try:
+        with _failures():
             results = self._write(batch)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"the embedded database failed: {error}") from error
         self._failing = False
         return results
 
@@ -368,6 +367,15 @@ def _in_turn(connection: sqlite3.Connection, batch: Sequence[Write]) -> Sequence
             connection.execute("ROLLBACK")
         raise
     return results
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What SQLite cannot do is StoreUnavailable for everybody outside."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the embedded database failed: {error}") from error
 
 
 def _one_by_one(tx: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from chat_server.utils.batch import answer, expect_each
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.meter import UNWATCHED, Watch
 
@@ -85,8 +86,7 @@ class Writer(Generic[Item]):
     def _results(self, items: list[Item]) -> Sequence[Any]:
         try:
             results = self._work(items)
-            if len(results) != len(items):
-                raise RuntimeError(f"{len(results)} results for {len(items)} items")
+            expect_each(items, results)
         except Exception as error:
             return [error] * len(items)
         return results
@@ -94,13 +94,7 @@ class Writer(Generic[Item]):
     def _answer(self, batch: Sequence[_Asked], results: Sequence[Any], seconds: float) -> None:
         self._watch.gathered(len(batch))
         self._watch.took(seconds, failed=isinstance(results[0], StoreUnavailable))
-        for asked, result in zip(batch, results, strict=True):
-            if asked.future.done():  # cancelled, or given up
-                continue
-            if isinstance(result, BaseException):
-                asked.future.set_exception(result)
-            else:
-                asked.future.set_result(result)
+        answer([asked.future for asked in batch], results)
         while self._open and self._open[0].future.done():
             self._open.popleft()
 
