@@ -38,9 +38,9 @@ class Cable:
         ip("link", "set", self._name, "down")
 
 
-def ip(*arguments: str) -> None:
-    """Run a command of iproute2."""
-    subprocess.run([tool("ip", "iproute2"), *arguments], check=True, capture_output=True)
+def ip(*arguments: str) -> str:
+    """Run a command of iproute2; what it says."""
+    return subprocess.run([tool("ip", "iproute2"), *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -53,6 +53,9 @@ def namespace() -> Iterator[str]:
     try:
         yield name
     finally:
+        # The system takes the cables away some time after the network, and the next test's have the same names.
+        for line in ip("-n", name, "-brief", "link", "show", "type", "veth").splitlines():
+            ip("-n", name, "link", "del", line.partition("@")[0])
         ip("netns", "del", name)
 
 
