@@ -5,6 +5,9 @@ from enum import Enum
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
+
+from chat_server.utils.clock import MICROSECONDS
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -18,11 +21,16 @@ class Rate(msgspec.Struct, frozen=True):
     window: float
 
 
+# A write that was given up may be done so much later, in microseconds: by a database that was frozen, say.
+PENDING = 3600 * MICROSECONDS
+
+
 class Stranger(msgspec.Struct, frozen=True):
     """The state of two users' talk, times in microseconds.
 
     Either `sender` has sent `count` messages since `started` that were not answered, and `refused` says
-    whether one more was refused; or (`sender` is empty) both talk freely until `until`.
+    whether one more was refused; or (`sender` is empty) both talk freely until `until`. `tries` has the ids of
+    counted messages, and when each was tried last; a negative time if that was not the first try.
     """
 
     sender: str = ""
@@ -30,6 +38,7 @@ class Stranger(msgspec.Struct, frozen=True):
     started: int = 0
     refused: bool = False
     until: int = 0
+    tries: dict[str, int] = {}
 
 
 class Verdict(Enum):
@@ -74,10 +83,11 @@ class RateStore(Protocol):
 class StrangerStore(Protocol):
     """Who may write to whom (protocol section 3, promise 4). Raises StoreUnavailable throughout."""
 
-    async def take(self, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
-        """Decide on one message at `now` (microseconds), and count it if it counts, in one atomic step.
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+        """Decide on the message `id` at `now` (microseconds), and count it if it counts, in one atomic step.
 
-        Where nothing is known of the two the verdict is UNKNOWN, unless `rebuilt` says what the messages do.
+        A message that was counted keeps its place for PENDING: tried again it is let through, and not counted
+        again. Where nothing is known of the two the verdict is UNKNOWN, unless `rebuilt` says what the messages do.
         """
         ...
 
@@ -85,8 +95,11 @@ class StrangerStore(Protocol):
         """Remember that the two are known to talk freely at `now`."""
         ...
 
-    async def give_back(self, sender: str, receiver: str, now: int) -> None:
-        """Take back what `take` counted at `now`: the message could not be stored."""
+    async def give_back(self, sender: str, receiver: str, id: str, now: int) -> None:
+        """Take back what `take` counted at `now`: the message could not be stored.
+
+        Nothing is taken back of a message that was tried again: another try may yet store it.
+        """
         ...
 
     async def forget(self, one: str, other: str) -> None:
@@ -95,7 +108,10 @@ class StrangerStore(Protocol):
 
 
 class StrangerRecord(msgspec.Struct, frozen=True):
-    """The state of two users' talk as it is kept, the lesser name first; `expires` in microseconds since the epoch."""
+    """The state of two users' talk as it is kept, the lesser name first; `expires` in microseconds since the epoch.
+
+    It is without `tries`: none of a server that has stopped is under way.
+    """
 
     one: str
     other: str
@@ -119,12 +135,16 @@ class MovableStrangers(StrangerStore, Protocol):
         ...
 
 
-def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> tuple[Stranger, Ruling]:
+def decide(
+    state: Stranger, sender: str, now: int, limit: int, window: int, id: str | None = None
+) -> tuple[Stranger, Ruling]:
     """The rule itself: the next state, and may `sender` send one message now? Times in microseconds.
 
     A window begins with the first message that counts. The other side's message within it is an answer:
-    both are free for a window from then on, renewed by each message.
+    both are free for a window from then on, renewed by each message. `id` is needed where a try may be given up
+    and yet succeed: the next try of a message that was counted must not be refused.
     """
+    tried = {id: now} if id else {}
     free = Stranger(until=now + window)
     if not state.sender:
         if now < state.until:
@@ -132,11 +152,14 @@ def decide(state: Stranger, sender: str, now: int, limit: int, window: int) -> t
     elif now < state.started + window:
         if sender != state.sender:
             return free, Ruling(Verdict.FREE, lifted=state.refused)
+        if id in state.tries and now - abs(state.tries[id]) < PENDING:
+            return replace(state, tries={**state.tries, id: -now}), Ruling(Verdict.COUNTED)
         if state.count >= limit:
-            return msgspec.structs.replace(state, refused=True), Ruling(Verdict.REFUSED)
+            return replace(state, refused=True), Ruling(Verdict.REFUSED)
         started = min(state.started, now)  # two that came at once may be counted the other way round
-        return msgspec.structs.replace(state, count=state.count + 1, started=started), Ruling(Verdict.COUNTED)
-    return Stranger(sender=sender, count=1, started=now), Ruling(Verdict.COUNTED)
+        counted = replace(state, count=state.count + 1, started=started, tries={**state.tries, **tried})
+        return counted, Ruling(Verdict.COUNTED)
+    return Stranger(sender=sender, count=1, started=now, tries=tried), Ruling(Verdict.COUNTED)
 
 
 def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: int, window: int) -> Stranger:
@@ -154,4 +177,4 @@ def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: 
     if state.sender and len(recent) > limit:
         lately = [time for sender, time in recent if sender == state.sender and time > now - window][:limit]
         return Stranger(sender=state.sender, count=len(lately), started=lately[-1]) if lately else Stranger()
-    return msgspec.structs.replace(state, refused=False)
+    return replace(state, refused=False)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import msgspec
+from msgspec.structs import replace
 
 from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
 from chat_server.cache.sessions import SessionRecord
@@ -171,19 +172,25 @@ class SqliteStrangers:
         self._limit = limit
         self._window = int(window * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
-        return await self._database.write(lambda tx: self.take_in(tx, sender, receiver, now, rebuilt))
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+        return await self._database.write(lambda tx: self.take_in(tx, sender, receiver, now, rebuilt, id))
 
     def take_in(
-        self, tx: sqlite3.Connection, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None
+        self,
+        tx: sqlite3.Connection,
+        sender: str,
+        receiver: str,
+        now: int,
+        rebuilt: Stranger | None = None,
+        id: str | None = None,
     ) -> Ruling:
-        """What `take` does, inside a job."""
+        """What `take` does, inside a job; without an `id` where the same job stores the message."""
         low, high = sorted((sender, receiver))
         row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
         state = msgspec.msgpack.decode(row[0], type=Stranger) if row else rebuilt
         if state is None:
             return Ruling(Verdict.UNKNOWN)
-        after, ruling = decide(state, sender, now, self._limit, self._window)
+        after, ruling = decide(state, sender, now, self._limit, self._window, id)
         if after != state or not row:
             self._put(tx, low, high, after)
         return ruling
@@ -195,14 +202,15 @@ class SqliteStrangers:
         """What `befriend` does, inside a job."""
         self._put(tx, min(one, other), max(one, other), Stranger(until=now + self._window))
 
-    async def give_back(self, sender: str, receiver: str, now: int) -> None:
+    async def give_back(self, sender: str, receiver: str, id: str, now: int) -> None:
         low, high = sorted((sender, receiver))
 
         def job(tx: sqlite3.Connection) -> None:
             row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
             state = msgspec.msgpack.decode(row[0], type=Stranger) if row else Stranger()
-            if state.sender == sender and state.started <= now:
-                left = msgspec.structs.replace(state, count=state.count - 1)
+            if state.sender == sender and state.tries.get(id) == now:
+                tries = {other: time for other, time in state.tries.items() if other != id}
+                left = replace(state, count=state.count - 1, tries=tries)
                 self._put(tx, low, high, left if left.count else Stranger())
 
         await self._database.write(job)
@@ -254,7 +262,8 @@ def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> in
 
 
 def _record(row: tuple[str, str, bytes, int]) -> StrangerRecord:
-    return StrangerRecord(row[0], row[1], msgspec.msgpack.decode(row[2], type=Stranger), row[3])
+    state = msgspec.msgpack.decode(row[2], type=Stranger)
+    return StrangerRecord(row[0], row[1], replace(state, tries={}), row[3])
 
 
 def _key(rate: Rate) -> bytes:

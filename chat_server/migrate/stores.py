@@ -10,7 +10,7 @@ import msgspec
 from tqdm import tqdm
 
 from chat_server.backends import Movable
-from chat_server.cache.limits import MovableStrangers, StrangerRecord
+from chat_server.cache.limits import MovableStrangers
 from chat_server.cache.sessions import MovableSessions, SessionRecord
 from chat_server.migrate.digest import LATEST, PAGE, Digest, Sum, stream
 from chat_server.migrate.shared import Shared
@@ -174,8 +174,9 @@ async def _move_strangers(source: MovableStrangers, target: MovableStrangers) ->
     count, soon = 0, Clock().now() + SOON
     async for page in source.pages(PAGE):
         lasting = [record for record in page if record.expires > soon]
-        there = {_state(record) for record in await target.peek([(record.one, record.other) for record in lasting])}
-        if any(_state(record) not in there for record in lasting):
+        found = await target.peek([(record.one, record.other) for record in lasting])
+        there = {(record.one, record.other): record.state for record in found}
+        if any(there.get((record.one, record.other)) != record.state for record in lasting):
             raise StartError("a counter is missing, or differs, in the target; run the same command again")
         count += len(page)
     return f"counters of strangers: {count}, the same on both sides"
@@ -184,8 +185,3 @@ async def _move_strangers(source: MovableStrangers, target: MovableStrangers) ->
 def _kept(session: SessionRecord) -> SessionRecord:
     """A session as both backends can tell it: Redis knows milliseconds."""
     return msgspec.structs.replace(session, expires=session.expires // 1000)
-
-
-def _state(record: StrangerRecord) -> StrangerRecord:
-    """A state apart from when it is forgotten, which Redis knows by its own clock."""
-    return msgspec.structs.replace(record, expires=0)

@@ -117,7 +117,8 @@ class TwoSteps:
     """Sending where messages and counters lie in different stores: the limit is taken first, then stored.
 
     What was taken is given back if it is certain that the message was not stored. Where that is not known,
-    or the process dies in between, a place is lost until the window ends; no stranger ever gets one more.
+    or the process dies in between, the place is kept for the message's next try until the window ends: what was
+    given up may be stored all the same, later than the next try looks for it. No stranger ever gets one more.
     `window` in microseconds.
     """
 
@@ -142,10 +143,8 @@ class TwoSteps:
             [added] = await self._messages.add([message])
         except StoreUnavailable as error:
             if counted and error.nothing_done:
-                await self._strangers.give_back(message.sender, message.receiver, message.time)
+                await self._strangers.give_back(message.sender, message.receiver, message.id, message.time)
             raise
-        if counted and not added.new:  # the same message, by another socket at the same moment
-            await self._strangers.give_back(message.sender, message.receiver, message.time)
         return Outcome(added, free=not counted, lifted=ruling.lifted)
 
     async def _rule(self, message: Message, free: bool) -> Ruling:
@@ -154,9 +153,9 @@ class TwoSteps:
             with suppress(StoreUnavailable):  # friends talk on while the counters are away
                 await self._strangers.befriend(sender, receiver, now)
             return Ruling(Verdict.FREE)
-        ruling = await self._strangers.take(sender, receiver, now)
+        ruling = await self._strangers.take(sender, receiver, message.id, now)
         if ruling.verdict is Verdict.UNKNOWN:
-            ruling = await self._strangers.take(sender, receiver, now, await self._rebuilt(message))
+            ruling = await self._strangers.take(sender, receiver, message.id, now, await self._rebuilt(message))
         return ruling
 
     async def _rebuilt(self, message: Message) -> Stranger:

@@ -24,10 +24,11 @@ DRAINED = 120.0  # seconds in which everybody must have sent what was left
 
 
 class Size(NamedTuple):
-    """What the server's process uses: bytes, and file descriptors."""
+    """What the server's process uses: bytes, file descriptors, and besides those its connections to databases."""
 
     memory: int
     files: int
+    pooled: int
 
 
 class World:
@@ -92,9 +93,13 @@ class World:
             device.draining = False
 
 
-async def size(server: Process, files: int = 0) -> Size:
+async def size(server: Process, databases: Sequence[DatabaseServer], files: int = 0) -> Size:
     """The size of a server whose clients have gone; waits until it has at most so many files open, for PATIENCE."""
-    process = psutil.Process(server.process.pid)
+    process, ports = psutil.Process(server.process.pid), {database.port for database in databases}
+
+    def pooled() -> int:
+        return sum(bool(one.raddr) and one.raddr.port in ports for one in process.net_connections("tcp"))
+
     with suppress(TimeoutError):
-        await until(lambda: process.num_fds() <= files)
-    return Size(process.memory_info().rss, process.num_fds())
+        await until(lambda: process.num_fds() - pooled() <= files)
+    return Size(process.memory_info().rss, process.num_fds() - pooled(), pooled())

@@ -1,16 +1,17 @@
 -- May one message be sent? The rule is chat_server.cache.limits.decide; times in microseconds.
--- KEYS: the pair's state. ARGV: sender, now, limit, window, and, if known, the rebuilt state's sender, count,
--- started, refused (0 or 1), until. Returns the verdict and whether a refusal is lifted (0 or 1).
-local sender, now, limit, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local state = redis.call('HMGET', KEYS[1], 'sender', 'count', 'started', 'refused', 'until')
+-- KEYS: the pair's state. ARGV: sender, id, now, limit, window, pending, and, if known, the rebuilt state's sender,
+-- count, started, refused (0 or 1), until. Returns the verdict and whether a refusal is lifted (0 or 1).
+local sender, try, now = ARGV[1], 'try:' .. ARGV[2], tonumber(ARGV[3])
+local limit, window, pending = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local state = redis.call('HMGET', KEYS[1], 'sender', 'count', 'started', 'refused', 'until', try)
 if not state[1] then
-    if not ARGV[5] then
+    if not ARGV[7] then
         return {'UNKNOWN', 0}
     end
-    state = {ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]}
+    state = {ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]}
 end
 local counted, count, started = state[1], tonumber(state[2]), tonumber(state[3])
-local refused, free_until = tonumber(state[4]), tonumber(state[5])
+local refused, free_until, tried = tonumber(state[4]), tonumber(state[5]), state[6] and tonumber(state[6])
 
 -- Numbers are doubles here: exact up to 2^53, if they are not written as 1.7e15.
 local function put(counted, count, started, refused, free_until, ends)
@@ -20,15 +21,24 @@ local function put(counted, count, started, refused, free_until, ends)
     redis.call('PEXPIRE', KEYS[1], math.max(1000, math.ceil((ends + window - now) / 1000)))
 end
 
+local function free()
+    redis.call('DEL', KEYS[1]) -- with its tries
+    put('', 0, 0, 0, now + window, now + window)
+end
+
 if counted == '' then
     if now < free_until then
-        put('', 0, 0, 0, now + window, now + window)
+        free()
         return {'FREE', 0}
     end
 elseif now < started + window then
     if counted ~= sender then
-        put('', 0, 0, 0, now + window, now + window)
+        free()
         return {'FREE', refused}
+    end
+    if tried and now - math.abs(tried) < pending then
+        redis.call('HSET', KEYS[1], try, '-' .. ARGV[3])
+        return {'COUNTED', 0}
     end
     if count >= limit then
         put(counted, count, started, 1, 0, started + window)
@@ -36,7 +46,10 @@ elseif now < started + window then
     end
     started = math.min(started, now) -- two that came at once may be counted the other way round
     put(counted, count + 1, started, refused, 0, started + window)
+    redis.call('HSET', KEYS[1], try, ARGV[3])
     return {'COUNTED', 0}
 end
+redis.call('DEL', KEYS[1]) -- with its tries
 put(sender, 1, now, 0, 0, now + window)
+redis.call('HSET', KEYS[1], try, ARGV[3])
 return {'COUNTED', 0}
