@@ -247,7 +247,7 @@ class Sockets:
         try:
             async with self._large.hold() if large else nullcontext():
                 return partial(self._answer, connection, run, await self._chat.store(connection, run))
-        except TimeoutError:
+        except StoreUnavailable:
             return partial(self._failed, connection, run, Reason.STORE_AWAY, "the store is busy, send it again")
         except Exception:
             log.exception("failed", extra={"op": SEND})

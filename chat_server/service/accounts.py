@@ -6,7 +6,8 @@ import logging
 import secrets
 import time
 import unicodedata
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -78,14 +79,16 @@ class Accounts:
         if not is_name(name):
             raise Refused(failed, Reason.BAD_NAME, f"user_name: {NAMES}", field="user_name")
         self._check_new_password(failed, "password", password)
-        self._expect_room(failed)
+        with _busy_is_refused(failed):
+            self._passwords.expect_room()
         if self._config.registrations_per_hour:
             rate = Rate(("register", address), self._config.registrations_per_hour, HOUR)
             await self._take(failed, [rate], "too many registrations from this address")
         taken = Refused(Status.USER_EXISTS, Reason.USER_EXISTS, f"{name} exists already", field="user_name")
         if await self._users.get(name):
             raise taken
-        hashed = await self._hashed(failed, password)
+        with _busy_is_refused(failed):
+            hashed = await self._passwords.hash(password)
         try:
             await self._users.add(User(name, hashed))
         except Duplicate:
@@ -112,7 +115,8 @@ class Accounts:
         _require_own(failed, session, name)
         self._check_new_password(failed, "new_password", new)
         user = await self._authenticated(failed, session.user, old, address)
-        hashed = await self._hashed(failed, new)
+        with _busy_is_refused(failed):
+            hashed = await self._passwords.hash(new)
         await self._whole(self._change_password(session, user, hashed))
 
     async def logout(self, session: Session, name: str) -> None:
@@ -204,16 +208,15 @@ class Accounts:
             Rate(("login by name", name), 10 * limit, window),
             Rate(("login by address", address), 10 * limit, window),
         ]
-        self._expect_room(failed)
+        with _busy_is_refused(failed):
+            self._passwords.expect_room()
         await self._take(failed, rates, "too many failed logins")
         taken = time.monotonic()
         try:
             user = await self._users.get(name)
-            right = await self._passwords.check(password, user.password if user else None)
-        except TooBusy as error:
-            await self._give_back(rates, taken)
-            raise _too_busy(failed, error) from None
-        except BaseException:  # a store is away, or the client is gone: nobody learnt anything
+            with _busy_is_refused(failed):
+                right = await self._passwords.check(password, user.password if user else None)
+        except BaseException:  # a store is away, too many wait, or the client is gone: nobody learnt anything
             await self._whole(self._give_back(rates, taken))
             raise
         if not user or not right or user.state is not State.ENABLED:
@@ -230,18 +233,6 @@ class Accounts:
 
     async def _give_back(self, rates: list[Rate], taken: float) -> None:
         await self._rates.give_back(rates, time.monotonic() - taken)
-
-    def _expect_room(self, failed: Status) -> None:
-        try:
-            self._passwords.expect_room()
-        except TooBusy as error:
-            raise _too_busy(failed, error) from None
-
-    async def _hashed(self, failed: Status, password: str) -> str:
-        try:
-            return await self._passwords.hash(password)
-        except TooBusy as error:
-            raise _too_busy(failed, error) from None
 
     def _check_new_password(self, failed: Status, field: str, password: str) -> None:
         if why := bad_password(password, self._config.min_password_length):
@@ -282,6 +273,10 @@ def _wrong_password() -> Refused:
     return Refused(Status.WRONG_PASSWORD, Reason.WRONG_PASSWORD, "wrong user name or password")
 
 
-def _too_busy(failed: Status, error: TooBusy) -> Refused:
-    why = f"too many passwords wait to be checked; try again in {error.retry_after:.0f} s"
-    return Refused(failed, Reason.TOO_MANY, why, retry_after=error.retry_after)
+@contextmanager
+def _busy_is_refused(failed: Status) -> Iterator[None]:
+    try:
+        yield
+    except TooBusy as error:
+        why = f"too many passwords wait to be checked; try again in {error.retry_after:.0f} s"
+        raise Refused(failed, Reason.TOO_MANY, why, retry_after=error.retry_after) from None

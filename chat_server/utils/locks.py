@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from chat_server.utils.errors import StoreUnavailable
+
 
 class KeyedLock:
     """A lock for each key that somebody holds or waits for; the others take no memory."""
@@ -26,7 +28,7 @@ class KeyedLock:
 
 
 class Lane:
-    """Lets `width` at a time through, whoever came first; nobody waits longer than `patience` seconds."""
+    """Lets `width` at a time through to a store, whoever came first; nobody waits longer than `patience` seconds."""
 
     def __init__(self, width: int, patience: float) -> None:
         self._room = asyncio.Semaphore(width)
@@ -34,9 +36,12 @@ class Lane:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Wait for room, and take it. Raises TimeoutError."""
-        async with asyncio.timeout(self._patience):
-            await self._room.acquire()
+        """Wait for room, and take it. Raises StoreUnavailable."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._room.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable(f"no room within {self._patience:g} s", nothing_done=True) from error
         try:
             yield
         finally:

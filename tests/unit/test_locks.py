@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import KeyedLock, Lane
 
 
@@ -85,7 +86,7 @@ async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> N
 async def test_who_waits_too_long_for_a_lane_is_told_and_takes_no_room() -> None:
     lane = Lane(1, 0.01)
     async with lane.hold():
-        with pytest.raises(TimeoutError):
+        with pytest.raises(StoreUnavailable):
             async with lane.hold():
                 pass
     async with lane.hold():
