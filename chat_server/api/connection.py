@@ -400,6 +400,7 @@ class Connection:
     def close(self, code: int, why: str) -> None:
         """Say goodbye: what waits goes out, then the close frame; frames not worked on yet are forgotten."""
         if self._closing:
+            self._forget_inbox()
             return
         self._closing = True  # first: a flush that finds too much waiting would close, too
         self._owner.closing(self)
@@ -434,6 +435,13 @@ class Connection:
         """Wait until no frame from it is being worked on."""
         while self._worker:
             await asyncio.wait((self._worker,))
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Make this call once no frame from it is being worked on; after `gone` there come no more."""
+        if self._worker:
+            self._worker.add_done_callback(lambda _: call())
+        else:
+            call()
 
     async def _discard(self) -> None:
         """Let the peer read the close frame before the connection ends: it may still be sending."""

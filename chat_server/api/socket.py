@@ -186,7 +186,8 @@ class Sockets:
             connection.close(1011, "something went wrong here")
         finally:
             connection.gone()
-            self._registry.remove(connection)
+            self._registry.leave(connection)
+            connection.when_idle(partial(self._registry.remove, connection))
             slot.discard(connection)
             if not any(self._slots):
                 self._none_open.set()

@@ -55,7 +55,7 @@ class Socket(Protocol):
         ...
 
     def close(self, code: int, why: str) -> None:
-        """Close it; without effect if it is closing."""
+        """Close it; if that is under way already, its frames that are not worked on yet are forgotten all the same."""
         ...
 
     async def idle(self) -> None:
@@ -76,12 +76,12 @@ class Registry:
         self._sockets[socket.user] = (*self.sockets(socket.user), socket)
 
     def leave(self, socket: Socket) -> None:
-        """A socket that is closing: nothing is delivered to it any more, but a frame of its may still be in work."""
+        """A socket that is closing, or gone: nothing is delivered to it any more, but frames of its may be in work."""
         self.remove(socket)
         self._leaving.add(socket)
 
     def remove(self, socket: Socket) -> None:
-        """A socket that is gone; without effect if it was not there."""
+        """A socket that is gone, and so are its frames; without effect if it was not there."""
         self._leaving.discard(socket)
         self._keep(socket.user, [other for other in self.sockets(socket.user) if other is not socket])
 

@@ -117,8 +117,9 @@ class TwoSteps:
     """Sending where messages and counters lie in different stores: the limit is taken first, then stored.
 
     What was taken is given back if it is certain that the message was not stored. Where that is not known,
-    or the process dies in between, the place is kept for the message's next try until the window ends: what was
-    given up may be stored all the same, later than the next try looks for it. No stranger ever gets one more.
+    or the process dies in between, the place is kept for the message's next try (limits.PENDING): what was given up
+    may be stored all the same, later than the next try looks for it. For all others the place is lost until the
+    window ends.
     `window` in microseconds.
     """
 

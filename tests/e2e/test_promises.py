@@ -292,6 +292,31 @@ async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_
             assert (await two.receive())["content"].endswith("\nhello")
 
 
+@pytest.mark.parametrize("way", [logout, new_password])
+async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_has_ended(
+    tmp_path: Path, way: Callable[[Server, str, str], Any]
+) -> None:
+    """What came before the cut is worked on, unless the session ends first."""
+    async with three_users(tmp_path) as server:
+        other = await server.login("1")
+        ended, asking = (other, other) if way is logout else (other, server.tokens["1"])
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as holder:
+            async with raw.chat(server, "1", to="2", token=ended) as one:
+                holder.execute("BEGIN IMMEDIATE")  # the first run waits for this
+                await one.write(b"".join(raw.request(1, f"m{n}\n{'x' * 4000}") for n in range(50)))
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the server has learnt of the end
+            ending = asyncio.create_task(way(server, "1", asking))
+            await asyncio.sleep(0.2)
+            holder.execute("ROLLBACK")
+        assert (await ending).status_code == 200
+        async with server.chat("2", to="1") as two:
+            stored = ids(await two.ask(2, "-200"))
+            assert 0 < len(stored) < 50
+            await asyncio.sleep(0.2)
+            assert ids(await two.ask(2, "-200")) == stored
+
+
 async def flood(one: raw.Raw) -> None:
     """Send m0, m1, ... until the server has ended the connection."""
     try:
