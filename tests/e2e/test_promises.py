@@ -10,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from chat_server.service.chat import Chat as Service
+from chat_server.service.frames import Request
+from chat_server.service.registry import Socket
 from tests import raw
 from tests.harness import PASSWORD, Chat, Frame, Server, serving, until
 
@@ -267,13 +270,21 @@ async def new_password(server: Server, user: str, token: str) -> httpx.Response:
     return await server.post("/user/set_password", body, headers={"Authorization": f"Bearer {token}"})
 
 
+Way = Callable[[Server, str, str], Any]
+
+
+async def to_end(server: Server, way: Way) -> tuple[str, str]:
+    """A second session of user 1, which that way ends, and the session that has to ask for it."""
+    other = await server.login("1")
+    return other, other if way is logout else server.tokens["1"]
+
+
 @pytest.mark.parametrize("way", [logout, new_password])
 async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_were_in_flight(
-    tmp_path: Path, way: Callable[[Server, str, str], Any]
+    tmp_path: Path, way: Way
 ) -> None:
     async with three_users(tmp_path) as server:
-        other = await server.login("1")
-        ended, asking = (other, other) if way is logout else (other, server.tokens["1"])
+        ended, asking = await to_end(server, way)
         async with (
             raw.chat(server, "1", to="2", token=ended) as one,
             server.chat("1", to="2", token=server.tokens["1"]) as kept,
@@ -294,27 +305,40 @@ async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_
 
 @pytest.mark.parametrize("way", [logout, new_password])
 async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_has_ended(
-    tmp_path: Path, way: Callable[[Server, str, str], Any]
+    tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came before the cut is worked on, unless the session ends first."""
+    store, gate, begun = Service.store, asyncio.Event(), []
+
+    async def slow(self: Service, socket: Socket, run: Sequence[Request]) -> Any:
+        if socket.user == "1":
+            begun.append([request.content.partition("\n")[0] for request in run])
+            await gate.wait()
+        return await store(self, socket, run)
+
+    monkeypatch.setattr(Service, "store", slow)
     async with three_users(tmp_path) as server:
-        other = await server.login("1")
-        ended, asking = (other, other) if way is logout else (other, server.tokens["1"])
-        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as holder:
+        ended, asking = await to_end(server, way)
+        async with server.chat("3") as three:
             async with raw.chat(server, "1", to="2", token=ended) as one:
-                holder.execute("BEGIN IMMEDIATE")  # the first run waits for this
                 await one.write(b"".join(raw.request(1, f"m{n}\n{'x' * 4000}") for n in range(50)))
-                await asyncio.sleep(0.2)
-            await asyncio.sleep(0.2)  # the server has learnt of the end
+
+            async def alone() -> bool:
+                return bool((await three.answer(6, "anybody?"))["content"] == "0")
+
+            await until(alone)  # the server has read all of it, and the end
             ending = asyncio.create_task(way(server, "1", asking))
-            await asyncio.sleep(0.2)
-            holder.execute("ROLLBACK")
-        assert (await ending).status_code == 200
+
+            async def over() -> bool:  # before, user 2 is not his to log out
+                return bool((await logout(server, "2", ended)).status_code == 401)
+
+            await until(over)
+            gate.set()
+            assert (await ending).status_code == 200
         async with server.chat("2", to="1") as two:
-            stored = ids(await two.ask(2, "-200"))
-            assert 0 < len(stored) < 50
-            await asyncio.sleep(0.2)
-            assert ids(await two.ask(2, "-200")) == stored
+            assert (await two.send("end\nhello"))["op_type"] == 40019
+            assert len(begun) == 1
+            assert ids(await two.ask(2, "-200")) == [*begun[0], "end"]
 
 
 async def flood(one: raw.Raw) -> None:

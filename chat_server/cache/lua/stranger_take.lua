@@ -21,9 +21,18 @@ local function put(counted, count, started, refused, free_until, ends)
     redis.call('PEXPIRE', KEYS[1], math.max(1000, math.ceil((ends + window - now) / 1000)))
 end
 
+-- Called after `put`: a script that has written already is not stopped by Redis where memory is full.
+local function forget_tries()
+    for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+        if string.sub(field, 1, 4) == 'try:' then
+            redis.call('HDEL', KEYS[1], field)
+        end
+    end
+end
+
 local function free()
-    redis.call('DEL', KEYS[1]) -- with its tries
     put('', 0, 0, 0, now + window, now + window)
+    forget_tries()
 end
 
 if counted == '' then
@@ -49,7 +58,7 @@ elseif now < started + window then
     redis.call('HSET', KEYS[1], try, ARGV[3])
     return {'COUNTED', 0}
 end
-redis.call('DEL', KEYS[1]) -- with its tries
 put(sender, 1, now, 0, 0, now + window)
+forget_tries()
 redis.call('HSET', KEYS[1], try, ARGV[3])
 return {'COUNTED', 0}
