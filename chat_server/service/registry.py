@@ -83,7 +83,8 @@ class Registry:
     def remove(self, socket: Socket) -> None:
         """A socket that is gone, and so are its frames; without effect if it was not there."""
         self._leaving.discard(socket)
-        self._keep(socket.user, [other for other in self.sockets(socket.user) if other is not socket])
+        if socket in (sockets := self.sockets(socket.user)):
+            self._keep(socket.user, [other for other in sockets if other is not socket])
 
     def sockets(self, user: str) -> tuple[Socket, ...]:
         """The sockets that `user` has open."""

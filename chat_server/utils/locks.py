@@ -41,7 +41,7 @@ class Lane:
             async with asyncio.timeout(self._patience):
                 await self._room.acquire()
         except TimeoutError as error:
-            raise StoreUnavailable(f"no room within {self._patience:g} s", nothing_done=True) from error
+            raise StoreUnavailable(f"no room within {self._patience:g} s") from error
         try:
             yield
         finally:

@@ -56,8 +56,7 @@ def on_sqlite(make: Callable[[Database, Clock], Store]) -> Opened[Store]:
                 await database.close()
             yield make(database, clock)
         finally:
-            if not away:
-                await database.close()
+            await database.close()
 
     return opened
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from tests import servers
+from tests.faults.stores import connections
 from tests.harness import Process, Server, process, until
 from tests.servers import DatabaseServer
 from tests.soak.device import Device, Pace
@@ -95,11 +96,12 @@ class World:
 
 async def size(server: Process, databases: Sequence[DatabaseServer], files: int = 0) -> Size:
     """The size of a server whose clients have gone; waits until it has at most so many files open, for PATIENCE."""
-    process, ports = psutil.Process(server.process.pid), {database.port for database in databases}
+    process = psutil.Process(server.process.pid)
 
-    def pooled() -> int:
-        return sum(bool(one.raddr) and one.raddr.port in ports for one in process.net_connections("tcp"))
+    def now() -> Size:
+        pooled = sum(connections(process.pid, database.port) for database in databases)
+        return Size(process.memory_info().rss, process.num_fds() - pooled, pooled)
 
     with suppress(TimeoutError):
-        await until(lambda: process.num_fds() - pooled() <= files)
-    return Size(process.memory_info().rss, process.num_fds() - pooled(), pooled())
+        await until(lambda: now().files <= files)
+    return now()
