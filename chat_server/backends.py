@@ -245,6 +245,9 @@ class _Opening:
         if not self._beside:
             lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)
             await self._hold(lease)
+            if forgetful := await bare.forgetful():
+                why = "killed, it may forget sessions, or bring back ended ones and old counts"
+                log.warning("Redis may go back on what it answered", extra={"settings": forgetful, "why": why})
             watch = self._meter.watch("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
             self._stack.push_async_callback(scripts.settled)

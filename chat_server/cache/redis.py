@@ -26,6 +26,8 @@ from chat_server.utils.tls import trouble
 POOL = 8
 # Scripts that go into one pipeline, at most.
 MOST_CALLS = 1024
+# With these settings Redis neither forgets nor goes back on what it answered, not even when it is killed.
+KEEPING = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
 _SCRIPTS = {
     path.name.removesuffix(".lua"): path.read_text("utf-8")
@@ -80,6 +82,16 @@ class Scripts:
                 await self._redis.ping()
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+
+    async def forgetful(self) -> list[str]:
+        """The settings, as `name value`, by which Redis may not keep what it answered; none if it does not tell."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                answers = [await self._redis.config_get(name) for name in KEEPING]
+        except (RedisError, OSError, TimeoutError):  # many who offer Redis as a service let nobody ask
+            return []
+        values = {name: value for answer in answers for name, value in answer.items()}
+        return [f"{name} {values[name]}" for name, keeps in KEEPING.items() if values.get(name, keeps) != keeps]
 
     async def keys(self, start: str, count: int) -> AsyncIterator[list[str]]:
         """The keys that begin with `start`, about `count` at a time; one may come twice."""
@@ -328,7 +340,10 @@ async def look(config: Config, timeout: float) -> str:
     """What --check says of it."""
     scripts = Scripts(client(config, timeout), config.redis_prefix, timeout)
     try:
-        return await reach(scripts)
+        answers = await reach(scripts)
+        if forgetful := await scripts.forgetful():
+            return f"{answers}, but may go back on what it said, by {', '.join(forgetful)} (docs/operations.md)"
+        return answers
     finally:
         await scripts.close()
 

@@ -27,7 +27,7 @@ from tests.faults.stores import (
     upgrade_away,
     wire,
 )
-from tests.harness import Process, Server, process, until
+from tests.harness import Process, Server, process, run_py, until
 from tests.servers import DatabaseServer
 
 
@@ -172,6 +172,57 @@ async def test_emptied_it_has_no_sessions_but_the_counters_follow_from_the_messa
         async with server.chat(one, two) as first:
             for number in range(10):
                 assert (await first.send(f"again-{number}\nhello"))["op_type"] == 40019
+
+
+async def test_killed_it_brings_no_session_back_and_no_count_if_it_is_set_to_keep_them(
+    redis: DatabaseServer, tmp_path: Path
+) -> None:
+    one, two, three = names(3)
+    async with serving(tmp_path, redis) as server:
+        await server.users(one, two, three)
+        ended = server.tokens[two]
+        async with server.chat(one, three) as stranger:
+            for number in range(3):
+                await sent(stranger, f"m{number}\nhello")
+        done(await post(server, "/user/logout", ended, user_name=two), 41015)
+        redis.kill()
+        await asyncio.to_thread(redis.start)
+
+        async def is_back() -> bool:
+            return (await ask(server, "GET", "/health")).status_code == 200
+
+        await until(is_back)
+        assert not await lives(server, ended)
+        assert await lives(server, server.tokens[one])
+        assert await allowed(server, one, three) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "appendonly no, appendfsync everysec"),
+        (("--appendonly", "yes"), "appendfsync everysec"),
+        (("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "allkeys-lru"), "allkeys-lru"),
+        (("--appendonly", "yes", "--appendfsync", "always"), ""),
+        (("--rename-command", "CONFIG", ""), ""),
+    ],
+    ids=["nothing", "a second", "evicts", "all", "does not tell"],
+)
+async def test_one_that_may_go_back_on_what_it_said_is_told_of(
+    tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    database = servers.redis(*options)
+    try:
+        async with serving(tmp_path, database) as server:
+            assert ("Redis may go back" in server.log.read_text()) == bool(told)
+        child = await run_py("--check", environ=servers.environ(redis=database))
+        out, _ = await child.communicate()
+        assert child.returncode == 0
+        assert b"Redis: answers" in out
+        assert (b"may go back" in out) == bool(told)
+        assert told.encode() in out
+    finally:
+        database.stop()
 
 
 async def test_it_may_forget_the_scripts(redis: DatabaseServer, tmp_path: Path) -> None:
