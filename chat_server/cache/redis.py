@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
-from chat_server.cache.limits import PENDING, Rate, Ruling, Stranger, StrangerRecord, Verdict
+from chat_server.cache.limits import Rate, Stranger, StrangerRecord, Verdict
 from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import Redis as Config
 from chat_server.utils.batch import Batcher
@@ -238,20 +238,20 @@ class RedisStrangers:
         self._limit = limit
         self._window = int(window * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
-        arguments: list[str | int] = [sender, id, now, self._limit, self._window, PENDING]
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
+        arguments: list[str | int] = [sender, id, now, self._limit, self._window]
         if rebuilt:
             arguments += _fields(rebuilt)
-        verdict, lifted = await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)
-        return Ruling(Verdict[verdict.decode()], bool(lifted))
+        return Verdict[(await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)).decode()]
+
+    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
+        arguments: list[str | int] = [sender, id, time, self._window]
+        return bool(await self._scripts.run("stranger_settle", [_pair(sender, receiver)], arguments))
 
     async def befriend(self, one: str, other: str, now: int) -> None:
         await self._scripts.run(
             "stranger_befriend", [_pair(one, other)], [now + self._window, 2 * self._window // 1000]
         )
-
-    async def give_back(self, sender: str, receiver: str, id: str, now: int) -> None:
-        await self._scripts.run("stranger_give_back", [_pair(sender, receiver)], [sender, id, now])
 
     async def forget(self, one: str, other: str) -> None:
         await self._scripts.run("forget", [_pair(one, other)])

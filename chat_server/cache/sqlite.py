@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
+from chat_server.cache.limits import Rate, Stranger, StrangerRecord, Verdict, decide, settle
 from chat_server.cache.sessions import SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
@@ -172,7 +172,7 @@ class SqliteStrangers:
         self._limit = limit
         self._window = int(window * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
         return await self._database.write(lambda tx: self.take_in(tx, sender, receiver, now, rebuilt, id))
 
     def take_in(
@@ -183,37 +183,36 @@ class SqliteStrangers:
         now: int,
         rebuilt: Stranger | None = None,
         id: str | None = None,
-    ) -> Ruling:
+    ) -> Verdict:
         """What `take` does, inside a job; without an `id` where the same job stores the message."""
-        low, high = sorted((sender, receiver))
-        row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
-        state = msgspec.msgpack.decode(row[0], type=Stranger) if row else rebuilt
+        known = self._state(tx, sender, receiver)
+        state = known or rebuilt
         if state is None:
-            return Ruling(Verdict.UNKNOWN)
-        after, ruling = decide(state, sender, now, self._limit, self._window, id)
-        if after != state or not row:
-            self._put(tx, low, high, after)
-        return ruling
+            return Verdict.UNKNOWN
+        after, verdict = decide(state, sender, now, self._limit, self._window, id)
+        if after != known:
+            self._put(tx, sender, receiver, after)
+        return verdict
+
+    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
+        return await self._database.write(lambda tx: self.settle_in(tx, sender, receiver, id, time))
+
+    def settle_in(self, tx: sqlite3.Connection, sender: str, receiver: str, id: str, time: int) -> bool:
+        """What `settle` does, inside a job."""
+        state = self._state(tx, sender, receiver)
+        if state is None:
+            return False
+        after, lifts = settle(state, sender, id, time, self._window)
+        if after != state:
+            self._put(tx, sender, receiver, after)
+        return lifts
 
     async def befriend(self, one: str, other: str, now: int) -> None:
         await self._database.write(lambda tx: self.befriend_in(tx, one, other, now))
 
     def befriend_in(self, tx: sqlite3.Connection, one: str, other: str, now: int) -> None:
         """What `befriend` does, inside a job."""
-        self._put(tx, min(one, other), max(one, other), Stranger(until=now + self._window))
-
-    async def give_back(self, sender: str, receiver: str, id: str, now: int) -> None:
-        low, high = sorted((sender, receiver))
-
-        def job(tx: sqlite3.Connection) -> None:
-            row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
-            state = msgspec.msgpack.decode(row[0], type=Stranger) if row else Stranger()
-            if state.sender == sender and state.tries.get(id) == now:
-                tries = {other: time for other, time in state.tries.items() if other != id}
-                left = replace(state, count=state.count - 1, tries=tries)
-                self._put(tx, low, high, left if left.count else Stranger())
-
-        await self._database.write(job)
+        self._put(tx, one, other, Stranger(until=now + self._window))
 
     async def forget(self, one: str, other: str) -> None:
         delete, pair = "DELETE FROM strangers WHERE low = ? AND high = ?", sorted((one, other))
@@ -240,11 +239,16 @@ class SqliteStrangers:
         rows = [(one.one, one.other, msgspec.msgpack.encode(one.state), one.expires) for one in states]
         await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
 
-    def _put(self, tx: sqlite3.Connection, low: str, high: str, state: Stranger) -> None:
+    def _state(self, tx: sqlite3.Connection, one: str, other: str) -> Stranger | None:
+        query = "SELECT state FROM strangers WHERE low = ? AND high = ?"
+        row = tx.execute(query, sorted((one, other))).fetchone()
+        return msgspec.msgpack.decode(row[0], type=Stranger) if row else None
+
+    def _put(self, tx: sqlite3.Connection, one: str, other: str, state: Stranger) -> None:
         expires = (state.started + self._window if state.sender else state.until) + self._window
         tx.execute(
             "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)",
-            (low, high, msgspec.msgpack.encode(state), expires),
+            (*sorted((one, other)), msgspec.msgpack.encode(state), expires),
         )
 
 
@@ -263,7 +267,7 @@ def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> in
 
 def _record(row: tuple[str, str, bytes, int]) -> StrangerRecord:
     state = msgspec.msgpack.decode(row[2], type=Stranger)
-    return StrangerRecord(row[0], row[1], replace(state, tries={}), row[3])
+    return StrangerRecord(row[0], row[1], replace(state, unsettled=frozenset()), row[3])
 
 
 def _key(rate: Rate) -> bytes:

@@ -8,13 +8,7 @@ from typing import Any, TypeVar
 
 import pymongo
 from bson import Binary, Int64
-from pymongo.errors import (
-    BulkWriteError,
-    DuplicateKeyError,
-    OperationFailure,
-    PyMongoError,
-    ServerSelectionTimeoutError,
-)
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
 
 from chat_server.conf import MongoDB as Config
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
@@ -117,16 +111,8 @@ class MongoMessages:
         return await self._adding.submit(run)
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
-        names: dict[tuple[str, str], list[str]] = {}
-        for message in messages:
-            names.setdefault((message.sender, message.receiver), []).append(message.id)
-        query = [
-            {"conv": _conv(sender, receiver), "from": sender, "mid": {"$in": ids}}
-            for (sender, receiver), ids in names.items()
-        ]
-        documents = await self._do(self._messages.find({"$or": query}).to_list(None)) if query else []
-        found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
-        return [_found(found.get((_conv(m.sender, m.receiver), m.sender, m.id)), m) for m in messages]
+        documents = await self._namesakes(messages)
+        return [_found(document, message) for document, message in zip(documents, messages, strict=True)]
 
     async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []
@@ -335,8 +321,31 @@ class MongoMessages:
             taken = _duplicates(error)
         # Of two with one id in a batch the second finds the first. A write of ours whose answer was lost, and which
         # the driver repeated, finds itself: it is new.
-        earlier = dict(zip(taken, await self.stored([messages[index] for index in taken]), strict=True))
-        return [earlier.get(index) or Added(message.time) for index, message in enumerate(messages)]
+        documents = await self._namesakes([messages[index] for index in taken])
+        if None in documents:  # it was its time that was taken, by another server
+            raise StoreUnavailable("MongoDB did not store all")
+        earlier = dict(zip(taken, documents, strict=True))
+        return [_found(earlier.get(index), message) or Added(message.time) for index, message in enumerate(messages)]
+
+    async def _namesakes(self, messages: Sequence[Message]) -> list[Document | None]:
+        """For each message the document with its id, or None. What is found is durable."""
+        names: dict[tuple[str, str], list[str]] = {}
+        for message in messages:
+            names.setdefault((message.sender, message.receiver), []).append(message.id)
+        query = [
+            {"conv": _conv(sender, receiver), "from": sender, "mid": {"$in": ids}}
+            for (sender, receiver), ids in names.items()
+        ]
+        documents = await self._do(self._messages.find({"$or": query}).to_list(None)) if query else []
+        if documents:
+            # A write that changes nothing waits all the same until what was written before it is journaled, and on a
+            # majority: what was only read may yet be rolled back.
+            there = {"_id": {"$in": [document["_id"] for document in documents]}}
+            confirmed = await self._do(self._messages.update_many(there, {"$unset": {"nothing": ""}}))
+            if confirmed.matched_count < len(documents):
+                raise StoreUnavailable("MongoDB rolled back what it had stored")
+        found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
+        return [found.get((_conv(m.sender, m.receiver), m.sender, m.id)) for m in messages]
 
     # --- what several methods need
 
@@ -466,8 +475,6 @@ async def _done(work: Awaitable[T], timeout: float) -> T:
             return await work
     except BulkWriteError:
         raise
-    except ServerSelectionTimeoutError as error:
-        raise StoreUnavailable("MongoDB is away", nothing_done=True) from error
     except TimeoutError as error:
         raise StoreUnavailable(f"MongoDB did not answer within {timeout:g} s") from error
     except (PyMongoError, OSError) as error:

@@ -135,14 +135,18 @@ class Chat:
             return []
         newest = {message.receiver: message for message in messages}
         talks = {to: self._friends.talk(message.sender, to, message.time) for to, message in newest.items()}
+        outcomes: Sequence[Outcome | StoreUnavailable]
         try:
             if min(talks.values()) is _FREE:
                 return [Outcome(added, free=False) for added in await self._messages.add(messages)]
-            return await self._sending.add(messages, [talks[message.receiver] is not _UNKNOWN for message in messages])
+            known = [talks[message.receiver] is not _UNKNOWN for message in messages]
+            outcomes = await self._sending.add(messages, known)
         except StoreUnavailable as error:
-            log.warning("not stored", extra={"why": str(error), "messages": len(messages)})
-            away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
-            return [away] * len(messages)
+            outcomes = [error] * len(messages)
+        away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
+        if errors := [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailable)]:
+            log.warning("not stored", extra={"why": str(errors[0]), "messages": len(errors)})
+        return [away if isinstance(outcome, StoreUnavailable) else outcome for outcome in outcomes]
 
     def _sent(self, socket: Socket, message: Message, outcome: Outcome | Refused) -> Status | Refused:
         """Deliver and acknowledge what was stored; or why it was not."""

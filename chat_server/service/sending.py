@@ -1,12 +1,13 @@
 """Storing what is sent, and keeping strangers within their limit, so that neither can be had without the other."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, rebuild
+from chat_server.cache.limits import Stranger, StrangerStore, Verdict, rebuild
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.utils.errors import StoreUnavailable
 
@@ -28,10 +29,11 @@ class Outcome(msgspec.Struct, frozen=True):
 class Sending(Protocol):
     """Stores messages of which some may be to strangers."""
 
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> Sequence[Outcome | StoreUnavailable]:
         """Decide on each message and store it, in this order; retries count for nothing. As MessageStore.add.
 
-        `free` says for each whether its two users are known to talk freely.
+        `free` says for each whether its two users are known to talk freely. Where not all failed, the others have
+        StoreUnavailable for an outcome.
         """
         ...
 
@@ -60,7 +62,8 @@ class StrangersIn(Protocol[Tx_contra]):
 
     def take_in(
         self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None
-    ) -> Ruling: ...
+    ) -> Verdict: ...
+    def settle_in(self, tx: Tx_contra, sender: str, receiver: str, id: str, time: int) -> bool: ...
     def befriend_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
 
 
@@ -90,21 +93,24 @@ class OneTransaction(Generic[Tx]):
     def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
         if earlier := self._messages.find_in(tx, message):
             return Outcome(earlier, free=False)
-        ruling = self._rule(tx, message, free)
-        if ruling.verdict is Verdict.REFUSED:
+        verdict = self._rule(tx, message, free)
+        if verdict is Verdict.REFUSED:
             return Outcome(None, free=False)
         [added] = self._messages.add_in(tx, [message])
-        return Outcome(added, free=ruling.verdict is Verdict.FREE, lifted=ruling.lifted)
+        lifted = verdict is Verdict.ANSWER and self._strangers.settle_in(
+            tx, message.sender, message.receiver, message.id, message.time
+        )
+        return Outcome(added, free=verdict is not Verdict.COUNTED, lifted=lifted)
 
-    def _rule(self, tx: Tx, message: Message, free: bool) -> Ruling:
+    def _rule(self, tx: Tx, message: Message, free: bool) -> Verdict:
         sender, receiver, now = message.sender, message.receiver, message.time
         if free:
             self._strangers.befriend_in(tx, sender, receiver, now)
-            return Ruling(Verdict.FREE)
-        ruling = self._strangers.take_in(tx, sender, receiver, now)
-        if ruling.verdict is Verdict.UNKNOWN:
-            ruling = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
-        return ruling
+            return Verdict.FREE
+        verdict = self._strangers.take_in(tx, sender, receiver, now)
+        if verdict is Verdict.UNKNOWN:
+            verdict = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
+        return verdict
 
     def _rebuilt(self, tx: Tx, message: Message) -> Stranger:
         one, other = message.sender, message.receiver
@@ -114,12 +120,10 @@ class OneTransaction(Generic[Tx]):
 
 
 class TwoSteps:
-    """Sending where messages and counters lie in different stores: the limit is taken first, then stored.
+    """Sending where messages and counters lie in different stores: the limit is taken, the message stored, and settled.
 
-    What was taken is given back if it is certain that the message was not stored. Where that is not known,
-    or the process dies in between, the place is kept for the message's next try (limits.PENDING): what was given up
-    may be stored all the same, later than the next try looks for it. For all others the place is lost until the
-    window ends.
+    Where it fails in between, the place is kept for the message's next try until the window ends: what was given up
+    may be stored all the same, later than the next try looks for it. For all others the place is lost.
     `window` in microseconds.
     """
 
@@ -129,35 +133,54 @@ class TwoSteps:
         self._limit = limit
         self._window = window
 
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
-        return [await self._add(*each) for each in zip(run, free, strict=True)]
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> Sequence[Outcome | StoreUnavailable]:
+        each = list(zip(run, free, strict=True))
+        friends, strangers = await asyncio.gather(
+            self._to_friends([message for message, free in each if free]),
+            self._to_strangers([message for message, free in each if not free]),
+        )
+        outcomes = {True: iter(friends), False: iter(strangers)}
+        return [next(outcomes[free]) for free in free]
 
-    async def _add(self, message: Message, free: bool) -> Outcome:
+    async def _to_friends(self, run: Sequence[Message]) -> Sequence[Outcome | StoreUnavailable]:
+        newest = {(message.sender, message.receiver): message.time for message in run}
+        with suppress(StoreUnavailable):  # friends talk on while the counters are away
+            await asyncio.gather(*(self._strangers.befriend(*pair, time) for pair, time in newest.items()))
+        try:
+            return [Outcome(added) for added in await self._messages.add(run)] if run else []
+        except StoreUnavailable as away:
+            return [away] * len(run)
+
+    async def _to_strangers(self, run: Sequence[Message]) -> Sequence[Outcome | StoreUnavailable]:
+        outcomes: list[Outcome | StoreUnavailable] = []
+        try:
+            for message in run:
+                outcomes.append(await self._to_stranger(message))
+        except StoreUnavailable as away:  # it is not waited for again
+            outcomes += [away] * (len(run) - len(outcomes))
+        return outcomes
+
+    async def _to_stranger(self, message: Message) -> Outcome:
         [earlier] = await self._messages.stored([message])
         if earlier:
-            return Outcome(earlier, free=False)
-        ruling = await self._rule(message, free)
-        if ruling.verdict is Verdict.REFUSED:
+            return Outcome(earlier, free=False, lifted=await self._settle(message, earlier))
+        verdict = await self._rule(message)
+        if verdict is Verdict.REFUSED:
             return Outcome(None, free=False)
-        counted = ruling.verdict is Verdict.COUNTED
-        try:
-            [added] = await self._messages.add([message])
-        except StoreUnavailable as error:
-            if counted and error.nothing_done:
-                await self._strangers.give_back(message.sender, message.receiver, message.id, message.time)
-            raise
-        return Outcome(added, free=not counted, lifted=ruling.lifted)
+        [added] = await self._messages.add([message])
+        lifted = verdict is not Verdict.FREE and await self._settle(message, added)
+        return Outcome(added, free=verdict is not Verdict.COUNTED, lifted=lifted)
 
-    async def _rule(self, message: Message, free: bool) -> Ruling:
-        sender, receiver, now = message.sender, message.receiver, message.time
-        if free:
-            with suppress(StoreUnavailable):  # friends talk on while the counters are away
-                await self._strangers.befriend(sender, receiver, now)
-            return Ruling(Verdict.FREE)
-        ruling = await self._strangers.take(sender, receiver, message.id, now)
-        if ruling.verdict is Verdict.UNKNOWN:
-            ruling = await self._strangers.take(sender, receiver, message.id, now, await self._rebuilt(message))
-        return ruling
+    async def _rule(self, message: Message) -> Verdict:
+        sender, receiver, id, now = message.sender, message.receiver, message.id, message.time
+        verdict = await self._strangers.take(sender, receiver, id, now)
+        if verdict is Verdict.UNKNOWN:
+            verdict = await self._strangers.take(sender, receiver, id, now, await self._rebuilt(message))
+        return verdict
+
+    async def _settle(self, message: Message, added: Added) -> bool:
+        # The id of another text is refused, and its message is settled when it is tried again itself.
+        return added.same and await self._strangers.settle(message.sender, message.receiver, message.id, added.time)
 
     async def _rebuilt(self, message: Message) -> Stranger:
         one, other = message.sender, message.receiver

@@ -6,14 +6,7 @@ class StartError(Exception):
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - a state of the world, told as it is
-    """A store did not do what was asked; try again later.
-
-    Whether it did it all the same is not known, unless `nothing_done`.
-    """
-
-    def __init__(self, why: str, *, nothing_done: bool = False) -> None:
-        super().__init__(why)
-        self.nothing_done = nothing_done
+    """A store did not do what was asked; try again later. Whether it did it all the same is not known."""
 
 
 class Duplicate(Exception):  # noqa: N818 - likewise

@@ -1,4 +1,7 @@
-"""What MongoMessages asks of MongoDB, as the driver sends it: by index, bounded on both sides, and no more."""
+"""What MongoMessages asks of MongoDB, as the driver sends it: by index, bounded on both sides, and no more.
+
+And what it believes of the answers.
+"""
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -9,8 +12,9 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from chat_server.model import mongodb
-from chat_server.model.messages import Message, Record
+from chat_server.model.messages import Added, Message, Record
 from chat_server.utils.clock import Timeline
+from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.lease import always
 from tests import servers
 from tests.contract.conftest import _server
@@ -86,6 +90,18 @@ class Listener(CommandListener):
 
     def failed(self, event: CommandFailedEvent) -> None:
         """Of no interest."""
+
+
+class RolledBack:
+    """A collection from which everything is gone by the time that something is to be changed."""
+
+    def __init__(self, collection: Any) -> None:
+        self._collection = collection
+        self.find = collection.find
+
+    async def update_many(self, query: Filter, change: Filter) -> Any:
+        await self._collection.delete_many({})
+        return await self._collection.update_many(query, change)
 
 
 @pytest.fixture
@@ -205,6 +221,49 @@ async def test_the_indexes_are_those_that_queries_are_judged_by(
 def test_what_is_not_bounded_is_found(command: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         check(command)
+
+
+async def test_what_is_found_under_an_id_is_believed_once_it_is_journaled_on_a_majority(
+    store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
+) -> None:
+    """A write that changes nothing waits for what was written before it; a read tells what may be rolled back."""
+    first = Message("a", "b", "m", "text", timeline.next())
+    await store.add([first])
+    heard.sent.clear()
+    retry = Message("a", "b", "m", "text", timeline.next())
+    assert await store.add([retry]) == [Added(first.time, new=False)]
+    find, update = heard.sent
+    assert "find" in find
+    assert update["update"] == "chat_messages"
+    assert [change["q"] for change in update["updates"]] == [{"_id": {"$in": [first.time]}}]
+    assert update["writeConcern"] == {"w": "majority", "j": True}
+    assert await store.after("a", "b", 0, 9) == [first]
+
+
+async def test_what_was_found_and_is_gone_when_it_is_to_be_confirmed_is_not_believed(
+    store: mongodb.MongoMessages, timeline: Timeline
+) -> None:
+    first = Message("a", "b", "m", "text", timeline.next())
+    await store.add([first])
+    collection = store._messages
+    store._messages = RolledBack(collection)
+    with pytest.raises(StoreUnavailable):
+        await store.stored([Message("a", "b", "m", "text", timeline.next())])
+    store._messages = collection
+
+
+async def test_a_message_whose_time_another_has_is_not_acknowledged(
+    store: mongodb.MongoMessages, timeline: Timeline
+) -> None:
+    """Two servers that write at once, against the lease: one was frozen, and did not know that it was replaced."""
+    first = Message("a", "b", "m", "text", timeline.next())
+    await store.add([first])
+    second = Message("c", "d", "m", "text", first.time)
+    with pytest.raises(StoreUnavailable):
+        await store.add([second])
+    second = Message("c", "d", "m", "text", timeline.next())
+    assert await store.add([second]) == [Added(second.time)]
+    assert await store.after("a", "b", 0, 9) == [first]
 
 
 @pytest.mark.skipif("CHAT_TEST_MONGODB" not in os.environ, reason="needs a server that explains: CHAT_TEST_MONGODB")

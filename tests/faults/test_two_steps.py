@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from chat_server.backends import SCHEMAS
-from chat_server.cache.limits import Ruling, Stranger
+from chat_server.cache.limits import Stranger, Verdict
 from chat_server.cache.sqlite import SqliteStrangers
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.model.sqlite import SqliteMessages
-from chat_server.service.sending import TwoSteps
+from chat_server.service.sending import Outcome, TwoSteps
 from chat_server.utils.clock import MICROSECONDS, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.sqlite import Database
@@ -31,12 +31,12 @@ class Failing:
         self._messages = messages
         self.fails: StoreUnavailable | None = None
         self.before = True
-        self._under_way: list[Message] = []
+        self.under_way: list[Message] = []
         self.stored, self.recent, self.has_written = messages.stored, messages.recent, messages.has_written
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
         if self.fails and self.before:
-            self._under_way += run
+            self.under_way += run
             raise self.fails
         added = await self._messages.add(run)
         if self.fails:
@@ -45,18 +45,22 @@ class Failing:
 
     async def land(self) -> None:
         """The database does what it was asked to do before, although nobody waits for it any more."""
-        await self._messages.add(self._under_way)
+        await self._messages.add(self.under_way)
 
 
 class Lossy:
-    """Counters that fail while `fails`; `lose` empties them."""
+    """Counters that fail while `fails`, or when they are to settle while `unsettled`; `lose` empties them.
+
+    `asked` counts how often they were waited for while they failed.
+    """
 
     def __init__(self, database: Database) -> None:
         self._strangers = SqliteStrangers(database, LIMIT, WINDOW)
         self._database = database
-        self.fails = False
+        self.fails = self.unsettled = False
+        self.asked = 0
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
         self._check()
         return await self._strangers.take(sender, receiver, id, now, rebuilt)
 
@@ -64,15 +68,16 @@ class Lossy:
         self._check()
         await self._strangers.befriend(one, other, now)
 
-    async def give_back(self, sender: str, receiver: str, id: str, now: int) -> None:
-        self._check()
-        await self._strangers.give_back(sender, receiver, id, now)
+    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
+        self._check(self.unsettled)
+        return await self._strangers.settle(sender, receiver, id, time)
 
     async def lose(self) -> None:
         await self._database.write(lambda tx: tx.execute("DELETE FROM strangers"))
 
-    def _check(self) -> None:
-        if self.fails:
+    def _check(self, fails: bool = False) -> None:
+        if self.fails or fails:
+            self.asked += 1
             raise StoreUnavailable("the counters are away")
 
 
@@ -84,21 +89,36 @@ class Bench:
         self.messages = Failing(messages)
         self.strangers = strangers
         self._kept = messages
+        self.text = "text"
         self._timeline = Timeline(self.clock)
         self._sending = TwoSteps(self.messages, strangers, LIMIT, WINDOW * MICROSECONDS)  # type: ignore[arg-type]
 
     async def send(self, id: str, sender: str = "a", receiver: str = "b", *, free: bool = False) -> Added | None:
         """What became of the message; None if the limit refused it."""
-        message = Message(sender, receiver, id, "text", self._timeline.next())
-        [outcome] = await self._sending.add([message], [free])
-        return outcome.added
+        return (await self.outcome(id, sender, receiver, free=free)).added
 
-    async def fail(self, id: str) -> None:
+    async def outcome(self, id: str, sender: str, receiver: str, *, free: bool = False) -> Outcome:
+        """What became of the message. Raises StoreUnavailable."""
+        [outcome] = await self.run((id, sender, receiver, free))
+        if isinstance(outcome, StoreUnavailable):
+            raise outcome
+        return outcome
+
+    async def run(self, *each: tuple[str, str, str, bool]) -> Sequence[Outcome | StoreUnavailable]:
+        """What became of messages that are sent together: of each id, sender, receiver, and are the two friends?"""
+        messages = [Message(sender, receiver, id, self.text, self._timeline.next()) for id, sender, receiver, _ in each]
+        return await self._sending.add(messages, [free for *_, free in each])
+
+    async def fail(self, id: str, sender: str = "a", receiver: str = "b") -> None:
         with pytest.raises(StoreUnavailable):
-            await self.send(id)
+            await self.send(id, sender, receiver)
 
-    async def stored(self) -> list[str]:
-        return [message.id for message in await self._kept.after("a", "b", 0, 100)]
+    async def stored(self, other: str = "b") -> list[str]:
+        return [message.id for message in await self._kept.after("a", other, 0, 100)]
+
+    async def expire(self) -> int:
+        """Forget all messages."""
+        return await self._kept.purge(self._timeline.next(), 100)
 
     async def room(self) -> int:
         """How many more are let through."""
@@ -118,14 +138,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             await database.open(SCHEMAS)
             opened.append(database)
         yield Bench(SqliteMessages(opened[0]), Lossy(opened[1]))
-
-
-async def test_the_place_of_what_was_certainly_not_stored_is_given_back(bench: Bench) -> None:
-    bench.messages.fails = StoreUnavailable("away", nothing_done=True)
-    for n in range(2 * LIMIT):
-        await bench.fail(f"m{n}")
-    bench.messages.fails = None
-    assert await bench.room() == LIMIT
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -148,17 +160,6 @@ async def test_what_was_given_up_and_stored_all_the_same_is_never_refused(bench:
     assert await bench.send("m0") == Added(retried.time, new=False)
     assert len(await bench.stored()) == LIMIT
     assert await bench.room() == 0
-
-
-async def test_a_try_that_certainly_failed_takes_no_place_from_one_that_may_yet_be_stored(bench: Bench) -> None:
-    bench.messages.fails = StoreUnavailable("no answer")
-    await bench.fail("m0")
-    bench.messages.fails = StoreUnavailable("away", nothing_done=True)
-    await bench.fail("m0")
-    bench.messages.fails = None
-    assert await bench.room() == LIMIT - 1
-    await bench.messages.land()
-    assert len(await bench.stored()) == LIMIT
 
 
 async def test_the_lost_place_comes_back_with_the_next_window(bench: Bench) -> None:
@@ -213,10 +214,9 @@ async def test_lost_counters_are_rebuilt_from_the_messages(bench: Bench) -> None
         assert await bench.send(f"free-{n}")
 
 
-@pytest.mark.parametrize("nothing_done", [True, False])
-async def test_counters_lost_while_storing_fails_never_let_one_more_through(bench: Bench, nothing_done: bool) -> None:
+async def test_counters_lost_while_storing_fails_never_let_one_more_through(bench: Bench) -> None:
     for n in range(3 * LIMIT):
-        bench.messages.fails = StoreUnavailable("away", nothing_done=nothing_done) if n % 2 else None
+        bench.messages.fails = StoreUnavailable("no answer") if n % 2 else None
         with suppress(StoreUnavailable):
             await bench.send(f"m{n}")
         await bench.strangers.lose()
@@ -230,21 +230,82 @@ async def test_without_counters_nothing_is_stored_but_between_friends(bench: Ben
     bench.strangers.fails = True
     await bench.fail("m1")
     assert await bench.stored() == ["m0"]
-    assert await bench.send("m0")  # stored before: a retry needs no counter
     for n in range(2 * LIMIT):
         assert await bench.send(f"free-{n}", free=True)
-    bench.strangers.fails = False
 
 
-async def test_a_place_that_cannot_be_given_back_is_lost_and_no_more(bench: Bench) -> None:
-    bench.messages.fails = StoreUnavailable("away", nothing_done=True)
-    give_back = bench.strangers.give_back
+async def test_of_a_run_friends_have_theirs_while_the_counters_are_away(bench: Bench) -> None:
+    """And the counters are waited for once, not once for each stranger."""
+    bench.strangers.fails = True
+    run = [(f"m{n}", "a", "bcd"[n % 3], n % 3 == 0) for n in range(9)]
+    outcomes = await bench.run(*run)
+    assert [isinstance(outcome, Outcome) for outcome in outcomes] == [True, False, False] * 3
+    assert await bench.stored("b") == ["m0", "m3", "m6"]
+    assert await bench.stored("c") == await bench.stored("d") == []
+    assert bench.strangers.asked == 2  # for the friend, and for the first stranger
 
-    async def refuse(sender: str, receiver: str, id: str, now: int) -> None:
-        raise StoreUnavailable("away as well")
 
-    bench.strangers.give_back = refuse  # type: ignore[method-assign]
-    await bench.fail("m0")
-    bench.strangers.give_back = give_back  # type: ignore[method-assign]
+async def test_of_a_run_what_was_refused_by_the_limit_stops_nothing_else(bench: Bench) -> None:
+    run = [(f"m{n}", "a", "bc"[n % 2], n % 2 == 0) for n in range(4 * LIMIT)]
+    outcomes = [outcome for outcome in await bench.run(*run) if isinstance(outcome, Outcome)]
+    assert [outcome.added is not None for outcome in outcomes] == [True] * 2 * LIMIT + [True, False] * LIMIT
+    assert await bench.stored("b") == [f"m{n}" for n in range(0, 4 * LIMIT, 2)]
+    assert await bench.stored("c") == [f"m{n}" for n in range(1, 2 * LIMIT, 2)]
+
+
+async def test_messages_away_fail_a_whole_run_at_once(bench: Bench) -> None:
+    bench.messages.fails = StoreUnavailable("no answer")
+    outcomes = await bench.run(*((f"m{n}", "a", "bc"[n % 2], n % 2 == 0) for n in range(6)))
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+    assert len(bench.messages.under_way) == 3 + 1  # the friend's, and one to a stranger
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_answer_that_was_not_stored_frees_nobody_and_its_retry_says_that_it_lifts(
+    bench: Bench, before: bool
+) -> None:
+    await bench.room()
+    bench.messages.fails, bench.messages.before = StoreUnavailable("no answer"), before
+    await bench.fail("answer", "b", "a")
     bench.messages.fails = None
-    assert await bench.room() == LIMIT - 1
+    assert await bench.send("one more") is None
+    assert (await bench.outcome("answer", "b", "a")).lifted
+    assert not (await bench.outcome("answer", "b", "a")).lifted
+    assert await bench.send("one more")
+
+
+async def test_an_answer_that_could_not_be_settled_is_settled_by_its_retry(bench: Bench) -> None:
+    await bench.room()
+    bench.strangers.unsettled = True
+    await bench.fail("answer", "b", "a")
+    assert "answer" in await bench.stored()
+    await bench.fail("answer", "b", "a")
+    bench.strangers.unsettled = False
+    outcome = await bench.outcome("answer", "b", "a")
+    assert outcome.lifted
+    assert outcome.added
+    assert not outcome.added.new
+    assert await bench.send("one more")
+
+
+async def test_another_text_under_the_id_of_an_answer_settles_nothing(bench: Bench) -> None:
+    await bench.room()
+    bench.strangers.unsettled = True
+    await bench.fail("answer", "b", "a")
+    bench.strangers.unsettled = False
+    bench.text = "another"
+    outcome = await bench.outcome("answer", "b", "a")
+    assert outcome.added
+    assert not outcome.added.same
+    assert not outcome.lifted
+    bench.text = "text"
+    assert (await bench.outcome("answer", "b", "a")).lifted
+
+
+async def test_a_message_that_is_gone_when_its_id_is_sent_again_counts_as_a_new_one(bench: Bench) -> None:
+    """Messages that expire within a window give no places back."""
+    for n in range(LIMIT):
+        assert await bench.send(f"m{n}")
+    assert await bench.expire() == LIMIT
+    for n in range(LIMIT):
+        assert await bench.send(f"m{n}") is None
