@@ -227,12 +227,12 @@ class _Opening:
     async def cache(self, database: Database | None) -> tuple[MovableSessions, RateStore, MovableStrangers]:
         settings = self._settings
         lifetime, window = settings.accounts.session_days * DAY, settings.chat.stranger_window * DAY
-        limit = settings.chat.stranger_limit
+        limit, kept = settings.chat.stranger_limit, settings.stores.message_days * DAY or window
         if database and settings.redis.redis_db == "embedded":
             return (
                 SqliteSessions(database, lifetime, self._clock),
                 SqliteRates(database, self._clock),
-                SqliteStrangers(database, limit, window),
+                SqliteStrangers(database, limit, window, kept),
             )
         from chat_server.cache import redis  # noqa: PLC0415
 
@@ -254,7 +254,7 @@ class _Opening:
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
             redis.RedisRates(scripts, self._clock),
-            redis.RedisStrangers(scripts, limit, window),
+            redis.RedisStrangers(scripts, limit, window, kept),
         )
 
     async def _held(self) -> bool:

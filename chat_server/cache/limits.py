@@ -23,8 +23,8 @@ class Stranger(msgspec.Struct, frozen=True):
     """The state of two users' talk, times in microseconds.
 
     Either `sender` has sent `count` messages since `started` that were not answered, and `refused` says
-    whether one more was refused; or (`sender` is empty) both talk freely until `until`. `unsettled` has the ids of
-    those that were counted and are not known to be stored.
+    whether one more was refused; or (`sender` is empty) both talk freely until `until`. `tries` has the ids of
+    counted messages, and when each was counted.
     """
 
     sender: str = ""
@@ -32,17 +32,23 @@ class Stranger(msgspec.Struct, frozen=True):
     started: int = 0
     refused: bool = False
     until: int = 0
-    unsettled: frozenset[str] = frozenset()
+    tries: dict[str, int] = {}
 
 
 class Verdict(Enum):
     """May this message be sent?"""
 
     FREE = "yes, as every other between the two"
-    ANSWER = "yes, and once it is stored the two talk freely"
     COUNTED = "yes, and it was counted"
     REFUSED = "no"
     UNKNOWN = "there is no counter: rebuild it from the messages and ask again"
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """A verdict; `lifted`: whether the receiver, refused before, may write again because of this message."""
+
+    verdict: Verdict
+    lifted: bool = False
 
 
 class RateStore(Protocol):
@@ -71,19 +77,12 @@ class RateStore(Protocol):
 class StrangerStore(Protocol):
     """Who may write to whom (protocol section 3, promise 4). Raises StoreUnavailable throughout."""
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
         """Decide on the message `id` at `now` (microseconds), and count it if it counts, in one atomic step.
 
-        A message that was counted keeps its place until it is settled, or the window ends: tried again it is let
-        through, and not counted again. Where nothing is known of the two the verdict is UNKNOWN, unless `rebuilt` says
-        what the messages do.
-        """
-        ...
-
-    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
-        """The message `id` of `time` (microseconds) is stored: if it answers, the two talk freely from now on.
-
-        Returns whether the receiver, refused before, may write again because of it. Settled again it changes nothing.
+        A message that was counted keeps its place while its window lasts and it would not have expired: tried again it
+        is let through, and not counted again. Where nothing is known of the two the verdict is UNKNOWN, unless
+        `rebuilt` says what the messages do.
         """
         ...
 
@@ -99,7 +98,7 @@ class StrangerStore(Protocol):
 class StrangerRecord(msgspec.Struct, frozen=True):
     """The state of two users' talk as it is kept, the lesser name first; `expires` in microseconds since the epoch.
 
-    It is without `unsettled`: nothing of a server that has stopped is under way.
+    It is without `tries`: none of a server that has stopped is under way.
     """
 
     one: str
@@ -125,41 +124,31 @@ class MovableStrangers(StrangerStore, Protocol):
 
 
 def decide(
-    state: Stranger, sender: str, now: int, limit: int, window: int, id: str | None = None
-) -> tuple[Stranger, Verdict]:
+    state: Stranger, sender: str, now: int, limit: int, window: int, id: str | None = None, kept: int = 0
+) -> tuple[Stranger, Ruling]:
     """The rule itself: the next state, and may `sender` send one message now? Times in microseconds.
 
-    A window begins with the first message that counts. The other side's message within it is an answer (`settle`).
-    `id` is needed where deciding and storing are two steps: a write that was given up may succeed after all, so the
-    next try of a message that was counted must not be refused.
+    A window begins with the first message that counts. The other side's message within it is an answer:
+    both are free for a window from then on, renewed by each message. `id` is needed where a try may be given up
+    and yet succeed: the next try of a message that was counted must not be refused. It must count anew once the
+    message would have expired, `kept` after it was sent.
     """
-    unsettled = frozenset({id} if id else ())
+    tried = {id: now} if id else {}
+    free = Stranger(until=now + window)
     if not state.sender:
         if now < state.until:
-            return Stranger(until=now + window), Verdict.FREE
+            return free, Ruling(Verdict.FREE)
     elif now < state.started + window:
-        started = min(state.started, now)  # two that came at once may be decided on the other way round
         if sender != state.sender:
-            return replace(state, started=started), Verdict.ANSWER
-        if id in state.unsettled:
-            return state, Verdict.COUNTED
+            return free, Ruling(Verdict.FREE, lifted=state.refused)
+        if id in state.tries and now < state.tries[id] + kept:
+            return state, Ruling(Verdict.COUNTED)
         if state.count >= limit:
-            return replace(state, refused=True), Verdict.REFUSED
-        unsettled |= state.unsettled
-        return replace(state, count=state.count + 1, started=started, unsettled=unsettled), Verdict.COUNTED
-    return Stranger(sender=sender, count=1, started=now, unsettled=unsettled), Verdict.COUNTED
-
-
-def settle(state: Stranger, sender: str, id: str, time: int, window: int) -> tuple[Stranger, bool]:
-    """What follows when the message `id` that `sender` wrote at `time` is stored: the next state, and does it lift?
-
-    An answer makes both free for a window, which each message renews. One to an earlier window answers nothing.
-    """
-    if state.sender == sender:
-        return replace(state, unsettled=state.unsettled - {id}), False
-    if state.sender and state.started <= time < state.started + window:
-        return Stranger(until=time + window), state.refused
-    return state, False
+            return replace(state, refused=True), Ruling(Verdict.REFUSED)
+        started = min(state.started, now)  # two that came at once may be counted the other way round
+        counted = replace(state, count=state.count + 1, started=started, tries={**state.tries, **tried})
+        return counted, Ruling(Verdict.COUNTED)
+    return Stranger(sender=sender, count=1, started=now, tries=tried), Ruling(Verdict.COUNTED)
 
 
 def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: int, window: int) -> Stranger:
@@ -171,8 +160,8 @@ def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: 
     """
     state = Stranger()
     for sender, time in reversed(recent):
-        state, verdict = decide(state, sender, time, limit, window)
-        if verdict is Verdict.ANSWER or (verdict is Verdict.REFUSED and answered):
+        state, ruling = decide(state, sender, time, limit, window)
+        if ruling.verdict is Verdict.REFUSED and answered:
             state = Stranger(until=time + window)
     if state.sender and len(recent) > limit:
         lately = [time for sender, time in recent if sender == state.sender and time > now - window][:limit]

@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
-from chat_server.cache.limits import Rate, Stranger, StrangerRecord, Verdict
+from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict
 from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import Redis as Config
 from chat_server.utils.batch import Batcher
@@ -231,22 +231,20 @@ class RedisRates:
 
 
 class RedisStrangers:
-    """StrangerStore on Redis; `window` in seconds."""
+    """StrangerStore on Redis; `window`, and how long messages are `kept`, in seconds."""
 
-    def __init__(self, scripts: Scripts, limit: int, window: float) -> None:
+    def __init__(self, scripts: Scripts, limit: int, window: float, kept: float) -> None:
         self._scripts = scripts
         self._limit = limit
         self._window = int(window * MICROSECONDS)
+        self._kept = int(kept * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
-        arguments: list[str | int] = [sender, id, now, self._limit, self._window]
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+        arguments: list[str | int] = [sender, id, now, self._limit, self._window, self._kept]
         if rebuilt:
             arguments += _fields(rebuilt)
-        return Verdict[(await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)).decode()]
-
-    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
-        arguments: list[str | int] = [sender, id, time, self._window]
-        return bool(await self._scripts.run("stranger_settle", [_pair(sender, receiver)], arguments))
+        verdict, lifted = await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)
+        return Ruling(Verdict[verdict.decode()], bool(lifted))
 
     async def befriend(self, one: str, other: str, now: int) -> None:
         await self._scripts.run(

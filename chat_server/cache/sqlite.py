@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from chat_server.cache.limits import Rate, Stranger, StrangerRecord, Verdict, decide, settle
+from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
 from chat_server.cache.sessions import SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
@@ -162,17 +162,18 @@ class SqliteRates:
 
 
 class SqliteStrangers:
-    """StrangerStore on the embedded database; `window` in seconds.
+    """StrangerStore on the embedded database; `window`, and how long messages are `kept`, in seconds.
 
     A state is kept for a window after it ended: so long, an ended one is known from one that was lost.
     """
 
-    def __init__(self, database: Database, limit: int, window: float) -> None:
+    def __init__(self, database: Database, limit: int, window: float, kept: float) -> None:
         self._database = database
         self._limit = limit
         self._window = int(window * MICROSECONDS)
+        self._kept = int(kept * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
         return await self._database.write(lambda tx: self.take_in(tx, sender, receiver, now, rebuilt, id))
 
     def take_in(
@@ -183,36 +184,24 @@ class SqliteStrangers:
         now: int,
         rebuilt: Stranger | None = None,
         id: str | None = None,
-    ) -> Verdict:
+    ) -> Ruling:
         """What `take` does, inside a job; without an `id` where the same job stores the message."""
-        known = self._state(tx, sender, receiver)
-        state = known or rebuilt
+        low, high = sorted((sender, receiver))
+        row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
+        state = msgspec.msgpack.decode(row[0], type=Stranger) if row else rebuilt
         if state is None:
-            return Verdict.UNKNOWN
-        after, verdict = decide(state, sender, now, self._limit, self._window, id)
-        if after != known:
-            self._put(tx, sender, receiver, after)
-        return verdict
-
-    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
-        return await self._database.write(lambda tx: self.settle_in(tx, sender, receiver, id, time))
-
-    def settle_in(self, tx: sqlite3.Connection, sender: str, receiver: str, id: str, time: int) -> bool:
-        """What `settle` does, inside a job."""
-        state = self._state(tx, sender, receiver)
-        if state is None:
-            return False
-        after, lifts = settle(state, sender, id, time, self._window)
-        if after != state:
-            self._put(tx, sender, receiver, after)
-        return lifts
+            return Ruling(Verdict.UNKNOWN)
+        after, ruling = decide(state, sender, now, self._limit, self._window, id, self._kept)
+        if after != state or not row:
+            self._put(tx, low, high, after)
+        return ruling
 
     async def befriend(self, one: str, other: str, now: int) -> None:
         await self._database.write(lambda tx: self.befriend_in(tx, one, other, now))
 
     def befriend_in(self, tx: sqlite3.Connection, one: str, other: str, now: int) -> None:
         """What `befriend` does, inside a job."""
-        self._put(tx, one, other, Stranger(until=now + self._window))
+        self._put(tx, min(one, other), max(one, other), Stranger(until=now + self._window))
 
     async def forget(self, one: str, other: str) -> None:
         delete, pair = "DELETE FROM strangers WHERE low = ? AND high = ?", sorted((one, other))
@@ -239,16 +228,11 @@ class SqliteStrangers:
         rows = [(one.one, one.other, msgspec.msgpack.encode(one.state), one.expires) for one in states]
         await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
 
-    def _state(self, tx: sqlite3.Connection, one: str, other: str) -> Stranger | None:
-        query = "SELECT state FROM strangers WHERE low = ? AND high = ?"
-        row = tx.execute(query, sorted((one, other))).fetchone()
-        return msgspec.msgpack.decode(row[0], type=Stranger) if row else None
-
-    def _put(self, tx: sqlite3.Connection, one: str, other: str, state: Stranger) -> None:
+    def _put(self, tx: sqlite3.Connection, low: str, high: str, state: Stranger) -> None:
         expires = (state.started + self._window if state.sender else state.until) + self._window
         tx.execute(
             "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)",
-            (*sorted((one, other)), msgspec.msgpack.encode(state), expires),
+            (low, high, msgspec.msgpack.encode(state), expires),
         )
 
 
@@ -267,7 +251,7 @@ def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> in
 
 def _record(row: tuple[str, str, bytes, int]) -> StrangerRecord:
     state = msgspec.msgpack.decode(row[2], type=Stranger)
-    return StrangerRecord(row[0], row[1], replace(state, unsettled=frozenset()), row[3])
+    return StrangerRecord(row[0], row[1], replace(state, tries={}), row[3])
 
 
 def _key(rate: Rate) -> bytes:

@@ -95,7 +95,7 @@ class Chat:
         socket: Socket,
         run: Sequence[Request],
         drafts: Sequence[Draft | Refused],
-        stored: Iterator[tuple[Message, Outcome | Refused]],
+        stored: Iterator[tuple[Message, Outcome]],
     ) -> list[Status]:
         statuses = []
         for request, draft in zip(run, drafts, strict=True):
@@ -130,39 +130,37 @@ class Chat:
             return refused
         return receiver, id or secrets.token_hex(12), text
 
-    async def _store(self, messages: Sequence[Message]) -> Sequence[Outcome | Refused]:
+    async def _store(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         if not messages:
             return []
         newest = {message.receiver: message for message in messages}
         talks = {to: self._friends.talk(message.sender, to, message.time) for to, message in newest.items()}
-        outcomes: Sequence[Outcome | StoreUnavailable]
         try:
             if min(talks.values()) is _FREE:
                 return [Outcome(added, free=False) for added in await self._messages.add(messages)]
             known = [talks[message.receiver] is not _UNKNOWN for message in messages]
             outcomes = await self._sending.add(messages, known)
-        except StoreUnavailable as error:
-            outcomes = [error] * len(messages)
-        away = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
-        if errors := [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailable)]:
+        except StoreUnavailable as away:
+            outcomes = [Outcome(away, free=False)] * len(messages)
+        if errors := [outcome.added for outcome in outcomes if isinstance(outcome.added, StoreUnavailable)]:
             log.warning("not stored", extra={"why": str(errors[0]), "messages": len(errors)})
-        return [away if isinstance(outcome, StoreUnavailable) else outcome for outcome in outcomes]
+        return outcomes
 
-    def _sent(self, socket: Socket, message: Message, outcome: Outcome | Refused) -> Status | Refused:
+    def _sent(self, socket: Socket, message: Message, outcome: Outcome) -> Status | Refused:
         """Deliver and acknowledge what was stored; or why it was not."""
-        if isinstance(outcome, Refused):
-            return outcome
+        if outcome.lifted:
+            again = self._frames.answer(message.receiver, Status.ALLOWED_AGAIN, message.sender)
+            for other in self._registry.sockets(message.receiver):
+                other.send(again)
         added = outcome.added
+        if isinstance(added, StoreUnavailable):
+            return Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
         if added is None:
             return Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
         if not added.same:
             return Refused(Status.SEND_FAILED, Reason.ID_USED, "this id was used with another text")
         if outcome.free:
             self._friends.meet(message.sender, message.receiver, message.time)
-        if outcome.lifted:
-            again = self._frames.answer(message.receiver, Status.ALLOWED_AGAIN, message.sender)
-            for other in self._registry.sockets(message.receiver):
-                other.send(again)
         online = self._registry.online(message.receiver)
         if added.new or (added.unread and added.time not in self._delivered):
             self._deliver(socket, message, added.time)

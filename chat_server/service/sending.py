@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from chat_server.cache.limits import Stranger, StrangerStore, Verdict, rebuild
+from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, rebuild
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.utils.errors import StoreUnavailable
 
@@ -16,12 +16,12 @@ Tx_contra = TypeVar("Tx_contra", contravariant=True)
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a message: `added`, or None when the limit for strangers refused it.
+    """What became of a message: `added`, or None when the limit for strangers refused it, or why it is not known.
 
     `free`: from now on the two talk freely. `lifted`: the receiver had been refused before, and may write again.
     """
 
-    added: Added | None
+    added: Added | StoreUnavailable | None
     free: bool = True
     lifted: bool = False
 
@@ -29,11 +29,10 @@ class Outcome(msgspec.Struct, frozen=True):
 class Sending(Protocol):
     """Stores messages of which some may be to strangers."""
 
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> Sequence[Outcome | StoreUnavailable]:
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         """Decide on each message and store it, in this order; retries count for nothing. As MessageStore.add.
 
-        `free` says for each whether its two users are known to talk freely. Where not all failed, the others have
-        StoreUnavailable for an outcome.
+        `free` says for each whether its two users are known to talk freely.
         """
         ...
 
@@ -62,8 +61,7 @@ class StrangersIn(Protocol[Tx_contra]):
 
     def take_in(
         self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None
-    ) -> Verdict: ...
-    def settle_in(self, tx: Tx_contra, sender: str, receiver: str, id: str, time: int) -> bool: ...
+    ) -> Ruling: ...
     def befriend_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
 
 
@@ -93,24 +91,21 @@ class OneTransaction(Generic[Tx]):
     def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
         if earlier := self._messages.find_in(tx, message):
             return Outcome(earlier, free=False)
-        verdict = self._rule(tx, message, free)
-        if verdict is Verdict.REFUSED:
+        ruling = self._rule(tx, message, free)
+        if ruling.verdict is Verdict.REFUSED:
             return Outcome(None, free=False)
         [added] = self._messages.add_in(tx, [message])
-        lifted = verdict is Verdict.ANSWER and self._strangers.settle_in(
-            tx, message.sender, message.receiver, message.id, message.time
-        )
-        return Outcome(added, free=verdict is not Verdict.COUNTED, lifted=lifted)
+        return Outcome(added, free=ruling.verdict is Verdict.FREE, lifted=ruling.lifted)
 
-    def _rule(self, tx: Tx, message: Message, free: bool) -> Verdict:
+    def _rule(self, tx: Tx, message: Message, free: bool) -> Ruling:
         sender, receiver, now = message.sender, message.receiver, message.time
         if free:
             self._strangers.befriend_in(tx, sender, receiver, now)
-            return Verdict.FREE
-        verdict = self._strangers.take_in(tx, sender, receiver, now)
-        if verdict is Verdict.UNKNOWN:
-            verdict = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
-        return verdict
+            return Ruling(Verdict.FREE)
+        ruling = self._strangers.take_in(tx, sender, receiver, now)
+        if ruling.verdict is Verdict.UNKNOWN:
+            ruling = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
+        return ruling
 
     def _rebuilt(self, tx: Tx, message: Message) -> Stranger:
         one, other = message.sender, message.receiver
@@ -120,9 +115,9 @@ class OneTransaction(Generic[Tx]):
 
 
 class TwoSteps:
-    """Sending where messages and counters lie in different stores: the limit is taken, the message stored, and settled.
+    """Sending where messages and counters lie in different stores: the limit is taken first, then stored.
 
-    Where it fails in between, the place is kept for the message's next try until the window ends: what was given up
+    Where it fails in between, the place is kept for the message's next try, while its window lasts: what was given up
     may be stored all the same, later than the next try looks for it. For all others the place is lost.
     `window` in microseconds.
     """
@@ -133,54 +128,52 @@ class TwoSteps:
         self._limit = limit
         self._window = window
 
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> Sequence[Outcome | StoreUnavailable]:
+    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         each = list(zip(run, free, strict=True))
-        friends, strangers = await asyncio.gather(
-            self._to_friends([message for message, free in each if free]),
-            self._to_strangers([message for message, free in each if not free]),
-        )
-        outcomes = {True: iter(friends), False: iter(strangers)}
-        return [next(outcomes[free]) for free in free]
+        friends = iter(await self._to_friends([message for message, known in each if known]))
+        strangers = iter(await self._to_strangers([message for message, known in each if not known]))
+        return [next(friends if known else strangers) for known in free]
 
-    async def _to_friends(self, run: Sequence[Message]) -> Sequence[Outcome | StoreUnavailable]:
+    async def _to_friends(self, run: Sequence[Message]) -> list[Outcome]:
+        if not run:
+            return []
         newest = {(message.sender, message.receiver): message.time for message in run}
         with suppress(StoreUnavailable):  # friends talk on while the counters are away
             await asyncio.gather(*(self._strangers.befriend(*pair, time) for pair, time in newest.items()))
         try:
-            return [Outcome(added) for added in await self._messages.add(run)] if run else []
+            return [Outcome(added) for added in await self._messages.add(run)]
         except StoreUnavailable as away:
-            return [away] * len(run)
+            return [Outcome(away, free=False)] * len(run)
 
-    async def _to_strangers(self, run: Sequence[Message]) -> Sequence[Outcome | StoreUnavailable]:
-        outcomes: list[Outcome | StoreUnavailable] = []
-        try:
-            for message in run:
-                outcomes.append(await self._to_stranger(message))
-        except StoreUnavailable as away:  # it is not waited for again
-            outcomes += [away] * (len(run) - len(outcomes))
+    async def _to_strangers(self, run: Sequence[Message]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for message in run:
+            outcomes.append(await self._to_stranger(message))
+            if isinstance(away := outcomes[-1].added, StoreUnavailable):  # it is not waited for again
+                return outcomes + [Outcome(away, free=False)] * (len(run) - len(outcomes))
         return outcomes
 
     async def _to_stranger(self, message: Message) -> Outcome:
-        [earlier] = await self._messages.stored([message])
-        if earlier:
-            return Outcome(earlier, free=False, lifted=await self._settle(message, earlier))
-        verdict = await self._rule(message)
-        if verdict is Verdict.REFUSED:
-            return Outcome(None, free=False)
-        [added] = await self._messages.add([message])
-        lifted = verdict is not Verdict.FREE and await self._settle(message, added)
-        return Outcome(added, free=verdict is not Verdict.COUNTED, lifted=lifted)
+        lifted = False
+        try:
+            [earlier] = await self._messages.stored([message])
+            if earlier:
+                return Outcome(earlier, free=False)
+            ruling = await self._rule(message)
+            if ruling.verdict is Verdict.REFUSED:
+                return Outcome(None, free=False)
+            lifted = ruling.lifted  # also if the message is not stored: who writes frees the two
+            [added] = await self._messages.add([message])
+        except StoreUnavailable as away:
+            return Outcome(away, free=False, lifted=lifted)
+        return Outcome(added, free=ruling.verdict is Verdict.FREE, lifted=lifted)
 
-    async def _rule(self, message: Message) -> Verdict:
+    async def _rule(self, message: Message) -> Ruling:
         sender, receiver, id, now = message.sender, message.receiver, message.id, message.time
-        verdict = await self._strangers.take(sender, receiver, id, now)
-        if verdict is Verdict.UNKNOWN:
-            verdict = await self._strangers.take(sender, receiver, id, now, await self._rebuilt(message))
-        return verdict
-
-    async def _settle(self, message: Message, added: Added) -> bool:
-        # The id of another text is refused, and its message is settled when it is tried again itself.
-        return added.same and await self._strangers.settle(message.sender, message.receiver, message.id, added.time)
+        ruling = await self._strangers.take(sender, receiver, id, now)
+        if ruling.verdict is Verdict.UNKNOWN:
+            ruling = await self._strangers.take(sender, receiver, id, now, await self._rebuilt(message))
+        return ruling
 
     async def _rebuilt(self, message: Message) -> Stranger:
         one, other = message.sender, message.receiver

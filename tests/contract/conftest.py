@@ -32,7 +32,7 @@ from tests import servers
 from tests.harness import HandClock
 
 LIFETIME = 1000.0  # of a session, in seconds
-LIMIT, WINDOW = 3, 100.0  # for strangers; in seconds
+LIMIT, WINDOW, KEPT = 3, 100.0, 40.0  # for strangers; in seconds
 
 Store = TypeVar("Store")
 Store_co = TypeVar("Store_co", covariant=True)
@@ -153,8 +153,8 @@ RATES: dict[str, Opened[RateStore]] = {
     "redis": on_redis(redis.RedisRates),
 }
 STRANGERS: dict[str, Opened[StrangerStore]] = {
-    "sqlite": on_sqlite(lambda database, _: SqliteStrangers(database, LIMIT, WINDOW)),
-    "redis": on_redis(lambda scripts, _: redis.RedisStrangers(scripts, LIMIT, WINDOW)),
+    "sqlite": on_sqlite(lambda database, _: SqliteStrangers(database, LIMIT, WINDOW, KEPT)),
+    "redis": on_redis(lambda scripts, _: redis.RedisStrangers(scripts, LIMIT, WINDOW, KEPT)),
 }
 
 

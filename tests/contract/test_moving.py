@@ -164,13 +164,13 @@ async def test_states_of_strangers_come_back_as_they_were_put(strangers: Strange
     assert all(abs(one.expires - now - 200 * MICROSECONDS) < 5 * MICROSECONDS for one in found)
     [peeked] = await store.peek([("A", "a"), ("A", "b")])
     assert peeked.state == there[2].state
-    assert await store.take("2", "1", "one", now + 1) is Verdict.REFUSED
-    assert await store.take("a", "A", "one", now + 1) is Verdict.FREE
-    assert await store.take("1", "é.-@", "one", now + 1) is Verdict.COUNTED
+    assert (await store.take("2", "1", "one", now + 1)).verdict is Verdict.REFUSED
+    assert (await store.take("a", "A", "one", now + 1)).verdict is Verdict.FREE
+    assert (await store.take("1", "é.-@", "one", now + 1)).verdict is Verdict.COUNTED
     [counted] = await store.peek([("1", "é.-@")])
     assert counted.state == Stranger("1", 2, now)
     await store.put([StrangerRecord("1", "é.-@", Stranger("1", 3, now), now + 200 * MICROSECONDS)])
-    assert await store.take("1", "é.-@", "one", now + 2) is Verdict.REFUSED
+    assert (await store.take("1", "é.-@", "one", now + 2)).verdict is Verdict.REFUSED
 
 
 # --- away

@@ -2,19 +2,20 @@
 
 import asyncio
 import uuid
+from itertools import accumulate
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_server.cache.limits import Stranger, StrangerStore, Verdict, decide, settle
+from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, decide
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.errors import StoreUnavailable
-from tests.contract.conftest import LIMIT, WINDOW
+from tests.contract.conftest import KEPT, LIMIT, WINDOW
 from tests.harness import HandClock
 
-FREE, ANSWER, COUNTED, REFUSED, UNKNOWN = Verdict
-LAPSE = int(WINDOW * MICROSECONDS)
+FREE, COUNTED, REFUSED, UNKNOWN = Verdict.FREE, Verdict.COUNTED, Verdict.REFUSED, Verdict.UNKNOWN
+LAPSE, LIFE = int(WINDOW * MICROSECONDS), int(KEPT * MICROSECONDS)
 NOTHING = Stranger()
 
 
@@ -24,30 +25,23 @@ def new() -> str:
 
 
 async def attempts(store: StrangerStore, sender: str, receiver: str, now: int, count: int) -> list[Verdict]:
-    return [await store.take(sender, receiver, new(), now + step, NOTHING) for step in range(count)]
-
-
-async def answer(store: StrangerStore, sender: str, receiver: str, now: int) -> bool:
-    """Answer, and say whether it lifts."""
-    id = new()
-    assert await store.take(sender, receiver, id, now) is ANSWER
-    return await store.settle(sender, receiver, id, now)
+    return [(await store.take(sender, receiver, new(), now + step, NOTHING)).verdict for step in range(count)]
 
 
 async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     for _ in range(LIMIT + 1):
-        assert await strangers.take("1", "2", new(), now) is UNKNOWN
+        assert await strangers.take("1", "2", new(), now) == Ruling(UNKNOWN)
     assert await attempts(strangers, "1", "2", now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
 async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     rebuilt = Stranger(sender="1", count=LIMIT - 1, started=now - 10)
-    assert await strangers.take("1", "2", new(), now, rebuilt) is COUNTED
-    assert await strangers.take("1", "2", new(), now + 1, NOTHING) is REFUSED
-    assert await strangers.take("1", "2", new(), now + 2, Stranger(until=now + LAPSE)) is REFUSED
-    assert await strangers.take("1", "2", new(), now + 3) is REFUSED
+    assert (await strangers.take("1", "2", new(), now, rebuilt)).verdict is COUNTED
+    assert (await strangers.take("1", "2", new(), now + 1, NOTHING)).verdict is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 2, Stranger(until=now + LAPSE))).verdict is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 3)).verdict is REFUSED
 
 
 async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
@@ -55,13 +49,13 @@ async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
 ) -> None:
     now = clock.now()
     rebuilt = Stranger(sender="1", count=LIMIT, started=now - 10)
-    assert await strangers.take("1", "2", new(), now, rebuilt) is REFUSED
-    assert await answer(strangers, "2", "1", now + 1)
+    assert await strangers.take("1", "2", new(), now, rebuilt) == Ruling(REFUSED)
+    assert await strangers.take("2", "1", new(), now + 1) == Ruling(FREE, lifted=True)
 
 
 async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
-    assert await strangers.take("2", "1", new(), now, Stranger(until=now + 1)) is FREE
+    assert await strangers.take("2", "1", new(), now, Stranger(until=now + 1)) == Ruling(FREE)
     assert await attempts(strangers, "1", "2", now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
@@ -70,35 +64,35 @@ async def test_befriended_they_are_free_for_a_window(strangers: StrangerStore, c
     await attempts(strangers, "3", "1", now, LIMIT + 1)
     for one, other in (("1", "2"), ("1", "3")):  # of one pair it never heard, of the other it did
         await strangers.befriend(one, other, now)
-        assert await strangers.take(other, one, new(), now + 1) is FREE
+        assert (await strangers.take(other, one, new(), now + 1)).verdict is FREE
         assert await attempts(strangers, one, other, now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
-        assert await strangers.take(one, other, new(), now + 2 * LAPSE) is COUNTED
-    assert await strangers.take("2", "3", new(), now) is UNKNOWN
+        assert (await strangers.take(one, other, new(), now + 2 * LAPSE)).verdict is COUNTED
+    assert (await strangers.take("2", "3", new(), now)).verdict is UNKNOWN
 
 
 async def test_the_answer_frees_both_and_lifts_once(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT + 1)
-    assert await answer(strangers, "2", "1", now + 10)
-    assert await strangers.take("2", "1", new(), now + 11) is FREE
+    assert await strangers.take("2", "1", new(), now + 10) == Ruling(FREE, lifted=True)
+    assert await strangers.take("2", "1", new(), now + 11) == Ruling(FREE)
     assert await attempts(strangers, "1", "2", now + 12, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
 async def test_a_window_begins_with_the_first_that_counts(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
-    assert await strangers.take("1", "2", new(), now + LAPSE - 1) is REFUSED
+    assert (await strangers.take("1", "2", new(), now + LAPSE - 1)).verdict is REFUSED
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
 async def test_freedom_ends_a_window_after_the_last_message(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", new(), now, NOTHING)
-    assert not await answer(strangers, "2", "1", now + 1)
+    await strangers.take("2", "1", new(), now + 1)
     last = now + 1
     for _ in range(3):
         last += LAPSE - 1
-        assert await strangers.take("1", "2", new(), last) is FREE
+        assert (await strangers.take("1", "2", new(), last)).verdict is FREE
     ended = last + LAPSE
     assert await attempts(strangers, "1", "2", ended, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
@@ -114,89 +108,61 @@ async def test_pairs_do_not_mix(strangers: StrangerStore, clock: HandClock) -> N
 
 async def test_of_many_at_once_no_more_get_through(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
-    verdicts = await asyncio.gather(*(strangers.take("1", "2", new(), now + step, NOTHING) for step in range(30)))
-    assert verdicts.count(COUNTED) == LIMIT
-    assert verdicts.count(REFUSED) == 30 - LIMIT
+    rulings = await asyncio.gather(*(strangers.take("1", "2", new(), now + step, NOTHING) for step in range(30)))
+    assert [ruling.verdict for ruling in rulings].count(COUNTED) == LIMIT
+    assert [ruling.verdict for ruling in rulings].count(REFUSED) == 30 - LIMIT
 
 
 async def test_of_both_at_once_the_second_is_the_answer(strangers: StrangerStore, clock: HandClock) -> None:
-    """Also where the second to be decided on was the first to be sent."""
     now = clock.now()
-    verdicts = await asyncio.gather(
-        *(strangers.take(*pair, new(), now - step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
+    rulings = await asyncio.gather(
+        *(strangers.take(*pair, new(), now + step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
     )
-    assert verdicts.count(COUNTED) == LIMIT
-    assert verdicts.count(ANSWER) == 10
-    assert await strangers.settle("2", "1", new(), now - 1)
-    assert await strangers.take("1", "2", new(), now) is FREE
+    verdicts = [ruling.verdict for ruling in rulings]
+    assert verdicts.count(FREE) + verdicts.count(COUNTED) == 20
+    assert 1 <= verdicts.count(COUNTED) <= LIMIT
 
 
-async def test_an_answer_that_is_not_stored_frees_nobody(strangers: StrangerStore, clock: HandClock) -> None:
-    now = clock.now()
-    await attempts(strangers, "1", "2", now, LIMIT + 1)
-    for step in range(3):
-        assert await strangers.take("2", "1", "one", now + 10 + step) is ANSWER
-        assert await strangers.take("1", "2", new(), now + 20 + step) is REFUSED
-    assert await strangers.settle("2", "1", "one", now + 12)
-    assert not await strangers.settle("2", "1", "one", now + 12)
-    assert await strangers.take("1", "2", new(), now + 30) is FREE
-
-
-async def test_what_was_stored_before_a_window_began_answers_nothing_in_it(
-    strangers: StrangerStore, clock: HandClock
-) -> None:
-    now = clock.now()
-    await attempts(strangers, "1", "2", now, LIMIT + 1)
-    assert not await strangers.settle("2", "1", new(), now - 1)
-    assert not await strangers.settle("2", "1", new(), now + LAPSE)
-    assert await strangers.take("1", "2", new(), now + 10) is REFUSED
-    assert await strangers.settle("2", "1", new(), now)
-
-
-async def test_of_two_it_never_heard_of_or_friends_nothing_is_settled(
-    strangers: StrangerStore, clock: HandClock
-) -> None:
-    now = clock.now()
-    assert not await strangers.settle("1", "2", new(), now)
-    assert await strangers.take("1", "2", new(), now) is UNKNOWN
-    await strangers.befriend("1", "2", now)
-    assert not await strangers.settle("1", "2", new(), now + 1)
-    assert await strangers.take("1", "2", new(), now + 2) is FREE
-
-
-async def test_a_message_that_was_counted_keeps_its_place_until_it_is_settled(
-    strangers: StrangerStore, clock: HandClock
-) -> None:
+async def test_a_message_that_was_counted_keeps_its_place(strangers: StrangerStore, clock: HandClock) -> None:
     """Its next try is let through, whatever was refused meanwhile, and takes no second place."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     for step in range(3):
-        assert await strangers.take("1", "2", "one", now + 1 + step) is COUNTED
+        assert await strangers.take("1", "2", "one", now + 1 + step) == Ruling(COUNTED)
     assert await attempts(strangers, "1", "2", now + 10, LIMIT) == [COUNTED] * (LIMIT - 1) + [REFUSED]
-    assert not await strangers.settle("1", "2", "two", now + 19)
-    assert await strangers.take("1", "2", "one", now + 20) is COUNTED
-    assert not await strangers.settle("1", "2", "one", now + 20)
-    assert await strangers.take("1", "2", "one", now + 21) is REFUSED
-    assert await answer(strangers, "2", "1", now + 22)
+    assert await strangers.take("1", "2", "one", now + 20) == Ruling(COUNTED)
+    assert await strangers.take("2", "1", new(), now + 21) == Ruling(FREE, lifted=True)
 
 
 async def test_a_message_that_was_refused_has_no_place(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     for step in range(3):
-        assert await strangers.take("1", "2", "one", now + 10 + step) is REFUSED
+        assert await strangers.take("1", "2", "one", now + 10 + step) == Ruling(REFUSED)
 
 
 async def test_a_place_lasts_as_long_as_its_window(strangers: StrangerStore, clock: HandClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT) == [COUNTED] * LIMIT
-    assert await strangers.take("1", "2", "one", now + LAPSE + 10) is REFUSED
+    assert await strangers.take("1", "2", "one", now + LAPSE + 10) == Ruling(REFUSED)
     await strangers.take("3", "4", "one", now, NOTHING)
-    await answer(strangers, "4", "3", now + 1)  # which ends it too
+    await strangers.take("4", "3", new(), now + 1)  # an answer, which ends it too
     ended = now + 1 + LAPSE
     assert await attempts(strangers, "3", "4", ended, LIMIT) == [COUNTED] * LIMIT
-    assert await strangers.take("3", "4", "one", ended + 10) is REFUSED
+    assert await strangers.take("3", "4", "one", ended + 10) == Ruling(REFUSED)
+
+
+async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: StrangerStore, clock: HandClock) -> None:
+    """Nothing is left of it then, so sent again it counts as any other."""
+    now = clock.now()
+    await strangers.take("1", "2", "one", now, NOTHING)
+    assert await strangers.take("1", "2", "one", now + LIFE - 1) == Ruling(COUNTED)
+    for step in range(3):
+        assert await strangers.take("1", "2", "one", now + LIFE + step) == Ruling(COUNTED)
+    assert await attempts(strangers, "1", "2", now + LIFE + 10, LIMIT) == [COUNTED] * (LIMIT - 2) + [REFUSED] * 2
+    assert await strangers.take("1", "2", "one", now + LIFE + 20) == Ruling(COUNTED)
+    assert await strangers.take("1", "2", "one", now + 2 * LIFE) == Ruling(REFUSED)
 
 
 async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: StrangerStore, clock: HandClock) -> None:
@@ -207,9 +173,9 @@ async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: StrangerSto
     await strangers.forget("1", "2")
     await strangers.forget("11", "1")
     await strangers.forget("1", "3")
-    assert await strangers.take("1", "2", new(), now + 5) is UNKNOWN
-    assert await strangers.take("11", "1", new(), now + 5) is UNKNOWN
-    assert await strangers.take("11", "2", new(), now + 5) is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 5)).verdict is UNKNOWN
+    assert (await strangers.take("11", "1", new(), now + 5)).verdict is UNKNOWN
+    assert (await strangers.take("11", "2", new(), now + 5)).verdict is REFUSED
 
 
 async def test_a_caller_who_goes_takes_nobody_with_him(strangers: StrangerStore, clock: HandClock) -> None:
@@ -218,41 +184,34 @@ async def test_a_caller_who_goes_takes_nobody_with_him(strangers: StrangerStore,
     await asyncio.sleep(0)
     for task in tasks[::2]:
         task.cancel()
-    verdicts = await asyncio.gather(*tasks, return_exceptions=True)
-    assert verdicts[1::2] == [COUNTED] * 5
+    rulings = await asyncio.gather(*tasks, return_exceptions=True)
+    assert rulings[1::2] == [Ruling(COUNTED)] * 5
 
 
 pairs_of_users = (f"u{number}" for number in range(10**9))
 
 
-steps = st.tuples(
-    st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_from([1, 10, LAPSE // 2, LAPSE]), st.booleans()
-)
+steps = st.tuples(st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_from([1, 10, LIFE, LAPSE // 2, LAPSE]))
 
 
 @given(st.lists(steps, max_size=15))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_it_rules_as_the_rule_says(
-    strangers: StrangerStore, clock: HandClock, talk: list[tuple[str, str, int, bool]]
+    strangers: StrangerStore, clock: HandClock, talk: list[tuple[str, str, int]]
 ) -> None:
     one, other = next(pairs_of_users), next(pairs_of_users)
     names = {"1": (one, other), "2": (other, one)}
-    state, now = NOTHING, clock.now()
-    for who, id, gap, stored in talk:
+    state = NOTHING
+    for (who, id, _), now in zip(talk, accumulate((gap for *_, gap in talk), initial=clock.now()), strict=False):
         sender, receiver = names[who]
-        now += gap
-        state, verdict = decide(state, sender, now, LIMIT, LAPSE, id)
-        assert await strangers.take(sender, receiver, id, now, NOTHING) is verdict
-        if stored:
-            state, lifts = settle(state, sender, id, now, LAPSE)
-            assert await strangers.settle(sender, receiver, id, now) is lifts
+        state, ruling = decide(state, sender, now, LIMIT, LAPSE, id, LIFE)
+        assert await strangers.take(sender, receiver, id, now, NOTHING) == ruling
 
 
 async def test_a_store_that_is_away_says_so(strangers_away: StrangerStore) -> None:
     for asked in (
         strangers_away.take("1", "2", new(), 1, NOTHING),
         strangers_away.befriend("1", "2", 1),
-        strangers_away.settle("1", "2", new(), 1),
         strangers_away.forget("1", "2"),
     ):
         with pytest.raises(StoreUnavailable):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chat_server.backends import SCHEMAS
-from chat_server.cache.limits import Stranger, Verdict
+from chat_server.cache.limits import Ruling, Stranger
 from chat_server.cache.sqlite import SqliteStrangers
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.model.sqlite import SqliteMessages
@@ -18,13 +18,14 @@ from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.sqlite import Database
 from tests.harness import HandClock
 
-LIMIT, WINDOW = 3, 100  # seconds
+LIMIT, WINDOW, KEPT = 3, 100, 40  # seconds
 
 
 class Failing:
     """Messages whose storing fails while `fails`: `before` it was done, or after, when only the answer is lost.
 
-    What failed before may be done all the same, much later: `land`.
+    What failed before may be done all the same, much later: `land`. Whoever looks for a message while there is a
+    `gate` waits until it opens, `looked` says that he does.
     """
 
     def __init__(self, messages: MessageStore) -> None:
@@ -32,7 +33,16 @@ class Failing:
         self.fails: StoreUnavailable | None = None
         self.before = True
         self.under_way: list[Message] = []
-        self.stored, self.recent, self.has_written = messages.stored, messages.recent, messages.has_written
+        self.gate: asyncio.Event | None = None
+        self.looked = asyncio.Event()
+        self.recent, self.has_written = messages.recent, messages.has_written
+
+    async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
+        found = await self._messages.stored(messages)
+        if self.gate:
+            self.looked.set()
+            await self.gate.wait()
+        return found
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
         if self.fails and self.before:
@@ -49,18 +59,15 @@ class Failing:
 
 
 class Lossy:
-    """Counters that fail while `fails`, or when they are to settle while `unsettled`; `lose` empties them.
-
-    `asked` counts how often they were waited for while they failed.
-    """
+    """Counters that fail while `fails`, and count in `asked` how often they were waited for; `lose` empties them."""
 
     def __init__(self, database: Database) -> None:
-        self._strangers = SqliteStrangers(database, LIMIT, WINDOW)
+        self._strangers = SqliteStrangers(database, LIMIT, WINDOW, KEPT)
         self._database = database
-        self.fails = self.unsettled = False
+        self.fails = False
         self.asked = 0
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Verdict:
+    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
         self._check()
         return await self._strangers.take(sender, receiver, id, now, rebuilt)
 
@@ -68,15 +75,11 @@ class Lossy:
         self._check()
         await self._strangers.befriend(one, other, now)
 
-    async def settle(self, sender: str, receiver: str, id: str, time: int) -> bool:
-        self._check(self.unsettled)
-        return await self._strangers.settle(sender, receiver, id, time)
-
     async def lose(self) -> None:
         await self._database.write(lambda tx: tx.execute("DELETE FROM strangers"))
 
-    def _check(self, fails: bool = False) -> None:
-        if self.fails or fails:
+    def _check(self) -> None:
+        if self.fails:
             self.asked += 1
             raise StoreUnavailable("the counters are away")
 
@@ -89,29 +92,24 @@ class Bench:
         self.messages = Failing(messages)
         self.strangers = strangers
         self._kept = messages
-        self.text = "text"
         self._timeline = Timeline(self.clock)
         self._sending = TwoSteps(self.messages, strangers, LIMIT, WINDOW * MICROSECONDS)  # type: ignore[arg-type]
 
     async def send(self, id: str, sender: str = "a", receiver: str = "b", *, free: bool = False) -> Added | None:
-        """What became of the message; None if the limit refused it."""
-        return (await self.outcome(id, sender, receiver, free=free)).added
-
-    async def outcome(self, id: str, sender: str, receiver: str, *, free: bool = False) -> Outcome:
-        """What became of the message. Raises StoreUnavailable."""
+        """What became of the message; None if the limit refused it. Raises StoreUnavailable."""
         [outcome] = await self.run((id, sender, receiver, free))
-        if isinstance(outcome, StoreUnavailable):
-            raise outcome
-        return outcome
+        if isinstance(outcome.added, StoreUnavailable):
+            raise outcome.added
+        return outcome.added
 
-    async def run(self, *each: tuple[str, str, str, bool]) -> Sequence[Outcome | StoreUnavailable]:
+    async def run(self, *each: tuple[str, str, str, bool]) -> list[Outcome]:
         """What became of messages that are sent together: of each id, sender, receiver, and are the two friends?"""
-        messages = [Message(sender, receiver, id, self.text, self._timeline.next()) for id, sender, receiver, _ in each]
+        messages = [Message(sender, receiver, id, "text", self._timeline.next()) for id, sender, receiver, _ in each]
         return await self._sending.add(messages, [free for *_, free in each])
 
-    async def fail(self, id: str, sender: str = "a", receiver: str = "b") -> None:
+    async def fail(self, id: str) -> None:
         with pytest.raises(StoreUnavailable):
-            await self.send(id, sender, receiver)
+            await self.send(id)
 
     async def stored(self, other: str = "b") -> list[str]:
         return [message.id for message in await self._kept.after("a", other, 0, 100)]
@@ -190,6 +188,20 @@ async def test_parallel_retries_count_once_and_are_stored_once(bench: Bench) -> 
     assert await bench.room() == LIMIT - 1
 
 
+async def test_a_retry_that_looked_before_its_first_try_was_stored_takes_no_place_and_is_not_refused(
+    bench: Bench,
+) -> None:
+    assert await bench.send("m0")
+    bench.messages.gate = gate = asyncio.Event()
+    retry = asyncio.create_task(bench.send("m1"))
+    await bench.messages.looked.wait()
+    bench.messages.gate = None
+    assert (first := await bench.send("m1"))
+    assert await bench.room() == LIMIT - 2
+    gate.set()
+    assert await retry == Added(first.time, new=False)
+
+
 async def test_more_parallel_retries_than_places_share_one(bench: Bench) -> None:
     assert all(await asyncio.gather(*(bench.send("m0") for _ in range(5 * LIMIT))))
     assert await bench.stored() == ["m0"]
@@ -237,75 +249,49 @@ async def test_without_counters_nothing_is_stored_but_between_friends(bench: Ben
 async def test_of_a_run_friends_have_theirs_while_the_counters_are_away(bench: Bench) -> None:
     """And the counters are waited for once, not once for each stranger."""
     bench.strangers.fails = True
-    run = [(f"m{n}", "a", "bcd"[n % 3], n % 3 == 0) for n in range(9)]
-    outcomes = await bench.run(*run)
-    assert [isinstance(outcome, Outcome) for outcome in outcomes] == [True, False, False] * 3
+    outcomes = await bench.run(*((f"m{n}", "a", "bcd"[n % 3], n % 3 == 0) for n in range(9)))
+    assert [isinstance(outcome.added, Added) for outcome in outcomes] == [True, False, False] * 3
     assert await bench.stored("b") == ["m0", "m3", "m6"]
     assert await bench.stored("c") == await bench.stored("d") == []
     assert bench.strangers.asked == 2  # for the friend, and for the first stranger
 
 
 async def test_of_a_run_what_was_refused_by_the_limit_stops_nothing_else(bench: Bench) -> None:
-    run = [(f"m{n}", "a", "bc"[n % 2], n % 2 == 0) for n in range(4 * LIMIT)]
-    outcomes = [outcome for outcome in await bench.run(*run) if isinstance(outcome, Outcome)]
+    outcomes = await bench.run(*((f"m{n}", "a", "bc"[n % 2], n % 2 == 0) for n in range(4 * LIMIT)))
     assert [outcome.added is not None for outcome in outcomes] == [True] * 2 * LIMIT + [True, False] * LIMIT
     assert await bench.stored("b") == [f"m{n}" for n in range(0, 4 * LIMIT, 2)]
     assert await bench.stored("c") == [f"m{n}" for n in range(1, 2 * LIMIT, 2)]
 
 
-async def test_messages_away_fail_a_whole_run_at_once(bench: Bench) -> None:
+async def test_messages_away_fail_a_whole_run_and_are_waited_for_once_by_friends_and_once_by_strangers(
+    bench: Bench,
+) -> None:
     bench.messages.fails = StoreUnavailable("no answer")
     outcomes = await bench.run(*((f"m{n}", "a", "bc"[n % 2], n % 2 == 0) for n in range(6)))
-    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
-    assert len(bench.messages.under_way) == 3 + 1  # the friend's, and one to a stranger
+    assert all(isinstance(outcome.added, StoreUnavailable) for outcome in outcomes)
+    assert [message.id for message in bench.messages.under_way] == ["m0", "m2", "m4", "m1"]
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_an_answer_that_was_not_stored_frees_nobody_and_its_retry_says_that_it_lifts(
-    bench: Bench, before: bool
-) -> None:
+async def test_an_answer_frees_and_tells_so_also_where_it_is_not_known_to_be_stored(bench: Bench, before: bool) -> None:
+    """Who had been refused is told once, by the try that frees: its retry cannot know."""
     await bench.room()
     bench.messages.fails, bench.messages.before = StoreUnavailable("no answer"), before
-    await bench.fail("answer", "b", "a")
-    bench.messages.fails = None
-    assert await bench.send("one more") is None
-    assert (await bench.outcome("answer", "b", "a")).lifted
-    assert not (await bench.outcome("answer", "b", "a")).lifted
-    assert await bench.send("one more")
-
-
-async def test_an_answer_that_could_not_be_settled_is_settled_by_its_retry(bench: Bench) -> None:
-    await bench.room()
-    bench.strangers.unsettled = True
-    await bench.fail("answer", "b", "a")
-    assert "answer" in await bench.stored()
-    await bench.fail("answer", "b", "a")
-    bench.strangers.unsettled = False
-    outcome = await bench.outcome("answer", "b", "a")
+    [outcome] = await bench.run(("answer", "b", "a", False))
+    assert isinstance(outcome.added, StoreUnavailable)
     assert outcome.lifted
-    assert outcome.added
-    assert not outcome.added.new
-    assert await bench.send("one more")
-
-
-async def test_another_text_under_the_id_of_an_answer_settles_nothing(bench: Bench) -> None:
-    await bench.room()
-    bench.strangers.unsettled = True
-    await bench.fail("answer", "b", "a")
-    bench.strangers.unsettled = False
-    bench.text = "another"
-    outcome = await bench.outcome("answer", "b", "a")
-    assert outcome.added
-    assert not outcome.added.same
+    bench.messages.fails = None
+    for n in range(2 * LIMIT):
+        assert await bench.send(f"free-{n}")
+    [outcome] = await bench.run(("answer", "b", "a", False))
+    assert isinstance(outcome.added, Added)
     assert not outcome.lifted
-    bench.text = "text"
-    assert (await bench.outcome("answer", "b", "a")).lifted
 
 
-async def test_a_message_that_is_gone_when_its_id_is_sent_again_counts_as_a_new_one(bench: Bench) -> None:
-    """Messages that expire within a window give no places back."""
+async def test_messages_that_expire_within_a_window_give_no_places_back(bench: Bench) -> None:
     for n in range(LIMIT):
         assert await bench.send(f"m{n}")
+    bench.clock.shift += KEPT
     assert await bench.expire() == LIMIT
     for n in range(LIMIT):
         assert await bench.send(f"m{n}") is None

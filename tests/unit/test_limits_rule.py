@@ -7,22 +7,17 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_server.cache.limits import Stranger, Verdict, decide, rebuild, settle
+from chat_server.cache.limits import Ruling, Stranger, Verdict, decide, rebuild
 
 WINDOW = 100
-FREE, ANSWER, COUNTED, REFUSED = Verdict.FREE, Verdict.ANSWER, Verdict.COUNTED, Verdict.REFUSED
+FREE, COUNTED, REFUSED = Verdict.FREE, Verdict.COUNTED, Verdict.REFUSED
 Attempt = tuple[str, int]
 
 
 class Ruled(NamedTuple):
     sender: str
     time: int
-    verdict: Verdict
-    lifted: bool = False
-
-    @property
-    def free(self) -> bool:
-        return self.verdict in (FREE, ANSWER)
+    ruling: Ruling
 
 
 limits = st.integers(1, 5)
@@ -34,33 +29,24 @@ talks = st.lists(st.tuples(senders, gaps), max_size=30).map(
 )
 
 
-def send(state: Stranger, sender: str, now: int, limit: int) -> tuple[Stranger, Ruled]:
-    """What becomes of an attempt to send; what is let through is stored."""
-    state, verdict = decide(state, sender, now, limit, WINDOW, f"{sender}-{now}")
-    if verdict is REFUSED:
-        return state, Ruled(sender, now, verdict)
-    state, lifted = settle(state, sender, f"{sender}-{now}", now, WINDOW)
-    return state, Ruled(sender, now, verdict, lifted)
-
-
 def judge(attempts: Sequence[Attempt], limit: int) -> list[Ruled]:
     """What becomes of attempts to send, from the first message between the two on."""
     state, ruled = Stranger(), []
     for sender, now in attempts:
-        state, one = send(state, sender, now, limit)
-        ruled.append(one)
+        state, ruling = decide(state, sender, now, limit, WINDOW)
+        ruled.append(Ruled(sender, now, ruling))
     return ruled
 
 
 def accepted(ruled: Sequence[Ruled]) -> list[Attempt]:
     """The messages that are stored."""
-    return [(one.sender, one.time) for one in ruled if one.verdict is not REFUSED]
+    return [(sender, time) for sender, time, ruling in ruled if ruling.verdict is not REFUSED]
 
 
 def state_after(messages: Sequence[Attempt], limit: int) -> Stranger:
     state = Stranger()
     for sender, now in messages:
-        state, _ = send(state, sender, now, limit)
+        state, _ = decide(state, sender, now, limit, WINDOW)
     return state
 
 
@@ -72,12 +58,16 @@ def rebuilt_from(messages: Sequence[Attempt], limit: int, now: int | None = None
     return rebuild(recent, answered, (recent[0][1] if recent else 0) if now is None else now, limit, WINDOW)
 
 
+def rule(state: Stranger, sender: str, now: int, limit: int) -> Verdict:
+    return decide(state, sender, now, limit, WINDOW)[1].verdict
+
+
 def let_through(state: Stranger, sender: str, now: int, limit: int) -> int:
     """How many messages of a stranger get through at `now`."""
     for count in range(limit + 1):
-        state, one = send(state, sender, now, limit)
-        assert not one.free
-        if one.verdict is REFUSED:
+        state, ruling = decide(state, sender, now, limit, WINDOW)
+        assert ruling.verdict is not FREE
+        if ruling.verdict is REFUSED:
             return count
     raise AssertionError(f"more than {limit}")
 
@@ -85,11 +75,10 @@ def let_through(state: Stranger, sender: str, now: int, limit: int) -> int:
 @given(talks, limits)
 def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempts: list[Attempt], limit: int) -> None:
     begun, count, writer = 0, 0, ""
-    for one in judge(attempts, limit):
-        sender, time = one.sender, one.time
-        if one.free:
+    for sender, time, ruling in judge(attempts, limit):
+        if ruling.verdict is FREE:
             writer = ""
-        elif one.verdict is COUNTED:
+        elif ruling.verdict is COUNTED:
             if sender != writer or time >= begun + WINDOW:  # the window begins with the first that counts
                 begun, count, writer = time, 0, sender
             count += 1
@@ -99,13 +88,13 @@ def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempt
 @given(talks, limits)
 def test_nobody_is_refused_who_has_less_than_the_limit_unanswered(attempts: list[Attempt], limit: int) -> None:
     ruled = judge(attempts, limit)
-    for index, one in enumerate(ruled):
-        if one.verdict is REFUSED:
+    for index, (sender, time, ruling) in enumerate(ruled):
+        if ruling.verdict is REFUSED:
             unanswered: list[int] = []
             for earlier in reversed(ruled[:index]):
-                if earlier.sender != one.sender or earlier.time <= one.time - WINDOW:
+                if earlier.sender != sender or earlier.time <= time - WINDOW:
                     break
-                if earlier.verdict is COUNTED:
+                if earlier.ruling.verdict is COUNTED:
                     unanswered.append(earlier.time)
             assert len(unanswered) >= limit
 
@@ -116,45 +105,44 @@ def test_who_is_answered_talks_freely_for_a_window_that_each_message_renews(
 ) -> None:
     ruled = judge(attempts, limit)
     for before, after in pairwise(ruled):
-        if before.free:
-            assert (after.verdict is FREE) == (after.time < before.time + WINDOW)
-        elif before.verdict is COUNTED and before.sender != after.sender and after.time < before.time + WINDOW:
+        if before.ruling.verdict is FREE:
+            assert (after.ruling.verdict is FREE) == (after.time < before.time + WINDOW)
+        elif before.ruling.verdict is COUNTED and before.sender != after.sender and after.time < before.time + WINDOW:
             begun = next(
                 one.time
                 for index, one in enumerate(ruled)
                 if one.sender == before.sender
-                and one.verdict is COUNTED
+                and one.ruling.verdict is COUNTED
                 and before.time < one.time + WINDOW
-                and not any(other.free for other in ruled[index : ruled.index(before)])
+                and all(other.ruling.verdict is not FREE for other in ruled[index : ruled.index(before)])
             )
             if after.time < begun + WINDOW:
-                assert after.verdict is ANSWER
+                assert after.ruling.verdict is FREE
 
 
 @given(talks, limits)
 def test_it_is_lifted_for_those_who_were_refused_and_for_nobody_else(attempts: list[Attempt], limit: int) -> None:
     refused: set[str] = set()
-    for one in judge(attempts, limit):
-        if one.verdict is REFUSED:
-            refused.add(one.sender)
+    for sender, _, ruling in judge(attempts, limit):
+        if ruling.verdict is REFUSED:
+            refused.add(sender)
         else:
-            other = "2" if one.sender == "1" else "1"
-            assert not one.lifted or other in refused
-            if one.free:
-                assert one.lifted == (other in refused)
+            other = "2" if sender == "1" else "1"
+            assert not ruling.lifted or other in refused
+            if ruling.verdict is FREE:
+                assert ruling.lifted == (other in refused)
             refused.clear()
 
 
 def test_the_limit_to_the_message_and_the_window_to_the_microsecond() -> None:
     attempts = [("1", 0), ("1", 1), ("1", 2), ("1", WINDOW - 1), ("1", WINDOW), ("1", WINDOW + 1), ("1", WINDOW + 2)]
-    verdicts = [one.verdict for one in judge(attempts, 2)]
+    verdicts = [ruling.verdict for _, _, ruling in judge(attempts, 2)]
     assert verdicts == [COUNTED, COUNTED, REFUSED, REFUSED, COUNTED, COUNTED, REFUSED]
 
 
 def test_the_answer_lifts_it_and_says_so_once() -> None:
-    ruled = judge([("1", 0), ("1", 1), ("2", 2), ("2", 3), ("1", 4)], 1)
-    assert [one.verdict for one in ruled] == [COUNTED, REFUSED, ANSWER, FREE, FREE]
-    assert [one.lifted for one in ruled] == [False, False, True, False, False]
+    rulings = [ruling for _, _, ruling in judge([("1", 0), ("1", 1), ("2", 2), ("2", 3), ("1", 4)], 1)]
+    assert rulings == [Ruling(COUNTED), Ruling(REFUSED), Ruling(FREE, lifted=True), Ruling(FREE), Ruling(FREE)]
 
 
 @given(st.lists(senders, max_size=12), limits)

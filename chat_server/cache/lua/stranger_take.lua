@@ -1,17 +1,17 @@
--- May one message be sent? The rule is chat_server.cache.limits.decide; times in microseconds. Returns the verdict.
--- KEYS: the pair's state. ARGV: sender, id, now, limit, window, and, if known, the rebuilt state's sender, count,
--- started, refused (0 or 1), until.
+-- May one message be sent? The rule is chat_server.cache.limits.decide; times in microseconds.
+-- KEYS: the pair's state. ARGV: sender, id, now, limit, window, how long messages are kept, and, if known, the rebuilt
+-- state's sender, count, started, refused (0 or 1), until. Returns the verdict and whether a refusal is lifted (0 or 1).
 local sender, try, now = ARGV[1], 'try:' .. ARGV[2], tonumber(ARGV[3])
-local limit, window = tonumber(ARGV[4]), tonumber(ARGV[5])
+local limit, window, kept = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local state = redis.call('HMGET', KEYS[1], 'sender', 'count', 'started', 'refused', 'until', try)
 if not state[1] then
-    if not ARGV[6] then
-        return 'UNKNOWN'
+    if not ARGV[7] then
+        return {'UNKNOWN', 0}
     end
-    state = {ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]}
+    state = {ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]}
 end
 local counted, count, started = state[1], tonumber(state[2]), tonumber(state[3])
-local refused, free_until, tried = tonumber(state[4]), tonumber(state[5]), state[6]
+local refused, free_until, tried = tonumber(state[4]), tonumber(state[5]), state[6] and tonumber(state[6])
 
 -- Numbers are doubles here: exact up to 2^53, if they are not written as 1.7e15.
 local function put(counted, count, started, refused, free_until, ends)
@@ -24,24 +24,24 @@ end
 if counted == '' then
     if now < free_until then
         put('', 0, 0, 0, now + window, now + window)
-        return 'FREE'
+        return {'FREE', 0}
     end
 elseif now < started + window then
-    local earliest = math.min(started, now) -- two that came at once may be decided on the other way round
     if counted ~= sender then
-        put(counted, count, earliest, refused, 0, earliest + window)
-        return 'ANSWER'
+        put('', 0, 0, 0, now + window, now + window)
+        return {'FREE', refused}
     end
-    if tried then
-        return 'COUNTED'
+    if tried and now < tried + kept then
+        return {'COUNTED', 0}
     end
     if count >= limit then
         put(counted, count, started, 1, 0, started + window)
-        return 'REFUSED'
+        return {'REFUSED', 0}
     end
-    put(counted, count + 1, earliest, refused, 0, earliest + window)
-    redis.call('HSET', KEYS[1], try, 1)
-    return 'COUNTED'
+    started = math.min(started, now) -- two that came at once may be counted the other way round
+    put(counted, count + 1, started, refused, 0, started + window)
+    redis.call('HSET', KEYS[1], try, ARGV[3])
+    return {'COUNTED', 0}
 end
 put(sender, 1, now, 0, 0, now + window)
 -- After the first write: a script that has written already is not stopped by Redis where memory is full.
@@ -50,5 +50,5 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
         redis.call('HDEL', KEYS[1], field)
     end
 end
-redis.call('HSET', KEYS[1], try, 1)
-return 'COUNTED'
+redis.call('HSET', KEYS[1], try, ARGV[3])
+return {'COUNTED', 0}
