@@ -20,7 +20,7 @@ class Watch:
         """So many requests are about to be done together."""
 
     def gave_up(self) -> None:
-        """They were not answered in time."""
+        """They were not answered in time, or refused because others were not."""
 
 
 class Meter:

@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -39,6 +40,10 @@ AtOnce = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T] | None]
 
 # Connections that read; slow reads never have but one of them.
 READERS = 3
+# What nobody waits for any more keeps its place in a pool's queue until a thread comes to it. So many may leave before
+# that; then nothing is taken in until the threads have come so far. Only a disk that hangs makes so many leave, and a
+# read in the queue takes a few kilobytes. Those who wait are not counted: thousands come back at once, each with one.
+MOST_LEFT = 1024
 # The write-ahead log is copied into the file when it has so many pages: the pages that every batch touches are then
 # written to it once instead of often. While the disk takes what was copied, a commit waits; so where there is time for
 # it, so many seconds since the last copy, less is copied at once.
@@ -80,7 +85,8 @@ class Database:
     A job is a function of a connection; it runs in a thread and returns plain values. Write jobs that come
     together are committed together. A job that raises fails alone and leaves nothing behind, so
     it must not keep state of its own that a second run would break.
-    Raises StoreUnavailable where SQLite fails, or does not answer within `timeout` seconds.
+    Raises StoreUnavailable where SQLite fails, or does not answer within `timeout` seconds; at once while it has not
+    answered others.
     """
 
     def __init__(self, folder: Path, *, timeout: float, watch: Watch = UNWATCHED) -> None:
@@ -96,6 +102,7 @@ class Database:
         self._copier = ThreadPoolExecutor(1, "sqlite-copier")
         self._copying: Future[None] | None = None  # the log is being copied, beside the writer
         self._copied = 0.0  # when that last began, on the monotonic clock
+        self._left: Counter[ThreadPoolExecutor] = Counter()  # who left, until the pool has come so far
         self._writing: sqlite3.Connection | None = None
         self._file = self._index = -1  # the file, and the log's index
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()  # what reads, and is not at it
@@ -169,12 +176,25 @@ class Database:
 
     async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], argument: Any) -> T:
         self._expect_open()
+        if self._left[pool] >= MOST_LEFT:
+            raise StoreUnavailable(f"the embedded database has left {MOST_LEFT} and more without an answer")
         try:
             with _failures():
                 async with asyncio.timeout(self.timeout):
                     return await asyncio.get_running_loop().run_in_executor(pool, work, argument)
         except TimeoutError as error:
+            self._leave(pool)
             raise StoreUnavailable(f"the embedded database did not answer within {self.timeout:g} s") from error
+        except asyncio.CancelledError:
+            self._leave(pool)
+            raise
+
+    def _leave(self, pool: ThreadPoolExecutor) -> None:
+        """Count one who no longer waits, until the pool has come to all that it had been handed by then."""
+        self._left[pool] += 1
+        if self._left[pool] == 1 and not self._closed:
+            behind = asyncio.get_running_loop().run_in_executor(pool, time.monotonic)
+            behind.add_done_callback(lambda _: self._left.pop(pool))
 
     # --- in the threads
 

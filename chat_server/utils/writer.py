@@ -27,7 +27,9 @@ class Writer(Generic[Item]):
     which is told the results meanwhile. Whatever else was handed to the thread has its turn between two batches.
     `work` gets 1 to `most` items and returns one result, or exception, for each; what it raises itself is
     every caller's exception. No caller waits longer than `timeout` seconds: then it gets StoreUnavailable, and its item
-    is left out if the thread has not begun with it, as is one whose caller was cancelled.
+    is left out if the thread has not begun with it, as is one whose caller was cancelled. Until the thread is back what
+    comes then is refused: where each caller waits for its own result, what is held is bounded by the callers, however
+    long the thread hangs.
     """
 
     def __init__(
@@ -48,11 +50,19 @@ class Writer(Generic[Item]):
         # the loop appends before it looks at that, the thread clears it before it looks whether something waits.
         self._waiting: deque[_Asked] = deque()
         self._coming = False
+        # Somebody waited in vain, and the thread has not ended a batch since. The loop sets it; the thread clears it
+        # before it clears `_coming`. What is set in between or later stays, but without `_coming` it means nothing.
+        self._stuck = False
         self._open: deque[_Asked] = deque()  # not answered yet, the oldest first; only the loop uses it
         self._alarm: asyncio.TimerHandle | None = None  # when the oldest has waited too long
 
     def submit(self, item: Item) -> asyncio.Future[Any]:
-        """Hand over an item; the future brings its result."""
+        """Hand over an item; the future brings its result. Raises StoreUnavailable while the thread hangs."""
+        if self._stuck:
+            if self._coming:
+                self._watch.gave_up()
+                raise StoreUnavailable(f"no answer for more than {self._timeout:g} s")
+            self._stuck = False
         loop = asyncio.get_running_loop()
         asked = _Asked(item, loop.create_future(), loop.time())
         self._waiting.append(asked)
@@ -72,12 +82,17 @@ class Writer(Generic[Item]):
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write what waits. In the thread."""
         try:
-            taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            if batch := [asked for asked in taken if not asked.future.done()]:
+            batch: list[_Asked] = []
+            while self._waiting and len(batch) < self._most:  # all that nobody waits for goes, or it would add up
+                asked = self._waiting.popleft()
+                if not asked.future.done():
+                    batch.append(asked)
+            if batch:
                 began = time.monotonic()
                 results = self._results([asked.item for asked in batch])
                 loop.call_soon_threadsafe(self._answer, batch, results, time.monotonic() - began)
         finally:
+            self._stuck = False
             self._coming = False
             if self._waiting:
                 self._thread.submit(self._next, loop)
@@ -99,9 +114,11 @@ class Writer(Generic[Item]):
             self._open.popleft()
 
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        late = 0
-        while self._open and (self._open[0].future.done() or self._open[0].since + self._timeout <= loop.time()):
+        late, now = 0, loop.time()
+        while self._open and ((due := self._open[0].since + self._timeout <= now) or self._open[0].future.done()):
             future = self._open.popleft().future
+            if due:  # also where the caller was cancelled: the item may still wait
+                self._stuck = True
             if not future.done():
                 future.set_exception(StoreUnavailable(f"no answer within {self._timeout:g} s"))
                 late += 1

@@ -1,17 +1,19 @@
 """The owner of the embedded database (utils/sqlite.py)."""
 
 import asyncio
+import gc
 import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 
 from chat_server.utils.errors import StartError, StoreUnavailable
-from chat_server.utils.sqlite import Database, Schema, examine
+from chat_server.utils.sqlite import MOST_LEFT, READERS, Database, Schema, examine
 from tests.harness import until
 
 THINGS = Schema("things", ("CREATE TABLE things (number INTEGER PRIMARY KEY, text TEXT) STRICT",))
@@ -227,6 +229,67 @@ async def test_no_answer_in_time_is_store_unavailable_and_it_heals(tmp_path: Pat
             await database.read(lambda _: go.wait(20))
         go.set()
         await heals(database)
+
+
+class Nothing:
+    """The job that reads nothing; it can be seen whether it is still held."""
+
+    def __call__(self, _: sqlite3.Connection) -> None:
+        pass
+
+
+# The store's patience and the caller's: he is told, or leaves before.
+@pytest.mark.parametrize(("timeout", "patience"), [(0.1, 60), (60, 0.1)], ids=["given-up", "cancelled"])
+async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and_it_heals(
+    tmp_path: Path, timeout: float, patience: float
+) -> None:
+    begun, go = threading.Semaphore(0), threading.Event()
+    held: WeakSet[Nothing] = WeakSet()
+
+    def hanging(_: sqlite3.Connection) -> bool:
+        begun.release()
+        return go.wait(20)
+
+    async def attempt(database: Database) -> None:
+        held.add(job := Nothing())
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(patience):
+                await database.read(job)
+
+    async def answers(database: Database) -> bool:
+        with suppress(StoreUnavailable):
+            await database.read(Nothing())
+            return True
+        return False
+
+    def let_go() -> bool:
+        gc.collect()
+        return not held
+
+    async with opened(tmp_path, timeout=timeout) as database:
+        hang = [asyncio.create_task(database.read(hanging)) for _ in range(READERS - 1)]  # all that are not slow
+        for _ in hang:
+            await asyncio.to_thread(begun.acquire)
+        for _ in range(5):
+            await asyncio.gather(*(attempt(database) for _ in range(MOST_LEFT)))
+        gc.collect()
+        assert len(held) <= MOST_LEFT
+        with pytest.raises(StoreUnavailable, match=f"has left {MOST_LEFT} and more"):
+            await database.read(numbers)
+        go.set()
+        await until(lambda: answers(database))
+        await until(let_go)
+        await asyncio.gather(*hang, return_exceptions=True)
+
+
+async def test_thousands_who_come_back_at_once_and_wait_are_all_answered(database: Database) -> None:
+    go = threading.Event()
+    hang = [asyncio.create_task(database.read(lambda _: go.wait(20))) for _ in range(READERS)]
+    tasks = [asyncio.create_task(database.read(lambda _: 1)) for _ in range(3 * MOST_LEFT)]
+    await handed_over(*tasks)
+    go.set()
+    assert sum(await asyncio.gather(*tasks)) == 3 * MOST_LEFT
+    assert all(await asyncio.gather(*hang))
 
 
 async def test_a_database_that_another_holds_is_store_unavailable_and_it_heals(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -58,6 +59,19 @@ async def busy(writer: Writer[int], work: Work, number: int = 0) -> asyncio.Futu
     future = writer.submit(number)
     await until(lambda: number in (work.batches or [[]])[-1])
     return future
+
+
+async def works_again(writer: Writer[int], work: Work) -> None:
+    """By and by it does what it is asked."""
+
+    async def works() -> bool:
+        work.permit()
+        with suppress(StoreUnavailable):
+            await writer.submit(21)
+            return True
+        return False
+
+    await until(works)
 
 
 async def test_what_one_turn_of_the_loop_brought_goes_together(writer: Writer[int], work: Work) -> None:
@@ -134,6 +148,100 @@ async def test_who_is_not_answered_in_time_is_told_and_what_was_not_begun_is_lef
     work.permit()
     await writer.settled()
     assert work.batches == [[0]]
+
+
+async def test_what_nobody_waits_for_takes_no_place_in_a_batch(thread: ThreadPoolExecutor, work: Work) -> None:
+    writer: Writer[int] = Writer(thread, work, timeout=PATIENCE, most=2)
+    futures = [await busy(writer, work), *map(writer.submit, range(1, 6))]
+    for future in futures[:4]:
+        future.cancel()
+    work.permit(2)
+    assert await asyncio.gather(*futures[4:]) == [8, 10]
+    assert work.batches == [[0], [4, 5]]
+
+
+async def test_while_the_thread_hangs_what_comes_is_refused_at_once_and_not_kept_and_it_heals(
+    thread: ThreadPoolExecutor, work: Work
+) -> None:
+    writer: Writer[int] = Writer(thread, work, timeout=0.05)
+    futures = [await busy(writer, work), *map(writer.submit, (1, 2))]
+    await asyncio.gather(*futures, return_exceptions=True)
+    for number in range(3, 100):
+        with pytest.raises(StoreUnavailable):
+            writer.submit(number)
+    assert len(writer._waiting) <= 2
+    assert not writer._open
+    work.permit()
+    await writer.settled()
+    assert not writer._waiting
+    await works_again(writer, work)
+    assert {number for batch in work.batches for number in batch} == {0, 21}
+
+
+async def test_while_the_thread_hangs_nothing_piles_up_though_every_caller_leaves_early(
+    thread: ThreadPoolExecutor, work: Work
+) -> None:
+    writer: Writer[int] = Writer(thread, work, timeout=0.05)
+    (await busy(writer, work)).cancel()
+
+    def refused() -> bool:
+        try:
+            writer.submit(1).cancel()
+        except StoreUnavailable:
+            return True
+        return False
+
+    await until(refused)
+    work.permit()
+    await works_again(writer, work)
+
+
+async def test_once_the_thread_is_back_what_still_waits_is_done_and_more_is_taken_in(
+    thread: ThreadPoolExecutor, work: Work
+) -> None:
+    writer: Writer[int] = Writer(thread, work, timeout=0.5)
+    begun, waits = await busy(writer, work), writer.submit(1)
+
+    def refused() -> bool:
+        nonlocal waits
+        try:
+            new = writer.submit(1)
+        except StoreUnavailable:
+            return True
+        waits.cancel()  # the last of them has the most time left
+        waits = new
+        return False
+
+    await until(refused)
+    assert isinstance(begun.exception(), StoreUnavailable)
+    work.permit()
+    await until(lambda: work.batches == [[0], [1]])
+    more = writer.submit(2)
+    work.permit(2)
+    assert [await waits, await more] == [2, 4]
+
+
+async def test_who_is_given_up_when_the_thread_is_back_already_stops_nobody(
+    thread: ThreadPoolExecutor, work: Work
+) -> None:
+    writer: Writer[int] = Writer(thread, work, timeout=0.05)
+    loop = asyncio.get_running_loop()
+    begun = await busy(writer, work)
+    deadline = loop.time() + 0.05
+
+    def come_back() -> None:
+        work.permit()
+        thread.submit(int).result(PATIENCE)  # that has its turn after the batch
+
+    while loop.time() <= deadline:  # the loop has no turn meanwhile: in the next one it gives up, after what is called
+        pass
+    loop.call_soon(come_back)
+    with pytest.raises(StoreUnavailable):
+        await begun
+    work.permit()
+    writer.submit(1)
+    await writer.settled()
+    assert work.done == [[0], [1]]
 
 
 async def test_settled_waits_for_the_thread_though_every_caller_is_gone(writer: Writer[int], work: Work) -> None:
