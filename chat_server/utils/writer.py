@@ -51,7 +51,8 @@ class Writer(Generic[Item]):
         self._waiting: deque[_Asked] = deque()
         self._coming = False
         # Somebody waited in vain, and the thread has not ended a batch since. The loop sets it; the thread clears it
-        # before it clears `_coming`. What is set in between or later stays, but without `_coming` it means nothing.
+        # before it clears `_coming`. What is set in between or later stays until the next batch has ended; without
+        # `_coming` it means nothing.
         self._stuck = False
         self._open: deque[_Asked] = deque()  # not answered yet, the oldest first; only the loop uses it
         self._alarm: asyncio.TimerHandle | None = None  # when the oldest has waited too long

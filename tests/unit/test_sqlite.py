@@ -239,7 +239,7 @@ class Nothing:
 
 
 # The store's patience and the caller's: he is told, or leaves before.
-@pytest.mark.parametrize(("timeout", "patience"), [(0.1, 60), (60, 0.1)], ids=["given-up", "cancelled"])
+@pytest.mark.parametrize(("timeout", "patience"), [(0.5, 60), (60, 0.5)], ids=["given-up", "cancelled"])
 async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and_it_heals(
     tmp_path: Path, timeout: float, patience: float
 ) -> None:
