@@ -67,7 +67,7 @@ async def opened(
         database = await opening.database() if _embedded(settings) else None
         users = await opening.users(database)
         messages = await opening.messages(database)
-        sessions, rates, strangers = await opening.cache(database)
+        sessions, rates, strangers = await opening.cache(database, serving=True)
 
         async def forget() -> None:
             if database:
@@ -224,7 +224,9 @@ class _Opening:
             "MongoDB", lambda: mongodb.connect(config, client, timeout, days, self._held, watch)
         )
 
-    async def cache(self, database: Database | None) -> tuple[MovableSessions, RateStore, MovableStrangers]:
+    async def cache(
+        self, database: Database | None, *, serving: bool = False
+    ) -> tuple[MovableSessions, RateStore, MovableStrangers]:
         settings = self._settings
         lifetime, window = settings.accounts.session_days * DAY, settings.chat.stranger_window * DAY
         limit, kept = settings.chat.stranger_limit, settings.stores.message_days * DAY or window
@@ -245,12 +247,12 @@ class _Opening:
         if not self._beside:
             lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)
             await self._hold(lease)
-            if forgetful := await bare.forgetful():
-                why = "killed, it may forget sessions, or bring back ended ones and old counts"
-                log.warning("Redis may go back on what it answered", extra={"settings": forgetful, "why": why})
             watch = self._meter.watch("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
             self._stack.push_async_callback(scripts.settled)
+        if serving and (forgetful := await bare.forgetful()):
+            why = "killed, it may forget sessions, or bring back ended ones and old counts"
+            log.warning("Redis may go back on what it answered", extra={"settings": forgetful, "why": why})
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
             redis.RedisRates(scripts, self._clock),
