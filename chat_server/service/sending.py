@@ -18,7 +18,7 @@ Tx_contra = TypeVar("Tx_contra", contravariant=True)
 class Outcome(msgspec.Struct, frozen=True):
     """What became of a message: `added`, or None when the limit for strangers refused it, or why it is not known.
 
-    `free`: from now on the two talk freely. `lifted`: the receiver had been refused before, and may write again.
+    `free`: remember that the two talk freely from now on. `lifted`: the receiver had been refused before, and may write again.
     """
 
     added: Added | StoreUnavailable | None
