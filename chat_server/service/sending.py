@@ -18,7 +18,8 @@ Tx_contra = TypeVar("Tx_contra", contravariant=True)
 class Outcome(msgspec.Struct, frozen=True):
     """What became of a message: `added`, or None when the limit for strangers refused it, or why it is not known.
 
-    `free`: remember that the two talk freely from now on. `lifted`: the receiver had been refused before, and may write again.
+    `free`: remember that the two talk freely from now on. `lifted`: the receiver had been refused before, and may
+    write again.
     """
 
     added: Added | StoreUnavailable | None
