@@ -145,3 +145,5 @@ async def test_the_password_is_changed_and_a_logout_reaches_every_window(browser
         for window in (alice, other):
             await expect(window.page.locator("#password")).to_be_visible()
         await alice.log_in("another1")
+        # The other window follows; closed while it does so, the browser would now and then never end.
+        await expect(other.page.locator(".shell")).to_be_visible()
