@@ -123,11 +123,15 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def conversations(self, user: str, after: str | None, count: int) -> list[Conversation]:
-        """The user's conversations, the newest first, those after the one with `after` (None: from the top).
+    async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
+        """At most `count` of the user's conversations whose newest message is older than `before`, the newest first.
 
-        Raises KeyError if there is none with `after`. A conversation of tombstones alone is left out.
+        A conversation of tombstones alone is left out.
         """
+        ...
+
+    async def listed_at(self, user: str, peer: str) -> int | None:
+        """The time of the newest message of a conversation, of tombstones alone about that; None if there is none."""
         ...
 
     async def purge(self, before: int, most: int) -> int:

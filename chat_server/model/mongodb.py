@@ -35,6 +35,10 @@ POOL = 16
 EXPIRY = "at_1"
 # Conversations are listed so many at a time.
 PAIRS = 1000
+# Op 7 looks at no fewer conversations at a time, however few are asked for: some may have no message that is left.
+LISTED = 200
+# One that has none, and was not written to for so long (microseconds), is not listed again: no write is on its way.
+SETTLED = 3600 * MICROSECONDS
 
 
 def client(config: Config, timeout: float) -> Any:
@@ -73,6 +77,7 @@ def client_options(config: Config, timeout: float) -> tuple[str, dict[str, Any]]
 class MongoMessages:
     """MessageStore on MongoDB. A message's time is its _id; `timeout` in seconds bounds every operation.
 
+    `last` of a conversation is the time of its newest message, negative once all of them are deleted.
     `held` says whether this process still has the lease on the database: without it nothing counts as stored.
     """
 
@@ -170,23 +175,39 @@ class MongoMessages:
     async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
         return [await self._delete_first(_conv(one, other), choices) for choices in names]
 
-    async def conversations(self, user: str, after: str | None, count: int) -> list[Conversation]:
-        top = LATEST
-        if after is not None:
-            document = await self._do(self._conversations.find_one({"_id": _inbox(user, after)}))
-            if document is None:
-                raise KeyError(after)
-            top = document["last"]
+    async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
+        top = Int64(before)
         page: list[Conversation] = []
         while len(page) < count:
-            query = {"user": user, "last": {"$gt": EARLIEST, "$lt": top}}
-            documents = await self._do(self._conversations.find(query).sort("last", -1).limit(count).to_list(count))
-            seen = await asyncio.gather(*(self._conversation(user, document["peer"]) for document in documents))
-            page += [conversation for conversation in seen if conversation]
-            if len(documents) < count:
+            inboxes = {"user": user, "last": {"$gt": EARLIEST, "$lt": top}}
+            most = max(count, LISTED)
+            documents = await self._do(self._conversations.find(inboxes).sort("last", -1).limit(most).to_list(most))
+            for start in range(0, len(documents), count):
+                part = documents[start : start + count]
+                seen = await asyncio.gather(*(self._conversation(user, document["peer"]) for document in part))
+                await self._hide([one for one, conversation in zip(part, seen, strict=True) if not conversation])
+                page += [conversation for conversation in seen if conversation]
+                if len(page) >= count:
+                    break
+            if len(documents) < most:
                 break
             top = documents[-1]["last"]
         return page[:count]
+
+    async def listed_at(self, user: str, peer: str) -> int | None:
+        document = await self._do(self._conversations.find_one({"_id": _inbox(user, peer)}))
+        return abs(document["last"]) if document else None
+
+    async def _hide(self, empty: Sequence[Document]) -> None:
+        """List these conversations no more: a crash, or messages that expired, left them without one."""
+        now = Int64(time.time() * MICROSECONDS)
+        updates = [
+            pymongo.UpdateOne({"_id": one["_id"], "last": one["last"]}, {"$set": {"last": Int64(-one["last"])}})
+            for one in empty
+            if one["last"] < now - SETTLED
+        ]
+        if updates:
+            await self._do(self._conversations.bulk_write(updates, ordered=False))
 
     async def purge(self, before: int, most: int) -> int:
         query = {"_id": {"$gt": EARLIEST, "$lt": Int64(before)}}
@@ -199,7 +220,7 @@ class MongoMessages:
 
     async def _forget_empty(self, before: int, most: int) -> None:
         """Forget conversations of which nothing is left; of one that was brought back by a deletion there may be."""
-        query = {"last": {"$gt": EARLIEST, "$lt": Int64(before)}}
+        query = {"last": {"$gt": Int64(-before), "$lt": Int64(before)}}
         for inbox in await self._do(self._conversations.find(query).sort("last", 1).limit(most).to_list(most)):
             conv = _conv(inbox["user"], inbox["peer"])
             if await self._do(self._messages.find_one({"conv": conv}, {"_id": 1})) is None:
@@ -263,7 +284,7 @@ class MongoMessages:
 
     async def settle(self, one: str, other: str) -> None:
         newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
-        last = newest[0].time if newest else (await self.recent(one, other, 1))[0][1]
+        last = newest[0].time if newest else -(await self.recent(one, other, 1))[0][1]
         updates = [
             pymongo.UpdateOne(
                 {"_id": _inbox(user, peer)}, {"$set": {"user": user, "peer": peer, "last": Int64(last)}}, upsert=True
@@ -383,11 +404,12 @@ class MongoMessages:
         return None
 
     async def _move(self, deleted: Document) -> None:
-        """Put the conversation of a deleted message to the place of its newest; without any it is not shown."""
+        """Put the conversation of a deleted message to the place of its newest; without any it is not listed."""
         one, other = deleted["from"], deleted["to"]
-        if newest := await self._page(one, other, EARLIEST, LATEST, -1, 1):
-            query = {"_id": {"$in": [_inbox(one, other), _inbox(other, one)]}, "last": deleted["_id"]}
-            await self._do(self._conversations.update_many(query, {"$set": {"last": Int64(newest[0].time)}}))
+        newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
+        last = Int64(newest[0].time if newest else -deleted["_id"])
+        query = {"_id": {"$in": [_inbox(one, other), _inbox(other, one)]}, "last": deleted["_id"]}
+        await self._do(self._conversations.update_many(query, {"$set": {"last": last}}))
 
     async def _conversation(self, user: str, peer: str) -> Conversation | None:
         last = await self._page(user, peer, EARLIEST, LATEST, -1, 1)

@@ -107,7 +107,8 @@ def _user_row(user: User) -> tuple[str, str, int]:
 # The messages' part of the database.
 # `time` is the key of a message: unique, increasing, so that a page is a range of an index. `conv` is the
 # number of a conversation (the time of its first message), `side` who sent: 0 the lesser name, 1 the
-# greater. `text` is the text, or of a deleted message the salted digest, a blob.
+# greater. `text` is the text, or of a deleted message the salted digest, a blob. `last` is the time of a conversation's
+# newest message; negative once all of them are deleted: then op 7 does not list it, and does not come across it.
 MESSAGES_SCHEMA = Schema(
     "messages",
     (
@@ -144,6 +145,8 @@ MESSAGES_SCHEMA = Schema(
                     json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.conversations)
                 WHERE true ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last);
         END""",
+        """UPDATE conversations SET last = -last WHERE last > 0
+            AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = conversations.conv AND deleted = 0)""",
     ),
 )
 
@@ -166,9 +169,11 @@ _UNREAD = """SELECT time, id, text FROM messages
 _LISTED = """SELECT peer, m.time, m.side, m.id, m.text, m.read, (SELECT count(*) FROM
             (SELECT 1 FROM messages WHERE conv = c.conv AND side = 1 - c.side AND read = 0 LIMIT ?)) AS unread
     FROM conversations c CROSS JOIN messages m
-    WHERE user = ? AND last < ? AND m.time =
+    WHERE user = ? AND last > 0 AND last < ? AND m.time =
         (SELECT time FROM messages WHERE conv = c.conv AND deleted = 0 ORDER BY time DESC LIMIT 1)
     ORDER BY last DESC LIMIT ?"""
+_HIDE = """UPDATE conversations SET last = -last WHERE conv = ? AND last > 0
+    AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = conversations.conv AND deleted = 0)"""
 _UNREAD_OF = """SELECT json_group_array(time) FROM messages
     WHERE time IN (SELECT value FROM json_each(?)) AND read = 0"""
 _MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each(?))"
@@ -311,20 +316,17 @@ class SqliteMessages:
 
         return await self._database.write(job)
 
-    async def conversations(self, user: str, after: str | None, count: int) -> list[Conversation]:
+    async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
         def job(connection: sqlite3.Connection) -> list[Conversation]:
-            top = 2**62
-            if after is not None:
-                row = connection.execute(
-                    "SELECT last FROM conversations WHERE user = ? AND peer = ?", (user, after)
-                ).fetchone()
-                if row is None:
-                    raise KeyError(after)
-                top = row[0]
-            listed = rows(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MOST_UNREAD, user, top, count))
+            listed = rows(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MOST_UNREAD, user, before, count))
             return [Conversation(peer, _message(sorted((user, peer)), *last), unread) for peer, *last, unread in listed]
 
         return await self._database.read(job)
+
+    async def listed_at(self, user: str, peer: str) -> int | None:
+        query = "SELECT abs(last) FROM conversations WHERE user = ? AND peer = ?"
+        found = await self._database.fetch(query, (user, peer))
+        return found[0][0] if found else None
 
     async def purge(self, before: int, most: int) -> int:
         def job(tx: sqlite3.Connection) -> int:
@@ -339,6 +341,7 @@ class SqliteMessages:
                         AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = ?1)""",
                     conv,
                 )
+                tx.execute(_HIDE, conv)
             return len(gone)
 
         return await self._database.write(job)
@@ -396,7 +399,7 @@ class SqliteMessages:
     async def settle(self, one: str, other: str) -> None:
         settle = """UPDATE conversations SET last = coalesce(
                 (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1),
-                (SELECT time FROM messages WHERE conv = ?1 AND deleted = 1 ORDER BY time DESC LIMIT 1), last)
+                (SELECT -time FROM messages WHERE conv = ?1 AND deleted = 1 ORDER BY time DESC LIMIT 1), last)
             WHERE conv = ?1"""
         await self._database.write(lambda tx: tx.execute(settle, (_conversation(tx, one, other),)).rowcount)
 
@@ -547,10 +550,10 @@ def _bury_first(tx: sqlite3.Connection, conv: int | None, low: str, choices: Seq
 
 def _bury(tx: sqlite3.Connection, conv: int | None, time: int, text: str) -> None:
     tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (digest(text), time))
-    # The conversation's place is that of its newest message; without any it keeps its place, and is not shown.
+    # The conversation's place is that of its newest message; without any it keeps its place, and is not listed.
     tx.execute(
         """UPDATE conversations SET last = coalesce(
-                (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1), last)
+                (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1), -last)
             WHERE conv = ?1 AND last = ?2""",
         (conv, time),
     )

@@ -55,6 +55,14 @@ def writer(messages: MessageStore, timeline: Timeline) -> Writer:
     return Writer(messages, timeline)
 
 
+async def following(store: MessageStore, user: str, peer: str, count: int) -> list[Conversation]:
+    """The user's conversations after the one with `peer`."""
+    before = await store.listed_at(user, peer)
+    if before is None:
+        raise KeyError(peer)
+    return await store.conversations(user, before, count)
+
+
 def ids(page: Sequence[Message]) -> list[str]:
     return [message.id for message in page]
 
@@ -85,7 +93,7 @@ async def test_nothing_was_added(messages: MessageStore) -> None:
     assert await messages.mark_delivered([]) == set()
     assert await messages.mark_delivered([1, 2]) == set()
     assert await messages.delete("1", "2", [[("1", "m"), ("2", "m")]]) == [None]
-    assert await messages.conversations("1", None, 10) == []
+    assert await messages.conversations("1", END, 10) == []
     assert await messages.purge(END, 10) == 0
 
 
@@ -199,7 +207,7 @@ async def test_conversations_do_not_mix_whatever_the_names(messages: MessageStor
         assert result == Added(message.time)
         assert [found for found in await writer.all(one, other) if found.sender == one] == [message]
         assert await messages.unread(one, other, 0, 10) == [message]
-        assert {conversation.peer for conversation in await messages.conversations(one, None, 100)} == {
+        assert {conversation.peer for conversation in await messages.conversations(one, END, 100)} == {
             *(b for a, b in PAIRS if a == one),
             *(a for a, b in PAIRS if b == one),
         }
@@ -360,7 +368,7 @@ async def test_pages_are_those_of_a_plain_list(
         else:
             mine = [m for m in model if m.sender == other and not m.read]
             expected = [Conversation(other, model[-1], len(mine))] if model else []
-            assert await messages.conversations(one, None, count) == expected
+            assert await messages.conversations(one, END, count) == expected
 
 
 # --- marks
@@ -477,54 +485,75 @@ async def test_conversations_are_the_newest_first_with_last_message_and_unread(
     await writer.add("f", sender="2", receiver="3")
     await messages.mark("2", "1", ["a"])
     expected = [Conversation("2", to_two, 1), Conversation("4", from_four, 1), Conversation("3", to_three, 0)]
-    assert await messages.conversations("1", None, 10) == expected
-    assert await messages.conversations("1", None, 2) == expected[:2]
-    assert await messages.conversations("1", "2", 10) == expected[1:]
-    assert await messages.conversations("1", "4", 1) == expected[2:]
-    assert await messages.conversations("1", "3", 10) == []
-    assert [one.unread for one in await messages.conversations("3", None, 10)] == [1, 1]
+    assert await messages.conversations("1", END, 10) == expected
+    assert await messages.conversations("1", END, 2) == expected[:2]
+    assert await following(messages, "1", "2", 10) == expected[1:]
+    assert await following(messages, "1", "4", 1) == expected[2:]
+    assert await following(messages, "1", "3", 10) == []
+    assert [one.unread for one in await messages.conversations("3", END, 10)] == [1, 1]
 
 
 async def test_a_page_of_conversations_begins_at_one_that_exists(messages: MessageStore, writer: Writer) -> None:
     await writer.add("m")
     for name in ("3", "1", "", "A", "22", "\0", "2\0", "%", "*", "$ne", "'", '"', "\\", "א", "😀", "x" * 5000):
         with pytest.raises(KeyError):
-            await messages.conversations("1", name, 10)
+            await following(messages, "1", name, 10)
 
 
 async def test_the_last_message_is_the_last_that_is_left(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add("a", "b", "c")
     await messages.delete("1", "2", [[("1", "c")]])
-    assert [one.last for one in await messages.conversations("2", None, 10)] == [run[1]]
-    assert [one.unread for one in await messages.conversations("2", None, 10)] == [2]
+    assert [one.last for one in await messages.conversations("2", END, 10)] == [run[1]]
+    assert [one.unread for one in await messages.conversations("2", END, 10)] == [2]
 
 
 async def test_a_conversation_of_tombstones_alone_is_left_out(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", sender="1", receiver="3")
     await writer.add("b")
     await messages.delete("1", "2", [[("1", "b")]])
-    assert [one.peer for one in await messages.conversations("1", None, 10)] == ["3"]
-    assert [one.peer for one in await messages.conversations("1", None, 1)] == ["3"]
-    assert await messages.conversations("2", None, 10) == []
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3"]
+    assert [one.peer for one in await messages.conversations("1", END, 1)] == ["3"]
+    assert await messages.conversations("2", END, 10) == []
     await writer.add("c", sender="2", receiver="1")
-    assert [one.peer for one in await messages.conversations("1", None, 10)] == ["2", "3"]
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "3"]
+
+
+async def test_a_page_goes_on_after_a_conversation_that_was_emptied(messages: MessageStore, writer: Writer) -> None:
+    for peer in ("4", "3", "2"):
+        await writer.add("m", sender="1", receiver=peer)
+    await messages.delete("1", "3", [[("1", "m")]])
+    assert [one.peer for one in await following(messages, "1", "3", 10)] == ["4"]
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "4"]
+
+
+async def test_purge_hides_a_conversation_of_newer_tombstones(messages: MessageStore, writer: Writer) -> None:
+    run = await writer.add("a", "b")
+    await messages.delete("1", "2", [[("1", "b")]])
+    assert await messages.purge(run[1].time, 100) == 1
+    assert await messages.conversations("1", END, 10) == []
+    assert await following(messages, "1", "2", 10) == []
+    [again] = await writer.add("c")
+    assert [one.last for one in await messages.conversations("2", END, 10)] == [again]
+    assert await messages.purge(END, 100) == 2
+    with pytest.raises(KeyError):
+        await following(messages, "1", "2", 10)
 
 
 async def test_unread_messages_are_counted_up_to_a_bound(messages: MessageStore, writer: Writer) -> None:
     await writer.add(*(f"m{number}" for number in range(MOST_UNREAD - 1)))
-    assert [one.unread for one in await messages.conversations("2", None, 1)] == [MOST_UNREAD - 1]
+    assert [one.unread for one in await messages.conversations("2", END, 1)] == [MOST_UNREAD - 1]
     await writer.add("one more", "and more")
-    assert [one.unread for one in await messages.conversations("2", None, 1)] == [MOST_UNREAD]
-    assert [one.unread for one in await messages.conversations("1", None, 1)] == [0]
+    assert [one.unread for one in await messages.conversations("2", END, 1)] == [MOST_UNREAD]
+    assert [one.unread for one in await messages.conversations("1", END, 1)] == [0]
 
 
 async def test_what_was_stored_already_does_not_bring_a_conversation_up(messages: MessageStore, writer: Writer) -> None:
     [first] = await writer.add("m")
     await writer.add("later", sender="1", receiver="3")
     await messages.add([writer.message("m", first.text)])
-    assert [one.peer for one in await messages.conversations("1", None, 10)] == ["3", "2"]
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3", "2"]
     await messages.add([writer.message("m", first.text), writer.message("new", "", "1", "4")])
-    assert [one.peer for one in await messages.conversations("1", None, 10)] == ["4", "3", "2"]
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["4", "3", "2"]
 
 
 async def test_what_was_stored_already_does_not_bring_up_what_is_new_before_it(
@@ -534,7 +563,7 @@ async def test_what_was_stored_already_does_not_bring_up_what_is_new_before_it(
     new = writer.message("new")
     await writer.add("newer", sender="1", receiver="3")
     await messages.add([new, writer.message("m", first.text)])
-    assert [one.peer for one in await messages.conversations("1", None, 10)] == ["3", "2"]
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3", "2"]
 
 
 # --- forgetting
@@ -562,13 +591,13 @@ async def test_a_conversation_left_empty_is_gone(messages: MessageStore, writer:
     await writer.add("a")
     [later] = await writer.add("b", sender="3", receiver="1")
     await messages.purge(later.time, 100)
-    assert [one.peer for one in await messages.conversations("1", None, 10)] == ["3"]
-    assert await messages.conversations("2", None, 10) == []
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3"]
+    assert await messages.conversations("2", END, 10) == []
     with pytest.raises(KeyError):
-        await messages.conversations("1", "2", 10)
+        await following(messages, "1", "2", 10)
     assert not await messages.has_written("1", "2")
     [again] = await writer.add("a", sender="2", receiver="1")
-    assert [one.last for one in await messages.conversations("1", None, 1)] == [again]
+    assert [one.last for one in await messages.conversations("1", END, 1)] == [again]
     assert await writer.all() == [again]
 
 
@@ -615,7 +644,7 @@ async def test_after_a_conversation_was_erased_it_begins_anew(messages: MessageS
     assert not await messages.has_written("1", "2")
     again = await writer.add("a", "c", sender="2", receiver="1")
     assert await writer.all() == again
-    assert [(one.peer, one.unread) for one in await messages.conversations("1", None, 10)] == [("2", 2)]
+    assert [(one.peer, one.unread) for one in await messages.conversations("1", END, 10)] == [("2", 2)]
     assert ids(await messages.unread("2", "1", 0, 10)) == ["a", "c"]
 
 
@@ -645,7 +674,7 @@ message = Message("1", "2", "m", "text", 1)
         lambda store: store.mark("1", "2", ["m"]),
         lambda store: store.mark_delivered([1]),
         lambda store: store.delete("1", "2", [[("1", "m")]]),
-        lambda store: store.conversations("1", None, 1),
+        lambda store: store.conversations("1", END, 1),
         lambda store: store.purge(1, 1),
         lambda store: anext(store.peers("1")),
         lambda store: store.erase("1", "2", 1),

@@ -240,6 +240,32 @@ async def test_what_is_found_under_an_id_is_believed_once_it_is_journaled_on_a_m
     assert await store.after("a", "b", 0, 9) == [first]
 
 
+async def test_op_7_asks_for_no_conversation_that_was_emptied(
+    store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
+) -> None:
+    kept = Message("a", "z", "m", "text", timeline.next())
+    emptied = [Message("a", f"b{number}", "m", "text", timeline.next()) for number in range(30)]
+    await store.add([kept, *emptied])
+    for message in emptied:
+        await store.delete("a", message.receiver, [[("a", "m")]])
+    heard.sent.clear()
+    assert [one.peer for one in await store.conversations("a", 2**62, 1)] == ["z"]
+    assert [next(iter(command)) for command in heard.sent] == ["find"] * 3  # the list, the message, those unread
+
+
+async def test_op_7_meets_a_conversation_that_expired_once(
+    store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
+) -> None:
+    """Of messages that MongoDB lets expire their conversations hear nothing."""
+    kept = Message("a", "z", "m", "text", 5)
+    await store.add([kept, *(Message("a", f"b{number}", "m", "text", 10 + number) for number in range(5))])
+    await store._messages.delete_many({"_id": {"$gte": 10}})
+    for _ in range(2):
+        heard.sent.clear()
+        assert [one.peer for one in await store.conversations("a", 2**62, 10)] == ["z"]
+    assert [next(iter(command)) for command in heard.sent] == ["find"] * 3
+
+
 async def test_what_was_found_and_is_gone_when_it_is_to_be_confirmed_is_not_believed(
     store: mongodb.MongoMessages, timeline: Timeline
 ) -> None:

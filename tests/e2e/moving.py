@@ -166,7 +166,7 @@ async def held(path: Path, count: int = 3) -> dict[str, Any]:
                 if (records := await all_records(stores, pair, count))
             },
             "order": {
-                user: [(c.peer, c.last, c.unread) for c in await stores.messages.conversations(user, None, 200)]
+                user: [(c.peer, c.last, c.unread) for c in await stores.messages.conversations(user, 2**62, 200)]
                 for user in sorted({name async for pair in stores.messages.pairs() for name in pair})
             },
             "sessions": {

@@ -156,7 +156,7 @@ def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any
         "a retry": lambda: messages.stored([middle]),
         "for the strangers' counter": lambda: messages.recent(one, other, 6),
         "whether one has written": lambda: messages.has_written(one, other),
-        "conversations": lambda: messages.conversations(one, None, 20),
+        "conversations": lambda: messages.conversations(one, END, 20),
         "the newest time": messages.newest,
     }
 
@@ -172,6 +172,18 @@ async def test_a_page_takes_as_many_steps_among_twenty_thousand_messages_as_amon
         await store.messages.add(store.run(1, 1000))  # another conversation's, and newer
     many = {name: await store.steps(read) for name, read in reads(store, run[500]).items()}
     assert {name: steps for name, steps in many.items() if steps > 1.1 * few[name]} == {}, few
+
+
+async def test_op_7_takes_no_step_for_conversations_that_were_emptied(store: Store) -> None:
+    async def conversations() -> None:
+        await store.messages.conversations("a0", END, 20)
+
+    few = await store.steps(conversations)
+    emptied = [Message("a0", f"peer{number}", "m", "gone", store.timeline.next()) for number in range(1000)]
+    await store.messages.add(emptied)
+    for message in emptied:
+        await store.messages.delete("a0", message.receiver, [[("a0", "m")]])
+    assert await store.steps(conversations) <= 1.1 * few
 
 
 async def test_whatever_is_read_is_found_by_an_index_and_not_sorted(store: Store) -> None:
