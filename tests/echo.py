@@ -80,6 +80,7 @@ async def echoing(*, compress: bool = True) -> AsyncIterator[str]:
                 ws,
                 request.transport,
                 writer.drain,
+                request.protocol.close,
                 user="echo",
                 peer="",
                 session=b"",

@@ -275,12 +275,17 @@ def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def process(
-    folder: Path, *, prefix: tuple[str, ...] = (), stores: Mapping[str, str] | None = None, **settings: Any
+    folder: Path,
+    *,
+    prefix: tuple[str, ...] = (),
+    stores: Mapping[str, str] | None = None,
+    coverage: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Process]:
     """A server in a process of its own with its data in `folder`, killed at the end if it still runs.
 
     `stores` are environment variables that name other stores. `prefix` is a command that runs it, such as strace.
-    Its log is in folder/../server.log.
+    Without `coverage` its lines are not counted: to count them takes CPU time. Its log is in folder/../server.log.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
@@ -295,7 +300,7 @@ async def process(
             str(config),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env={**BARE, **(stores or {})},
+            env={**(BARE if coverage else {"PATH": BARE["PATH"]}), **(stores or {})},
         )
     assert child.stdout
     try:

@@ -35,6 +35,12 @@ ENOUGH_WAITING = 32768
 # Messages of a socket without a pong, of which the receipts are kept; more stay unread.
 MOST_UNPROVEN = 16384
 BAD_FRAMES = 100
+# A message counts as one frame of the user's rate, and as one more for each so many bytes that it took on the wire, which
+# may be many fragments.
+BYTES_PER_FRAME = 16384
+# Between two messages a socket may send twice MaxFrameBytes and so many bytes more, headers included; further ones can
+# only be fragments without end. aiohttp reads ahead by up to half of it.
+MOST_FRAGMENTED = 1048576
 # After our close frame the peer has so many seconds to answer it. aiohttp's own close() gave up too early
 # for a peer that has much to read before it.
 LINGER = 2.0
@@ -99,6 +105,7 @@ class Connection:
         "_bad",
         "_binary",
         "_bucket",
+        "_bytes",
         "_closing",
         "_config",
         "_drain",
@@ -107,6 +114,7 @@ class Connection:
         "_heard",
         "_held",
         "_holding",
+        "_ignore_input",
         "_inbox",
         "_inbox_bytes",
         "_loop",
@@ -141,6 +149,7 @@ class Connection:
         ws: WebSocket,
         transport: asyncio.Transport,
         drain: Callable[[], Awaitable[None]],
+        ignore_input: Callable[[], None],
         *,
         user: str,
         peer: str,
@@ -163,6 +172,7 @@ class Connection:
         self._transport = transport
         transport.set_write_buffer_limits(ENOUGH_WAITING)  # above it, `drain` waits
         self._drain = drain
+        self._ignore_input = ignore_input  # from then on bytes that come are dropped and not parsed
         self._bucket = bucket
         self._binary = binary  # frames that are not text are decoded, too
         self._loop = asyncio.get_running_loop()
@@ -178,6 +188,7 @@ class Connection:
         self._ping = b""
         self._pings = 0
         # in
+        self._bytes = 0  # since the last message
         self._inbox: list[tuple[Request | Refused, int]] = []  # short; a deque takes 600 bytes, also when it is empty
         self._inbox_bytes = 0
         self._room: asyncio.Future[None] | None = None  # the reader waits for room in the inbox
@@ -278,16 +289,29 @@ class Connection:
             self.close(disconnect.code, disconnect.why)
             await self._discard()
 
+    def arrived(self, size: int) -> None:
+        """So many bytes have come on the wire; there is an end to those that are no message."""
+        self._bytes += size
+        if self._bytes <= MOST_FRAGMENTED + 2 * self._config.max_frame_bytes:
+            return
+        if self._closing:  # the peer does not heed the close frame
+            self._transport.abort()
+        else:
+            self.close(WSCloseCode.POLICY_VIOLATION, "too many bytes for one message")
+            self._transport.pause_reading()
+
     async def _read(self, message: WSMessage) -> bool:
         """Take in one frame; False if it was the last."""
         kind, data = message.type, message.data
         self._heard = True
         if kind is _PONG and self._ping and data == self._ping:
+            self._bytes = 0
             self._pong()
         elif kind not in _FRAMES:
             return await self._read_last(kind, data)
         elif not self._closing:
-            if self._bucket and (wait := self._bucket.take(self._loop.time())):
+            frames, self._bytes = 1 + self._bytes // BYTES_PER_FRAME, 0
+            if self._bucket and (wait := self._bucket.take(self._loop.time(), frames)):
                 await self._hold(asyncio.sleep(wait))
                 if self._closing:
                     return True
@@ -445,13 +469,13 @@ class Connection:
 
     async def _discard(self) -> None:
         """Let the peer read the close frame before the connection ends: it may still be sending."""
-        deadline = self._loop.time() + LINGER
-        while not self._transport.is_closing() and (left := deadline - self._loop.time()) > 0:
-            try:
-                message = await self._ws.receive(timeout=left)
-            except TimeoutError:
-                return
-            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
-                return
-            if message.type is WSMsgType.ERROR:  # nothing more can be understood: asyncio reads and drops it
-                await asyncio.sleep(left)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                for _ in range(INBOX_FRAMES):
+                    kind = (await self._ws.receive()).type
+                    if kind in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                        return
+                    if kind is WSMsgType.ERROR:  # nothing more can be understood
+                        break
+                self._ignore_input()
+                await asyncio.sleep(LINGER)  # a connection that is lost cancels this

@@ -39,8 +39,8 @@ class Envelope:
         """What was asked for is done."""
         return self._response(200, status, data, "", {})
 
-    def refusal(self, refused: Refused) -> web.Response:
-        """Why it is not."""
+    def refusal(self, refused: Refused, *, close: bool = False) -> web.Response:
+        """Why it is not; `close` ends the connection behind it."""
         headers = {}
         if refused.retry_after is not None:
             headers["Retry-After"] = str(max(1, ceil(refused.retry_after)))
@@ -48,7 +48,10 @@ class Envelope:
             headers |= {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         code = HTTP_CODES.get(refused.reason, 400)
         data = {"reason": refused.reason, "field": refused.field}
-        return self._response(code, refused.status, data, refused.why, headers)
+        response = self._response(code, refused.status, data, refused.why, headers)
+        if close:
+            response.force_close()
+        return response
 
     def away(self, data: Mapping[str, Any]) -> web.Response:
         """A store is away; `data` says which."""

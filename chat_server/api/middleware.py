@@ -81,6 +81,7 @@ def other_origins(edge: Edge, envelope: Envelope, failures: Mapping[str, Status]
 
 def answer_to(error: web.HTTPException, envelope: Envelope) -> web.Response:
     """Our answer where aiohttp has one of its own."""
+    error.__traceback__ = None  # it holds the request and what came of its body, in a cycle
     known = (Status.BAD_REQUEST, Reason.BAD_REQUEST, error.reason)
     response = envelope.refusal(Refused(*_OF_HTTP_CODE.get(error.status, known)))
     if "Allow" in error.headers:

@@ -4,12 +4,14 @@ Also for what never reaches a handler: what is no HTTP, and unknown expectations
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.typedefs import Handler, Middleware
 
 from chat_server.api.envelope import Envelope
 from chat_server.api.headers import secure, secured
@@ -21,17 +23,23 @@ from chat_server.utils.pace import Pace
 
 # Connections that the system holds for us until we accept them.
 BACKLOG = 1024
+# What the kernel may hold for a connection, each way, in bytes. Linux lets it grow to several MiB while a peer, or the
+# server, does not read: memory that no limit of ours would count.
+KERNEL_BUFFER = 65536
+# Of a body that no handler has read at most so many bytes are dropped, for so many seconds at most: the client can read
+# the answer before the connection ends.
+DROPPED_BYTES, DROPPED_SECONDS = 1048576, 2.0
 
 
 class Protocol(web.RequestHandler):
     """aiohttp's end of an HTTP connection, with its own error pages replaced.
 
     A peer has `patience` seconds to send the head of its (next) request, and as many to take the answer.
-    Where thousands come or go together, their requests and their ends wait for their turn in `pace`: whoever
-    has a socket already is served in between.
+    Where thousands of connections end together, each ends in its turn: the others are served in between.
+    `on_bytes` is called with the number of bytes of each read; an open socket counts them.
     """
 
-    __slots__ = ("_begun", "_descriptors", "_envelope", "_pace", "_patience")
+    __slots__ = ("_broken", "_descriptors", "_envelope", "_pace", "_patience", "on_bytes")
 
     def __init__(
         self,
@@ -42,35 +50,47 @@ class Protocol(web.RequestHandler):
         manager: web.Server,
         **options: Any,
     ) -> None:
-        # Of a body that nobody wants so many seconds are read and dropped before the connection ends.
-        super().__init__(manager, keepalive_timeout=patience, lingering_time=min(10, patience), **options)
+        # No endpoint wants a compressed body: none is decompressed, and body() refuses it.
+        super().__init__(manager, keepalive_timeout=patience, lingering_time=0, auto_decompress=False, **options)
         self._envelope = envelope
         self._patience = patience
         self._descriptors = descriptors
         self._pace = pace
-        self._begun = False  # a request has had its turn: what belongs to it, frames too, is read at once
+        self._broken = False
+        self.on_bytes: Callable[[int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A peer has connected."""
         super().connection_made(transport)
-        self._descriptors.taken(transport.get_extra_info("socket").fileno())
+        sock = transport.get_extra_info("socket")
+        for buffer in (SO_SNDBUF, SO_RCVBUF):
+            sock.setsockopt(SOL_SOCKET, buffer, KERNEL_BUFFER)
+        self._descriptors.taken(sock.fileno())
 
     def data_received(self, data: bytes) -> None:
-        """Read it; of a new request when its turn has come, and nothing more until then."""
-        if self._begun:
-            super().data_received(data)
-        elif self.transport:
-            self.transport.pause_reading()
-            self._pace.call(partial(self._begin, data))
+        """Bytes have arrived."""
+        if self._broken:
+            return
+        super().data_received(data)
+        if self.on_bytes:
+            self.on_bytes(len(data))
+        else:
+            self._look_for_errors()
 
-    def _begin(self, data: bytes) -> None:
-        self._begun = True
-        if self.transport and not self.transport.is_closing():
-            self.transport.resume_reading()  # first: aiohttp may want it paused again
-            super().data_received(data)
+    def _look_for_errors(self) -> None:
+        """Read no more once something came that is no HTTP.
+
+        aiohttp keeps the error among the requests. With its traceback it would hold what was read, in a cycle, until
+        the next collection; there is no other way to it.
+        """
+        for request, _ in self._messages:
+            if error := getattr(request, "exc", None):
+                self._broken = True
+                error.__traceback__ = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection has ended; its handler learns it in its turn, after what came before."""
+        self.on_bytes = None
         self._pace.call(partial(super().connection_lost, exc))
 
     def handle_error(
@@ -93,14 +113,44 @@ class Protocol(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = answer_to(resp, self._envelope)
             secure(resp)
-        self._begun = False
+        body_left = not request.content.is_eof()
+        if body_left and not resp.prepared:
+            resp.force_close()
         try:
             async with asyncio.timeout(self._patience):
-                return await super().finish_response(request, resp, start_time)
+                finished = await super().finish_response(request, resp, start_time)
+            self._look_for_errors()  # of what came behind an upgrade that was refused
         except TimeoutError:
             if request.transport:
                 request.transport.abort()
             return resp, True
+        if body_left:
+            await _drop(request.content)
+        return finished
+
+
+async def _drop(body: StreamReader) -> None:
+    """Read a little of a body that no handler wanted, and forget it."""
+    left = DROPPED_BYTES
+    with suppress(TimeoutError, web.RequestPayloadError):
+        async with asyncio.timeout(DROPPED_SECONDS):
+            while left > 0 and not body.is_eof():
+                left -= len(await body.readany())
+
+
+def _admission(pace: Pace, envelope: Envelope) -> Middleware:
+    """The first middleware: each request waits for its turn, and must say in one way where its body ends."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        await pace.turn()
+        coding = ", ".join(request.headers.getall("Transfer-Encoding", ()))
+        if coding and (coding.lower() != "chunked" or request.version < HttpVersion11):
+            why = "Transfer-Encoding may only be chunked, with HTTP/1.1"  # RFC 9112, section 6.1
+            return envelope.refusal(Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, why), close=True)
+        return await handler(request)
+
+    return middleware
 
 
 @asynccontextmanager
@@ -111,6 +161,8 @@ async def listening(
 
     `patience`: as Protocol. `keys` is what the settings of host and port begin with.
     """
+    pace = Pace()
+    application.middlewares.insert(0, _admission(pace, envelope))
     application.on_response_prepare.append(secured)
     # A client that is gone cancels its handler: a password that nobody waits for leaves the queue.
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
@@ -119,7 +171,6 @@ async def listening(
         manager, loop, descriptors = runner.server, asyncio.get_running_loop(), Descriptors()
         if manager is None:
             raise RuntimeError("the runner was set up, but has no server")
-        pace = Pace()
         try:
             server = await loop.create_server(
                 lambda: Protocol(envelope, patience, descriptors, pace, manager, loop=loop, access_log=None),

@@ -13,6 +13,7 @@ from aiohttp import web
 from chat_server.api.connection import SEND, Connection, WebSocket
 from chat_server.api.middleware import foreign
 from chat_server.api.request import Edge
+from chat_server.api.runner import Protocol
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import Sockets as Config
 from chat_server.service.accounts import Accounts, Session, normal
@@ -155,7 +156,7 @@ class Sockets:
         ws.headers.clear()  # they are sent, and would be kept as long as the socket is open
         obstacle = await self._obstacle(session, endings)
         transport = request.transport
-        if transport is None:
+        if transport is None or not isinstance(protocol := request.protocol, Protocol):
             return ws  # gone already
         connection = Connection(
             self,
@@ -163,6 +164,7 @@ class Sockets:
             ws,
             transport,
             writer.drain,
+            protocol.close,
             user=session.user,
             peer=peer,
             session=session.digest,
@@ -170,6 +172,7 @@ class Sockets:
             address=address,
             bucket=self._bucket(session.user),
         )
+        protocol.on_bytes = connection.arrived
         slot = min(self._slots, key=len)
         if not obstacle:
             connection.send(self._frames.answer(session.user, Status.CONNECTED))
@@ -217,11 +220,8 @@ class Sockets:
 
     def decode(self, data: str) -> Request | Refused:
         """The request in a frame, or what is wrong with it."""
-        try:
-            request = decode(data)
-        except Refused as refused:
-            return refused
-        if request.op_type != SEND and request.op_type not in self._ops:
+        request = decode(data)
+        if isinstance(request, Request) and request.op_type != SEND and request.op_type not in self._ops:
             return Refused(Status.FRAME_BAD, Reason.UNKNOWN_OP, f"unknown op_type: {request.op_type}", field="op_type")
         return request
 

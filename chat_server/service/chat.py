@@ -3,12 +3,13 @@
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from chat_server.cache.limits import Rate, RateStore
 from chat_server.conf import Chat as Config
-from chat_server.model.messages import Message, MessageStore, Name
+from chat_server.model.messages import Conversation, Message, MessageStore, Name
 from chat_server.service.accounts import Accounts, normal
 from chat_server.service.frames import Frames, Request, given_id, is_id, split
 from chat_server.service.memory import Friends, Recent, Talk
@@ -22,8 +23,10 @@ from chat_server.utils.locks import KeyedLock
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T", Message, Conversation)
+
 LARGEST_PAGE = 200  # messages of a page, ids of a request
-STREAM_PAGE = 100  # messages that op 3 has in memory at a time
+PIECE = 32768  # characters of a page that are kept for its reader at a time
 LATEST = 2**62  # after every message's time, and more than there can be
 DELIVERED = 16384  # recent deliveries that are remembered
 PAIRS = 500  # pairs of friends that are asked for anew at a time
@@ -34,7 +37,8 @@ MARKED_AFTER = 0.05
 
 Draft = tuple[str, str, str]  # a message's receiver, id and text
 
-_SKIP = re.compile(r"0*([0-9]+)-([0-9]{1,3})")
+# In linear time: no two unbounded repetitions that could share a character stand next to each other.
+_SKIP = re.compile(r"([0-9]+)-([0-9]{1,3})")
 _NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
 _AFTER = re.compile(r"\+([0-9]{1,3})@(.+)", re.DOTALL)
 _COUNT = re.compile(r"[0-9]{1,3}")
@@ -72,7 +76,7 @@ class Chat:
         self._timeline = timeline
         self._friends = friends
         self._delivered = Recent(DELIVERED)
-        self._skipping = KeyedLock()
+        self._reading = KeyedLock()  # by user: of one user's pages one is read at a time, however many sockets ask
         self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(
             self._mark_together, most=MARKS, gather=MARKED_AFTER
         )
@@ -111,7 +115,7 @@ class Chat:
         try:
             return await self._other(socket, to, _FAILED)
         except Refused as refused:
-            return refused
+            return refused.with_traceback(None)
         except StoreUnavailable:
             return Refused(_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
 
@@ -127,7 +131,7 @@ class Chat:
                 return Refused(_FAILED, Reason.BAD_ID, why)
             self._check_text(text)
         except Refused as refused:
-            return refused
+            return refused.with_traceback(None)  # which would hold the run, in a cycle, until the next collection
         return receiver, id or secrets.token_hex(12), text
 
     async def _store(self, messages: Sequence[Message]) -> Sequence[Outcome]:
@@ -141,7 +145,7 @@ class Chat:
             known = [talks[message.receiver] is not _UNKNOWN for message in messages]
             outcomes = await self._sending.add(messages, known)
         except StoreUnavailable as away:
-            outcomes = [Outcome(away, free=False)] * len(messages)
+            outcomes = [Outcome(away.with_traceback(None), free=False)] * len(messages)
         if errors := [outcome.added for outcome in outcomes if isinstance(outcome.added, StoreUnavailable)]:
             log.warning("not stored", extra={"why": str(errors[0]), "messages": len(errors)})
         return outcomes
@@ -189,22 +193,32 @@ class Chat:
         peer = await self._peer(socket, request, failed)
         await self._marks.settled()
         me = socket.user
-        if match := _SKIP.fullmatch(request.content):
-            skip = int(match[1]) if len(match[1]) < 19 else LATEST
-            count = _count(failed, match[2])
-            async with self._skipping.hold(me):  # the one page whose cost grows with depth
-                page = await self._messages.skip(me, peer, skip, count)
-        elif match := _NEWEST.fullmatch(request.content):
+        async with self._reading.hold(me):
+            page = await self._page(me, peer, request.content)
+        until = page[-1].time if page else 0
+
+        async def read_on(last: Message, most: int) -> list[Message]:
+            page = await self._messages.after(me, peer, last.time, most)
+            return [message for message in page if message.time <= until]
+
+        came = await self._stream(socket, page, len(page), read_on, self._frames.stored)
+        return self._answer(socket, Status.HISTORY, str(came))
+
+    async def _page(self, me: str, peer: str, content: str) -> list[Message]:
+        """The messages that `content` names (protocol section 2, op 2). Raises Refused."""
+        failed = Status.HISTORY_FAILED
+        if match := _SKIP.fullmatch(content):
+            digits = match[1].lstrip("0") or "0"
+            skip = int(digits) if len(digits) < 19 else LATEST
+            return await self._messages.skip(me, peer, skip, _count(failed, match[2]))
+        if match := _NEWEST.fullmatch(content):
             count = _count(failed, match[1])
             before = LATEST if match[2] is None else await self._place(me, peer, match[2])
-            page = await self._messages.before(me, peer, before, count)
-        elif match := _AFTER.fullmatch(request.content):
+            return await self._messages.before(me, peer, before, count)
+        if match := _AFTER.fullmatch(content):
             count = _count(failed, match[1])
-            page = await self._messages.after(me, peer, await self._place(me, peer, match[2]), count)
-        else:
-            raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
-        await self._stream(socket, map(self._frames.stored, page))
-        return self._answer(socket, Status.HISTORY, str(len(page)))
+            return await self._messages.after(me, peer, await self._place(me, peer, match[2]), count)
+        raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
 
     async def unread(self, socket: Socket, request: Request) -> Status:
         """Op 3: every unread message from the peer, or the oldest N, streamed."""
@@ -212,16 +226,16 @@ class Chat:
         peer = await self._peer(socket, request, failed)
         left = _count(failed, request.content) if request.content else LATEST
         await self._marks.settled()
-        until, after, came = self._timeline.next(), 0, 0
-        while left:
-            page = await self._messages.unread(peer, socket.user, after, min(left, STREAM_PAGE))
-            page = [message for message in page if message.time < until]
-            await self._stream(socket, map(self._frames.stored, page))
-            came += len(page)
-            left -= len(page)
-            if len(page) < STREAM_PAGE:
-                break
-            after = page[-1].time
+        until = self._timeline.next()
+
+        async def read_on(last: Message | None, most: int) -> list[Message]:
+            page = await self._messages.unread(peer, socket.user, last.time if last else 0, most)
+            return [message for message in page if message.time < until]
+
+        most = min(left, LARGEST_PAGE)
+        async with self._reading.hold(socket.user):
+            page = await read_on(None, most)
+        came = await self._stream(socket, page, left if len(page) == most else len(page), read_on, self._frames.stored)
         return self._answer(socket, Status.HISTORY, str(came))
 
     async def conversations(self, socket: Socket, request: Request) -> Status:
@@ -233,19 +247,50 @@ class Chat:
             raise Refused(failed, Reason.BAD_PAGE, "content is -N or -N@USER, N from 1 to 200")
         count = _count(failed, match[1])
         await self._marks.settled()
-        after = None if match[2] is None else normal(match[2])
-        try:
-            page = await self._messages.conversations(socket.user, after, count)
-        except KeyError:
-            raise Refused(failed, Reason.NO_SUCH_USER, f"there is no conversation with {after}") from None
-        online = self._registry.online
-        await self._stream(socket, (self._frames.conversation(one, online(one.peer)) for one in page))
-        return self._answer(socket, Status.CONVERSATIONS, str(len(page)))
+        before = LATEST
+        if match[2] is not None:
+            peer = normal(match[2])
+            found = await self._messages.listed_at(socket.user, peer)
+            if found is None:
+                raise Refused(failed, Reason.NO_SUCH_USER, f"there is no conversation with {peer[:80]}")
+            before = found
 
-    async def _stream(self, socket: Socket, frames: Iterable[bytes]) -> None:
-        for frame in frames:
-            socket.send(frame)
-            await socket.room()
+        async def read_on(last: Conversation, most: int) -> list[Conversation]:
+            return await self._messages.conversations(socket.user, last.last.time, most)
+
+        def encode(one: Conversation) -> bytes:
+            return self._frames.conversation(one, self._registry.online(one.peer))
+
+        async with self._reading.hold(socket.user):
+            page = await self._messages.conversations(socket.user, before, count)
+        came = await self._stream(socket, page, len(page), read_on, encode)
+        return self._answer(socket, Status.CONVERSATIONS, str(came))
+
+    async def _stream(
+        self,
+        socket: Socket,
+        page: list[T],
+        most: int,
+        read_on: Callable[[T, int], Awaitable[list[T]]],
+        encode: Callable[[T], bytes],
+    ) -> int:
+        """Send the page, and what `read_on` finds after it, at most `most` in all. Returns how many were sent.
+
+        Of a page with more than PIECE characters only the beginning is kept until the reader has taken it; the rest
+        is read again then. So a socket that is not read holds little memory, whatever it asked for.
+        """
+        sent = 0
+        while page:
+            piece = page[: _fitting(page)]
+            page.clear()  # the caller has this list, too
+            for one in piece:
+                socket.send(encode(one))
+                await socket.room()
+            sent += len(piece)
+            if sent < most:
+                async with self._reading.hold(socket.user):
+                    page = await read_on(piece[-1], min(most - sent, LARGEST_PAGE, 2 * len(piece)))
+        return sent
 
     async def _place(self, me: str, peer: str, marker: str) -> int:
         """The time of the message that a page starts from."""
@@ -405,6 +450,16 @@ def _count(failed: Status, text: str) -> int:
     if not _COUNT.fullmatch(text) or not 1 <= int(text) <= LARGEST_PAGE:
         raise Refused(failed, Reason.BAD_PAGE, f"N is 1 to {LARGEST_PAGE}")
     return int(text)
+
+
+def _fitting(page: Sequence[Message | Conversation]) -> int:
+    """How many at the beginning of a page have PIECE characters together, at least one."""
+    size = 0
+    for number, one in enumerate(page):
+        size += len((one.last if isinstance(one, Conversation) else one).text)
+        if number and size > PIECE:
+            return number
+    return len(page)
 
 
 def _lines(failed: Status, content: str) -> list[str]:

@@ -52,15 +52,18 @@ def _encode(record: Frame) -> bytes:
     return frame(TEXT, _encoder.encode(record))
 
 
-def decode(data: str) -> Request:
-    """The request in a text frame. Raises Refused (40000) saying what was wrong."""
+def decode(data: str) -> Request | Refused:
+    """The request in a text frame, or the refusal (40000) that says what is wrong with it.
+
+    It is not raised: with its traceback it would hold the frame, in a cycle, until the next collection.
+    """
     try:
         return _decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise Refused(Status.FRAME_BAD, Reason.BAD_FRAME, str(error)) from None
+        return Refused(Status.FRAME_BAD, Reason.BAD_FRAME, str(error))
     except (ValueError, RecursionError) as error:
         why = f"not JSON: {error}" if isinstance(error, msgspec.DecodeError) else "not JSON"
-        raise Refused(Status.FRAME_BAD, Reason.BAD_JSON, why) from None
+        return Refused(Status.FRAME_BAD, Reason.BAD_JSON, why)
 
 
 def is_id(text: str) -> bool:

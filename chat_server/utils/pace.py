@@ -21,6 +21,17 @@ class Pace:
         if not self._at_it:
             self._go_on()
 
+    async def turn(self) -> None:
+        """Return when the caller's turn has come."""
+        turn = asyncio.get_running_loop().create_future()
+
+        def come() -> None:
+            if not turn.done():  # its caller may have been cancelled
+                turn.set_result(None)
+
+        self.call(come)
+        await turn
+
     def _go_on(self) -> None:
         self._at_it = False
         if self._waiting:

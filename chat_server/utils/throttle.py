@@ -12,10 +12,10 @@ class Bucket:
         self._tokens = burst
         self._when = now
 
-    def take(self, now: float) -> float:
-        """Take one; returns the seconds to wait before it may be used, 0 if it may be at once."""
+    def take(self, now: float, count: int = 1) -> float:
+        """Take `count`; returns the seconds to wait before they may be used, 0 if they may be at once."""
         self._refill(now)
-        self._tokens -= 1
+        self._tokens -= count
         return -self._tokens / self._rate if self._tokens < 0 else 0.0
 
     def full(self, now: float) -> bool:

@@ -37,13 +37,6 @@ def encoded(frame: bytes) -> dict[str, Any]:
     return record
 
 
-def decoded(data: str) -> Request | Refused:
-    try:
-        return decode(data)
-    except Refused as refused:
-        return refused
-
-
 @given(texts | st.text() | near_frames | values.map(json.dumps))
 @example("null")
 @example("")
@@ -58,7 +51,7 @@ def decoded(data: str) -> Request | Refused:
 @example('{"op_type": ' + "9" * 5000 + "}")
 @example('\ufeff{"op_type": 1}')
 def test_any_text_is_a_request_or_refused_as_not_understood(data: str) -> None:
-    request = decoded(data)
+    request = decode(data)
     if isinstance(request, Refused):
         assert request.status is Status.FRAME_BAD
         assert request.reason in (Reason.BAD_JSON, Reason.BAD_FRAME)
@@ -96,16 +89,14 @@ def test_any_text_is_a_request_or_refused_as_not_understood(data: str) -> None:
     ],
 )
 def test_what_is_no_json_and_what_is_no_frame_are_told_apart(data: str, reason: Reason) -> None:
-    with pytest.raises(Refused) as refused:
-        decode(data)
-    assert refused.value.reason is reason
+    refused = decode(data)
+    assert isinstance(refused, Refused)
+    assert refused.reason is reason
 
 
 def test_a_wrong_key_is_named() -> None:
-    with pytest.raises(Refused, match="content"):
-        decode('{"op_type": 1, "content": 5}')
-    with pytest.raises(Refused, match="op_type"):
-        decode("{}")
+    assert "content" in str(decode('{"op_type": 1, "content": 5}'))
+    assert "op_type" in str(decode("{}"))
 
 
 @given(names, names, texts, st.integers(0, 9))

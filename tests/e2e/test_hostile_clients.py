@@ -1,0 +1,141 @@
+"""Clients that send without end, or never read: memory stays bounded, and the others are served meanwhile."""
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import raw
+from tests.harness import ROOT, Chat, Process, process
+
+MIB = 1 << 20
+MOST_MIB = {1: 32, 20: 64}  # that the server may grow by, for so many connections
+# The goal is 3, measured by `python -m bench trouble`; a test leaves room for a machine with other work.
+MOST_RATIO = 10.0
+SECONDS = 1.0
+CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+
+# An attack: a connection, opened and greeted where it is a socket, and what is sent on it again and again.
+Attack = tuple[Callable[[Process], bytes], bytes]
+
+
+def http(head: bytes) -> Callable[[Process], bytes]:
+    """What begins a plain connection."""
+    return lambda server: head
+
+
+def upgraded(server: Process) -> bytes:
+    """What begins a socket."""
+    return raw.upgrade(server, "1", "2")
+
+
+def chunked(path: bytes) -> bytes:
+    """The head of a POST whose body has no end."""
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head % path
+
+
+ATTACKS: dict[str, Attack] = {
+    "an endless body for a login": (http(chunked(b"/user/login")), CHUNK),
+    "an endless body for no address": (http(chunked(b"/nothing")), CHUNK),
+    "an endless body for a GET": (http(chunked(b"/ping").replace(b"POST", b"GET")), CHUNK),
+    "a body of 100 GB": (http(b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n"), CHUNK),
+    "pipelined requests": (http(b""), b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 100),
+    "pipelined logins": (http(b""), b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" * 100),
+    "a head without end": (http(b"GET / HTTP/1.1\r\n"), b"X-A: " + b"a" * 1000 + b"\r\n"),
+    "a line without end": (http(b"GET /"), b"a" * 65536),
+    "frames that continue nothing": (upgraded, raw.frame(b"", raw.CONTINUATION, fin=False) * 10_000),
+    "empty fragments": (lambda s: upgraded(s) + raw.frame(b"{", fin=False), raw.frame(b"", 0, fin=False) * 10_000),
+    "small fragments": (lambda s: upgraded(s) + raw.frame(b"{", fin=False), raw.frame(b" ", 0, fin=False) * 10_000),
+    "messages in a thousand fragments": (
+        upgraded,
+        (raw.frame(b"", fin=False) + raw.frame(b"", 0, fin=False) * 1000 + raw.frame(b"{}", 0)) * 10,
+    ),
+    "pings": (upgraded, raw.frame(b"x" * 125, raw.PING) * 1000),
+    "empty pings": (upgraded, raw.frame(b"", raw.PING) * 10_000),
+    "pongs": (upgraded, raw.frame(b"", raw.PONG) * 10_000),
+    "bad frames": (upgraded, raw.frame(b"{") * 10_000),
+    "pages of long messages": (upgraded, raw.request(2, "-200") * 200),
+    "lists of conversations": (upgraded, raw.request(7, "-200") * 200),
+    "all that is unread": (upgraded, raw.request(3) * 200),
+    "long messages": (upgraded, raw.request(1, "\n" + "x" * 16000) * 20),
+    "messages that are refused": (upgraded, raw.request(1, "\n" + "x" * 60_000) * 20),
+    "messages to everybody": (upgraded, raw.request(6, "x" * 16000) * 20),
+}
+
+
+@asynccontextmanager
+async def attacked(server: Process, attack: Attack, connections: int) -> AsyncIterator[None]:
+    """While the context lasts a process floods the server."""
+    begin, data = attack
+    flood = await asyncio.create_subprocess_exec(
+        *("nice", sys.executable, "-m", "tests.flood", server.host, str(server.port)),
+        *("--connections", str(connections), "--seconds", "30"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert flood.stdin
+    assert flood.stdout
+    try:
+        flood.stdin.write(json.dumps([begin(server).hex(), data.hex()]).encode())
+        flood.stdin.close()
+        assert await flood.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        flood.kill()
+        await flood.wait()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Process]:
+    """A server with its own limits; 1 and 2 have long messages of each other, a and b chat."""
+    async with process(tmp_path / "data", coverage=False, FramesPerSecond=200, BroadcastsPerMinute=30) as server:
+        await server.users("1", "2", "a", "b")
+        await server.friends("1", "2")
+        await server.friends("a", "b")
+        await raw.store(server, "2", "1", 300)
+        yield server
+
+
+async def round_trips(one: Chat, other: Chat, seconds: float) -> list[float]:
+    """How long messages took from `one` to `other` and the acknowledgement back, in seconds."""
+    took: list[float] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        started = time.monotonic()
+        await one.put(1, "\nhello")
+        for chat in (other, one):
+            while (await chat.receive())["to"] == "ALL":
+                pass
+        took.append(time.monotonic() - started)
+        await asyncio.sleep(0.005)
+    return took
+
+
+@pytest.mark.parametrize("connections", [1, 20])
+async def test_a_flood_takes_little_memory_and_no_turn_of_others(server: Process, connections: int) -> None:
+    watched, faults = psutil.Process(server.process.pid), []
+    async with server.chat("a", "b") as a, server.chat("b", "a") as b:
+        await round_trips(a, b, SECONDS)
+        for name, attack in ATTACKS.items():
+            calm = statistics.median(await round_trips(a, b, SECONDS))
+            before = most = watched.memory_info().rss
+            disturbed: list[float] = []
+            async with attacked(server, attack, connections):
+                for _ in range(10):
+                    disturbed += await round_trips(a, b, SECONDS / 10)
+                    most = max(most, watched.memory_info().rss)
+            ratio = statistics.median(disturbed) / calm
+            found = f"{name}: {(most - before) / MIB:.1f} MiB, {ratio:.1f} times {calm * 1000:.1f} ms"
+            print(found)
+            if most - before > MOST_MIB[connections] * MIB or ratio > MOST_RATIO:
+                faults.append(found)
+    assert not faults, "\n".join(faults)

@@ -1,0 +1,168 @@
+"""What one frame or one request may cost, for every field of every op and endpoint: CPU time of the server process."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests import raw
+from tests.harness import Process, process
+from tests.hostile import PATTERNS, cpu, needs_cpu_time, of_size
+
+# In seconds of CPU time.
+MOST_FOR_A_FRAME, MOST_FOR_A_REQUEST = 0.1, 0.02
+FRAME, BODY, HEADER = 65_000, 16_000, 8_000  # the sizes in bytes: as large as the server takes
+OPS = (1, 2, 3, 4, 5, 6, 7, 99)
+FIELDS = ("content", "to", "from")
+# What stands before a pattern so that it comes further than the first check.
+BEGINNINGS = {"content": ("", "m\n", "-1@", "+1@", "1-", "0", ">"), "to": ("", "2"), "from": ("", "1")}
+
+EVERYTHING_ON = {
+    "Compress": "yes",
+    "TrustedProxies": "127.0.0.1",
+    "AllowedOrigins": "https://chat.example.org",
+}
+COOKIE = "chat_session"
+HEADERS = (
+    *(
+        "Accept",
+        "Accept-Encoding",
+        "Accept-Language",
+        "Authorization",
+        "Connection",
+        "Content-Encoding",
+        "Content-Type",
+    ),
+    *("Cookie", "Expect", "Host", "If-Modified-Since", "If-None-Match", "Origin", "Range", "Referer", "Upgrade"),
+    *("Sec-WebSocket-Extensions", "Sec-WebSocket-Key", "Sec-WebSocket-Protocol", "Sec-WebSocket-Version"),
+    *("Transfer-Encoding", "User-Agent", "X-Anything"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Access-Control-Request-Headers"),
+)
+BODIES = {
+    "/user/register": ("user_name", "password"),
+    "/user/login": ("user_name", "password"),
+    "/user/set_password": ("user_name", "old_password", "new_password"),
+    "/user/logout": ("user_name",),
+}
+
+
+@pytest.fixture(params=[{}, EVERYTHING_ON], ids=["defaults", "everything on"])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Process]:
+    """A server in a process of its own, whose CPU time nothing else uses; no coverage is measured in it."""
+    needs_cpu_time()
+    async with process(tmp_path / "data", coverage=False, **request.param) as server:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        yield server
+
+
+def frames() -> Iterator[tuple[str, bytes]]:
+    """Every pattern in every string field of every op, as it is and escaped; and in place of the whole frame."""
+    for name, pattern in PATTERNS.items():
+        for op in OPS:
+            for field in FIELDS:
+                for beginning in BEGINNINGS[field]:
+                    text = json.dumps(
+                        {"op_type": op, field: beginning + of_size(pattern, FRAME // 2)}, ensure_ascii=False
+                    )
+                    if len(text.encode()) <= FRAME:
+                        yield f"op {op}, {field}: {beginning!r} and {name}", text.encode()
+                escaped = json.dumps({"op_type": op, field: of_size(pattern, FRAME // 12)})
+                yield f"op {op}, {field}: {name}, escaped", escaped.encode()
+        yield f"a frame of {name}", of_size(pattern, FRAME).encode()
+        for before, behind in (('{"op_type":1,"x":', "}"), ('{"op_type":', "}"), ("[", "]")):
+            yield f"{before} {name}", (before + of_size(pattern, FRAME) + behind).encode()
+
+
+async def test_no_frame_costs_more_than_a_tenth_of_a_second(server: Process) -> None:
+    dear: list[str] = []
+    waiting = list(frames())[::-1]
+    while waiting:
+        async with raw.chat(server, "1", "2") as one:
+            for _ in range(50):  # a hundred bad frames in a row would close the socket
+                if not waiting:
+                    break
+                name, frame = waiting.pop()
+                before = cpu(server.process.pid)
+                await one.write(raw.frame(frame))
+                await one.answer()
+                if (cost := cpu(server.process.pid) - before) > MOST_FOR_A_FRAME:
+                    dear.append(f"{cost:.3f} s: {name}")
+    assert not dear, "\n".join(dear)
+
+
+def requests(token: str) -> Iterator[tuple[str, bytes]]:
+    """Every pattern in every header, field, parameter and path, each as large as the server takes."""
+    yield from _requests_with_bodies(token)
+    for name, pattern in PATTERNS.items():
+        value = of_size(pattern, HEADER).encode()
+        if any(byte in value for byte in b"\r\n\0"):
+            continue
+        for header in HEADERS:
+            yield f"{header}: {name}", _head("GET", f"/chat/test?uid=1&token={token}", {header: value}, upgrade=True)
+            yield f"login, {header}: {name}", _head("POST", "/user/login", {header: value}) + b"{}"
+        many = b"".join(b"X-Forwarded-For: %s\r\nCookie: %s\r\n" % (value, value) for _ in range(8))
+        yield f"many lines of {name}", b"GET /ping HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n"
+        encoded = quote(of_size(pattern, HEADER // 3), safe="")[:HEADER]
+        for path in (
+            "/",
+            "/ping",
+            "/web/x/",
+            "/chat/test?uid=",
+            "/chat/test?to_uid=",
+            "/chat/test?token=",
+            "/chat/test?",
+        ):
+            yield f"{path} and {name}", _head("GET", path + encoded, {}, upgrade=True)
+
+
+def _requests_with_bodies(token: str) -> Iterator[tuple[str, bytes]]:
+    bearer = {"Authorization": f"Bearer {token}".encode()}
+    for path, fields in BODIES.items():
+        for name, pattern in PATTERNS.items():
+            for field in fields:
+                given = dict.fromkeys(fields, "1") | {field: of_size(pattern, BODY // 2)}
+                for escaped in (True, False):
+                    text = json.dumps(given, ensure_ascii=escaped).encode()
+                    if len(text) <= BODY:
+                        yield f"{path} {field}: {name} (JSON)", _post(path, b"application/json", text, bearer)
+                form = "&".join(f"{key}={quote(value)}" for key, value in given.items()).encode()[:BODY]
+                yield f"{path} {field}: {name} (form)", _post(path, b"application/x-www-form-urlencoded", form, bearer)
+            for kind in (b"application/json", b"application/x-www-form-urlencoded"):
+                yield f"{path} a body of {name}", _post(path, kind, of_size(pattern, BODY).encode(), bearer)
+
+
+def _post(path: str, kind: bytes, body: bytes, headers: dict[str, bytes]) -> bytes:
+    return _head("POST", path, {"Content-Type": kind, "Content-Length": b"%d" % len(body)} | headers) + body
+
+
+def _head(method: str, path: str, headers: dict[str, bytes], *, upgrade: bool = False) -> bytes:
+    given = {"Host": b"127.0.0.1"}
+    if upgrade:
+        given |= {"Upgrade": b"websocket", "Connection": b"Upgrade", "Sec-WebSocket-Version": b"13"}
+        given |= {"Sec-WebSocket-Key": b"AAAAAAAAAAAAAAAAAAAAAA=="}
+    if method == "POST":
+        given |= {"Content-Type": b"application/json", "Content-Length": b"2"}
+    lines = b"".join(b"%s: %s\r\n" % (name.encode(), value) for name, value in (given | headers).items())
+    return b"%s %s HTTP/1.1\r\n%s\r\n" % (method.encode(), path.encode(), lines)
+
+
+async def test_no_request_costs_more_than_twenty_milliseconds(server: Process) -> None:
+    dear: list[str] = []
+    for name, request in requests(server.tokens["1"]):
+        before = cpu(server.process.pid)
+        sock = await raw.connect(server)
+        try:
+            one = raw.Raw(sock, "1")
+            await one.write(request)
+            try:
+                await one.status()
+            except raw.Cut:
+                continue  # no answer at all, as to half a request
+        finally:
+            sock.close()
+        if (cost := cpu(server.process.pid) - before) > MOST_FOR_A_REQUEST:
+            dear.append(f"{cost:.3f} s: {name}")
+    assert not dear, "\n".join(dear)

@@ -1,0 +1,98 @@
+"""Hostile input: texts that are slow to parse, match or normalise, and what they cost the server in CPU time."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Each is repeated to the size wanted. Most have slowed down a regular expression, a parser or a table of Unicode.
+PATTERNS = {
+    "zeros": "0",
+    "digits": "9",
+    "letters": "a",
+    "capitals": "A",
+    "spaces": " ",
+    "tabs": "\t",
+    "newlines": "\n",
+    "minus": "-",
+    "page": "-1@",
+    "at": "@",
+    "quotes": '"',
+    "backslashes": "\\",
+    "escaped quotes": '\\"',
+    "semicolons": ";",
+    "parameters": ";a=",
+    "quoted parameters": '; a="b',
+    "cookies": "chat_session=x;",
+    "equals": "=",
+    "ampersands": "&",
+    "fields": "&a",
+    "commas": ",",
+    "comma and space": ", ",
+    "addresses": "127.0.0.1,",
+    "colons": ":",
+    "slashes": "/",
+    "dots": "../",
+    "brackets": "[",
+    "closed brackets": "[]",
+    "braces": "{",
+    "objects": '{"a":',
+    "percent": "%",
+    "percent encoded": "%25",
+    "encoded bytes": "%ff",
+    "plus": "+",
+    "hashes": "#",
+    "ids": "a\n",
+    "marked ids": ">a\n",
+    "NUL": "\0",
+    "accents": "\u0301",
+    "mixed accents": "\u0345\u0301\u0327",  # out of their canonical order
+    "decomposed": "a\u0301",
+    "composed": "\u01d5",
+    "Hangul": "\u1100\u1161",
+    "long in NFKC": "\ufdfa",
+    "long in NFC": "\U0001d160",
+    "digits of Arabic": "\u0660",
+    "emoji": "\U0001f600",
+    "emoji joined": "\U0001f468\u200d",
+    "zero width": "\u200b",
+    "right to left": "\u202e",
+    "sharp s": "ß",
+    "dotted I": "İ",
+}
+
+
+def of_size(pattern: str, size: int, encoding: str = "utf-8") -> str:
+    """The pattern again and again, as many times as fit into `size` bytes."""
+    return pattern * (size // len(pattern.encode(encoding)))
+
+
+def cpu(pid: int) -> float:
+    """The CPU time in seconds that all threads of a process have used, to the nanosecond (Linux)."""
+    return sum(_ran(Path(f"/proc/{pid}/task"))) / 1e9
+
+
+def _ran(tasks: Path) -> Iterator[int]:
+    for task in tasks.iterdir():
+        try:
+            yield int((task / "schedstat").read_text().split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has ended
+
+
+def needs_cpu_time() -> None:
+    """Skip the test where the system does not tell how long a thread has run."""
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("/proc/self/schedstat is missing: this is no Linux, or one without scheduler statistics")
+
+
+async def settled(pid: int) -> float:
+    """The CPU time once the process has come to rest: it has used less than 0.2 ms in 5 ms."""
+    before = cpu(pid)
+    while True:
+        await asyncio.sleep(0.005)
+        after = cpu(pid)
+        if after - before < 0.0002:
+            return after
+        before = after
