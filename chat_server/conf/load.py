@@ -1,8 +1,11 @@
 """Reading config.ini and the environment. Whatever is wrong is told with the key and where it came from."""
 
 import configparser
+import difflib
+import re
+import socket
 from collections.abc import Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -14,6 +17,13 @@ from chat_server.conf.settings import SECTIONS, Group, Settings, Stores
 # A value as it was written, and where: ("8081", "config.ini").
 Written = tuple[str, str]
 
+# Errors never show the values of these keys: they may hold a password.
+SECRET_KEYS = frozenset({"DbPassWord", "RedisPw", "RedisAddr", "MongoDBPwd", "MongoDBAddr"})
+# A file that holds one value is at most this long, in bytes.
+MAX_VALUE_FILE = 65536
+# What may be meant as a comment: a # or ; that begins a value or follows a space.
+COMMENT = re.compile(r"(?:^|\s)[#;]")
+
 
 class ConfigError(Exception):
     """A setting that cannot be used; the text names the key, its source and what to do."""
@@ -22,7 +32,9 @@ class ConfigError(Exception):
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """The settings of the file `path` (None: the defaults), overridden by `environ`.
 
-    An environment variable is CHAT_SECTION_KEY in capitals: CHAT_SERVICE_HTTPPORT.
+    An environment variable is CHAT_SECTION_KEY in capitals: CHAT_SERVICE_HTTPPORT. With _FILE behind it, it names a
+    file that holds the value: CHAT_MYSQL_DBPASSWORD_FILE. Variables that name no setting become warnings, because
+    Kubernetes and Docker set such variables for services called `chat` or `chat-redis`.
     Raises ConfigError for a file that cannot be read, an unknown section or key, a value out of range.
     """
     written = _from_file(path) if path else {section: {} for section in SECTIONS}
@@ -30,22 +42,38 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     mongodb = written["MongoDB"]
     if mongodb and "mongodb" not in mongodb:
         mongodb["mongodb"] = ("mongodb", f"{path}")
-    for section, values in _from_environment(environ).items():
+    from_environment, warnings = _from_environment(environ)
+    for section, values in from_environment.items():
         written[section].update(values)
     groups = {
         name: _group(section, group, written[section], path)
         for section, parts in SECTIONS.items()
         for name, group in parts.items()
     }
-    settings = Settings(**groups, source=str(path) if path else "the defaults")  # type: ignore[arg-type]
+    source = str(path) if path else "the defaults"
+    settings = Settings(**groups, source=source, warnings=tuple(warnings))  # type: ignore[arg-type]
+    if conflict := _conflict(settings):
+        raise ConfigError(f"{source}: {conflict}")
+    return settings
+
+
+def _conflict(settings: Settings) -> str:
+    """Describe two settings that cannot be used together; empty if there are none."""
     # In JSON a byte of text becomes up to six; before it a page leaves up to 32 KiB waiting.
     longest = settings.chat.max_text_bytes * 6 + 1024 + 32768
     if settings.sockets.outbox_bytes < longest:
-        raise ConfigError(
-            f"{settings.source}: [service] OutboxBytes = {settings.sockets.outbox_bytes} is too small for a message of "
+        return (
+            f"[service] OutboxBytes = {settings.sockets.outbox_bytes} is too small for a message of "
             f"MaxTextBytes = {settings.chat.max_text_bytes}: at least {longest}"
         )
-    return settings
+    server, mysql = settings.server, settings.mysql
+    if server.metrics_port and server.metrics_port == server.http_port:
+        return f"[service] MetricsPort = {server.metrics_port} is also HttpPort; choose another port"
+    if mysql.db_tls == "off" and mysql.db_tls_ca:
+        return "[mysql] DbTlsCa is set, but DbTls = off encrypts nothing; set DbTls = verified, or empty DbTlsCa"
+    if mysql.db_tls != "off" and mysql.db_host.startswith("/"):
+        return f"[mysql] DbHost = {mysql.db_host} is a Unix socket, which needs no TLS; set DbTls = off"
+    return ""
 
 
 def _from_file(path: Path) -> dict[str, dict[str, Written]]:
@@ -62,30 +90,70 @@ def _from_file(path: Path) -> dict[str, dict[str, Written]]:
         raise ConfigError(f"{path}: unknown section [DEFAULT]; known: {_names(SECTIONS)}")
     by_lower = {section.lower(): section for section in SECTIONS}
     written: dict[str, dict[str, Written]] = {section: {} for section in SECTIONS}
+    headings: dict[str, str] = {}
     for given in parser.sections():
         section = by_lower.get(given.lower())
         if section is None:
             raise ConfigError(f"{path}: unknown section [{given}]; known: {_names(SECTIONS)}")
+        if section in headings:
+            raise ConfigError(f"{path}: [{headings[section]}] and [{given}] are the same section; join them")
+        headings[section] = given
         known = _keys(section)
         for key, value in parser.items(given):
             if key not in known:
                 raise ConfigError(f"{path}: unknown key {key} in [{given}]; known: {_names(known.values())}")
-            written[section][key] = (_unquoted(value), str(path))
+            text = _unquoted(value)
+            if text == value and COMMENT.search(text):
+                raise ConfigError(
+                    f"{path}: [{section}] {known[key]}: the value seems to end with a comment; move the comment to a "
+                    "line of its own, or put the whole value in quotes"
+                )
+            written[section][key] = (text, str(path))
     return written
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Written]]:
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Written]], list[str]]:
+    """The values that variables set, by section and key, and a warning for each variable that names no setting."""
+    known = {f"CHAT_{section}_{key}".upper(): (section, key) for section in SECTIONS for key in _keys(section)}
     written: dict[str, dict[str, Written]] = {section: {} for section in SECTIONS}
+    used: dict[str, str] = {}
+    warnings = []
     for variable, value in environ.items():
-        for section in SECTIONS:
-            prefix = f"CHAT_{section.upper()}_"
-            if variable.upper().startswith(prefix):
-                key = variable[len(prefix) :].lower()
-                if key not in _keys(section):
-                    known = _names(_keys(section).values())
-                    raise ConfigError(f"environment: {variable} names no key of [{section}]; known: {known}")
-                written[section][key] = (_unquoted(value), f"environment variable {variable}")
-    return written
+        name = variable.upper()
+        setting = name.removesuffix("_FILE")
+        if not name.startswith("CHAT_"):
+            continue
+        if setting not in known:
+            warnings.append(_unknown_variable(variable, known))
+            continue
+        if setting in used:
+            raise ConfigError(f"environment: {used[setting]} and {variable} set the same key; unset one of them")
+        used[setting] = variable
+        section, key = known[setting]
+        text = _unquoted(value) if setting == name else _from_value_file(variable, value)
+        written[section][key] = (text, f"environment variable {variable}")
+    return written, warnings
+
+
+def _unknown_variable(variable: str, known: Mapping[str, tuple[str, str]]) -> str:
+    nearest = difflib.get_close_matches(variable[:100].upper(), known, n=1)
+    return f"{variable} names no setting" + (f"; the nearest is {nearest[0]}" if nearest else "")
+
+
+def _from_value_file(variable: str, path: str) -> str:
+    """The content of a file that holds one value, such as a password, without the line break at its end."""
+    where = f"environment variable {variable}: {path or 'no file is named'}"
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_VALUE_FILE + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); name a file with the value") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: is not UTF-8 text") from None  # the cause repeats the content
+    if len(content) > MAX_VALUE_FILE:
+        raise ConfigError(f"{where}: is longer than {MAX_VALUE_FILE} bytes; name a file with the value alone")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _keys(section: str) -> dict[str, str]:
@@ -105,8 +173,8 @@ def _group(section: str, group: type[Group], written: Mapping[str, Written], pat
             try:
                 values[field.name] = _value(field.encode_name, field.type, text)
             except ValueError as error:  # msgspec.ValidationError is one
-                # A password is never repeated, not even a wrong one: such keys take any text and cannot fail.
-                raise ConfigError(f"{source}: [{section}] {field.encode_name} = {text!r}: {error}") from error
+                shown = "" if field.encode_name in SECRET_KEYS else f" = {text!r}"
+                raise ConfigError(f"{source}: [{section}] {field.encode_name}{shown}: {error}") from error
     if group is Stores:
         data_dir = values.get("data_dir", Stores().data_dir)
         from_file = "datadir" not in written or written["datadir"][1] == str(path)
@@ -115,24 +183,65 @@ def _group(section: str, group: type[Group], written: Mapping[str, Written], pat
 
 
 def _value(key: str, kind: Any, text: str) -> Any:
-    if kind is bool:
-        states = configparser.ConfigParser.BOOLEAN_STATES
-        if text.lower() not in states:
-            raise ValueError("expected yes or no")
-        return states[text.lower()]
-    if kind is Path:
-        if not text:
-            raise ValueError("expected a folder")
-        return Path(text).expanduser()
+    if "\0" in text:
+        raise ValueError("contains a NUL character")
+    if "\n" in text and key not in ("AllowedOrigins", "TrustedProxies"):
+        raise ValueError("has more than one line; in a file, an indented line continues the one before it")
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ValueError(f"expected {' or '.join(get_args(kind))}")
         return text
+    if kind is bool:
+        return _yes_or_no(text)
+    if kind is Path:
+        return _folder(text)
+    if key in ("HttpHost", "MetricsHost"):
+        return _host(text)
     if key == "AllowedOrigins":
         return tuple(_origin(origin) for origin in text.replace(",", " ").split())
     if key == "TrustedProxies":
         return tuple(str(ip_network(network)) for network in text.replace(",", " ").split())
-    return msgspec.convert(text, kind, strict=False)
+    value = msgspec.convert(text, kind, strict=False)
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # what Python makes of other bytes
+        raise ValueError("is not UTF-8 text")
+    if key == "MessageDays" and 0 < value < 0.001:
+        raise ValueError("expected 0, or at least 0.001")
+    return value
+
+
+def _yes_or_no(text: str) -> bool:
+    states = configparser.ConfigParser.BOOLEAN_STATES
+    if text.lower() not in states:
+        raise ValueError("expected yes or no")
+    return states[text.lower()]
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("expected a folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError("there is no such home directory") from error
+
+
+def _host(text: str) -> str:
+    """An address or a host name to listen on. Empty text and shorthands such as 0 would mean every address."""
+    try:
+        ip_address(text)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", text) or _is_number(text):
+            raise ValueError("expected an IP address or a host name; 0.0.0.0 is every address") from None
+    return text
+
+
+def _is_number(text: str) -> bool:
+    """Whether the system takes a text for an IPv4 address: 0 and 0x0 are 0.0.0.0, 127.1 is 127.0.0.1."""
+    try:
+        socket.inet_aton(text)
+    except OSError:
+        return False
+    return True
 
 
 def _origin(text: str) -> str:

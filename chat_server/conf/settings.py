@@ -9,7 +9,9 @@ from msgspec import Meta, field
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
-Duration = Annotated[float, Meta(gt=0, le=1_000_000)]
+Duration = Annotated[float, Meta(ge=0.001, le=1_000_000)]
+Days = Annotated[float, Meta(ge=0.001, le=3650)]
+Text = Annotated[str, Meta(min_length=1)]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -44,10 +46,10 @@ class Accounts(Group, frozen=True):
 
     password_cost: Annotated[int, Meta(ge=4, le=16)] = 12
     min_password_length: Annotated[int, Meta(ge=1, le=72)] = 6
-    session_days: Annotated[float, Meta(gt=0, le=3650)] = 30
+    session_days: Days = 30
     registration: Literal["open", "closed"] = "open"
     login_failures: Positive = 10
-    login_window: Duration = 5
+    login_window: Annotated[float, Meta(ge=0.01, le=1_000_000)] = 5
     registrations_per_hour: Count = 1000
     password_wait: Duration = 10
 
@@ -56,7 +58,7 @@ class Chat(Group, frozen=True):
     """[service]: what may be sent to whom. `stranger_window` in days."""
 
     stranger_limit: Annotated[int, Meta(ge=0, le=1000)] = 5
-    stranger_window: Annotated[float, Meta(gt=0, le=3650)] = 3
+    stranger_window: Days = 3
     max_text_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 16384
     broadcasts_per_minute: Count = 30
 
@@ -75,14 +77,14 @@ class Sockets(Group, frozen=True):
 
 
 class MySQL(Group, frozen=True):
-    """[mysql]: where the users are kept."""
+    """[mysql]: where the users are kept. A `db_host` that begins with / is the path of a Unix socket."""
 
     db: Literal["embedded", "mysql"] = "embedded"
-    db_host: str = "127.0.0.1"
+    db_host: Text = "127.0.0.1"
     db_port: Port = 3306
     db_user: str = ""
     db_password: str = field(name="DbPassWord", default="")
-    db_name: str = "chat_demo"
+    db_name: Text = "chat_demo"
     db_tls: Literal["off", "verified", "unverified"] = "off"
     db_tls_ca: str = ""
 
@@ -91,25 +93,25 @@ class Redis(Group, frozen=True):
     """[redis]: where sessions, counters and limits are kept."""
 
     redis_db: Literal["embedded", "redis"] = "embedded"
-    redis_addr: str = "127.0.0.1:6379"
+    redis_addr: Text = "127.0.0.1:6379"
     redis_pw: str = ""
     redis_db_name: Annotated[int, Meta(ge=0, le=65535)] = 0
-    redis_prefix: str = "chat_server:"
+    redis_prefix: Text = "chat_server:"
 
 
 class MongoDB(Group, frozen=True):
     """[MongoDB]: where the messages are kept."""
 
     mongodb: Literal["embedded", "mongodb"] = field(name="MongoDb", default="embedded")
-    name: str = field(name="MongoDBName", default="chat_demo")
-    addr: str = field(name="MongoDBAddr", default="localhost")
+    name: Text = field(name="MongoDBName", default="chat_demo")
+    addr: Text = field(name="MongoDBAddr", default="localhost")
     user: str = field(name="MongoDBUser", default="")
     pwd: str = field(name="MongoDBPwd", default="")
     port: Port = field(name="MongoDBPort", default=27017)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All groups; `source` names where they came from, for people."""
+    """All groups; `source` names the file they came from, `warnings` are sentences about ignored variables."""
 
     server: Server = Server()
     stores: Stores = Stores()
@@ -120,6 +122,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: Redis = Redis()
     mongodb: MongoDB = MongoDB()
     source: str = "the defaults"
+    warnings: tuple[str, ...] = ()
 
 
 SECTIONS: dict[str, dict[str, type[Group]]] = {

@@ -2,6 +2,7 @@
 
 import configparser
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,17 @@ def test_a_percent_sign_is_a_percent_sign(tmp_path: Path) -> None:
 
 
 def test_signs_within_a_value_belong_to_it(tmp_path: Path) -> None:
-    for password in ("a=b:c", "a;b#c", "[x]", "a # b", "日本"):
-        assert in_file(tmp_path, f"[mysql]\nDbPassWord = {password}").mysql.db_password == password
+    for password in ("a=b:c", "a;b#c", "[x]", "'a # b'", '"#1"', "日本"):
+        assert in_file(tmp_path, f"[mysql]\nDbPassWord = {password}").mysql.db_password == password.strip("'\"")
+
+
+@pytest.mark.parametrize("value", ["data # x", "data ; x", "# x", "; x", '"data" # x', "data\t#x"])
+def test_a_comment_behind_a_value_is_refused(tmp_path: Path, value: str) -> None:
+    """It would become part of the value; a password may hold a # after a space, and is then put in quotes."""
+    assert "comment" in wrong(tmp_path, f"[service]\nDataDir = {value}")
+    said = wrong(tmp_path, f"[mysql]\nDbPassWord = {SECRET} {value}")
+    assert "quotes" in said
+    assert SECRET not in said
 
 
 def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
@@ -235,11 +245,104 @@ def test_the_environment_overrides_any_key(tmp_path: Path) -> None:
     assert load(None, environ).server.http_port == 9001
 
 
-def test_an_unknown_key_in_the_environment_is_named(tmp_path: Path) -> None:
-    for variable in ("CHAT_SERVICE_HTTPPROT", "CHAT_MYSQL_PASSWORD", "CHAT_MONGODB_PORT"):
-        with pytest.raises(ConfigError, match=variable) as error:
-            load(None, {variable: SECRET})
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("CHAT_SERVICE_HTTPPROT", "CHAT_SERVICE_HTTPPORT"),
+        ("CHAT_MYSQL_PASSWORD", "CHAT_MYSQL_DBPASSWORD"),
+        ("CHAT_MYSQL_DBPASWORD_FILE", "CHAT_MYSQL_DBPASSWORD"),
+        ("CHAT_MONGODB_PORT", "CHAT_MONGODB_MONGODBPORT"),
+        ("CHAT_SERVCE_HTTPPORT", "CHAT_SERVICE_HTTPPORT"),
+        ("chat_service_httphots", "CHAT_SERVICE_HTTPHOST"),
+    ],
+)
+def test_an_unknown_variable_is_a_warning_with_a_hint(variable: str, nearest: str) -> None:
+    [warning] = load(None, {variable: SECRET}).warnings
+    assert variable in warning
+    assert f"the nearest is {nearest}" in warning
+    assert SECRET not in warning
+
+
+# What Kubernetes injects for each service of a namespace, and Docker for each link; {} is the service's name.
+INJECTED = (
+    *("{}_SERVICE_HOST", "{}_SERVICE_PORT", "{}_SERVICE_PORT_HTTP", "{}_PORT", "{}_PORT_8081_TCP", "{}_NAME"),
+    *("{}_PORT_8081_TCP_PROTO", "{}_PORT_8081_TCP_PORT", "{}_PORT_8081_TCP_ADDR", "{}_ENV_DB", "{}_PORT_8081_UDP"),
+)
+
+
+def test_variables_of_other_services_change_nothing() -> None:
+    """Whatever those services are called: no setting has such a name."""
+    services = ["CHAT"]
+    for section in SECTIONS:
+        services += [f"CHAT_{section}", *(f"CHAT_{section}_{field}" for field in _fields(section))]
+    environ = {name.format(service).upper(): "tcp://10.0.0.1:8081" for service in services for name in INJECTED}
+    settings = load(None, environ)
+    assert values(msgspec.structs.replace(settings, warnings=())) == values(load(None, {}))
+    assert len(settings.warnings) == len(environ)
+
+
+def _fields(section: str) -> list[str]:
+    return [field.encode_name for group in SECTIONS[section].values() for field in msgspec.structs.fields(group)]
+
+
+def test_other_variables_get_no_warning() -> None:
+    environ = {"PATH": "x", "CHATTER": "x", "CHAT": "x", "chat_service_httpport": "9000"}
+    settings = load(None, environ)
+    assert settings.warnings == ()
+    assert settings.server.http_port == 9000
+
+
+def test_one_key_set_by_two_variables_is_refused() -> None:
+    for other in ("chat_mysql_dbpassword", "CHAT_MYSQL_DBPASSWORD_FILE"):
+        with pytest.raises(ConfigError, match=f"CHAT_MYSQL_DBPASSWORD and {other}") as error:
+            load(None, {"CHAT_MYSQL_DBPASSWORD": SECRET, other: SECRET})
         assert SECRET not in str(error.value)
+
+
+# --- values from files
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (SECRET, SECRET),
+        (f"{SECRET}\n", SECRET),
+        (f"{SECRET}\r\n", SECRET),
+        (f"\ufeff{SECRET}\n", SECRET),
+        (f"{SECRET} \n", f"{SECRET} "),
+        (f'"{SECRET}" # x', f'"{SECRET}" # x'),
+        ("", ""),
+    ],
+)
+def test_a_file_variable_names_a_file_with_the_value(tmp_path: Path, content: str, value: str) -> None:
+    """All of the file is the value, but for the line break at its end."""
+    path = tmp_path / "secret"
+    path.write_bytes(content.encode())
+    assert load(None, {"CHAT_MYSQL_DBPASSWORD_FILE": str(path)}).mysql.db_password == value
+
+
+def test_any_key_can_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "port"
+    path.write_text("9000\n")
+    config = tmp_path / "my.ini"
+    config.write_text("[service]\nHttpPort = 8000")
+    assert load(config, {"CHAT_SERVICE_HTTPPORT_FILE": str(path)}).server.http_port == 9000
+
+
+@pytest.mark.parametrize("content", [f"{SECRET}\xff".encode("latin-1"), f"{SECRET}\0".encode(), b"x" * 70_000])
+def test_an_unusable_file_is_named_and_not_repeated(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"variable CHAT_REDIS_REDISPW_FILE") as error:
+        load(None, {"CHAT_REDIS_REDISPW_FILE": str(path)})
+    assert SECRET not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_file_that_cannot_be_read_names_the_variable(tmp_path: Path) -> None:
+    for path in (f"{tmp_path}/missing", str(tmp_path), ""):
+        with pytest.raises(ConfigError, match=f"variable CHAT_REDIS_REDISPW_FILE: {path}"):
+            load(None, {"CHAT_REDIS_REDISPW_FILE": path})
 
 
 def test_a_wrong_value_in_the_environment_is_told_with_the_variable() -> None:
@@ -318,6 +421,9 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
         ("TrustedProxies", "proxy.example"),
         ("TrustedProxies", "10.0.0.1/8"),
         ("RequestTimeout", "0"),
+        ("MessageDays", "1e-300"),
+        ("LoginWindow", "1e-300"),
+        ("StrangerWindow", "1e-300"),
     ],
 )
 def test_a_value_out_of_range_is_told_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
@@ -340,6 +446,86 @@ def test_a_wrong_value_of_a_backend_is_told_with_key_and_source(
     tmp_path: Path, section: str, key: str, value: str
 ) -> None:
     assert f"[{section}] {key} = {value!r}" in wrong(tmp_path, f"[{section}]\n{key} = {value}")
+
+
+# What an empty variable, a shell's mistake or a typing error leaves.
+NOTHING = ("", " ", '""', "''", '" "', "nan", "inf", "-inf", "1e999", "-1", "none", "null", "*")
+# Keys for which an empty value is the default, and the default is the strictest value or says "no user".
+MAY_BE_EMPTY = {
+    "AllowedOrigins": (),
+    "TrustedProxies": (),
+    **dict.fromkeys(("DbUser", "DbPassWord", "DbTlsCa", "RedisPw", "MongoDBUser", "MongoDBPwd"), ""),
+}
+ADDRESSES = ("HttpHost", "MetricsHost")
+
+
+@pytest.mark.parametrize("key", [f"{section}_{key}" for section in SECTIONS for key in _fields(section)])
+def test_no_empty_or_absurd_value_opens_anything(key: str) -> None:
+    """It is an error, or it is the default; text keys take any text, but no empty one."""
+    section, _, name = key.partition("_")
+    [(group, field)] = [
+        (group, field)
+        for group, struct in SECTIONS[section].items()
+        for field in msgspec.structs.fields(struct)
+        if field.encode_name == name
+    ]
+    for value in NOTHING:
+        with suppress(ConfigError):
+            got = getattr(getattr(load(None, {f"CHAT_{key}".upper(): value}), group), field.name)
+            assert got == MAY_BE_EMPTY.get(name) or (got and isinstance(got, str | Path)), value
+
+
+@pytest.mark.parametrize("key", ADDRESSES)
+@pytest.mark.parametrize("value", ["0", "00", "0x0", "0.0", "000.0.0.0", "127.1", "[::1]", "a b", "1.2.3.4:80", "/x"])
+def test_an_address_is_whole_or_refused(key: str, value: str) -> None:
+    """To the system 0 is every address."""
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 is every address"):
+        load(None, {f"CHAT_SERVICE_{key.upper()}": value})
+
+
+@pytest.mark.parametrize(
+    "value", ["0.0.0.0", "::", "::1", "127.0.0.1", "fe80::1%eth0", "localhost", "chat.example.org"]
+)
+def test_an_address_or_a_name_can_be_listened_on(value: str) -> None:
+    assert load(None, {"CHAT_SERVICE_HTTPHOST": value}).server.http_host == value
+
+
+def test_one_port_cannot_serve_chat_and_metrics(tmp_path: Path) -> None:
+    assert "MetricsPort = 9000" in wrong(tmp_path, "[service]\nHttpPort = 9000\nMetricsPort = 9000")
+    in_file(tmp_path, "[service]\nHttpPort = 0\nMetricsPort = 0")
+
+
+def test_an_authority_without_tls_is_refused(tmp_path: Path) -> None:
+    assert "DbTls = verified" in wrong(tmp_path, "[mysql]\nDbTlsCa = /etc/ssl/ours.pem")
+
+
+def test_a_socket_with_tls_is_refused(tmp_path: Path) -> None:
+    assert "Unix socket" in wrong(tmp_path, "[mysql]\nDbHost = /run/mysqld/mysqld.sock\nDbTls = verified")
+
+
+def test_a_home_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert "home directory" in wrong(tmp_path, "[service]\nDataDir = ~nobody-of-this-name/data")
+
+
+def test_an_indented_line_continues_lists_only(tmp_path: Path) -> None:
+    """Elsewhere it would silently become part of the value before it."""
+    origins = in_file(tmp_path, "[service]\nAllowedOrigins =\n  https://a.example\n  https://b.example")
+    assert origins.server.allowed_origins == ("https://a.example", "https://b.example")
+    said = wrong(tmp_path, f"[mysql]\nDbPassWord = {SECRET}\n  DbPort = 3307")
+    assert "indented" in said
+    assert SECRET not in said
+
+
+def test_a_variable_that_is_not_utf_8_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="not UTF-8") as error:
+        load(None, {"CHAT_MYSQL_DBPASSWORD": f"{SECRET}\udcff"})
+    assert SECRET not in str(error.value)
+
+
+def test_one_section_twice_is_refused_whatever_its_case(tmp_path: Path) -> None:
+    said = wrong(tmp_path, "[service]\nHttpPort = 1\n[SERVICE]\nHttpPort = 2")
+    assert "[service]" in said
+    assert "[SERVICE]" in said
 
 
 def test_an_unknown_section_is_named(tmp_path: Path) -> None:
