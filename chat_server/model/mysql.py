@@ -199,6 +199,7 @@ def make_pool(config: Config) -> aiomysql.Pool:
         loop=asyncio.get_running_loop(),
         host=config.db_host,
         port=config.db_port,
+        unix_socket=config.db_host if config.db_host.startswith("/") else None,
         user=config.db_user,
         password=config.db_password,
         db=config.db_name,
@@ -213,7 +214,7 @@ def make_pool(config: Config) -> aiomysql.Pool:
 @asynccontextmanager
 async def opening(config: Config, timeout: float) -> AsyncIterator[None]:
     """Turns what goes wrong with the first connection into our errors."""
-    where = f"{config.db_host}:{config.db_port}"
+    where = config.db_host if config.db_host.startswith("/") else f"{config.db_host}:{config.db_port}"
     try:
         async with asyncio.timeout(timeout):
             yield

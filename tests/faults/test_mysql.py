@@ -168,6 +168,18 @@ async def test_what_it_will_refuse_again_is_told_at_once(
     assert before == []
 
 
+async def test_a_path_as_db_host_is_a_unix_socket(mysql: DatabaseServer, tmp_path: Path) -> None:
+    path = f"{mysql.folder}/socket"
+    with closing(pymysql.connect(unix_socket=path, user="root")) as root, root.cursor() as cursor:
+        cursor.execute("CREATE USER IF NOT EXISTS 'chat'@'localhost' IDENTIFIED BY 'secret'")
+        cursor.execute("GRANT ALL ON chat_demo.* TO 'chat'@'localhost'")
+    stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBHOST": path, "CHAT_MYSQL_DBPORT": "1"}
+    async with process(tmp_path / "data", stores=stores) as server:
+        await server.users("on-a-socket")
+    line, _ = await fails(tmp_path / "data", stores | {"CHAT_MYSQL_DBPASSWORD": "wrong"})
+    assert f"[mysql] {path}: DbUser or DbPassWord is wrong" in line
+
+
 async def test_no_look_up_outlives_its_time_whenever_it_begins(mysql: DatabaseServer) -> None:
     """A cancellation must not be lost where it meets a connection that was just made."""
     users = await connect(servers.mysql_config(mysql), 0.3)
