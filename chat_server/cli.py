@@ -3,8 +3,11 @@
 import argparse
 import asyncio
 import gc
+import io
+import logging
 import os
 import resource
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -29,35 +32,88 @@ COLLECTED_AFTER = (5000, 1, 1000)
 # database wants it several times: at Python's 5 ms a busy loop made each message wait for some 0.1 s.
 SWITCH_INTERVAL = 0.0001
 
+log = logging.getLogger(__name__)
+
 Run = Callable[[argparse.Namespace, Settings], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 1 after one line that says what was wrong."""
+    _complete_standard_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
+    tell = _print_error
     try:
         settings = load(_config_file(options.config), os.environ)
         logs.set_up(settings.server.app_mode)
+        for warning in settings.warnings:
+            log.warning("environment variable ignored", extra={"why": warning})
         if options.check:
-            print("\n".join((f"settings: {settings.source}", *check(settings))))
-            return 0
-        if options.command:
+            print("\n".join((f"settings: {settings.source}", *check(settings))), flush=True)
+        elif options.command:
             options.run(options, settings)
-            return 0
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            try:
-                runner.run(_serve(settings))
-            except MemoryError:  # the loop itself had none, and stopped: what waits in it would be waited for for ever
-                os.write(2, b"chat-server: no memory was left, start it again; all that was acknowledged is stored\n")
-                os._exit(1)
+            sys.stdout.flush()
+        else:
+            tell = _log_error if settings.server.app_mode == "release" else tell
+            _run_server(settings)
     except (ConfigError, StartError) as error:
-        print(f"chat-server: {error}", file=sys.stderr)
-        return 1
+        tell(str(error))
     except KeyboardInterrupt:  # of a command; a server ends by itself
-        print("chat-server: interrupted", file=sys.stderr)
-        return 1
-    return 0
+        tell("interrupted")
+    except BrokenPipeError:  # the reader of the output wanted no more: `| head`
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        tell(f"failed: {error}")
+    except Exception:  # its text may hold a secret, so it is logged without
+        log.critical("failed", exc_info=True)
+    else:
+        return 0
+    return 1
+
+
+def _complete_standard_streams() -> None:
+    """Open /dev/null for standard streams that are closed. Else a socket gets their number, and libuv aborts."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is written as \\u65e5
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let Python's last flush of what could not be written go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _print_error(why: str) -> None:
+    logs.flush()  # what was logged comes first
+    if _is_writable(2):
+        print(f"chat-server: {why}", file=sys.stderr)
+
+
+def _is_writable(descriptor: int) -> bool:
+    """Whether a short line can be written at once: a pipe that is full would hold up the end for ever."""
+    return bool(select.select([], [descriptor], [], 1)[1])
+
+
+def _log_error(why: str) -> None:
+    log.critical("server failed", extra={"why": why})
+
+
+def _run_server(settings: Settings) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(_serve(settings))
+        except MemoryError:  # the loop itself had none, and stopped: what waits in it would be waited for for ever
+            if _is_writable(2):
+                os.write(2, b"chat-server: no memory was left, start it again; all that was acknowledged is stored\n")
+            os._exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,16 +168,38 @@ async def _serve(settings: Settings) -> None:
     signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:
         loop.add_signal_handler(signal_, stop.set)
-    async with serving(settings, lost=lost) as (host, port):
-        shown = f"[{host}]" if ":" in host else host
-        print(f"chat-server {__version__} is ready on http://{shown}:{port}", flush=True)
-        await stop.wait()
-        for signal_ in signals:  # a second one ends it at once
-            loop.remove_signal_handler(signal_)
-            signal.signal(signal_, signal.SIG_DFL)
-        print("chat-server is ending", flush=True)
+    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP ignored: settings are read at the start only"))
+    announcements = Announcements(settings.server.app_mode)
+    try:
+        async with serving(settings, lost=lost) as (host, port):
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            ready = logs.event("server ready", url=url, version=__version__)
+            announcements.say(f"chat-server {__version__} is ready on {url}", ready)
+            await stop.wait()
+            for signal_ in signals:  # a second one ends it at once
+                loop.remove_signal_handler(signal_)
+                signal.signal(signal_, signal.SIG_DFL)
+            announcements.say("chat-server is ending", logs.event("server ending"))
+    finally:
+        await asyncio.to_thread(announcements.close)
     if failures:
         raise StartError(failures[0])
+
+
+class Announcements:
+    """Lines on standard output, for people or, in release mode, as JSON. They never wait for a reader."""
+
+    def __init__(self, app_mode: str) -> None:
+        self._json = app_mode == "release"
+        self._writer = logs.LineWriter(1)
+
+    def say(self, text: str, event: logging.LogRecord) -> None:
+        """Write `text`, or in release mode the event."""
+        self._writer.put(logs.JsonLines().format(event) if self._json else text)
+
+    def close(self) -> None:
+        """Wait for the lines to be written, but not for long."""
+        self._writer.close()
 
 
 def _allow_many_files() -> None:

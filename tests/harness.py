@@ -10,6 +10,7 @@ async with serving(tmp_path, StrangerLimit=2) as server:
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -306,9 +307,9 @@ async def process(
     try:
         async with asyncio.timeout(PATIENCE):
             ready = (await child.stdout.readline()).decode()
-        assert "is ready on http://" in ready, (ready, log.read_text())
-        host, _, port = ready.rsplit("/", 1)[1].strip().rpartition(":")
-        yield Process(host, int(port), child, log)
+        match = re.search(r"ready.*http://(\S+):(\d+)", ready)  # in release mode as JSON
+        assert match, (ready, log.read_text())
+        yield Process(match[1], int(match[2]), child, log)
     finally:
         if child.returncode is None:
             child.send_signal(signal.SIGKILL)

@@ -2,13 +2,34 @@
 
 What an event tells stands in `extra`. Of an exception only its type and where it came from are written:
 its text may repeat what somebody typed.
+
+A log that nobody reads must not stop the server: a thread of its own writes the lines, and lines it cannot write are
+dropped and counted. Equal warnings and errors are logged once, and then counted.
 """
 
+import copy
 import json
 import logging
+import math
+import os
+import queue
+import select
+import threading
 import time
 import traceback
+from collections.abc import Callable, Hashable
 from typing import Any
+
+STDERR = 2
+# Lines that wait to be written; further ones are dropped.
+MAX_LINES = 4096
+# The writer looks for counts to be logged every so many seconds, and an equal warning is logged again after so many.
+NOTICE_SECONDS = 1.0
+REPEAT_SECONDS = 30.0
+# Different warnings that are counted at a time.
+MAX_REPEATS = 256
+# The end of the process waits so many seconds for lines to be written.
+DRAIN_SECONDS = 1.0
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -35,11 +56,172 @@ class JsonLines(logging.Formatter):
         return _json({**event, **_fields(record)})
 
 
+class LineWriter:
+    """Writes lines to a descriptor from a daemon thread, so that no caller ever waits for a reader.
+
+    It writes to the descriptor itself: at the end of the process Python aborts if a thread is inside of sys.stderr.
+    Every second, `notices` may add lines of its own; it is told how many lines were dropped since it last was.
+    """
+
+    def __init__(self, descriptor: int, notices: Callable[[int], list[str]] = lambda dropped: []) -> None:
+        self._descriptor = descriptor
+        self._notices = notices
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
+        self._refused = self._lost = self._reported = 0  # lines: by callers, by the thread, told to `notices`
+        self._noticed = 0.0
+        threading.Thread(target=self._run, name="line-writer", daemon=True).start()
+
+    def put(self, line: str) -> None:
+        """Have a line written. It is dropped if too many wait."""
+        self._put(line)
+
+    def drain(self) -> None:
+        """Wait until all lines are written, but not for long."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, DRAIN_SECONDS)
+
+    def close(self) -> None:
+        """Write what is left, but not for long, and end the thread."""
+        self._put(None)
+        self.drain()
+
+    def _put(self, line: str | None) -> None:
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._refused += 1
+
+    def _run(self) -> None:
+        line: str | None = ""
+        while line is not None:
+            try:
+                line = self._lines.get(timeout=NOTICE_SECONDS)
+            except queue.Empty:
+                self._write_notices()
+                continue
+            if line is not None and not self._write(line):
+                self._lost += 1
+            elif line is None or time.monotonic() - self._noticed >= NOTICE_SECONDS:
+                self._write_notices()
+            self._lines.task_done()
+
+    def _write_notices(self) -> None:
+        self._noticed = time.monotonic()
+        dropped = self._refused + self._lost
+        written = [self._write(notice) for notice in self._notices(dropped - self._reported)]
+        if all(written):
+            self._reported = dropped
+
+    def _write(self, line: str) -> bool:
+        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                try:
+                    data = data[os.write(self._descriptor, data) :]
+                except BlockingIOError:  # another process has made the pipe that both write to non-blocking
+                    select.select([], [self._descriptor], [])
+        except OSError:  # the reader is gone, the disk is full
+            return False
+        return True
+
+
+class Repeats:
+    """Finds warnings and errors that say the same again: the same place in the code, cause and kind of exception.
+
+    The first is logged at once. Those that follow within REPEAT_SECONDS are counted, and then logged as one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[Hashable, tuple[float, int, logging.LogRecord]] = {}  # since when, how many, the latest
+
+    def suppress(self, record: logging.LogRecord, now: float) -> bool:
+        """Count a record that says again what was logged; returns whether it is one."""
+        if record.levelno < logging.WARNING:
+            return False
+        error = record.exc_info[0] if record.exc_info else None
+        key = (record.pathname, record.lineno, record.levelno, str(getattr(record, "why", "")), error)
+        latest = copy.copy(record)
+        latest.msg, latest.args, latest.exc_info = record.getMessage(), None, None  # frames hold on to large objects
+        if error:
+            vars(latest)["exception"] = error.__name__
+        with self._lock:
+            since, count, _ = self._last.get(key, (now, -1, record))
+            if count >= 0 or len(self._last) < MAX_REPEATS:
+                self._last[key] = (since, count + 1, latest)
+            return count >= 0
+
+    def due(self, now: float) -> list[logging.LogRecord]:
+        """For each warning that was repeated, its latest record with the number of `repeated` ones."""
+        due = []
+        with self._lock:
+            for key, (since, count, latest) in list(self._last.items()):
+                if now - since < REPEAT_SECONDS:
+                    continue
+                if count:
+                    due.append(event(latest.getMessage(), latest.levelno, **_fields(latest), repeated=count))
+                    self._last[key] = (now, 0, latest)
+                else:
+                    del self._last[key]
+        return due
+
+
+class BackgroundHandler(logging.Handler):
+    """Logs through a LineWriter, without repetitions, and says how many lines were dropped."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._ending = False
+        self._repeats = Repeats()
+        self._writer = LineWriter(descriptor, self._notices)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand the record over."""
+        try:
+            if not self._repeats.suppress(record, time.monotonic()):
+                self._writer.put(self.format(record))
+        except Exception as error:
+            where = f"{record.pathname}:{record.lineno}"
+            self._writer.put(
+                self.format(event("log line failed", logging.ERROR, at=where, exception=repr(type(error))))
+            )
+
+    def flush(self) -> None:
+        """Wait for the lines to be written, but not for long."""
+        self._writer.drain()
+
+    def close(self) -> None:
+        """Write what is left, but not for long, and end the thread. The end of the process calls it."""
+        super().close()
+        if not self._ending:
+            self._ending = True
+            self._writer.close()
+
+    def _notices(self, dropped: int) -> list[str]:
+        records = self._repeats.due(math.inf if self._ending else time.monotonic())
+        if dropped:
+            records.append(event("log lines dropped", logging.WARNING, count=dropped))
+        return [self.format(record) for record in records]
+
+
+def event(text: str, level: int = logging.INFO, **keys: object) -> logging.LogRecord:
+    """A record that did not come from a logger."""
+    record = logging.LogRecord(__name__, level, "", 0, text, None, None)
+    vars(record).update(keys)
+    return record
+
+
 def set_up(app_mode: str) -> None:
     """Log to standard error: JSON lines in release mode, readable lines in debug mode."""
-    handler = logging.StreamHandler()
+    handler = BackgroundHandler(STDERR)
     handler.setFormatter(JsonLines() if app_mode == "release" else Readable())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def flush() -> None:
+    """Wait for the lines that were logged to be written, but not for long."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def _one_line(record: logging.LogRecord) -> str:

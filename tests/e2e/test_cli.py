@@ -366,7 +366,6 @@ async def test_a_wrong_setting_is_told_with_its_file(tmp_path: Path) -> None:
 
 def test_a_wrong_environment_variable_is_told(command: Command) -> None:
     assert "CHAT_SERVICE_HTTPPORT" in command(environ={"CHAT_SERVICE_HTTPPORT": "many"})
-    assert "CHAT_SERVICE_HTTPPROT" in command(environ={"CHAT_SERVICE_HTTPPROT": "8081"})
 
 
 async def test_a_file_that_is_named_must_exist(tmp_path: Path, command: Command) -> None:

@@ -1,0 +1,220 @@
+"""Standard streams that are full, closed or gone, and signals: none of them stops or freezes a server."""
+
+import asyncio
+import fcntl
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.answers import try_login
+from tests.e2e.operating import Place
+from tests.harness import BARE, DEFAULTS, PASSWORD, PATIENCE, ROOT, Process, Server, process, until
+from tests.servers import free_port
+
+# The end may take so many seconds, whatever its streams do.
+ENDING = 10
+
+
+@asynccontextmanager
+async def quiet(
+    folder: Path, stream: int | None, *, prefix: tuple[str, ...] = (), **settings: object
+) -> AsyncIterator[Process]:
+    """A server whose output, both of it, goes to `stream`: its port says when it is ready."""
+    values = {**DEFAULTS, "DataDir": folder, "HttpPort": free_port(), **settings}
+    environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
+    command = (*prefix, sys.executable, str(ROOT / "run.py"))
+    child = await asyncio.create_subprocess_exec(*command, stdout=stream, stderr=stream, env={**BARE, **environ})
+    server = Process("127.0.0.1", int(str(values["HttpPort"])), child, folder / "no.log")
+
+    async def ready() -> bool:
+        try:
+            async with server.client() as client:
+                return (await client.get("/ping")).status_code == 200
+        except httpx.TransportError:
+            assert child.returncode is None
+            return False
+
+    try:
+        await until(ready)
+        yield server
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+async def chats(server: Server) -> None:
+    """Two users log in and talk."""
+    await server.users("1", "2")
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        assert (await one.send("m1\nhello"))["op_type"] == 40018
+        assert (await two.receive())["id"] == "m1"
+
+
+async def ends(server: Process) -> None:
+    server.process.terminate()
+    async with asyncio.timeout(ENDING):
+        assert await server.process.wait() == 0
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe that takes no more: nobody reads it."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writing, False)
+    os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    yield reading, writing
+    os.close(writing)
+    os.close(reading)
+
+
+async def test_a_log_that_nobody_reads_freezes_nothing(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
+    """Neither the chat nor the end. The lines for `ready` and `ending` find the pipe full as well."""
+    async with quiet(tmp_path / "data", full_pipe[1]) as server:
+        await chats(server)
+        await ends(server)
+
+
+async def test_a_log_that_is_read_again_is_whole(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
+    reading, writing = full_pipe
+    async with quiet(tmp_path / "data", writing) as server:
+        await chats(server)
+        text = b""
+        while b"socket opened" not in text:
+            text += await asyncio.to_thread(os.read, reading, 4096)
+        assert b"is ready on http://" in text
+        assert text.count(b"registered") == 2
+        await ends(server)
+
+
+async def test_a_log_whose_reader_is_gone_stops_nothing(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        async with quiet(tmp_path / "data", writing) as server:
+            await chats(server)
+            await ends(server)
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+async def test_closed_standard_streams_stop_nothing(tmp_path: Path, closed: str) -> None:
+    """Without care a socket gets the number of a standard stream, and libuv aborts when it closes it."""
+    prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
+    async with quiet(tmp_path / "data", None, prefix=prefix) as server:
+        await chats(server)
+        await ends(server)
+
+
+async def test_sighup_is_ignored(tmp_path: Path) -> None:
+    async with process(tmp_path / "data") as server:
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: "SIGHUP ignored" in server.log.read_text())
+        await chats(server)
+        await ends(server)
+
+
+async def test_in_release_mode_every_line_is_json(tmp_path: Path) -> None:
+    async with process(tmp_path / "data", AppMode="release") as server:
+        await ends(server)
+        assert server.process.stdout
+        assert json.loads(await server.process.stdout.read())["event"] == "server ending"
+
+
+async def test_in_release_mode_a_failed_start_is_json(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = Place(tmp_path / "file", AppMode="release")
+    code, out, err = await place.command()
+    assert (code, out) == (1, "")
+    line = json.loads(err)
+    assert (line["level"], line["event"]) == ("CRITICAL", "server failed")
+    assert "another DataDir" in line["why"]
+
+
+async def test_errors_that_repeat_are_counted(tmp_path: Path) -> None:
+    """One line at once, and one with the count."""
+    async with process(tmp_path / "data", StoreTimeout=0.2, LoginFailures=1000) as server:
+        await server.users("1")
+        with closing(sqlite3.connect(tmp_path / "data" / "chat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(10):
+                assert (await try_login(server, "1", PASSWORD)).status_code == 503
+        await ends(server)
+    lines = [line for line in server.log.read_text().splitlines() if "a store is away" in line]
+    causes = {re.search(r'why="([^"]*)"', line)[1] for line in lines}  # type: ignore[index]
+    counts = [int(match[1]) for line in lines if (match := re.search(r"repeated=(\d+)", line))]
+    assert len(lines) == len(causes) + len(counts)
+    assert len(causes) + sum(counts) == 10
+    assert len(causes) < 5
+
+
+# --- commands
+
+
+async def piped(place: Place, pipeline: str, **environ: str) -> tuple[int | None, str, str]:
+    """A shell's pipeline of run.py, named $RUN: the exit code of run.py, output, errors."""
+    child = await asyncio.create_subprocess_exec(
+        *("bash", "-c", f"{pipeline}; exit ${{PIPESTATUS[0]}}"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**BARE, **place.environ, **environ, "RUN": f"{sys.executable} {ROOT / 'run.py'}"},
+    )
+    async with asyncio.timeout(PATIENCE):
+        out, err = await child.communicate()
+    return child.returncode, out.decode(), err.decode()
+
+
+async def test_a_reader_that_wants_no_more_ends_a_command_quietly(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    await place.does("user", "add", "anna", typed=PASSWORD)
+    for command in ("list", "export anna"):
+        _, out, err = await piped(place, f"$RUN user {command} | true")
+        assert (out, err) == ("", "")
+
+
+async def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    await place.does("user", "add", "anna", typed=PASSWORD)
+    for command in ("list", "export anna"):
+        code, _, err = await piped(place, f"$RUN user {command} > /dev/full")
+        assert code == 1
+        assert err.startswith("chat-server: ")
+        assert err.count("\n") == 1
+        assert "No space left" in err
+
+
+async def test_output_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
+    """The work is done by then, so a command must not fail."""
+    place = Place(tmp_path / "data")
+    await place.does("user", "add", "名字", typed=PASSWORD)
+    code, out, err = await piped(place, "$RUN user list", PYTHONIOENCODING="ascii")
+    assert (code, out, err) == (0, "\\u540d\\u5b57\tenabled\n", "")
+    code, _, err = await piped(place, "$RUN user disable nobody-名字", PYTHONIOENCODING="ascii")
+    assert (code, err) == (1, "chat-server: there is no user nobody-\\u540d\\u5b57\n")
+    odd = tmp_path / "odd-\udcff.db"
+    code, out, err = await piped(place, f'$RUN backup "$(printf "{tmp_path}/odd-\\xff.db")"')
+    assert (code, err) == (0, "")
+    assert "\\udcff" in out
+    assert odd.exists()
+
+
+async def test_a_command_with_closed_streams_does_its_work(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    assert (await piped(place, f"echo {PASSWORD} | $RUN user add anna 1>&- 2>&-"))[2] == ""
+    assert await place.does("user", "list") == "anna\tenabled\n"
+    code, _, err = await piped(place, "$RUN user add ben 0<&-")
+    assert code == 1
+    assert err.startswith("chat-server: the password must be")
