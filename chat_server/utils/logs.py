@@ -10,7 +10,6 @@ dropped and counted. Equal warnings and errors are logged once, and then counted
 import copy
 import json
 import logging
-import math
 import os
 import queue
 import select
@@ -18,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 STDERR = 2
@@ -69,11 +69,13 @@ class LineWriter:
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
         self._refused = self._lost = self._reported = 0  # lines: by callers, by the thread, told to `notices`
         self._noticed = 0.0
+        self._closed = False
         threading.Thread(target=self._run, name="line-writer", daemon=True).start()
 
     def put(self, line: str) -> None:
         """Have a line written. It is dropped if too many wait."""
-        self._put(line)
+        if not self._closed:
+            self._put(line)
 
     def drain(self) -> None:
         """Wait until all lines are written, but not for long."""
@@ -81,9 +83,11 @@ class LineWriter:
             self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, DRAIN_SECONDS)
 
     def close(self) -> None:
-        """Write what is left, but not for long, and end the thread."""
-        self._put(None)
-        self.drain()
+        """Write what is left, but not for long, and end the thread. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._put(None)
+            self.drain()
 
     def _put(self, line: str | None) -> None:
         try:
@@ -113,14 +117,14 @@ class LineWriter:
             self._reported = dropped
 
     def _write(self, line: str) -> bool:
-        data = f"{line}\n".encode("utf-8", "backslashreplace")
         try:
+            data = f"{line}\n".encode("utf-8", "backslashreplace")
             while data:
                 try:
                     data = data[os.write(self._descriptor, data) :]
                 except BlockingIOError:  # another process has made the pipe that both write to non-blocking
                     select.select([], [self._descriptor], [])
-        except OSError:  # the reader is gone, the disk is full
+        except (OSError, MemoryError):  # the reader is gone, the disk is full
             return False
         return True
 
@@ -151,12 +155,12 @@ class Repeats:
                 self._last[key] = (since, count + 1, latest)
             return count >= 0
 
-    def due(self, now: float) -> list[logging.LogRecord]:
+    def due(self, now: float, *, early: bool = False) -> list[logging.LogRecord]:
         """For each warning that was repeated, its latest record with the number of `repeated` ones."""
         due = []
         with self._lock:
             for key, (since, count, latest) in list(self._last.items()):
-                if now - since < REPEAT_SECONDS:
+                if now - since < REPEAT_SECONDS and not early:
                     continue
                 if count:
                     due.append(event(latest.getMessage(), latest.levelno, **_fields(latest), repeated=count))
@@ -171,7 +175,6 @@ class BackgroundHandler(logging.Handler):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self._ending = False
         self._repeats = Repeats()
         self._writer = LineWriter(descriptor, self._notices)
 
@@ -181,24 +184,25 @@ class BackgroundHandler(logging.Handler):
             if not self._repeats.suppress(record, time.monotonic()):
                 self._writer.put(self.format(record))
         except Exception as error:
-            where = f"{record.pathname}:{record.lineno}"
-            self._writer.put(
-                self.format(event("log line failed", logging.ERROR, at=where, exception=repr(type(error))))
-            )
+            with suppress(Exception):  # no memory is left
+                at = f"{record.pathname}:{record.lineno}"
+                failure = event("log line failed", logging.ERROR, at=at, exception=type(error).__name__)
+                self._writer.put(self.format(failure))
 
     def flush(self) -> None:
-        """Wait for the lines to be written, but not for long."""
+        """Write what is left, counts included, but not for long. The end of the process calls it."""
+        for record in self._repeats.due(time.monotonic(), early=True):
+            self._writer.put(self.format(record))
         self._writer.drain()
 
     def close(self) -> None:
-        """Write what is left, but not for long, and end the thread. The end of the process calls it."""
+        """End the thread, once and for all."""
         super().close()
-        if not self._ending:
-            self._ending = True
-            self._writer.close()
+        self.flush()
+        self._writer.close()
 
     def _notices(self, dropped: int) -> list[str]:
-        records = self._repeats.due(math.inf if self._ending else time.monotonic())
+        records = self._repeats.due(time.monotonic())
         if dropped:
             records.append(event("log lines dropped", logging.WARNING, count=dropped))
         return [self.format(record) for record in records]

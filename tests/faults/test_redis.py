@@ -214,7 +214,7 @@ async def test_one_that_may_go_back_on_what_it_said_is_told_of(
     database = servers.redis(*options)
     try:
         async with serving(tmp_path, database) as server:
-            assert ("Redis may go back" in server.log.read_text()) == bool(told)
+            await until(lambda: ("Redis may go back" in server.log.read_text()) == bool(told))
         child = await run_py("--check", environ=servers.environ(redis=database))
         out, _ = await child.communicate()
         assert child.returncode == 0
