@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 LARGEST_BODY = 16384
 # Pairs of users of whom it is remembered that they talk freely.
 FRIENDS = 65536
-SWEEP_SECONDS = 60
+# What was deleted is gone from the disk within a minute, so it is looked for twice as often.
+SWEEP_SECONDS = 30
 # Frames in work, batches, close frames: each part of the end has so long. All of it stays under 10 seconds.
 ENDING_SECONDS = 6
 # A stored time so far ahead of the clock, in microseconds, is worth a line in the log.

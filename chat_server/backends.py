@@ -72,10 +72,11 @@ async def opened(
         async def forget() -> None:
             if database:
                 await sweep(database, clock.now())
-                await database.checkpoint()
             keep = int(settings.stores.message_days * DAY * MICROSECONDS)
             while keep and await messages.purge(clock.now() - keep, SWEEP) == SWEEP:
                 pass
+            if database:
+                await database.checkpoint()
 
         sending = _sending(settings, database, messages, strangers)
         yield Stores(users, messages, sessions, rates, sending, forget)

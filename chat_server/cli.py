@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load(_config_file(options.config), os.environ)
         logs.set_up(settings.server.app_mode)
         for warning in settings.warnings:
-            log.warning("environment variable ignored", extra={"why": warning})
+            log.warning("variable ignored", extra={"why": warning})
         if options.check:
             print("\n".join((f"settings: {settings.source}", *check(settings))), flush=True)
         elif options.command:

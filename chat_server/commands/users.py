@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import getpass
+import math
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import uvloop
 
@@ -20,8 +22,21 @@ from chat_server.utils.passwords import Passwords
 
 # Messages that are deleted in one transaction: a running server waits for it.
 BATCH = 500
+# Passwords that `add --many` hashes at a time.
+HASHED_TOGETHER = 64
+# A line with a password, and all of what `add --many` reads, are at most so long, in bytes.
+MAX_LINE, MAX_INPUT = 4096, 67_108_864
 
 Prepared = Callable[["People"], Awaitable[None]]
+
+
+class Entry(NamedTuple):
+    """A line of `add --many`: a user to be added, or what is wrong with the line."""
+
+    line: int
+    name: str = ""
+    password: str = ""
+    wrong: str = ""
 
 
 def add_options(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -30,7 +45,15 @@ def add_options(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
 
     def action(name: str, what: str) -> argparse.ArgumentParser:
         one = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", parents=[common])
-        if name != "list":
+        if name == "add":
+            which = one.add_mutually_exclusive_group(required=True)
+            which.add_argument("name", metavar="NAME", nargs="?")
+            which.add_argument(
+                "--many",
+                action="store_true",
+                help="read a user from each line of standard input: a name, a tab, a password",
+            )
+        elif name != "list":
             one.add_argument("name", metavar="NAME")
         return one
 
@@ -59,6 +82,9 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
 def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
     if options.action == "list":
         return People.list
+    if options.action == "add" and options.many:
+        entries = _entries(settings.accounts.min_password_length)
+        return lambda people: people.add_many(entries)
     name = normal(options.name)
     match options.action:
         case "add" if not is_name(name):
@@ -88,14 +114,48 @@ def _new_password(shortest: int) -> str:
             password = getpass.getpass("password: ")
             if getpass.getpass("the same again: ") != password:
                 raise StartError("the two differ")
+            why = bad_password(password, shortest)
         else:
-            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
-        why = bad_password(password, shortest)
+            password = sys.stdin.buffer.readline(MAX_LINE).decode("utf-8-sig").rstrip("\r\n")
+            why = _bad_piped_password(password, shortest)
     except (UnicodeError, EOFError) as error:
         why = "given" if isinstance(error, EOFError) else "UTF-8"
     if why:
         raise StartError(f"the password must be {why}")
     return password
+
+
+def _bad_piped_password(password: str, shortest: int) -> str:
+    """As bad_password. Spaces at the ends, which `echo "$PASSWORD "` adds unseen, are refused, not removed."""
+    spaces = "" if password == password.strip() else "without spaces at its beginning and end"
+    return spaces or bad_password(password, shortest)
+
+
+def _entries(shortest: int) -> list[Entry]:
+    """The lines of standard input, all of them, so that no store waits for a slow one. Raises StartError."""
+    if sys.stdin.isatty():
+        raise StartError("--many reads from a pipe or a file: each line is a name, a tab, a password")
+    content = sys.stdin.buffer.read(MAX_INPUT + 1)
+    if len(content) > MAX_INPUT:
+        raise StartError(f"the input is longer than {MAX_INPUT} bytes; split it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise StartError(f"line {line}: is not UTF-8 text; nothing was added") from None
+    lines = enumerate(text.split("\n"), 1)
+    return [_entry(number, line.removesuffix("\r"), shortest) for number, line in lines if line.strip()]
+
+
+def _entry(number: int, line: str, shortest: int) -> Entry:
+    name, tab, password = line.partition("\t")
+    if not tab:
+        return Entry(number, wrong="is not a name, a tab, a password")  # it may be a password: it is not repeated
+    if len(line) > MAX_LINE or not is_name(normal(name)):
+        return Entry(number, wrong=f"no name for a user: {NAMES}")
+    if why := _bad_piped_password(password, shortest):
+        return Entry(number, wrong=f"the password of {normal(name)} must be {why}")
+    return Entry(number, normal(name), password)
 
 
 class People:
@@ -112,11 +172,37 @@ class People:
 
     async def add(self, name: str, password: str) -> None:
         """Make a user."""
+        [hashed] = await self._hashed(password)
         try:
-            await self._users.add(User(name, await self._hashed(password)))
+            await self._users.add(User(name, hashed))
         except Duplicate:
             raise StartError(f"{name} exists already") from None
         print(f"added {name}")
+
+    async def add_many(self, entries: Sequence[Entry]) -> None:
+        """Make a user of each entry that is right and not there yet, in order; name the lines that failed."""
+        failed = 0
+        for start in range(0, len(entries), HASHED_TOGETHER):
+            chunk = entries[start : start + HASHED_TOGETHER]
+            hashes = iter(await self._hashed(*(entry.password for entry in chunk if not entry.wrong)))
+            for entry in chunk:
+                wrong = entry.wrong or await self._add_entry(entry, next(hashes))
+                failed += bool(wrong)
+                if wrong:
+                    print(f"line {entry.line}: {wrong}", file=sys.stderr)
+        if failed:
+            raise StartError(f"{failed} of {len(entries)} lines failed; all others were added")
+
+    async def _add_entry(self, entry: Entry, hashed: str) -> str:
+        """Make a user; returns why it could not. Raises StartError."""
+        try:
+            await self._users.add(User(entry.name, hashed))
+        except Duplicate:
+            return f"{entry.name} exists already"
+        except StoreUnavailable as error:
+            raise StartError(f"line {entry.line}: {error}; all lines before it are done") from error
+        print(f"added {entry.name}", flush=True)
+        return ""
 
     async def list(self) -> None:
         """A line for each: name, a tab, the state."""
@@ -126,7 +212,7 @@ class People:
 
     async def reset_password(self, name: str, password: str) -> None:
         """Replace the password, and end all sessions."""
-        hashed = await self._hashed(password)
+        [hashed] = await self._hashed(password)
         while not await self._users.set_password(name, (await self._present(name)).password, hashed):
             pass  # the user changed it meanwhile
         print(f"{name} has a new password; {await self._ended(name)}")
@@ -181,13 +267,12 @@ class People:
             raise StartError(f"{name} was removed, only the name is left; `remove --messages delete` frees it")
         return user
 
-    async def _hashed(self, password: str) -> str:
-        accounts = self._settings.accounts
-        passwords = Passwords(accounts.password_cost, accounts.password_wait)
+    async def _hashed(self, *passwords: str) -> Sequence[str]:
+        hashing = Passwords(self._settings.accounts.password_cost, math.inf)
         try:
-            return await passwords.hash(password)
+            return await asyncio.gather(*map(hashing.hash, passwords))
         finally:
-            passwords.close()
+            hashing.close()
 
     async def _ended(self, name: str) -> str:
         """End all sessions; a sentence on it."""

@@ -4,13 +4,13 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import mkstemp
 from typing import NamedTuple
 
 from chat_server.utils.errors import StartError
-from chat_server.utils.sqlite import Schema, locked, recorded_steps
+from chat_server.utils.sqlite import Schema, locked, make_folder, recorded_steps
 
 
 class Contents(NamedTuple):
@@ -29,9 +29,8 @@ def take(folder: Path, target: Path, schemas: Sequence[Schema]) -> Contents:
     source = folder / "chat.db"
     if not source.exists():
         raise StartError(f"there is no {source}; check DataDir")
-    with _new(target) as part:
-        with closing(_opened(source, "mode=rw")) as running, closing(_opened(part, "mode=rw")) as copy:
-            running.execute("PRAGMA query_only = ON")
+    with _readable(source) as running, _new(target) as part:
+        with closing(_opened(part, "mode=rw")) as copy:
             running.backup(copy)
         return verify(part, schemas)
 
@@ -66,7 +65,7 @@ def put(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[s
     contents = verify(copy, schemas)
     lock = None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         lock = locked(folder / "chat.lock")
         if left := sorted(folder.glob("chat.db*")):
             raise StartError(f"{left[0]} is in the way; move the folder {folder} away first")
@@ -87,6 +86,20 @@ def put(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[s
 
 
 @contextmanager
+def _readable(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads a database. Raises StartError if it cannot."""
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(closing(_opened(path, "mode=rw")))
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the log as well
+        except sqlite3.Error as error:
+            why = f"{path}: cannot be read ({error}); run --check, as the server's user"
+            raise StartError(why) from error
+        yield connection
+
+
+@contextmanager
 def _new(path: Path) -> Iterator[Path]:
     """A file that only we can read, to be filled; then it is synced, and becomes `path`. Raises StartError."""
     if path.exists():
@@ -95,6 +108,7 @@ def _new(path: Path) -> Iterator[Path]:
         descriptor, name = mkstemp(".part", f".{path.name}.", path.parent)
         part = Path(name)
         try:
+            os.fchmod(descriptor, 0o600)  # a umask may have left less
             yield part
             os.fsync(descriptor)
             _rename(part, path)

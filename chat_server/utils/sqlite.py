@@ -5,17 +5,19 @@ Durability: WAL with synchronous=FULL on the writing connection, so COMMIT retur
 """
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
 import shutil
 import sqlite3
+import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -55,6 +57,21 @@ CACHE_KIB = 8192
 LOG_PAGES = 16
 # A command, or sqlite3 in a shell, may hold the file for a moment: it is waited for so many milliseconds.
 BUSY = 5000
+# To empty the log, the writer waits so many milliseconds for readers that use it. If one takes longer (a backup), it is
+# tried again so many times, a second apart.
+BUSY_TRUNCATE, TRIES_TRUNCATE = 20, 20
+# What SQLite reports for a file that it cannot use although nothing in it is damaged.
+NO_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
 # A file of at most so many bytes is read whole at start, to find damage; --check does so with any.
 CHECKED_AT_START = 67_108_864
 # "chat" in ASCII: lets `file` and --check tell our database from another program's.
@@ -155,8 +172,12 @@ class Database:
         await self.read(lambda connection: connection.execute("SELECT 1 FROM schema_steps").fetchone())
 
     async def checkpoint(self) -> None:
-        """Empty the log: what was deleted must not stay in it for long."""
-        await self._in_thread(self._writer, self._copy_log, "TRUNCATE")
+        """Empty the log: what was deleted must not stay in it for long. It waits for readers that still use it."""
+        for _ in range(TRIES_TRUNCATE):
+            if await self._in_thread(self._writer, self._copy_log, "TRUNCATE"):
+                return
+            await asyncio.sleep(1)
+        log.warning("log not emptied", extra={"why": "a reader, such as a backup, still uses it"})
 
     async def close(self) -> None:
         """Finish what was handed over, close all connections, release the folder. Idempotent."""
@@ -245,8 +266,8 @@ class Database:
         except OSError as error:
             raise sqlite3.OperationalError(str(error)) from error
 
-    def _copy_log(self, mode: str) -> None:
-        """Copy the log into the file, all that is not being copied beside the writer.
+    def _copy_log(self, mode: str) -> bool:
+        """Copy the log into the file, all that is not being copied beside the writer. False if a reader is in the way.
 
         SQLite would do so by itself, but tell nobody when it fails. And where a reader is in the way it copies a part,
         and does not sync it until it has copied the rest: that part is lost if the sync then fails. So
@@ -255,13 +276,15 @@ class Database:
         """
         copying, self._copying = self._copying, None
         if self._writing is None:
-            return
+            return True
         try:
             if copying:
                 copying.result()
-            self._writing.execute("PRAGMA busy_timeout = 0")  # no writer waits for a long reader, such as a backup
-            self._writing.execute(f"PRAGMA wal_checkpoint({mode})")
+            # No writer waits for a long reader, such as a backup.
+            self._writing.execute(f"PRAGMA busy_timeout = {BUSY_TRUNCATE if mode == 'TRUNCATE' else 0}")
+            busy, _, _ = self._writing.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             self._writing.execute(f"PRAGMA busy_timeout = {BUSY}")
+            return not busy
         except sqlite3.Error:
             self._disconnect()
             self._connect()
@@ -288,7 +311,10 @@ class Database:
                 self._reading += 1
             self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             self._index = os.open(self.path.with_name("chat.db-shm"), os.O_RDONLY | os.O_CLOEXEC)
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error:
+            self._disconnect()
+            raise
+        except OSError as error:
             self._disconnect()
             raise sqlite3.OperationalError(str(error)) from error
         return writing
@@ -312,22 +338,25 @@ class Database:
     def _open(self, schemas: Sequence[Schema], beside: bool) -> None:
         folder = self.path.parent
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
+            _require_access(folder, folder=True)
             self._lock = locked(folder / "chat.lock")
             if (left := self.path.with_name("chat.db-wal")).exists():
                 _write_again(left)
+            _refuse_foreign(self.path)
+            _protect(self.path)
         except BlockingIOError as error:
             if not beside:
                 raise StartError(
                     f"DataDir {folder}: another chat_server is running on it; stop that one, or choose another DataDir"
                 ) from error
         except OSError as error:
-            raise StartError(
-                f"DataDir {folder}: cannot be written ({error.strerror}); make it writable for this user, "
-                "or choose another DataDir"
-            ) from error
+            raise _inaccessible(folder, error) from error
+        except sqlite3.Error as error:
+            raise _unusable(self.path, error) from error
+        if why := exposure(folder):
+            log.warning("data folder exposed", extra={"why": why})
         try:
-            _refuse_foreign(self.path)
             writing = self._connect()
             if not self.alone:
                 _refuse_older(writing, schemas, self.path)
@@ -336,7 +365,7 @@ class Database:
                 _check_whole(writing, self.path)
             _prepare(writing, schemas)
         except sqlite3.Error as error:
-            raise StartError(f"{self.path}: {error}; restore it from a backup, or choose another DataDir") from error
+            raise _unusable(self.path, error) from error
 
     def _close(self) -> None:
         for threads in (self._writer, self._copier, self._readers, self._slow_reader):
@@ -419,17 +448,53 @@ def examine(folder: Path, schemas: Sequence[Schema]) -> str:
     try:
         if not path.exists():
             parent = next(p for p in (folder, *folder.parents) if p.exists())
-            if not (parent.is_dir() and os.access(parent, os.W_OK)):
-                raise StartError(f"DataDir {folder}: cannot be written; make it writable, or choose another DataDir")
-            return f"{path}: not there yet, the first start makes it"
+            _require_access(parent, folder=True)
+            return f"{path}: not there yet, the first start makes it{_also(folder)}"
+        _require_access(folder, folder=True)
+        for file in sorted(folder.glob("chat.*")):
+            _require_access(file)
         with _undisturbed(path) as connection:
             steps = recorded_steps(connection, schemas, path)
             _check_whole(connection, path)
-    except (sqlite3.Error, OSError) as error:
-        raise StartError(f"{path}: {error}; restore it from a backup, or choose another DataDir") from error
+    except OSError as error:
+        raise _inaccessible(folder, error) from error
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from error
     behind = sum(len(schema.steps) - steps.get(schema.part, 0) for schema in schemas)
     state = f"{behind} schema steps to do at the next start" if behind else "schema up to date"
-    return f"{path}: sound, {state}"
+    return f"{path}: sound, {state}{_also(folder)}"
+
+
+def exposure(folder: Path) -> str:
+    """Say that others can access a folder; empty if they cannot, or if there is none."""
+    mode = stat.S_IMODE(folder.stat().st_mode) if folder.exists() else 0
+    return f"other users can access {folder} (mode {mode:04o}): chmod 700" if mode & 0o077 else ""
+
+
+def _also(folder: Path) -> str:
+    return f"; {why}" if (why := exposure(folder)) else ""
+
+
+def _require_access(path: Path, *, folder: bool = False) -> None:
+    """Raise OSError unless this process may read and write a file, or work in a folder."""
+    if folder and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not os.access(path, os.R_OK | os.W_OK | (os.X_OK if folder else 0)):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _inaccessible(folder: Path, error: OSError) -> StartError:
+    where = f"{error.filename}: " if error.filename and str(error.filename) != str(folder) else ""
+    return StartError(
+        f"DataDir {folder}: cannot be read, or cannot be written ({where}{error.strerror}); "
+        "give this user access to it, or choose another DataDir"
+    )
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> StartError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code of an extended one
+    help_ = "check the disk, and who may access DataDir" if code in NO_DAMAGE else "restore it from a backup"
+    return StartError(f"{path}: {error}; {help_}, or choose another DataDir")
 
 
 @contextmanager
@@ -477,13 +542,39 @@ def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
 
 def locked(path: Path) -> int:
     """Take the lock of a folder; to close the descriptor gives it back. Raises BlockingIOError if another has it."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = open_private(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
         os.close(lock)
         raise
     return lock
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for this user alone, whatever the umask is. One that exists keeps its mode."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True)
+        folder.chmod(0o700)
+
+
+def open_private(path: Path) -> int:
+    """Open a file, and create it if need be. Only its owner can access it then, whatever the umask is."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != 0o600:
+        with suppress(PermissionError):  # a file of another user, who gave access to it
+            os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _protect(path: Path) -> None:
+    """Keep other users from the database and what belongs to it. SQLite gives -wal and -shm the mode of the database.
+
+    No connection may be open: to close any descriptor of a file lets go of all locks on it.
+    """
+    log, index = (path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))
+    for file in (path, *filter(Path.exists, (log, index))):
+        os.close(open_private(file))
 
 
 def _write_again(log: Path) -> None:

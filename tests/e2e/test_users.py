@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.answers import lives, post, refused, try_login
 from tests.e2e.operating import Place, said, wrong
-from tests.harness import BARE, PASSWORD, ROOT, Chat, until
+from tests.harness import BARE, PASSWORD, ROOT, Chat, run_py, until
 
 
 @pytest.fixture
@@ -51,6 +51,72 @@ async def test_what_can_be_no_password_is_refused_and_not_repeated(place: Place,
     line = await place.fails("user", "add", "anna", typed=password + "\n")
     assert "6 to 72 bytes" in line
     assert not password or password not in line
+
+
+@pytest.mark.parametrize("typed", ["\ufeff{}\n", "{}\r\n", "\ufeff{}\r\n", "{}\nsecond line\n"])
+async def test_a_piped_password_is_the_first_line_alone(place: Place, typed: str) -> None:
+    """Without the marks that a file has around it."""
+    await place.does("user", "add", "anna", typed=typed.format(PASSWORD))
+    async with place.serving() as server:
+        await server.login("anna")
+
+
+@pytest.mark.parametrize("typed", ["{} \n", " {}", "{}\t\r\n", "\ufeff {}", "{}\u00a0"])
+async def test_spaces_around_a_piped_password_are_refused(place: Place, typed: str) -> None:
+    """They are hardly meant, and nobody would type them at the login."""
+    line = await place.fails("user", "add", "anna", typed=typed.format(PASSWORD))
+    assert "without spaces" in line
+    assert PASSWORD not in line
+
+
+async def test_many_users_are_added_from_lines(place: Place) -> None:
+    """A byte order mark, the ends of lines and empty lines do not matter. A tab may be part of a password."""
+    typed = f"\ufeffanna\t{PASSWORD}\r\n\n名字\tpass\tword\nben\t{PASSWORD}"
+    assert await place.does("user", "add", "--many", typed=typed) == "added anna\nadded 名字\nadded ben\n"
+    async with place.serving() as server:
+        for name, password in (("anna", PASSWORD), ("名字", "pass\tword"), ("ben", PASSWORD)):
+            await server.login(name, password)
+
+
+async def test_lines_that_fail_are_named_and_the_others_added(place: Place) -> None:
+    await place.does("user", "add", "anna", typed=PASSWORD)
+    lines = [f"anna\t{PASSWORD}", "only-one-word", f"a b\t{PASSWORD}", "ben\tshort", f"carl\t{PASSWORD} ", ""]
+    lines += [f"dora\t{PASSWORD}", f"dora\t{PASSWORD}"]
+    code, out, err = await place.command("user", "add", "--many", typed="\n".join(lines))
+    assert (code, out) == (1, "added dora\n")
+    told = dict(line.split(": ", 1) for line in err.splitlines())
+    assert told.keys() == {"line 1", "line 2", "line 3", "line 4", "line 5", "line 8", "chat-server"}
+    assert "anna exists already" in told["line 1"]
+    assert "a name, a tab, a password" in told["line 2"]
+    assert "1 to 64 letters" in told["line 3"]
+    assert "6 to 72 bytes" in told["line 4"]
+    assert "without spaces" in told["line 5"]
+    assert "dora exists already" in told["line 8"]
+    assert "6 of 7 lines failed" in told["chat-server"]
+    for secret in (PASSWORD, "short", "only-one-word"):
+        assert secret not in err
+    assert await place.does("user", "list") == "anna\tenabled\ndora\tenabled\n"
+
+
+async def test_more_users_than_are_hashed_at_once_are_added_in_order(place: Place) -> None:
+    names = [f"user{number:03d}" for number in range(150)]
+    typed = "".join(f"{name}\t{PASSWORD}\n" for name in names)
+    async with place.serving():  # also beside a server
+        assert await place.does("user", "add", "--many", typed=typed) == "".join(f"added {name}\n" for name in names)
+
+
+async def test_input_that_is_not_utf_8_adds_nothing(place: Place) -> None:
+    child = await run_py("user", "add", "--many", environ=place.environ, stdin=asyncio.subprocess.PIPE)
+    out, err = await child.communicate(f"anna\t{PASSWORD}\nben\t\xff{PASSWORD}\n".encode("latin-1"))
+    assert (child.returncode, out) == (1, b"")
+    assert err == b"chat-server: line 2: is not UTF-8 text; nothing was added\n"
+
+
+async def test_add_takes_a_name_or_many(place: Place) -> None:
+    for arguments in ([], ["anna", "--many"]):
+        code, _, err = await place.command("user", "add", *arguments)
+        assert code == 2
+        assert "--many" in err
 
 
 async def test_no_password_is_taken_from_the_command_line(place: Place) -> None:
