@@ -7,7 +7,6 @@ A log that nobody reads must not stop the server: a thread of its own writes the
 dropped and counted. Equal warnings and errors are logged once, and then counted.
 """
 
-import copy
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ REPEAT_SECONDS = 30.0
 # Different warnings that are counted at a time.
 MAX_REPEATS = 256
 # The end of the process waits so many seconds for lines to be written.
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 0.5
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -137,7 +136,7 @@ class Repeats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: dict[Hashable, tuple[float, int, logging.LogRecord]] = {}  # since when, how many, the latest
+        self._seen: dict[Hashable, tuple[float, int, logging.LogRecord]] = {}  # since when, how many more, the first
 
     def suppress(self, record: logging.LogRecord, now: float) -> bool:
         """Count a record that says again what was logged; returns whether it is one."""
@@ -145,28 +144,26 @@ class Repeats:
             return False
         error = record.exc_info[0] if record.exc_info else None
         key = (record.pathname, record.lineno, record.levelno, str(getattr(record, "why", "")), error)
-        latest = copy.copy(record)
-        latest.msg, latest.args, latest.exc_info = record.getMessage(), None, None  # frames hold on to large objects
-        if error:
-            vars(latest)["exception"] = error.__name__
         with self._lock:
-            since, count, _ = self._last.get(key, (now, -1, record))
-            if count >= 0 or len(self._last) < MAX_REPEATS:
-                self._last[key] = (since, count + 1, latest)
-            return count >= 0
+            if seen := self._seen.get(key):
+                since, count, first = seen
+                self._seen[key] = (since, count + 1, first)
+            elif len(self._seen) < MAX_REPEATS:  # not the record itself, whose frames hold on to large objects
+                self._seen[key] = (now, 0, event(record.getMessage(), record.levelno, **_fields(record)))
+            return seen is not None
 
     def due(self, now: float, *, early: bool = False) -> list[logging.LogRecord]:
-        """For each warning that was repeated, its latest record with the number of `repeated` ones."""
+        """For each warning that was repeated, a record as the first one, with the number of `repeated` ones."""
         due = []
         with self._lock:
-            for key, (since, count, latest) in list(self._last.items()):
+            for key, (since, count, first) in list(self._seen.items()):
                 if now - since < REPEAT_SECONDS and not early:
                     continue
                 if count:
-                    due.append(event(latest.getMessage(), latest.levelno, **_fields(latest), repeated=count))
-                    self._last[key] = (now, 0, latest)
+                    due.append(event(first.getMessage(), first.levelno, **_fields(first), repeated=count))
+                    self._seen[key] = (now, 0, first)
                 else:
-                    del self._last[key]
+                    del self._seen[key]
         return due
 
 
@@ -191,15 +188,18 @@ class BackgroundHandler(logging.Handler):
 
     def flush(self) -> None:
         """Write what is left, counts included, but not for long. The end of the process calls it."""
-        for record in self._repeats.due(time.monotonic(), early=True):
-            self._writer.put(self.format(record))
+        self._put_counts()
         self._writer.drain()
 
     def close(self) -> None:
-        """End the thread, once and for all."""
+        """Write what is left, but not for long, and end the thread."""
         super().close()
-        self.flush()
+        self._put_counts()
         self._writer.close()
+
+    def _put_counts(self) -> None:
+        for record in self._repeats.due(time.monotonic(), early=True):
+            self._writer.put(self.format(record))
 
     def _notices(self, dropped: int) -> list[str]:
         records = self._repeats.due(time.monotonic())
@@ -208,7 +208,7 @@ class BackgroundHandler(logging.Handler):
         return [self.format(record) for record in records]
 
 
-def event(text: str, level: int = logging.INFO, **keys: object) -> logging.LogRecord:
+def event(text: str, level: int = logging.INFO, /, **keys: object) -> logging.LogRecord:
     """A record that did not come from a logger."""
     record = logging.LogRecord(__name__, level, "", 0, text, None, None)
     vars(record).update(keys)

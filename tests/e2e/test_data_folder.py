@@ -74,7 +74,8 @@ async def test_copies_can_be_accessed_by_their_owner_alone(tmp_path: Path) -> No
             prefix=("sh", "-c", 'umask 000; exec "$@"', "sh"),
             environ=place.environ | {"CHAT_SERVICE_DATADIR": str(folder)},
         )
-        assert await child.wait() == 0
+        await child.communicate()
+        assert child.returncode == 0
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     assert set(modes(restored).values()) == {"600"}
 
@@ -120,8 +121,8 @@ async def test_a_folder_without_access_is_told_as_that(tmp_path: Path, spoilt: s
             assert "Permission denied" in line
             assert "backup" not in line
             assert str(path) in line
-        child = await run_py("backup", str(tmp_path / "copy.db"), prefix=POWERLESS, environ=place.environ)
         if spoilt != "read-only folder":
+            child = await run_py("backup", str(tmp_path / "copy.db"), prefix=POWERLESS, environ=place.environ)
             _, err = await child.communicate()
             assert child.returncode == 1
             assert str(place.folder) in err.decode()
@@ -134,8 +135,8 @@ async def test_a_folder_without_access_is_told_as_that(tmp_path: Path, spoilt: s
 
 
 def raw(folder: Path) -> bytes:
-    """All bytes of the database and its log."""
-    return b"".join((folder / name).read_bytes() for name in ("chat.db", "chat.db-wal"))
+    """All bytes of the database and, if there is one, its log."""
+    return b"".join(path.read_bytes() for path in (folder / "chat.db", folder / "chat.db-wal") if path.exists())
 
 
 @pytest.fixture
@@ -179,6 +180,15 @@ async def test_texts_of_a_removed_user_are_gone_from_the_disk(tmp_path: Path) ->
         await say(server, *TEXTS)
         await place.does("user", "remove", "2", "--messages", "delete")
         await gone(tmp_path, *(text[:18] for text in TEXTS))
+
+
+async def test_texts_of_a_user_removed_without_a_server_are_gone(tmp_path: Path) -> None:
+    place = Place(tmp_path, StrangerLimit=0)
+    async with place.serving() as server:
+        await server.users("1", "2")
+        await say(server, *TEXTS)
+    await place.does("user", "remove", "2", "--messages", "delete")
+    assert not any(text[:18].encode() in raw(tmp_path) for text in TEXTS)
 
 
 @pytest.mark.usefixtures("soon")
