@@ -339,8 +339,8 @@ class Database:
         folder = self.path.parent
         try:
             make_folder(folder)
-            _require_access(folder, folder=True)
             self._lock = locked(folder / "chat.lock")
+            _require_access(folder, folder=True)
             if (left := self.path.with_name("chat.db-wal")).exists():
                 _write_again(left)
             _refuse_foreign(self.path)
@@ -480,14 +480,15 @@ def _require_access(path: Path, *, folder: bool = False) -> None:
     if folder and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     if not os.access(path, os.R_OK | os.W_OK | (os.X_OK if folder else 0)):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        code = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), str(path))
 
 
 def _inaccessible(folder: Path, error: OSError) -> StartError:
-    where = f"{error.filename}: " if error.filename and str(error.filename) != str(folder) else ""
+    where = f": {error.filename}" if error.filename and str(error.filename) != str(folder) else ""
     return StartError(
-        f"DataDir {folder}: cannot be read, or cannot be written ({where}{error.strerror}); "
-        "give this user access to it, or choose another DataDir"
+        f"DataDir {folder}: cannot be written ({error.strerror}){where}; give this user access to read and write it, "
+        "or choose another DataDir"
     )
 
 
