@@ -40,36 +40,43 @@ Run = Callable[[argparse.Namespace, Settings], None]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 1 after one line that says what was wrong."""
     _complete_standard_streams()
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    tell = _print_error
     try:
-        settings = load(_config_file(options.config), os.environ)
-        logs.set_up(settings.server.app_mode)
-        for warning in settings.warnings:
-            log.warning("variable ignored", extra={"why": warning})
-        if options.check:
-            print("\n".join((f"settings: {settings.source}", *check(settings))), flush=True)
-        elif options.command:
-            options.run(options, settings)
-            sys.stdout.flush()
-        else:
-            tell = _log_error if settings.server.app_mode == "release" else tell
-            _run_server(settings)
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # here, where its failure is caught, and not at the end of Python
     except (ConfigError, StartError) as error:
-        tell(str(error))
+        _print_error(str(error))
     except KeyboardInterrupt:  # of a command; a server ends by itself
-        tell("interrupted")
+        _print_error("interrupted")
     except BrokenPipeError:  # the reader of the output wanted no more: `| head`
         _discard_output()
     except OSError as error:
         _discard_output()
-        tell(f"failed: {error}")
+        _print_error(f"failed: {error}")
     except Exception:  # its text may hold a secret, so it is logged without
         log.critical("failed", exc_info=True)
-    else:
-        return 0
     return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = load(_config_file(options.config), os.environ)
+    logs.set_up(settings.server.app_mode)
+    for warning in settings.warnings:
+        log.warning("variable ignored", extra={"why": warning})
+    if options.check:
+        print("\n".join((f"settings: {settings.source}", *check(settings))))
+    elif options.command:
+        options.run(options, settings)
+    else:
+        try:
+            _run_server(settings)
+        except StartError as error:
+            if settings.server.app_mode != "release":
+                raise
+            log.critical("server failed", extra={"why": str(error)})
+            return 1
+    return 0
 
 
 def _complete_standard_streams() -> None:
@@ -94,7 +101,8 @@ def _discard_output() -> None:
 def _print_error(why: str) -> None:
     logs.flush()  # what was logged comes first
     if _is_writable(2):
-        print(f"chat-server: {why}", file=sys.stderr)
+        with suppress(OSError):  # nobody reads it
+            print(f"chat-server: {why}", file=sys.stderr)
 
 
 def _is_writable(descriptor: int) -> bool:
@@ -102,18 +110,16 @@ def _is_writable(descriptor: int) -> bool:
     return bool(select.select([], [descriptor], [], 1)[1])
 
 
-def _log_error(why: str) -> None:
-    log.critical("server failed", extra={"why": why})
-
-
 def _run_server(settings: Settings) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_serve(settings))
         except MemoryError:  # the loop itself had none, and stopped: what waits in it would be waited for for ever
-            if _is_writable(2):
-                os.write(2, b"chat-server: no memory was left, start it again; all that was acknowledged is stored\n")
-            os._exit(1)
+            try:
+                if _is_writable(2):
+                    os.write(2, b"chat-server: no memory was left, start it again; what was acknowledged is stored\n")
+            finally:
+                os._exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,7 +187,7 @@ async def _serve(settings: Settings) -> None:
                 signal.signal(signal_, signal.SIG_DFL)
             announcements.say("chat-server is ending", logs.event("server ending"))
     finally:
-        await asyncio.to_thread(announcements.close)
+        announcements.close()
     if failures:
         raise StartError(failures[0])
 

@@ -180,9 +180,10 @@ async def piped(place: Place, pipeline: str, **environ: str) -> tuple[int | None
 async def test_a_reader_that_wants_no_more_ends_a_command_quietly(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     await place.does("user", "add", "anna", typed=PASSWORD)
-    for command in ("list", "export anna"):
-        _, out, err = await piped(place, f"$RUN user {command} | true")
+    for command in ("user list", "user export anna", "--help", "--check"):
+        _, out, err = await piped(place, f"$RUN {command} | true")
         assert (out, err) == ("", "")
+    assert (await piped(place, "$RUN user disable ghost 2>&1 | true"))[2] == ""
 
 
 async def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
