@@ -5,10 +5,10 @@ import logging
 import os
 import shutil
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import httpx
 import pytest
@@ -22,96 +22,137 @@ from tests.servers import free_port
 SAMPLES = ROOT / "docs" / "proxy"
 # Another address of this machine, to be told from the proxy's.
 CLIENT = "127.0.0.2"
+PATH = f"{os.environ['PATH']}:/usr/sbin"
+TOKEN = "a-token-that-no-log-may-hold"
+
+
+class Ports(NamedTuple):
+    """Where a proxy listens, with TLS and without, and where the server is."""
+
+    tls: int
+    plain: int
+    behind: int
+
+
+Sample = Callable[[Path, Ports, Path, Path], tuple[str, ...]]
 
 
 class Proxy(NamedTuple):
-    """A proxy in front of a server."""
+    """A running proxy; its logs are the *.log files in `folder`."""
 
-    server: Server
-    port: int
+    ports: Ports
     trust: ssl.SSLContext
     folder: Path
 
+    @property
+    def url(self) -> str:
+        """Its address with TLS."""
+        return f"https://127.0.0.1:{self.ports.tls}"
+
     def client(self) -> httpx.AsyncClient:
-        """A client at another address, who says that he is at yet another."""
+        """A client at another address than the proxy's, that claims yet another."""
         transport = httpx.AsyncHTTPTransport(verify=self.trust, local_address=CLIENT, trust_env=False)
         headers = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "elsewhere.example"}
         return httpx.AsyncClient(base_url=self.url, transport=transport, headers=headers, timeout=PATIENCE)
 
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"https://127.0.0.1:{self.port}"
-
     @asynccontextmanager
-    async def chat(self, user: str, to: str, **headers: str) -> AsyncIterator[Chat]:
+    async def chat(self, user: str, to: str, token: str) -> AsyncIterator[Chat]:
         """A socket through the proxy, its token in the address."""
-        url = f"wss://127.0.0.1:{self.port}/chat/test?uid={user}&to_uid={to}&token={self.server.tokens[user]}"
+        url = f"{self.url.replace('https', 'wss')}/chat/test?uid={user}&to_uid={to}&token={token}"
+        headers = {"Origin": self.url}
         async with websockets.connect(url, ssl=self.trust, proxy=None, additional_headers=headers) as connection:
             chat = Chat(connection, user, to)
             assert (await chat.receive())["op_type"] == 40003
             yield chat
 
+    def logs(self) -> str:
+        """Everything it has logged."""
+        return "".join(path.read_text() for path in self.folder.glob("*.log"))
 
-def nginx(folder: Path, port: int, behind: int, certificate: Path, key: Path) -> tuple[str, ...]:
-    """The command that runs nginx with the sample."""
-    sample = (SAMPLES / "nginx.conf").read_text()
-    for old, new in {
-        "listen 80;": f"listen 127.0.0.1:{free_port()};",
-        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
-        "/etc/letsencrypt/live/chat.example.org/fullchain.pem": str(certificate),
-        "/etc/letsencrypt/live/chat.example.org/privkey.pem": str(key),
-        "/var/log/nginx": str(folder),
-        "127.0.0.1:8081": f"127.0.0.1:{behind}",
-    }.items():
-        assert old in sample
-        sample = sample.replace(old, new)
+
+def nginx(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str, ...]:
+    """The command that runs nginx with the sample, included as Debian's nginx.conf includes it."""
+    sample = changed(
+        "nginx.conf",
+        {
+            "listen 80;": f"listen 127.0.0.1:{ports.plain};",
+            "listen 443 ssl;": f"listen 127.0.0.1:{ports.tls} ssl;",
+            "/etc/letsencrypt/live/chat.example.org/fullchain.pem": str(certificate),
+            "/etc/letsencrypt/live/chat.example.org/privkey.pem": str(key),
+            "/var/log/nginx": str(folder),
+            "127.0.0.1:8081": f"127.0.0.1:{ports.behind}",
+        },
+    )
     (folder / "chat.conf").write_text(sample)
     places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{place}_temp_path {folder}/{place};\n" for place in places)
+    http = "".join(f"{place}_temp_path {folder}/{place};\n" for place in places)
+    http += f"access_log {folder}/access.log;\nerror_log {folder}/error.log;\ninclude {folder}/chat.conf;\n"
     user = "user root;\n" if os.geteuid() == 0 else ""
-    main = f"{user}daemon off;\npid {folder}/pid;\nevents {{}}\nhttp {{\n{temporary}include {folder}/chat.conf;\n}}\n"
-    (folder / "main.conf").write_text(main)
+    (folder / "main.conf").write_text(f"{user}daemon off;\npid {folder}/pid;\nevents {{}}\nhttp {{\n{http}}}\n")
     return "nginx", "-e", f"{folder}/start.log", "-c", f"{folder}/main.conf"
 
 
-def caddy(folder: Path, port: int, behind: int, certificate: Path, key: Path) -> tuple[str, ...]:
+def caddy(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str, ...]:
     """The command that runs Caddy with the sample."""
-    sample = (SAMPLES / "Caddyfile").read_text()
-    for old, new in {
-        "chat.example.org {": f"https://127.0.0.1:{port} {{\n\ttls {certificate} {key}",
-        "127.0.0.1:8081": f"127.0.0.1:{behind}",
-    }.items():
-        assert old in sample
-        sample = sample.replace(old, new)
-    (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + sample)
+    sample = changed(
+        "Caddyfile",
+        {
+            "\n{\n": "\n{\n\tadmin off\n\tauto_https disable_redirects\n",
+            "\nhttp://chat.example.org {": f"\nhttp://127.0.0.1:{ports.plain} {{",
+            "\nchat.example.org {": f"\nhttps://127.0.0.1:{ports.tls} {{\n\ttls {certificate} {key}",
+            "127.0.0.1:8081": f"127.0.0.1:{ports.behind}",
+        },
+    )
+    (folder / "Caddyfile").write_text(sample)
     return "caddy", "run", "--adapter", "caddyfile", "--config", f"{folder}/Caddyfile"
 
 
+def changed(sample: str, values: Mapping[str, str]) -> str:
+    """The text of a sample, with values for this machine."""
+    text = (SAMPLES / sample).read_text()
+    for old, new in values.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
 @pytest.fixture(params=[nginx, caddy])
-async def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Proxy]:
-    """A server with the users 1 and 2 behind the proxy."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    if not shutil.which(request.param.__name__, path=path):
+def sample(request: pytest.FixtureRequest) -> Sample:
+    """The sample of each proxy; skipped where the proxy is missing."""
+    name = request.param.__name__
+    if not shutil.which(name, path=PATH):
         if os.environ.get("CHAT_TEST_ALL"):
-            raise RuntimeError(f"a proxy is missing: apt-get install {request.param.__name__}")
-        pytest.skip(f"the sample for it was left out: apt-get install {request.param.__name__}")
-    authority = Authority(tmp_path, "ours")
+            raise RuntimeError(f"a proxy is missing: apt-get install {name}")
+        pytest.skip(f"the sample for it was left out: apt-get install {name}")
+    return cast("Sample", request.param)
+
+
+@asynccontextmanager
+async def in_front_of(behind: int, sample: Sample, folder: Path) -> AsyncIterator[Proxy]:
+    """The proxy in front of a port."""
+    authority = Authority(folder, "ours")
     certificate, key = authority.sign("127.0.0.1")
-    port = free_port()
-    async with serving(tmp_path / "data", TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server:
+    ports = Ports(free_port(), free_port(), behind)
+    command = sample(folder, ports, certificate, key)
+    with (folder / "out.log").open("wb") as out:
+        environ = {"PATH": PATH, "HOME": str(folder)}
+        child = await asyncio.create_subprocess_exec(*command, env=environ, stdout=out, stderr=out)
+    try:
+        await _listening(ports.tls, child, folder / "out.log")
+        yield Proxy(ports, ssl.create_default_context(cafile=authority.file), folder)
+    finally:
+        if child.returncode is None:
+            child.terminate()
+        await child.wait()
+
+
+@asynccontextmanager
+async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[Proxy, Server]]:
+    """A server with the users 1 and 2 behind the proxy."""
+    async with serving(folder / "data", TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server:
         await server.users("1", "2")
-        command = request.param(tmp_path, port, server.port, certificate, key)
-        with (tmp_path / "out.log").open("wb") as out:
-            environ = {"PATH": path, "HOME": str(tmp_path)}
-            child = await asyncio.create_subprocess_exec(*command, env=environ, stdout=out, stderr=out)
-        try:
-            await _listening(port, child, tmp_path / "out.log")
-            yield Proxy(server, port, ssl.create_default_context(cafile=authority.file), tmp_path)
-        finally:
-            if child.returncode is None:
-                child.terminate()
-            await child.wait()
+        async with in_front_of(server.port, sample, folder) as proxy:
+            yield proxy, server
 
 
 async def _listening(port: int, child: asyncio.subprocess.Process, log: Path) -> None:
@@ -127,11 +168,11 @@ async def _listening(port: int, child: asyncio.subprocess.Process, log: Path) ->
                 return
 
 
-async def test_a_login_through_it_is_the_clients_own_and_its_cookie_secure(
-    proxy: Proxy, caplog: pytest.LogCaptureFixture
+async def test_login_has_client_address_and_secure_cookie(
+    sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        async with proxy.client() as client:
+        async with chatting(sample, tmp_path) as (proxy, _), proxy.client() as client:
             response = await client.post("/user/login", json={"user_name": "1", "password": PASSWORD})
             done(response, 41003)
             assert "Secure" in response.headers["Set-Cookie"]
@@ -141,18 +182,48 @@ async def test_a_login_through_it_is_the_clients_own_and_its_cookie_secure(
             for origin in ("https://elsewhere.example", proxy.url.replace("https", "http")):
                 foreign = await client.post("/user/login", json={}, headers={"Origin": origin})
                 refused(foreign, 403, 41002, "foreign_origin")
-    assert [vars(record)["address"] for record in caplog.records if record.message == "logged in"] == [CLIENT]
+    logins = [vars(record)["address"] for record in caplog.records if record.message == "logged in"]
+    assert logins[-1:] == [CLIENT]
 
 
-async def test_sockets_go_through_it_silent_ones_too_and_no_log_has_their_tokens(proxy: Proxy) -> None:
-    await proxy.server.friends("1", "2")
-    async with proxy.chat("1", "2", Origin=proxy.url) as one, proxy.chat("2", "1") as two:
-        await asyncio.sleep(2)  # some heartbeats
-        for number in range(50):
-            assert (await one.send(f"m{number}\n{'x' * 10_000}"))["op_type"] == 40018
-            assert (await two.receive())["id"] == f"m{number}"
-    logs = "".join(path.read_text() for path in proxy.folder.glob("*.log"))
-    for user in ("1", "2"):
-        assert proxy.server.tokens[user] not in logs
-    if (proxy.folder / "chat.log").exists():
-        assert '"GET /chat/test" 101' in logs
+async def test_sockets_work_and_stay_open_while_silent(sample: Sample, tmp_path: Path) -> None:
+    async with chatting(sample, tmp_path) as (proxy, server):
+        await server.friends("1", "2")
+        one, two = server.tokens["1"], server.tokens["2"]
+        async with proxy.chat("1", "2", one) as sender, proxy.chat("2", "1", two) as receiver:
+            await asyncio.sleep(2)  # some heartbeats
+            for number in range(50):
+                assert (await sender.send(f"m{number}\n{'x' * 10_000}"))["op_type"] == 40018
+                assert (await receiver.receive())["id"] == f"m{number}"
+        logs = proxy.logs()
+        assert one not in logs
+        assert two not in logs
+        if (proxy.folder / "chat.log").exists():
+            assert '"GET /chat/test" 101' in logs
+
+
+async def test_no_failing_request_puts_a_token_into_a_log(sample: Sample, tmp_path: Path) -> None:
+    """The server is away, the request is malformed, or the proxy itself fails."""
+    address = f"/chat/test?uid=1&to_uid=2&token={TOKEN}"
+    referer = {"Referer": f"https://chat.example.org{address}"}
+    async with in_front_of(free_port(), sample, tmp_path) as proxy, proxy.client() as client:
+        assert (await client.get(address, headers=referer)).status_code == 502
+        shutil.rmtree(proxy.folder / "client_body", ignore_errors=True)  # where nginx puts large bodies
+        failed = await client.post(address, content=b"x" * 1_000_000, headers=referer)
+        assert failed.status_code in (500, 502)
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.ports.tls)
+        writer.write(f"GET {address} HTTP/1.1\r\nHost: chat.example.org\r\n\r\n".encode())  # without TLS
+        await writer.drain()
+        writer.close()
+    assert proxy.logs().count("502") >= 1
+    assert TOKEN not in proxy.logs()
+
+
+async def test_without_tls_a_token_is_neither_logged_nor_sent_on(sample: Sample, tmp_path: Path) -> None:
+    async with in_front_of(free_port(), sample, tmp_path) as proxy:
+        url = f"http://127.0.0.1:{proxy.ports.plain}/chat/test?uid=1&token={TOKEN}"
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+            answer = await client.get(url, headers={"Referer": url})
+        assert answer.status_code == 301
+        assert answer.headers["Location"] == "https://chat.example.org/"
+    assert TOKEN not in proxy.logs()
