@@ -1,68 +1,126 @@
-"""compose.yaml and the Dockerfile name settings that exist, and leave no door open."""
+"""compose.yaml and the Dockerfile: every setting exists, no secret is written down, nothing is open without need."""
 
+import json
 import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from chat_server.conf import load
 from tests.harness import ROOT
 
-COMPOSE = (ROOT / "compose.yaml").read_text("utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
-# ${NAME}, ${NAME:-default} and ${NAME:?what is missing}
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+# ${NAME:-default}
+VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")
 
 
-def image() -> dict[str, str]:
-    """The settings that the image has."""
+def image_environment() -> dict[str, str]:
+    """The settings in the image."""
     return dict(re.findall(r"\b(CHAT_\w+)=(\S+)", DOCKERFILE))
 
 
-def composed(**given: str) -> dict[str, str]:
-    """The settings that compose.yaml gives the server, on top of the image's."""
+def server_environment(secrets: Path) -> dict[str, str]:
+    """The settings of the server in compose.yaml, with its secrets in that folder."""
+    given = {key: VARIABLE.sub(r"\1", str(value)) for key, value in SERVICES["server"]["environment"].items()}
+    return image_environment() | {key: value.replace("/run/secrets", str(secrets)) for key, value in given.items()}
 
-    def value(match: re.Match[str]) -> str:
-        name, kind, default = match.groups()
-        if name in given:
-            return given[name]
-        assert kind == "-", f"{name} has no default"
-        return default or ""
 
-    told = re.findall(r"^ +(CHAT_\w+): *(.*)$", COMPOSE, re.MULTILINE)
-    return image() | {key: VARIABLE.sub(value, text.strip('"')) for key, text in told}
+def without_files(environ: dict[str, str]) -> dict[str, str]:
+    """The same settings with the passwords themselves in place of the files that hold them."""
+    files = {key: Path(value) for key, value in environ.items() if key.endswith("_FILE")}
+    plain = {key: value for key, value in environ.items() if key not in files}
+    return plain | {key.removesuffix("_FILE"): file.read_text() for key, file in files.items()}
+
+
+def printed_commands() -> list[str]:
+    """The commands in the first comment of compose.yaml."""
+    comment = (ROOT / "compose.yaml").read_text("utf-8").partition("\nname:")[0]
+    return [line.removeprefix("#   ") for line in comment.splitlines() if line.startswith("#   ")]
+
+
+def make_secrets(folder: Path) -> Path:
+    """The folder that the printed commands make, all but the last one."""
+    *commands, last = printed_commands()
+    assert last == "docker compose up --build --detach"
+    subprocess.run(["sh", "-euc", "umask 077\n" + "\n".join(commands)], cwd=folder, check=True)
+    return folder / "secrets"
 
 
 def test_every_setting_in_the_dockerfile_exists() -> None:
-    settings = load(None, image())
+    settings = load(None, image_environment())
     assert settings.server.http_host == "0.0.0.0"
     assert settings.server.app_mode == "release"
     assert str(settings.stores.data_dir) == "/data"
 
 
-def test_every_setting_in_compose_exists_and_names_the_three_servers() -> None:
-    passwords = {"MYSQL_PASSWORD": "a", "MONGODB_PASSWORD": "b", "REDIS_PASSWORD": "c"}
-    settings = load(None, composed(**passwords))
+def test_every_setting_in_compose_exists_and_names_a_service(tmp_path: Path) -> None:
+    secrets = make_secrets(tmp_path)
+    settings = load(None, without_files(server_environment(secrets)))
     assert (settings.mysql.db, settings.mongodb.mongodb, settings.redis.redis_db) == ("mysql", "mongodb", "redis")
-    assert (settings.mysql.db_password, settings.mongodb.pwd, settings.redis.redis_pw) == ("a", "b", "c")
-    services = re.findall(r"^  (\w+):$", COMPOSE.split("\nservices:\n")[1].split("\nnetworks:\n")[0], re.MULTILINE)
-    addresses = {settings.mysql.db_host, settings.mongodb.addr, settings.redis.redis_addr.split(":")[0]}
-    assert {*services} == {"server"} | addresses
+    passwords = (settings.mysql.db_password, settings.mongodb.pwd, settings.redis.redis_pw)
+    assert passwords == tuple((secrets / name).read_text() for name in ("mysql", "mongodb", "redis"))
+    addresses = {settings.mysql.db_host, settings.mongodb.addr, "redis"}
+    assert settings.redis.redis_addr == "redis://chat@redis:6379/0"
+    assert {*SERVICES} == {"server"} | addresses
 
 
-def test_every_password_is_required_and_none_is_written_down() -> None:
-    for line in COMPOSE.splitlines():
-        if re.search(r"PASSWORD: |DBPWD: |REDISPW: |REDISCLI_AUTH: ", line) and "RANDOM" not in line:
-            assert re.search(r": \$\{\w+_PASSWORD:\?[^}]+\}$", line), line
-    variables = [(name, kind) for name, kind, _ in VARIABLE.findall(COMPOSE) if "PASSWORD" in name]
-    assert {kind for _, kind in variables} == {"?"}
+def test_printed_commands_make_every_secret_and_differ(tmp_path: Path) -> None:
+    """Only the owner enters the folder; the users of the containers can read the files."""
+    secrets = make_secrets(tmp_path)
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    values = {file.name: file.read_text() for file in secrets.iterdir()}
+    assert {f"./secrets/{name}" for name in values} == {secret["file"] for secret in COMPOSE["secrets"].values()}
+    assert all(re.fullmatch("[0-9a-f]{48}", value) for value in values.values())
+    assert len({*values.values()}) == len(values)
+    assert {file.stat().st_mode & 0o777 for file in secrets.iterdir()} == {0o444}
+
+
+def test_both_readmes_print_the_commands_of_compose() -> None:
+    for name in ("README.md", "README.zh-CN.md"):
+        assert "```sh\n" + "\n".join(printed_commands()) + "\n```" in (ROOT / name).read_text("utf-8")
+
+
+def test_no_service_has_a_password_in_its_environment() -> None:
+    for service in SERVICES.values():
+        for key, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|PWD|PW\b|AUTH", key):
+                assert key.endswith("_FILE")
+                assert str(value).removeprefix("/run/secrets/") in service["secrets"]
+
+
+def test_no_service_uses_the_root_account_of_a_database() -> None:
+    server = SERVICES["server"]
+    assert {*server["secrets"]} == {"mysql", "mongodb", "redis"}
+    assert {server["environment"][key] for key in ("CHAT_MYSQL_DBUSER", "CHAT_MONGODB_MONGODBUSER")} == {"chat"}
+    # MYSQL_RANDOM_ROOT_PASSWORD writes the password to the log.
+    assert "RANDOM" not in json.dumps(SERVICES["mysql"]["environment"])
+
+
+def test_every_service_limits_logs_and_memory_and_gains_no_rights() -> None:
+    for service in SERVICES.values():
+        assert {"max-size", "max-file"} <= {*service["logging"]["options"]}
+        assert service["mem_limit"]
+        assert "no-new-privileges:true" in service["security_opt"]
 
 
 def test_only_the_server_is_published_and_on_loopback_only() -> None:
-    published = re.findall(r"^ +- \"?([^\"\n]*:\d+)\"?$", COMPOSE, re.MULTILINE)
-    assert published == ["127.0.0.1:${CHAT_PORT:-8081}:8081"]
-    assert COMPOSE.count("ports:") == 1
-    assert re.search(r"^  stores:\n    internal: true$", COMPOSE, re.MULTILINE)
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"server": ["127.0.0.1:${CHAT_PORT:-8081}:8081"]}
+    assert COMPOSE["networks"]["stores"] == {"internal": True}
+    assert {tuple(service["networks"]) for name, service in SERVICES.items() if name != "server"} == {("stores",)}
 
 
-def test_the_image_runs_as_nobody_special_and_holds_nothing_it_need_not() -> None:
+def test_every_mounted_file_exists() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", ()) if mount.startswith("./")]
+    assert len(mounts) == 3
+    assert all((ROOT / mount.split(":")[0]).is_file() and mount.endswith(":ro") for mount in mounts)
+
+
+def test_the_image_has_an_ordinary_user_and_only_needed_files() -> None:
     assert re.search(r"^USER [1-9]\d+$", DOCKERFILE, re.MULTILINE)
     ignored = (ROOT / ".dockerignore").read_text("utf-8").split()
     copied = {
