@@ -213,7 +213,7 @@ def test_redis_account_uses_its_own_keys_and_administers_nothing(composed: Compo
         for refused in ("SET other 1", "FLUSHALL", "CONFIG GET *", "ACL LIST", "SHUTDOWN", "SCRIPT FLUSH"):
             with pytest.raises(NoPermissionError):
                 redis.execute_command(*refused.split())  # type: ignore[no-untyped-call]
-    with Redis(port=composed.redis.port) as stranger, pytest.raises(Exception, match="(?i)authenticat"):
+    with Redis(port=composed.redis.port) as stranger, pytest.raises(Exception, match=r"(?i)authenticat"):
         stranger.ping()
 
 
