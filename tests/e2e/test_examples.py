@@ -1,10 +1,11 @@
 """The two clients of docs/clients.md, run as they are printed there."""
 
 import asyncio
+import json
 import re
 import sys
 from asyncio.subprocess import Process as Child
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from tests.harness import BARE, NODE, ROOT, Server, process, until
 
-MOST_LINES = 20
+MOST_LINES = 22
+PROGRAMS = {"Python": "client.py", "JavaScript": "client.mjs"}
 PASSWORDS = {"1": "secret-1", "2": "secret-2"}
 
 
@@ -25,10 +27,9 @@ def example(language: str) -> str:
 
 
 @asynccontextmanager
-async def running(folder: Path, server: Server, language: str) -> AsyncIterator[Path]:
-    """The example at work with `server`; the file that it prints to."""
-    suffix, command = {"Python": (".py", [sys.executable]), "JavaScript": (".mjs", [NODE])}[language]
-    program, printed = folder / f"client{suffix}", folder / f"{language}.txt"
+async def running(folder: Path, server: Server, language: str, command: Sequence[str]) -> AsyncIterator[Path]:
+    """The example, run by `command` against `server`; the file with its output."""
+    program, printed = folder / PROGRAMS[language], folder / f"{language}.txt"
     program.write_text(example(language).replace("127.0.0.1:8081", f"{server.host}:{server.port}"))
     with printed.open("wb") as output:
         child: Child = await asyncio.create_subprocess_exec(*command, str(program), stdout=output, env=BARE)
@@ -41,17 +42,31 @@ async def running(folder: Path, server: Server, language: str) -> AsyncIterator[
         await child.wait()
 
 
+def install_ws(folder: Path) -> None:
+    """Put the npm package ws where Node finds it: Playwright has a copy."""
+    bundle = Path(NODE).with_name("package") / "lib" / "utilsBundle.js"
+    package = folder / "node_modules" / "ws"
+    package.mkdir(parents=True)
+    (package / "index.js").write_text(f"exports.WebSocket = require({json.dumps(str(bundle))}).ws;\n")
+
+
 @pytest.mark.parametrize("language", ["Python", "JavaScript"])
 def test_an_example_is_short(language: str) -> None:
     assert len(example(language).splitlines()) <= MOST_LINES
 
 
-async def test_both_examples_log_in_send_receive_and_survive_a_restart(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+@pytest.mark.parametrize("options", [[], ["--no-experimental-websocket"]], ids=["node 22", "node 20 with ws"])
+async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options: list[str]) -> None:
+    if options:
+        install_ws(tmp_path)
+    data, node = tmp_path / "data", [NODE, *options]
     async with process(data) as server:
         for name, password in PASSWORDS.items():
             await server.post("/user/register", {"user_name": name, "password": password})
-        async with running(tmp_path, server, "Python") as one, running(tmp_path, server, "JavaScript") as two:
+        async with (
+            running(tmp_path, server, "Python", [sys.executable]) as one,
+            running(tmp_path, server, "JavaScript", node) as two,
+        ):
             hellos = ["1 hello from Python", "2 hello from JavaScript"]
             await until(lambda: all(sorted(lines(printed)) == hellos for printed in (one, two)))
             server.kill()
