@@ -1,0 +1,216 @@
+"""The commands that the documents print, run as printed: in a folder like a fresh clone, on a free port."""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import BARE, PATIENCE, ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.zh-CN.md", "SECURITY.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# Only a person, the network, root rights or Docker can do these. The units of systemd have tests of their own.
+NOT_RUN = re.compile(
+    r"git clone|docker compose|useradd|install -D|python3 -m venv|pip install|cp docs|systemctl|runuser"
+)
+README = (ROOT / "README.md").read_text("utf-8")
+PORT = "8081"
+needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+
+
+def blocks(page: str, language: str = "sh") -> list[str]:
+    """The blocks of code in a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def block(page: str, start: str) -> str:
+    """The one block of commands that begins like this."""
+    [found] = [text for text in blocks(page) if text.startswith(start)]
+    return found
+
+
+def commands(page: str) -> list[str]:
+    """Every command in the blocks of a page, without its comment; lines that belong together are one."""
+    joined = [re.sub(r"(?:\\|\|)\n\s*", "| ", text) for text in blocks(page)]
+    return [re.sub(r"\s+#.*", "", line) for text in joined for line in text.splitlines() if line]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with what a clone holds after `make run`."""
+    folder = tmp_path / "chat_server"
+    folder.mkdir()
+    for name in ("chat_server", "bench", "docs", "compose.yaml"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("run.py", "config.ini", "Makefile"):
+        shutil.copy(ROOT / name, folder)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # Not a link: Python looks for its packages beside the name by which it was called.
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+async def shell(command: str, folder: Path, **environ: str) -> Process:
+    """Bash at work on these lines."""
+    return await asyncio.create_subprocess_exec(
+        "bash", "-ec", command, cwd=folder, env={**BARE, **environ}, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+
+
+async def done(command: str, folder: Path, typed: str = "", **environ: str) -> str:
+    """What the lines print; they have to succeed."""
+    child = await shell(command, folder, **environ)
+    async with asyncio.timeout(PATIENCE):
+        out, errors = await child.communicate(typed.encode())
+    assert child.returncode == 0, (command, out, errors)
+    return out.decode()
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[str]:
+    """What `make run` runs; yields its port."""
+    child = await shell(
+        "exec .venv/bin/python run.py", folder, CHAT_SERVICE_HTTPPORT="0", CHAT_SERVICE_PASSWORDCOST="4"
+    )
+    assert child.stdout
+    try:
+        async with asyncio.timeout(PATIENCE):
+            ready = (await child.stdout.readline()).decode()
+        assert "is ready on" in ready
+        yield ready.strip().rpartition(":")[2]
+    finally:
+        child.terminate()
+        await child.communicate()
+
+
+class Terminal:
+    """A terminal of the first conversation."""
+
+    def __init__(self, child: Process) -> None:
+        assert child.stdin
+        assert child.stdout
+        self._child, self._in, self._out = child, child.stdin, child.stdout
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        self._in.write(f"{line}\n".encode())
+
+    async def reads(self, expected: dict[str, Any]) -> None:
+        """Wait for a frame with these keys; in their values … is whatever was left out."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                line = (await self._out.readline()).decode()
+                assert line, (expected, await self._child.communicate())
+                if (found := re.search(r"< (\{.*\})", line)) and alike(json.loads(found[1]), expected):
+                    return
+
+    async def close(self) -> None:
+        """Press Ctrl-D."""
+        self._in.close()
+        async with asyncio.timeout(PATIENCE):
+            await self._child.communicate()
+
+
+def alike(frame: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether the frame is the printed one."""
+
+    def same(key: str, value: Any) -> bool:
+        if isinstance(value, str) and "…" in value:
+            return re.fullmatch(".*".join(map(re.escape, value.split("…"))), str(frame.get(key)), re.DOTALL) is not None
+        return bool(frame.get(key) == value)
+
+    return all(same(key, value) for key, value in expected.items())
+
+
+def printed(text: str) -> Iterator[tuple[str, str]]:
+    """The lines of a session: > or <, and what follows."""
+    for line in text.splitlines():
+        yield line[0], line[2:].replace(", …}", "}")
+
+
+@needs_curl
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+async def test_first_conversation_goes_as_printed(clone: Path, name: str) -> None:
+    page = (ROOT / name).read_text("utf-8")
+    said = [text for text in blocks(page, "text") if text.startswith(("> ", "< "))]
+    logins = [text for text in blocks(page) if text.startswith("TOKEN=")]
+    async with running(clone) as port:
+
+        async def open_terminal(login: str) -> Terminal:
+            terminal = Terminal(await shell(login.replace(PORT, port), clone))
+            await terminal.reads({"from": "System", "op_type": 40003})
+            return terminal
+
+        registered = await done(block(page, "curl ").replace(PORT, port), clone)
+        assert registered.count('"status":41001') == 2
+        one, two = [await open_terminal(login) for login in logins]
+        for number, (terminal, text) in enumerate(zip("12212", said, strict=True)):
+            if number == 3:
+                await two.close()
+            if number == 4:
+                two = await open_terminal(logins[1])
+            reader = one if terminal == "1" else two
+            for sign, content in printed(text):
+                if sign == ">":
+                    reader.type(content)
+                else:
+                    await reader.reads(json.loads(content))
+        await one.close()
+        await two.close()
+
+
+async def test_backup_and_restore_work_as_printed(clone: Path) -> None:
+    async with running(clone):
+        assert "0 users" in await done(block(README, ".venv/bin/python run.py backup"), clone)
+    [verify] = re.findall(r"`(\.venv/bin/python run\.py verify copy\.db)`", README)
+    await done(verify, clone)
+    shutil.move(clone / "data", clone / "old")
+    await done(block(README, ".venv/bin/python run.py restore"), clone)
+    assert (clone / "data" / "chat.db").exists()
+
+
+async def test_user_commands_work_as_printed(clone: Path) -> None:
+    lines = block((ROOT / "docs" / "operations.md").read_text("utf-8"), ".venv/bin/python run.py user").splitlines()
+    assert len(lines) >= 7
+    for line in lines:
+        await done(line.replace("NAME", "zoe"), clone, typed="secret-1\n", CHAT_SERVICE_PASSWORDCOST="4")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_every_other_command_exists(page: Path, clone: Path) -> None:
+    """make knows its targets, and the server its options; anything else is run above or cannot run here."""
+    others = [command for command in commands(page.read_text("utf-8")) if not NOT_RUN.search(command)]
+    for command in others:
+        variables, program = re.findall(r"^((?:\w+=\S+ )*)(.*)", command)[0]
+        if program.startswith("make "):
+            await done(
+                f"{variables}make --dry-run --assume-old=.venv/.run --assume-old=.venv/.dev {program[5:]}", clone
+            )
+        elif program.startswith((".venv/bin/python run.py", "chat-server ")):
+            action = re.findall(r"(?:run\.py|chat-server) (\w+)", program)
+            await done(f".venv/bin/python run.py {' '.join(action)} --help", clone)
+        else:
+            known = ("TOKEN=", "curl ", ".venv/bin/python -m websockets", "mkdir ", "for ", "od ", "done")
+            assert command.strip().startswith(known), f"{page.name} prints a command that no test knows: {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_sentences_are_complete(page: Path) -> None:
+    """`python run.py` needs the packages in .venv, and Debian has no `python`."""
+    text = page.read_text("utf-8")
+    assert re.findall(r"(?<!bin/)python run\.py", text) == []
+    targets = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)}
+    named: Sequence[str] = re.findall(r"`make ([a-z-]+)[^`]*`", text)
+    assert {*named} - targets == set()
