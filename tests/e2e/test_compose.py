@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pymongo.errors import OperationFailure
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from tests import servers
+from tests import needs, servers
 from tests.harness import BARE, NODE, ROOT, process, run_py, serving
 from tests.unit.test_compose import DOCKERFILE, SERVICES, make_secrets, server_environment, without_files
 
@@ -25,8 +24,6 @@ SCRIPTS = ROOT / "docs" / "compose"
 # What mongosh has and Node has not: just enough for the script, whose calls it prints.
 MONGOSH = """globalThis.db = { getSiblingDB: (name) => ({
   createUser: (user) => console.log(JSON.stringify([name, user])) }) };"""
-
-pytestmark = pytest.mark.skipif(bool(servers.missing()), reason=f"needs {servers.missing()}")
 
 
 class Composed(NamedTuple):
@@ -73,6 +70,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
 
 def start_mysql(_folder: Path, secrets: Path) -> servers.DatabaseServer:
     """MariaDB, with the account that MySQL's image makes, and then the script."""
+    needs.program("mariadbd")
     server = servers.mysql()
     environment = SERVICES["mysql"]["environment"]
     database, user = environment["MYSQL_DATABASE"], environment["MYSQL_USER"]
@@ -115,6 +113,7 @@ def start_mongodb(folder: Path, secrets: Path) -> servers.DatabaseServer:
 
 def start_redis(folder: Path, secrets: Path) -> servers.DatabaseServer:
     """Redis, by its script and with the options in compose.yaml."""
+    needs.program("redis-server")
     entrypoint = folder / "bin" / "docker-entrypoint.sh"
     entrypoint.parent.mkdir()
     entrypoint.write_text('#!/bin/sh\nexec "$@"\n')
@@ -124,7 +123,7 @@ def start_redis(folder: Path, secrets: Path) -> servers.DatabaseServer:
     shell, _, *options = SERVICES["redis"]["command"]
 
     def command(server: servers.DatabaseServer) -> list[str]:
-        path = f"PATH={entrypoint.parent}:{os.environ['PATH']}"
+        path = f"PATH={entrypoint.parent}:{needs.PATH}"
         local = ["--port", str(server.port), "--bind", "127.0.0.1", "--dir", str(server.folder)]
         return ["env", path, shell, str(script), *options, *local]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import BARE, NODE, ROOT, Server, process, until
+from tests.servers import free_port
 
 MOST_LINES = 22
 PROGRAMS = {"Python": "client.py", "JavaScript": "client.mjs"}
@@ -60,7 +61,7 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
     if options:
         install_ws(tmp_path)
     data, node = tmp_path / "data", [NODE, *options]
-    async with process(data) as server:
+    async with process(data, HttpPort=free_port()) as server:
         for name, password in PASSWORDS.items():
             await server.post("/user/register", {"user_name": name, "password": password})
         async with (
@@ -71,6 +72,7 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
             await until(lambda: all(sorted(lines(printed)) == hellos for printed in (one, two)))
             server.kill()
             await server.ended()
+            await closing(server)
             async with process(data, HttpPort=server.port) as again:
                 token = await again.login("2", PASSWORDS["2"])
                 async with again.chat("2", to="1", token=token) as chat:
@@ -79,6 +81,20 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
                 expected = [*hellos, "2 after the restart"]
                 await until(lambda: all(sorted(lines(printed)) == sorted(expected) for printed in (one, two)))
                 assert stored["content"] == "3"
+
+
+async def closing(server: Server) -> None:
+    """On the server's port, close each connection after its handshake request, until both users have tried."""
+    users: set[bytes] = set()
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        users.update(re.findall(rb"\?uid=(\w+)", head))
+
+    async with await asyncio.start_server(close, server.host, server.port):
+        await until(lambda: users == {b"1", b"2"})
 
 
 def lines(printed: Path) -> list[str]:

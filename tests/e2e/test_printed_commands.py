@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import needs
 from tests.harness import BARE, PATIENCE, ROOT
 
 PAGES = [
@@ -25,7 +26,6 @@ NOT_RUN = re.compile(
 )
 README = (ROOT / "README.md").read_text("utf-8")
 PORT = "8081"
-needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 
 
 def blocks(page: str, language: str = "sh") -> list[str]:
@@ -88,8 +88,8 @@ async def running(folder: Path) -> AsyncIterator[str]:
     try:
         async with asyncio.timeout(PATIENCE):
             ready = (await child.stdout.readline()).decode()
-        assert "is ready on" in ready
-        yield ready.strip().rpartition(":")[2]
+        [port] = re.findall(r"http://127\.0\.0\.1:(\d+)", ready)
+        yield port
     finally:
         child.terminate()
         await child.communicate()
@@ -140,9 +140,9 @@ def printed(text: str) -> Iterator[tuple[str, str]]:
         yield line[0], line[2:].replace(", …}", "}")
 
 
-@needs_curl
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 async def test_first_conversation_goes_as_printed(clone: Path, name: str) -> None:
+    needs.program("curl")
     page = (ROOT / name).read_text("utf-8")
     said = [text for text in blocks(page, "text") if text.startswith(("> ", "< "))]
     logins = [text for text in blocks(page) if text.startswith("TOKEN=")]

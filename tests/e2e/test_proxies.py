@@ -14,6 +14,7 @@ import httpx
 import pytest
 import websockets
 
+from tests import needs
 from tests.e2e.answers import done, refused
 from tests.faults.test_tls import Authority
 from tests.harness import PASSWORD, PATIENCE, ROOT, Chat, Server, serving
@@ -22,7 +23,6 @@ from tests.servers import free_port
 SAMPLES = ROOT / "docs" / "proxy"
 # Another address of this machine, to be told from the proxy's.
 CLIENT = "127.0.0.2"
-PATH = f"{os.environ['PATH']}:/usr/sbin"
 TOKEN = "a-token-that-no-log-may-hold"
 
 
@@ -119,11 +119,7 @@ def changed(sample: str, values: Mapping[str, str]) -> str:
 @pytest.fixture(params=[nginx, caddy])
 def sample(request: pytest.FixtureRequest) -> Sample:
     """The sample of each proxy; skipped where the proxy is missing."""
-    name = request.param.__name__
-    if not shutil.which(name, path=PATH):
-        if os.environ.get("CHAT_TEST_ALL"):
-            raise RuntimeError(f"a proxy is missing: apt-get install {name}")
-        pytest.skip(f"the sample for it was left out: apt-get install {name}")
+    needs.program(request.param.__name__)
     return cast("Sample", request.param)
 
 
@@ -135,7 +131,7 @@ async def in_front_of(behind: int, sample: Sample, folder: Path) -> AsyncIterato
     ports = Ports(free_port(), free_port(), behind)
     command = sample(folder, ports, certificate, key)
     with (folder / "out.log").open("wb") as out:
-        environ = {"PATH": PATH, "HOME": str(folder)}
+        environ = {"PATH": needs.PATH, "HOME": str(folder)}
         child = await asyncio.create_subprocess_exec(*command, env=environ, stdout=out, stderr=out)
     try:
         await _listening(ports.tls, child, folder / "out.log")

@@ -4,15 +4,13 @@ import asyncio
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from chat_server.conf import load
+from tests import needs
 from tests.harness import BARE, PATIENCE, ROOT, Server
 
 UNITS = ROOT / "docs" / "systemd"
@@ -46,13 +44,12 @@ def config(folder: Path) -> None:
 
 
 def test_units_are_valid(tmp_path: Path) -> None:
-    if not shutil.which("systemd-analyze"):
-        pytest.skip("needs systemd")
+    analyze = needs.program("systemd-analyze")
     names = sorted(path.name for path in UNITS.iterdir())
     for name in names:
         (tmp_path / name).write_text(unit(name, tmp_path))
     checked = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *(str(tmp_path / name) for name in names)],
+        [analyze, "verify", "--man=no", "--recursive-errors=no", *(str(tmp_path / name) for name in names)],
         capture_output=True,
         text=True,
         check=False,
@@ -79,8 +76,8 @@ async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> 
     assert child.stdout
     async with asyncio.timeout(PATIENCE):
         ready = (await child.stdout.readline()).decode()
-    port = int(ready.rpartition(":")[2])
-    server = Server("127.0.0.1", port)
+    [port] = re.findall(r"http://127\.0\.0\.1:(\d+)", ready)
+    server = Server("127.0.0.1", int(port))
     await server.users("1", "2")
     async with server.chat("1", "2") as chat:
         assert (await chat.send("hello"))["op_type"] == 40019
