@@ -201,11 +201,12 @@ async def test_sockets_work_and_stay_open_while_silent(sample: Sample, tmp_path:
 async def test_no_failing_request_puts_a_token_into_a_log(sample: Sample, tmp_path: Path) -> None:
     """The server is away, the request is malformed, or the proxy itself fails."""
     address = f"/chat/test?uid=1&to_uid=2&token={TOKEN}"
-    referer = {"Referer": f"https://chat.example.org{address}"}
+    headers = {"Referer": f"https://chat.example.org{address}", "Authorization": f"Bearer {TOKEN}"}
+    headers["Cookie"] = f"session={TOKEN}"
     async with in_front_of(free_port(), sample, tmp_path) as proxy, proxy.client() as client:
-        assert (await client.get(address, headers=referer)).status_code == 502
+        assert (await client.get(address, headers=headers)).status_code == 502
         shutil.rmtree(proxy.folder / "client_body", ignore_errors=True)  # where nginx puts large bodies
-        failed = await client.post(address, content=b"x" * 1_000_000, headers=referer)
+        failed = await client.post(address, content=b"x" * 1_000_000, headers=headers)
         assert failed.status_code in (500, 502)
         _, writer = await asyncio.open_connection("127.0.0.1", proxy.ports.tls)
         writer.write(f"GET {address} HTTP/1.1\r\nHost: chat.example.org\r\n\r\n".encode())  # without TLS
