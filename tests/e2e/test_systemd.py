@@ -74,16 +74,21 @@ async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> 
         *command(text, "ExecStart"), env=BARE, umask=0o077, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout
-    async with asyncio.timeout(PATIENCE):
-        ready = (await child.stdout.readline()).decode()
-    [port] = re.findall(r"http://127\.0\.0\.1:(\d+)", ready)
-    server = Server("127.0.0.1", int(port))
-    await server.users("1", "2")
-    async with server.chat("1", "2") as chat:
-        assert (await chat.send("hello"))["op_type"] == 40019
-        child.terminate()
-        async with asyncio.timeout(float(patience)):
-            assert await child.wait() == 0
+    try:
+        async with asyncio.timeout(PATIENCE):
+            ready = (await child.stdout.readline()).decode()
+        [port] = re.findall(r"http://127\.0\.0\.1:(\d+)", ready)
+        server = Server("127.0.0.1", int(port))
+        await server.users("1", "2")
+        async with server.chat("1", "2") as chat:
+            assert (await chat.send("hello"))["op_type"] == 40019
+            child.terminate()
+            async with asyncio.timeout(float(patience)):
+                assert await child.wait() == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
     assert [path.name for path in (tmp_path / "data").iterdir() if path.stat().st_mode & 0o077] == []
 
 
