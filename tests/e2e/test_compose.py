@@ -18,7 +18,7 @@ from redis.exceptions import NoPermissionError
 
 from tests import needs, servers
 from tests.harness import BARE, NODE, ROOT, process, run_py, serving
-from tests.unit.test_compose import DOCKERFILE, SERVICES, make_secrets, server_environment, without_files
+from tests.unit.test_compose import DOCKERFILE, SERVICES, make_secrets, server_environment
 
 SCRIPTS = ROOT / "docs" / "compose"
 # What mongosh has and Node has not: just enough for the script, whose calls it prints.
@@ -49,7 +49,7 @@ class Composed(NamedTuple):
             "CHAT_REDIS_REDISADDR": f"redis://chat@127.0.0.1:{self.redis.port}/0",
         }
         stores = {key: value for key, value in server_environment(self.secrets).items() if "_SERVICE_" not in key}
-        return without_files(stores) | local
+        return stores | local
 
 
 @pytest.fixture(scope="module")

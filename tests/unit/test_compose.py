@@ -29,13 +29,6 @@ def server_environment(secrets: Path) -> dict[str, str]:
     return image_environment() | {key: value.replace("/run/secrets", str(secrets)) for key, value in given.items()}
 
 
-def without_files(environ: dict[str, str]) -> dict[str, str]:
-    """The same settings with the passwords themselves in place of the files that hold them."""
-    files = {key: Path(value) for key, value in environ.items() if key.endswith("_FILE")}
-    plain = {key: value for key, value in environ.items() if key not in files}
-    return plain | {key.removesuffix("_FILE"): file.read_text() for key, file in files.items()}
-
-
 def printed_commands() -> list[str]:
     """The commands in the first comment of compose.yaml."""
     comment = (ROOT / "compose.yaml").read_text("utf-8").partition("\nname:")[0]
@@ -59,7 +52,7 @@ def test_every_setting_in_the_dockerfile_exists() -> None:
 
 def test_every_setting_in_compose_exists_and_names_a_service(tmp_path: Path) -> None:
     secrets = make_secrets(tmp_path)
-    settings = load(None, without_files(server_environment(secrets)))
+    settings = load(None, server_environment(secrets))
     assert (settings.mysql.db, settings.mongodb.mongodb, settings.redis.redis_db) == ("mysql", "mongodb", "redis")
     passwords = (settings.mysql.db_password, settings.mongodb.pwd, settings.redis.redis_pw)
     assert passwords == tuple((secrets / name).read_text() for name in ("mysql", "mongodb", "redis"))
