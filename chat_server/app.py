@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 
 from aiohttp import web
 
@@ -15,7 +16,7 @@ from chat_server.api.page import Page
 from chat_server.api.request import Edge
 from chat_server.api.runner import listening
 from chat_server.api.socket import SLOTS, Sockets
-from chat_server.backends import Stores, opened
+from chat_server.backends import Stores, by_backend, opened
 from chat_server.conf import Server, Settings
 from chat_server.service.accounts import DAY, Accounts
 from chat_server.service.chat import Chat
@@ -36,6 +37,8 @@ LARGEST_BODY = 16384
 FRIENDS = 65536
 # What was deleted is gone from the disk within a minute, so it is looked for twice as often.
 SWEEP_SECONDS = 30
+# With metrics on, the stores are asked this often.
+HEALTH_SECONDS = 5
 # Frames in work, batches, close frames: each part of the end has so long. All of it stays under 10 seconds.
 ENDING_SECONDS = 6
 # A stored time so far ahead of the clock, in microseconds, is worth a line in the log.
@@ -100,6 +103,8 @@ async def _application(
     )
     edge = Edge(settings.server.trusted_proxies, settings.server.allowed_origins)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
+    for store, names in by_backend(settings).items():
+        meter.watch_health(store, partial(health.up, names))
     http = Http(accounts, envelope, edge, health, settings.server.request_timeout)
     page = Page(
         {
@@ -152,6 +157,8 @@ async def _application(
         asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
         asyncio.create_task(meter.watch_loop()),
     ]
+    if settings.server.metrics_port:  # a scrape reads what was found last, and never waits for a store
+        behind.append(asyncio.create_task(_for_ever(health.look, HEALTH_SECONDS)))
     try:
         yield application
     finally:
@@ -160,13 +167,13 @@ async def _application(
         await asyncio.gather(*behind, health.close(), return_exceptions=True)
 
 
-async def _for_ever(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def _for_ever(work: Callable[[], Awaitable[object]], seconds: float) -> None:
     """Do `work` every so many seconds, whatever happens to it."""
     while True:
         await asyncio.sleep(seconds)
         try:
             await work()
         except StoreUnavailable as error:
-            log.warning("a store is away", extra={"why": str(error)})
+            log.warning("store unavailable", extra={"error": str(error)})
         except Exception:
             log.exception("failed behind the requests")

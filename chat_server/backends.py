@@ -19,8 +19,8 @@ from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessag
 from chat_server.model.users import MovableUsers, UserStore
 from chat_server.service.sending import OneTransaction, Sending, TwoSteps, Unguarded
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.errors import StartError, StoreUnavailable
-from chat_server.utils.lease import Lease
+from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
+from chat_server.utils.lease import LEASE_SECONDS, Lease
 from chat_server.utils.meter import OFF, Meter
 from chat_server.utils.sqlite import Database, examine
 
@@ -157,7 +157,7 @@ async def _looked_at(name: str, look: Awaitable[str]) -> str:
     try:
         return f"{name}: {await look}"
     except StoreUnavailable as error:
-        raise StartError(f"{name}: {error}") from error
+        raise StartError(str(error)) from error
 
 
 class _Opening:
@@ -185,7 +185,6 @@ class _Opening:
         self._clock = clock
         self._lost = lost
         self._stack = stack
-        self._leases: list[Lease] = []
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
     async def database(self) -> Database:
@@ -202,28 +201,28 @@ class _Opening:
         from chat_server.model import mysql  # noqa: PLC0415
 
         timeout, watch = self._settings.stores.store_timeout, self._meter.watch("mysql")
-        users = await self._patiently("MySQL", lambda: mysql.connect(config, timeout, watch, beside=self._beside))
+        users = await self._patiently(
+            mysql.address(config), lambda: mysql.connect(config, timeout, watch, beside=self._beside)
+        )
         self._stack.push_async_callback(users.close)
         return users
 
     async def messages(self, database: Database | None) -> MovableMessages:
         config, stores = self._settings.mongodb, self._settings.stores
         if database and config.mongodb == "embedded":
-            return SqliteMessages(database, self._held)
+            return SqliteMessages(database)
         from chat_server.model import mongodb  # noqa: PLC0415
 
         client = mongodb.client(config, stores.store_timeout)
         self._stack.callback(client.close)
-        lease_store = mongodb.MongoLease(client[config.name], stores.store_timeout)
-        lease = Lease(lease_store, "[MongoDB] MongoDBName", self._patience)
-        await self._patiently("MongoDB", lambda: mongodb.reach(config, client, stores.store_timeout))
+        database_, timeout, name = client[config.name], stores.store_timeout, mongodb.address(config)
+        await self._patiently(name, lambda: mongodb.reach(config, client, timeout))
         if self._beside:
-            return mongodb.MongoMessages(client[config.name], stores.store_timeout)
-        await self._hold(lease)
-        timeout, days, watch = stores.store_timeout, stores.message_days, self._meter.watch("mongodb")
-        return await self._patiently(
-            "MongoDB", lambda: mongodb.connect(config, client, timeout, days, self._held, watch)
-        )
+            return mongodb.MongoMessages(database_, timeout, name=name)
+        lease = Lease(mongodb.MongoLease(database_, timeout, name), "[MongoDB] MongoDBName", self._patience)
+        await self._hold("mongodb", name, lease)
+        days, watch = stores.message_days, self._meter.watch("mongodb")
+        return await self._patiently(name, lambda: mongodb.connect(config, client, timeout, days, lease.held, watch))
 
     async def cache(
         self, database: Database | None, *, serving: bool = False
@@ -243,11 +242,11 @@ class _Opening:
         client = redis.client(settings.redis, timeout)
         bare = redis.Scripts(client, settings.redis.redis_prefix, timeout)
         self._stack.push_async_callback(bare.close)
-        await self._patiently("Redis", lambda: redis.reach(bare))
+        await self._patiently(bare.name, bare.ping)
         scripts = bare
         if not self._beside:
             lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)
-            await self._hold(lease)
+            await self._hold("redis", bare.name, lease)
             watch = self._meter.watch("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
             self._stack.push_async_callback(scripts.settled)
@@ -260,14 +259,12 @@ class _Opening:
             redis.RedisStrangers(scripts, limit, window, kept),
         )
 
-    async def _held(self) -> bool:
-        """Whether this process may acknowledge: it is certain of all its leases."""
-        return all([await lease.held() for lease in self._leases])
-
-    async def _hold(self, lease: Lease) -> None:
-        await lease.take()
-        self._leases.append(lease)
+    async def _hold(self, store: str, name: str, lease: Lease) -> None:
+        """Take the lease, and renew it until the end."""
+        self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)  # it may have to run out first
+        await self._patiently(name, lease.take)
         self._stack.push_async_callback(lease.release)
+        self._meter.watch_lease(store, lease.left)
         keeping = asyncio.create_task(lease.keep(self._lost))
 
         async def stop() -> None:
@@ -277,20 +274,28 @@ class _Opening:
         self._stack.push_async_callback(stop)
 
     async def _patiently(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
-        """What `connect` returns, tried until StartTimeout is over."""
-        said = False
+        """What `connect` returns, tried until StartTimeout is over; what waiting does not help ends it at once."""
+        why = ""
         while True:
             try:
                 async with asyncio.timeout(max(RETRY, self._deadline - time.monotonic())):
                     return await connect()
+            except StoreMisconfigured as error:
+                raise StartError(str(error)) from error
             except (StoreUnavailable, TimeoutError) as error:
+                first, why = not why, str(error) or why or f"{name}: no answer in time"
                 if time.monotonic() >= self._deadline:
                     waited = f"{self._settings.stores.start_timeout:g} s (StartTimeout)"
-                    raise StartError(f"{name} did not come within {waited}: {error or 'no answer'}") from error
-                if not said:
-                    log.warning("waiting for a database", extra={"store": name, "why": str(error)})
-                    said = True
+                    raise StartError(f"{why}; gave up after {waited}") from error
+                if first:
+                    log.warning("waiting for a database", extra={"store": name, "error": why})
                 await asyncio.sleep(RETRY)
+
+
+def by_backend(settings: Settings) -> dict[str, list[str]]:
+    """The backends in use, by the names that metrics have for them, and what each of them keeps."""
+    kept = {"users": settings.mysql.db, "messages": settings.mongodb.mongodb, "cache": settings.redis.redis_db}
+    return {backend: [name for name in kept if kept[name] == backend] for backend in kept.values()}
 
 
 def _embedded(settings: Settings) -> bool:

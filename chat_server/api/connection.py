@@ -35,8 +35,8 @@ ENOUGH_WAITING = 32768
 # Messages of a socket without a pong, of which the receipts are kept; more stay unread.
 MOST_UNPROVEN = 16384
 BAD_FRAMES = 100
-# A message counts as one frame of the user's rate, and as one more for each so many bytes on the wire, which may be many
-# fragments.
+# A message counts as one frame of the user's rate, and as one more for each so many bytes on the wire: it may come in
+# many fragments.
 BYTES_PER_FRAME = 16384
 # Between two messages a socket may send twice MaxFrameBytes and so many bytes more, headers included; further ones can
 # only be fragments without end. aiohttp reads ahead by up to half of it.

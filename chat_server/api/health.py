@@ -1,12 +1,15 @@
-"""Which stores answer: what GET /health tells."""
+"""Which stores do what they are for: what GET /health and the metrics tell."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 
 from chat_server.utils.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 Ping = Callable[[], Awaitable[None]]
 
@@ -15,7 +18,10 @@ EVERY = 0.9
 
 
 class State(msgspec.Struct, frozen=True):
-    """Of one store: `up` or `away`, since when (ms since the epoch), and how long its last answer took (ms)."""
+    """Of one store: `up` or `away`, since when (ms since the epoch), and how long its last answer took (ms).
+
+    A store that answers but refuses to write is `away` as well.
+    """
 
     state: str
     since: int
@@ -39,6 +45,10 @@ class Health:
             await asyncio.shield(self._asking)  # who leaves does not take the answer from the others
         return all(store.state == "up" for store in self._states.values()), self._states
 
+    def up(self, names: Iterable[str]) -> bool:
+        """Whether those stores were up when last asked."""
+        return all(self._states[name].state == "up" for name in names)
+
     async def close(self) -> None:
         """Ask no more."""
         if self._asking:
@@ -55,13 +65,17 @@ class Health:
 
     async def _state(self, name: str, ping: Ping) -> State:
         started = time.perf_counter()
+        before = self._states[name]
         try:
             await ping()
             state = "up"
-        except StoreUnavailable:
+            if before.state != state:
+                log.info("store available", extra={"store": name})
+        except StoreUnavailable as error:
             state = "away"
+            if before.state != state:
+                log.warning("store unavailable", extra={"store": name, "error": str(error)})
         took = round((time.perf_counter() - started) * 1000, 1)
-        before = self._states[name]
         return State(state, before.since if state == before.state else _now(), took)
 
 

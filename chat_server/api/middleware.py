@@ -32,7 +32,7 @@ def errors_become_answers(
         except Refused as refused:
             return envelope.refusal(refused)
         except StoreUnavailable as error:
-            log.warning("a store is away", extra={"path": request.path, "why": str(error)})
+            log.warning("store unavailable", extra={"path": request.path, "error": str(error)})
             why = "a store is away, try again"
             return envelope.refusal(Refused(Status.UNKNOWN, Reason.STORE_AWAY, why, retry_after=1))
         except web.HTTPException as error:

@@ -233,7 +233,7 @@ class Sockets:
         except Refused as refused:
             self.refuse(connection, refused, request.op_type)
         except StoreUnavailable as error:
-            log.warning("a store is away", extra={"op": request.op_type, "why": str(error)})
+            log.warning("store unavailable", extra={"op": request.op_type, "error": str(error)})
             away = Refused(op.failed, Reason.STORE_AWAY, "a store is away, try again")
             self.refuse(connection, away, request.op_type)
         except ConnectionError:

@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from redis import asyncio as aioredis
@@ -17,7 +19,7 @@ from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import Redis as Config
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.lease import Held, always
 from chat_server.utils.meter import UNWATCHED, Watch
 from chat_server.utils.tls import trouble
@@ -28,6 +30,29 @@ POOL = 8
 MOST_CALLS = 1024
 # With these settings Redis neither forgets nor goes back on what it answered, not even when it is killed.
 KEEPING = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+# What Redis answers where it may do the work later, by the code of the error; scripts of older versions have it within.
+_REFUSALS = {
+    "READONLY": "it is a read-only replica",
+    "OOM": "it is full (maxmemory)",
+    "MISCONF": "it cannot save its data to its disk",
+    "NOREPLICAS": "it has too few replicas to accept writes (min-replicas-to-write)",
+    "LOADING": "it is loading its data",
+    "MASTERDOWN": "it is a replica without its primary",
+    "BUSY": "it is busy with another script",
+    "max number of clients": "it has too many connections (maxclients)",
+}
+# Of these: the primary may be elsewhere by now.
+_ELSEWHERE = {"READONLY", "MASTERDOWN", "LOADING"}
+# What it will answer again; a group names the command.
+_MISTAKES = {
+    r"DB index is out of range": "it has no database of the number RedisDbName",
+    r"cluster mode|^(?:MOVED|CROSSSLOT|CLUSTERDOWN)\b": "it is a cluster, and chat_server needs a single Redis",
+    r"unknown command '?`?([\w|-]+)": "it does not know the command {}",
+    r"command called from script.*\((\w+)\)": "it does not know the command {}",
+    r"access (?:a key|the|one of|at least one of)": "its user lacks the right to keys that begin with RedisPrefix",
+    r"run the '([\w|-]+)'": "its user lacks the right to the command {}",
+    r"run this command.*\((\w+)\)": "its user lacks the right to the command {}",
+}
 
 _SCRIPTS = {
     path.name.removesuffix(".lua"): path.read_text("utf-8")
@@ -47,7 +72,9 @@ class Call(msgspec.Struct, frozen=True):
 class Scripts:
     """Runs scripts; `prefix` goes before every key, `timeout` in seconds bounds each pipeline.
 
-    `held` says whether this process still has the lease on Redis: without it nothing counts as done.
+    `name` says which Redis it is, for people. `held` says whether this process still has the lease on Redis: without it
+    nothing counts as done.
+    Raises StoreMisconfigured where Redis will refuse again, and StoreUnavailable where it may not.
     """
 
     def __init__(
@@ -62,10 +89,15 @@ class Scripts:
         self._watch = watch
         self.prefix = prefix
         self._redis = redis
+        self.name = f"Redis at {_address(redis.connection_pool.connection_kwargs)}"
         self._timeout = timeout
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in _SCRIPTS.items()}  # noqa: S324
         self._calls: Batcher[Call, Any] = Batcher(
-            lambda calls: watch.timed(self._run_together(calls)), most=MOST_CALLS, timeout=timeout, watch=watch
+            lambda calls: watch.timed(self._run_together(calls)),
+            most=MOST_CALLS,
+            timeout=timeout,
+            watch=watch,
+            name=self.name,
         )
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes] = ()) -> Any:
@@ -73,15 +105,8 @@ class Scripts:
         return await self._calls.submit(Call(script, [self.prefix + key for key in keys], arguments))
 
     async def ping(self) -> None:
-        """Return if Redis answers."""
-        await self._watch.timed(self._ping())
-
-    async def _ping(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._redis.ping()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+        """Return if Redis does everything that the scripts need: it lets us, and has room."""
+        await self.run("probe", ["probe"], [2**53])
 
     async def forgetful(self) -> list[str]:
         """The settings, as `name value`, by which Redis may not keep what it answered; none if it does not tell."""
@@ -103,7 +128,7 @@ class Scripts:
                 async with asyncio.timeout(self._timeout):
                     answer = await self._redis.scan(answer[0] or 0, pattern, count)
             except (RedisError, OSError, TimeoutError) as error:
-                raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+                raise self._failure(error) from error
             if found := answer[1]:
                 yield [key.decode().removeprefix(start) for key in found]
 
@@ -127,15 +152,36 @@ class Scripts:
                     for index, result in zip(missing, again, strict=True):
                         results[index] = result
         except (RedisError, OSError, TimeoutError) as error:
-            # Connections that broke with this one are not tried one after the other.
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
-            raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
+            await self._drop_connections()
+            raise self._failure(error) from error
+        if refused := [result for result in results if isinstance(result, RedisError)]:
+            self._watch.gave_up()
+            if not _ELSEWHERE.isdisjoint(map(_code, refused)):
+                await self._drop_connections()
         if not await self._held():
-            raise StoreUnavailable("the lease on Redis was not renewed in time")
-        return [
-            StoreUnavailable(f"Redis refused: {type(result).__name__}") if isinstance(result, RedisError) else result
-            for result in results
-        ]
+            raise StoreUnavailable(f"{self.name}: the lease was not renewed in time")
+        return [self._failure(result) if isinstance(result, RedisError) else result for result in results]
+
+    async def _drop_connections(self) -> None:
+        """Close the idle ones: the next call resolves the name again, and finds the primary after a failover.
+
+        Connections that broke with the one just used would otherwise be tried one after the other, and a primary that
+        became a replica keeps its connections.
+        """
+        await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+    def _failure(self, error: Exception) -> StoreUnavailable:
+        """Ours, for an error of the driver. Redis's own texts may repeat arguments: none of them is passed on."""
+        if isinstance(error, AuthenticationError):
+            return StoreMisconfigured(f"{self.name}: RedisPw is wrong, or the user in RedisAddr")
+        if why := trouble(error):
+            return StoreMisconfigured(f"{self.name}: no TLS ({why}); see RedisAddr")
+        if code := _code(error):
+            return StoreUnavailable(f"{self.name}: {_REFUSALS[code]}")
+        for pattern, mistake in _MISTAKES.items():
+            if found := re.search(pattern, str(error)):
+                return StoreMisconfigured(f"{self.name}: {mistake.format(*(name.lower() for name in found.groups()))}")
+        return StoreUnavailable(f"{self.name}: {cause(error)}")
 
     async def _pipeline(self, calls: Sequence[Call]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -297,16 +343,34 @@ def client(config: Config, timeout: float) -> "aioredis.Redis":
     try:
         pool = _pool(config, timeout)
         pool.make_connection()  # type: ignore[no-untyped-call]  # it connects later, but reads the options now
-    except (ValueError, TypeError) as error:  # their texts may repeat a password
-        raise StartError("[redis] RedisAddr is neither host:port nor a URI that Redis knows") from error
+    except (ValueError, TypeError):  # their texts may repeat a password
+        raise StartError(
+            "[redis] RedisAddr is neither host:port nor a URI that Redis knows; "
+            "in a URI write the special characters of user and password as %40"
+        ) from None
     return aioredis.Redis.from_pool(pool)
+
+
+def _address(options: Mapping[str, Any]) -> str:
+    """Where Redis is, for people."""
+    return options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+
+def _code(error: Exception) -> str:
+    """The code of an answer that Redis may not give again; empty if `error` is something else."""
+    words = f"{getattr(error, 'status_code', None) or ''} {error}"
+    return next((code for code in _REFUSALS if re.search(rf"\b{code}\b", words)), "")
 
 
 def _pool(config: Config, timeout: float) -> "aioredis.ConnectionPool":
     """Nothing is repeated by itself: a script that counts must not count twice."""
     is_uri = "://" in config.redis_addr
+    uri = config.redis_addr if is_uri else f"redis://{config.redis_addr}"
+    parts = urlsplit(uri)
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        raise ValueError("of a password with / ? or # a part would be taken for the host")
     return aioredis.BlockingConnectionPool.from_url(
-        config.redis_addr if is_uri else f"redis://{config.redis_addr}",
+        uri,
         **({} if is_uri else {"db": config.redis_db_name}),
         **({"password": config.redis_pw} if config.redis_pw else {}),
         max_connections=POOL,
@@ -318,30 +382,14 @@ def _pool(config: Config, timeout: float) -> "aioredis.ConnectionPool":
     )
 
 
-async def reach(scripts: Scripts) -> str:
-    """Return a sentence if Redis answers and lets us in.
-
-    Raises StoreUnavailable where it may help to wait, and StartError where it does not.
-    """
-    try:
-        await scripts.ping()
-    except StoreUnavailable as error:
-        if isinstance(error.__cause__, AuthenticationError):
-            raise StartError("[redis] RedisPw is wrong") from error
-        if why := trouble(error):
-            raise StartError(f"[redis] RedisAddr: no TLS ({why})") from error
-        raise
-    return "answers"
-
-
 async def look(config: Config, timeout: float) -> str:
     """What --check says of it."""
     scripts = Scripts(client(config, timeout), config.redis_prefix, timeout)
     try:
-        answers = await reach(scripts)
+        await scripts.ping()
         if forgetful := await scripts.forgetful():
-            return f"{answers}, but may go back on what it said, by {', '.join(forgetful)} (docs/operations.md)"
-        return answers
+            return f"answers, but may go back on what it said, by {', '.join(forgetful)} (docs/operations.md)"
+        return "answers"
     finally:
         await scripts.close()
 

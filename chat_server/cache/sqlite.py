@@ -97,7 +97,7 @@ class SqliteSessions:
         return await self._database.write(lambda tx: tx.execute(delete, (user, keep)).rowcount)
 
     async def ping(self) -> None:
-        await self._database.ping()
+        await self._database.ping("sessions")
 
     async def pages(self, count: int) -> AsyncIterator[list[SessionRecord]]:
         query = "SELECT digest, user, expires FROM sessions WHERE digest > ? ORDER BY digest LIMIT ?"
@@ -158,7 +158,7 @@ class SqliteRates:
         await self._database.write(lambda tx: tx.execute("DELETE FROM rates WHERE key = ?", (_key(rate),)).rowcount)
 
     async def ping(self) -> None:
-        await self._database.ping()
+        await self._database.ping("rates")
 
 
 class SqliteStrangers:

@@ -2,20 +2,23 @@
 
 import asyncio
 import time
+import re
+import secrets
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pymongo
 from bson import Binary, Int64
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from chat_server.conf import MongoDB as Config
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.digest import digest, is_digest_of
-from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.lease import Held, always
 from chat_server.utils.meter import UNWATCHED, Watch
 
@@ -24,11 +27,21 @@ T = TypeVar("T")
 Document = dict[str, Any]
 # The collections have names of their own, so that the data of the Go original may lie in the same database.
 MESSAGES, CONVERSATIONS, LEASES = "chat_messages", "chat_conversations", "chat_leases"
+PROBE = "chat_probe"  # there only while --check looks at an empty database
 EARLIEST, LATEST = Int64(0), Int64(2**62)  # no message's time: every range has two ends
 LAST_KEY = "\U0010ffff"  # no conversation's key: no name begins with it
 DUPLICATE_KEY = 11000
-WRONG_PASSWORD = 18
-UNAUTHORIZED = 13
+# What the server will answer again, by the code of the error.
+_MISTAKES = {
+    13: "MongoDBUser lacks a right on MongoDBName: grant it the role readWrite",
+    18: "MongoDBUser or MongoDBPwd is wrong",
+    73: "MongoDBName is not a name that MongoDB allows",
+    8000: "MongoDBUser or MongoDBPwd is wrong",  # Atlas
+}
+# What the driver's texts tell of a connection that cannot be made; only this of them is passed on.
+_TOLD = re.compile(
+    r"\[Errno -?\d+\] [\w ]+|certificate verify failed(?:: [\w ]+)?|timed out|connection closed", re.IGNORECASE
+)
 # Callers whose messages go into one insert, at most.
 MOST_CALLERS = 512
 POOL = 16
@@ -48,11 +61,19 @@ def client(config: Config, timeout: float) -> Any:
     """
     from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - slow to import, and only needed here
 
-    address, options = client_options(config, timeout)
+    uri, options = client_options(config, timeout)
     try:
-        return AsyncIOMotorClient(address, **options)
-    except (PyMongoError, ValueError, TypeError, OSError) as error:  # their texts may repeat a password
-        raise StartError("[MongoDB] MongoDBAddr is neither a host nor a URI that MongoDB knows") from error
+        if "@" in uri.partition("://")[2].partition("/")[2]:
+            raise ValueError("of a password with / a part would be taken for the host")
+        with warnings.catch_warnings():  # an option that it does not understand, such as tls=yes, it would leave out
+            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("ignore", "You appear to be connected to", UserWarning)  # by the host's name
+            return AsyncIOMotorClient(uri, **options)
+    except (PyMongoError, ValueError, TypeError, OSError, UserWarning):  # their texts may repeat a password
+        raise StartError(
+            "[MongoDB] MongoDBAddr is neither a host nor a URI that MongoDB knows; "
+            "in a URI write the special characters of user and password as %40"
+        ) from None
 
 
 def client_options(config: Config, timeout: float) -> tuple[str, dict[str, Any]]:
@@ -79,10 +100,14 @@ class MongoMessages:
 
     `last` of a conversation is the time of its newest message, negative once all of them are deleted.
     `held` says whether this process still has the lease on the database: without it nothing counts as stored.
+    `name` says which server it is, for people.
     """
 
-    def __init__(self, database: Any, timeout: float, held: Held = always, watch: Watch = UNWATCHED) -> None:
+    def __init__(
+        self, database: Any, timeout: float, held: Held = always, watch: Watch = UNWATCHED, name: str = "MongoDB"
+    ) -> None:
         self._held = held
+        self._name = name
         self._watch = watch
         self._messages = database[MESSAGES]
         self._conversations = database[CONVERSATIONS]
@@ -90,7 +115,7 @@ class MongoMessages:
         self._timeout = timeout
         self._marking = asyncio.Lock()  # one at a time, so that each message is marked by one
         self._adding: Batcher[Sequence[Message], list[Added]] = Batcher(
-            self._add_together, most=MOST_CALLERS, timeout=timeout, watch=watch
+            self._add_together, most=MOST_CALLERS, timeout=timeout, watch=watch, name=name
         )
 
     async def prepare(self, days: float) -> None:
@@ -243,7 +268,8 @@ class MongoMessages:
         return len(documents)
 
     async def ping(self) -> None:
-        await self._do(self._database.command("ping"))
+        await self._watch.timed(probe(self._messages, self._conversations, self._timeout, self._name))
+        await self._expect_lease()
 
     # --- moving
 
@@ -279,8 +305,7 @@ class MongoMessages:
             except BulkWriteError as another:
                 _duplicates(another)
                 raise Duplicate("a time or an id") from another
-        if not await self._held():
-            raise StoreUnavailable("the lease on MongoDB was not renewed in time")
+        await self._expect_lease()
 
     async def settle(self, one: str, other: str) -> None:
         newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
@@ -294,7 +319,7 @@ class MongoMessages:
         try:
             await self._do(self._conversations.bulk_write(updates, ordered=False))
         except BulkWriteError as error:
-            raise StoreUnavailable("MongoDB did not store all") from error
+            raise StoreUnavailable(f"{self._name}: it did not store all") from error
 
     async def taken(self, times: Sequence[int]) -> set[int]:
         query = {"_id": {"$in": [Int64(time) for time in times]}}
@@ -312,8 +337,7 @@ class MongoMessages:
             await self._touch(new)
         inserted = iter(await self._insert(new) if new else [])
         added = iter([known or next(inserted) for known in earlier])
-        if not await self._held():
-            raise StoreUnavailable("the lease on MongoDB was not renewed in time")
+        await self._expect_lease()
         return [[next(added) for _ in run] for run in runs]
 
     async def _touch(self, messages: Sequence[Message]) -> None:
@@ -332,7 +356,7 @@ class MongoMessages:
         try:
             await self._do(self._conversations.bulk_write(updates, ordered=False))
         except BulkWriteError as error:
-            raise StoreUnavailable("MongoDB did not store all") from error
+            raise StoreUnavailable(f"{self._name}: it did not store all") from error
 
     async def _insert(self, messages: Sequence[Message]) -> list[Added]:
         taken: list[int] = []
@@ -344,7 +368,7 @@ class MongoMessages:
         # the driver repeated, finds itself: it is new.
         documents = await self._namesakes([messages[index] for index in taken])
         if None in documents:  # it was its time that was taken, by another server
-            raise StoreUnavailable("MongoDB did not store all")
+            raise StoreUnavailable(f"{self._name}: it did not store all")
         earlier = dict(zip(taken, documents, strict=True))
         return [_found(earlier.get(index), message) or Added(message.time) for index, message in enumerate(messages)]
 
@@ -364,7 +388,7 @@ class MongoMessages:
             there = {"_id": {"$in": [document["_id"] for document in documents]}}
             confirmed = await self._do(self._messages.update_many(there, {"$unset": {"nothing": ""}}))
             if confirmed.matched_count < len(documents):
-                raise StoreUnavailable("MongoDB rolled back what it had stored")
+                raise StoreUnavailable(f"{self._name}: it rolled back what it had stored")
         found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
         return [found.get((_conv(m.sender, m.receiver), m.sender, m.id)) for m in messages]
 
@@ -429,54 +453,77 @@ class MongoMessages:
             await self._do(self._messages.create_index("at", name=EXPIRY, expireAfterSeconds=seconds))
 
     async def _do(self, work: Awaitable[T]) -> T:
-        return await self._watch.timed(_done(work, self._timeout))
+        return await self._watch.timed(_done(work, self._timeout, self._name))
+
+    async def _expect_lease(self) -> None:
+        if not await self._held():
+            raise StoreUnavailable(f"{self._name}: the lease was not renewed in time")
 
 
 class MongoLease:
-    """LeaseStore on MongoDB; times by this host's clock."""
+    """LeaseStore on MongoDB; times by MongoDB's clock, so that hosts whose clocks differ agree."""
 
-    def __init__(self, database: Any, timeout: float) -> None:
+    def __init__(self, database: Any, timeout: float, name: str = "MongoDB") -> None:
         self._leases = database[LEASES]
         self._timeout = timeout
+        self._name = name
 
     async def take(self, holder: bytes, seconds: float, instead_of: bytes | None) -> bytes:
-        now = time.time()
+        now = {"$divide": [{"$toLong": "$$NOW"}, 1000]}
         mine = [holder] if instead_of is None else [holder, instead_of]
-        free = {"_id": "server", "$or": [{"holder": {"$in": mine}}, {"until": {"$lt": now}}]}
-        lease = {"$set": {"holder": holder, "until": now + seconds}}
-        try:
-            await _done(self._leases.update_one(free, lease, upsert=True), self._timeout)
-        except StoreUnavailable as error:
-            if not isinstance(error.__cause__, DuplicateKeyError):
-                raise
-            document = await _done(self._leases.find_one({"_id": "server"}), self._timeout)
-            return bytes(document["holder"]) if document else b""
-        return holder
+        free = {"$or": [{"$in": ["$holder", mine]}, {"$lt": [{"$ifNull": ["$until", 0]}, now]}]}
+        lease = {
+            "holder": {"$cond": [free, {"$literal": holder}, "$holder"]},
+            "until": {"$cond": [free, {"$add": [now, seconds]}, "$until"]},
+        }
+        taking = self._leases.find_one_and_update(
+            {"_id": "server"}, [{"$set": lease}], upsert=True, return_document=pymongo.ReturnDocument.AFTER
+        )
+        return bytes((await _done(taking, self._timeout, self._name))["holder"])
 
     async def release(self, holder: bytes) -> None:
-        await _done(self._leases.delete_one({"_id": "server", "holder": holder}), self._timeout)
+        await _done(self._leases.delete_one({"_id": "server", "holder": holder}), self._timeout, self._name)
 
 
-async def reach(config: Config, mongo: Any, timeout: float) -> str:
-    """Return a sentence if the server answers and lets us in.
+async def reach(config: Config, mongo: Any, timeout: float) -> bool:
+    """Whether the database holds our messages; return if the server answers and lets us in.
 
-    Raises StoreUnavailable where it may help to wait, and StartError where it does not.
+    Raises StoreUnavailable where it may help to wait, and StoreMisconfigured where it does not.
     """
+    name = address(config)
     try:
-        await _done(mongo[config.name].command("ping"), timeout)
-        names = await _done(mongo[config.name].list_collection_names(), timeout)
-    except StoreUnavailable as error:
-        if isinstance(error.__cause__, OperationFailure) and error.__cause__.code in (WRONG_PASSWORD, UNAUTHORIZED):
-            raise StartError("[MongoDB] MongoDBUser or MongoDBPwd is wrong, or may not use MongoDBName") from error
-        raise
-    return "answers, " + ("holds our messages" if MESSAGES in names else "empty yet, the first start makes it")
+        await _done(mongo[config.name].command("ping"), timeout, name)
+        return MESSAGES in await _done(mongo[config.name].list_collection_names(), timeout, name)
+    except (ValueError, TypeError):  # the driver prepares the password only now
+        raise StoreMisconfigured(f"{name}: MongoDBPwd holds characters that no password can have") from None
+
+
+async def probe(messages: Any, conversations: Any, timeout: float, name: str) -> None:
+    """Write to both collections as a message is written, and delete it: MongoDB lets us, is a primary, and has room.
+
+    Messages have times above 0 as _id, and conversations keys that begin with a name: nobody ever sees a probe. One
+    that was left by a process that was killed is deleted by the next.
+    """
+    number = secrets.randbits(62)
+    message = {"_id": Int64(-number), "conv": "/", "from": "", "mid": f"{number}", "deleted": True, "read": True}
+    inbox = {"$set": {"user": "", "peer": "", "last": EARLIEST}}
+    await _done(conversations.update_one({"_id": f"/{number}"}, inbox, upsert=True), timeout, name)
+    await _done(messages.insert_one(message), timeout, name)
+    await _done(messages.delete_many({"_id": {"$gt": -LATEST, "$lte": EARLIEST}}), timeout, name)
+    await _done(conversations.delete_many({"_id": {"$gte": "/", "$lt": "0"}}), timeout, name)
 
 
 async def look(config: Config, timeout: float) -> str:
-    """What --check says of it."""
-    mongo = client(config, timeout)
+    """What --check says of it, having tried what the work needs. Raises as `reach`."""
+    mongo, name = client(config, timeout), address(config)
+    database = mongo[config.name]
     try:
-        return await reach(config, mongo, timeout)
+        if await reach(config, mongo, timeout):
+            await probe(database[MESSAGES], database[CONVERSATIONS], timeout, name)
+            return "answers, holds our messages"
+        await probe(database[PROBE], database[PROBE], timeout, name)
+        await _done(database.drop_collection(PROBE), timeout, name)  # a write has made it
+        return "answers, empty yet, the first start makes it"
     finally:
         mongo.close()
 
@@ -485,22 +532,39 @@ async def connect(
     config: Config, mongo: Any, timeout: float, days: float, held: Held, watch: Watch = UNWATCHED
 ) -> MongoMessages:
     """The messages of that database, its indexes made. Raises StoreUnavailable."""
-    messages = MongoMessages(mongo[config.name], timeout, held, watch)
+    messages = MongoMessages(mongo[config.name], timeout, held, watch, address(config))
     await messages.prepare(days)
+    await messages.ping()
     return messages
 
 
-async def _done(work: Awaitable[T], timeout: float) -> T:
+def address(config: Config) -> str:
+    """Where MongoDB is, for people: never the user and password of a URI."""
+    hosts = re.sub(r"^mongodb(\+srv)?://", "", config.addr).rpartition("@")[2].partition("/")[0].partition("?")[0]
+    return f"MongoDB at {hosts}" if "://" in config.addr else f"MongoDB at {hosts}:{config.port}"
+
+
+async def _done(work: Awaitable[T], timeout: float, name: str) -> T:
     """Wait for the driver, and turn its errors into ours."""
     try:
         async with asyncio.timeout(timeout * 1.2):  # the driver's own comes first
             return await work
     except BulkWriteError:
         raise
-    except TimeoutError as error:
-        raise StoreUnavailable(f"MongoDB did not answer within {timeout:g} s") from error
-    except (PyMongoError, OSError) as error:
-        raise StoreUnavailable(f"MongoDB failed: {type(error).__name__}") from error
+    except (PyMongoError, OSError) as error:  # a timeout is one
+        raise failure(name, error) from error
+
+
+def failure(name: str, error: Exception) -> StoreUnavailable:
+    """Ours, for an error of the driver."""
+    if isinstance(error, OperationFailure):
+        if mistake := _MISTAKES.get(error.code or 0):
+            return StoreMisconfigured(f"{name}: {mistake}")
+        details = error.details or {}
+        return StoreUnavailable(f"{name}: {details.get('codeName') or type(error).__name__} (error {error.code})")
+    if told := _TOLD.search(str(error)):
+        return StoreUnavailable(f"{name}: {(told[0].partition('] ')[2] or told[0]).strip().lower()}")
+    return StoreUnavailable(f"{name}: {cause(error)}")
 
 
 def _conv(one: str, other: str) -> str:
@@ -546,7 +610,7 @@ def _duplicates(error: BulkWriteError) -> list[int]:
     """Which of a batch were there already. Raises StoreUnavailable if that is not all that went wrong."""
     failures = error.details["writeErrors"]
     if any(failure["code"] != DUPLICATE_KEY for failure in failures) or error.details.get("writeConcernErrors"):
-        raise StoreUnavailable("MongoDB did not store all") from error
+        raise StoreUnavailable("MongoDB: it did not store all") from error
     return [failure["index"] for failure in failures]
 
 

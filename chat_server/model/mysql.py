@@ -1,10 +1,12 @@
 """Users in MySQL or MariaDB."""
 
 import asyncio
+import re
+import secrets
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import aiomysql
 import pymysql
@@ -12,9 +14,13 @@ from pymysql.constants import ER
 
 from chat_server.conf import MySQL as Config
 from chat_server.model.users import State, User
-from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
+from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.meter import UNWATCHED, Watch
 from chat_server.utils.tls import NotOfferedError, trouble
+
+T = TypeVar("T")
+
+Rows = tuple[int, Sequence[tuple[Any, ...]]]  # how many rows a statement changed, and those it found
 
 # Connections at most; a login needs one for a moment.
 POOL = 8
@@ -31,18 +37,42 @@ _NAMED = "WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"
 _GET = f"SELECT name, password, state FROM chat_users {_NAMED}"  # noqa: S608 - all of it stands here
 _LOCK = "chat_server schema"
 # What the server says when it understood us and will say again: nothing to wait for.
-_REFUSALS = {
+_MISTAKES = {
     ER.ACCESS_DENIED_ERROR: "DbUser or DbPassWord is wrong",
+    1698: "DbUser or DbPassWord is wrong",  # of an account that logs in without a password
+    ER.HOST_NOT_PRIVILEGED: "no account may log in from this host",
     ER.DBACCESS_DENIED_ERROR: "DbUser may not use DbName",
     ER.BAD_DB_ERROR: "there is no database DbName: create it",
+    ER.NO_SUCH_TABLE: "a table is missing in DbName: restore it from a backup",
+    ER.BAD_FIELD_ERROR: "a column is missing in DbName: restore it from a backup",
 }
+# "INSERT command denied to user ..."
+_DENIED = (ER.TABLEACCESS_DENIED_ERROR, ER.COLUMNACCESS_DENIED_ERROR)
+# What it says after it was demoted: https://github.com/go-sql-driver/mysql drops connections on the same ones.
+_READ_ONLY = (ER.OPTION_PREVENTS_STATEMENT, 1792, 1836)
+_REFUSALS = dict.fromkeys(_READ_ONLY, "it is read-only") | {
+    ER.DISK_FULL: "its disk is full",
+    ER.RECORD_FILE_FULL: "its disk is full",
+    ER.CON_COUNT_ERROR: "it has too many connections (max_connections)",
+    ER.LOCK_WAIT_TIMEOUT: "no answer in time",
+}
+# All that the server does with users; no user has a name with a slash.
+_PROBE = (
+    "INSERT INTO chat_users (name, password, state) VALUES (%(name)s, '', 0)",
+    "SELECT name, password, state FROM chat_users WHERE name = %(name)s",
+    "UPDATE chat_users SET state = 1 WHERE name = %(name)s",
+    "DELETE FROM chat_users WHERE name = %(name)s",
+)
+# They fail in any case, but differently without the right.
+_SCHEMA_PROBE = ("CREATE TABLE chat_probe LIKE chat_nothing", "ALTER TABLE chat_nothing ADD COLUMN nothing INT")
 
 
 class MySQLUsers:
     """UserStore on MySQL. An operation takes `timeout` seconds at most, waiting for a connection included."""
 
-    def __init__(self, pool: aiomysql.Pool, timeout: float, watch: Watch = UNWATCHED) -> None:
+    def __init__(self, pool: aiomysql.Pool, name: str, timeout: float, watch: Watch = UNWATCHED) -> None:
         self._pool = pool
+        self._name = name  # for people
         self._timeout = timeout
         self._watch = watch
 
@@ -82,7 +112,7 @@ class MySQLUsers:
         return changed > 0
 
     async def ping(self) -> None:
-        await self._execute("SELECT 1")
+        await self._watch.timed(self._borrow(lambda connection: _probe(connection, commit=True)))
 
     async def count(self) -> int:
         _, rows = await self._execute("SELECT count(*) FROM chat_users")
@@ -108,26 +138,33 @@ class MySQLUsers:
         self._pool.terminate()
         await self._pool.wait_closed()
 
-    async def _execute(self, query: str, *values: str | int) -> tuple[int, Sequence[tuple[Any, ...]]]:
-        return await self._watch.timed(self._run(query, values))
+    async def _execute(self, query: str, *values: str | int) -> Rows:
+        """Run one statement in a transaction of its own."""
 
-    async def _run(self, query: str, values: Sequence[str | int]) -> tuple[int, Sequence[tuple[Any, ...]]]:
-        """Run one statement in a transaction of its own: how many rows it changed, and those it found."""
-        try:
-            async with (
-                asyncio.timeout(self._timeout),
-                borrowed(self._pool) as connection,
-                connection.cursor() as cursor,
-            ):
+        async def work(connection: aiomysql.Connection) -> Rows:
+            async with connection.cursor() as cursor:
                 count = await cursor.execute(query, values)
                 return count, await cursor.fetchall() if cursor.description else ()
-        except TimeoutError as error:
-            raise StoreUnavailable(f"MySQL did not answer within {self._timeout:g} s") from error
+
+        return await self._watch.timed(self._borrow(work))
+
+    async def _borrow(self, work: Callable[[aiomysql.Connection], Awaitable[T]]) -> T:
+        """Do `work` on a connection, and turn the driver's errors into ours."""
+        try:
+            async with asyncio.timeout(self._timeout), borrowed(self._pool) as connection:
+                return await work(connection)
         except pymysql.err.IntegrityError:
             raise
         except (pymysql.err.MySQLError, OSError, RuntimeError) as error:
-            # aiomysql raises RuntimeError where a connection ended while it was read
-            raise StoreUnavailable(f"MySQL failed: {type(error).__name__} {_code(error)}") from error
+            if _code(error) in _READ_ONLY:
+                await self._drop_connections()
+            raise _failure(self._name, error) from error
+
+    async def _drop_connections(self) -> None:
+        """Close the idle ones: after a failover the next call resolves the name again, and finds the primary."""
+        with suppress(OSError):  # a timeout is one
+            async with asyncio.timeout(self._timeout):
+                await self._pool.clear()
 
 
 def _user(row: tuple[str, bytes, int]) -> User:
@@ -138,30 +175,76 @@ def _user(row: tuple[str, bytes, int]) -> User:
 async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED, *, beside: bool = False) -> MySQLUsers:
     """The users of that database, its schema up to date; with `beside` an earlier one that a server may use is refused.
 
-    Raises StoreUnavailable where it may help to wait, and StartError where it does not.
+    Raises StoreUnavailable where it may help to wait, StartError and StoreMisconfigured where it does not.
     """
     pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
             await _prepare(connection, timeout, beside)
+            await _probe(connection)
     except BaseException:
         pool.terminate()
         await pool.wait_closed()
         raise
-    return MySQLUsers(pool, timeout, watch)
+    return MySQLUsers(pool, address(config), timeout, watch)
 
 
 async def look(config: Config, timeout: float) -> str:
-    """What --check says of it."""
+    """What --check says of it, having tried all that a start and the work need. Raises as `connect`."""
     pool = make_pool(config)
     try:
-        async with opening(config, timeout), borrowed(pool) as connection, connection.cursor() as cursor:
-            await cursor.execute("SHOW TABLES LIKE 'chat_users'")
-            known = await cursor.fetchone()
-            return "answers, " + ("holds our users" if known else "empty yet, the first start makes it")
+        async with opening(config, timeout), borrowed(pool) as connection:
+            done = await _schema_step(connection)
+            if done < len(STEPS):
+                await _try(connection, _SCHEMA_PROBE, {}, passes=(ER.NO_SUCH_TABLE,))
+            missing = (ER.NO_SUCH_TABLE, ER.BAD_FIELD_ERROR) if done < len(STEPS) else ()
+            await _probe(connection, passes=missing)
+            if done == len(STEPS):
+                return "answers, holds our users"
+            return "answers, " + (
+                "the next start brings it up to date" if done else "empty yet, the first start makes it"
+            )
     finally:
         pool.terminate()
         await pool.wait_closed()
+
+
+async def _probe(connection: aiomysql.Connection, *, commit: bool = False, passes: Sequence[int] = ()) -> None:
+    """Do to a user that nobody can be all that is done to users, in one transaction, after which there is none.
+
+    `commit` shows that a transaction can be made durable as well: on a full disk it is the commit that fails.
+    """
+    await connection.begin()
+    await _try(connection, _PROBE, {"name": f"/{secrets.token_hex(8)}"}, passes)
+    await (connection.commit() if commit else connection.rollback())
+
+
+async def _try(
+    connection: aiomysql.Connection, statements: Sequence[str], values: dict[str, str], passes: Sequence[int]
+) -> None:
+    """Execute the statements; errors with the codes `passes` are expected."""
+    async with connection.cursor() as cursor:
+        for statement in statements:
+            try:
+                await cursor.execute(statement, values)
+            except pymysql.err.MySQLError as error:
+                if _code(error) not in passes:
+                    raise
+
+
+async def _schema_step(connection: aiomysql.Connection) -> int:
+    """How many steps the schema has seen. Raises StartError if it is of a later version."""
+    async with connection.cursor() as cursor:
+        if not await cursor.execute("SHOW TABLES LIKE 'chat_schema'"):
+            return 0
+        await cursor.execute("SELECT coalesce(max(step), 0) FROM chat_schema")
+        [done] = await cursor.fetchone()
+    if done > len(STEPS):
+        raise StartError(
+            f"[mysql] the schema was made by a newer chat_server (step {done}, this one knows {len(STEPS)}); "
+            "run that one, or restore a backup"
+        )
+    return int(done)
 
 
 async def _prepare(connection: aiomysql.Connection, timeout: float, beside: bool) -> None:
@@ -171,15 +254,9 @@ async def _prepare(connection: aiomysql.Connection, timeout: float, beside: bool
         if (await cursor.fetchone())[0] != 1:
             raise TimeoutError("another process holds the schema's lock")
         try:
-            if not await cursor.execute("SHOW TABLES LIKE 'chat_schema'"):
-                await cursor.execute("CREATE TABLE chat_schema (step INT NOT NULL PRIMARY KEY)")
-            await cursor.execute("SELECT coalesce(max(step), 0) FROM chat_schema")
-            [done] = await cursor.fetchone()
-            if done > len(STEPS):
-                raise StartError(
-                    f"[mysql] the schema was made by a newer chat_server (step {done}, this one knows {len(STEPS)}); "
-                    "run that one, or restore a backup"
-                )
+            done = await _schema_step(connection)
+            if not done:
+                await cursor.execute("CREATE TABLE IF NOT EXISTS chat_schema (step INT NOT NULL PRIMARY KEY)")
             if beside and 0 < done < len(STEPS):
                 raise StartError("[mysql] the schema is that of an earlier chat_server; start this one first")
             for number, step in enumerate(STEPS[done:], done + 1):
@@ -201,7 +278,8 @@ def make_pool(config: Config) -> aiomysql.Pool:
         port=config.db_port,
         unix_socket=config.db_host if config.db_host.startswith("/") else None,
         user=config.db_user,
-        password=config.db_password,
+        # The driver encodes it as Latin-1, and MySQL's accounts are made by clients that speak UTF-8.
+        password=config.db_password.encode().decode("latin-1"),
         db=config.db_name,
         charset="utf8mb4",
         autocommit=True,
@@ -214,16 +292,11 @@ def make_pool(config: Config) -> aiomysql.Pool:
 @asynccontextmanager
 async def opening(config: Config, timeout: float) -> AsyncIterator[None]:
     """Turns what goes wrong with the first connection into our errors."""
-    where = config.db_host if config.db_host.startswith("/") else f"{config.db_host}:{config.db_port}"
     try:
         async with asyncio.timeout(timeout):
             yield
-    except (pymysql.err.MySQLError, OSError, TimeoutError, RuntimeError) as error:
-        if why := _REFUSALS.get(_code(error)):
-            raise StartError(f"[mysql] {where}: {why}") from error
-        if why := trouble(error):
-            raise StartError(f"[mysql] {where}: no TLS ({why}); see DbTls and DbTlsCa") from error
-        raise StoreUnavailable(f"MySQL at {where}: {type(error).__name__}") from error
+    except (pymysql.err.MySQLError, OSError, RuntimeError) as error:
+        raise _failure(address(config), error) from error
 
 
 @asynccontextmanager
@@ -254,6 +327,23 @@ def _tls(config: Config) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def address(config: Config) -> str:
+    """Where MySQL is, for people."""
+    return f"MySQL at {config.db_host}" + ("" if config.db_host.startswith("/") else f":{config.db_port}")
+
+
+def _failure(name: str, error: BaseException) -> StoreUnavailable:
+    """Ours, for an error of the driver; aiomysql raises RuntimeError where a connection ended while it was read."""
+    code = _code(error)
+    if code in _DENIED and (denied := re.match(r"[A-Z]+", str(error.args[1]))):
+        return StoreMisconfigured(f"{name}: DbUser lacks the right {denied[0]} on DbName")
+    if mistake := _MISTAKES.get(code):
+        return StoreMisconfigured(f"{name}: {mistake}")
+    if why := trouble(error):
+        return StoreMisconfigured(f"{name}: no TLS ({why}); see DbTls and DbTlsCa")
+    return StoreUnavailable(f"{name}: {_REFUSALS.get(code) or cause(error)}{f' (error {code})' if code else ''}")
 
 
 def _code(error: BaseException) -> int:

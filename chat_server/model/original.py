@@ -114,8 +114,8 @@ class Original:
         try:
             async with asyncio.timeout(self._timeout * 1.2):
                 return await work
-        except (PyMongoError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"MongoDB failed: {type(error).__name__}") from error
+        except (PyMongoError, OSError) as error:  # a timeout is one
+            raise mongodb.failure(mongodb.address(self._mongodb), error) from error
 
 
 def _text(value: str | bytes | None) -> str:

@@ -9,8 +9,7 @@ import msgspec
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
-from chat_server.utils.errors import Duplicate, StoreUnavailable
-from chat_server.utils.lease import Held, always
+from chat_server.utils.errors import Duplicate
 from chat_server.utils.sqlite import Database, Schema, portions, rows
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
@@ -77,7 +76,7 @@ class SqliteUsers:
         )
 
     async def ping(self) -> None:
-        await self._database.ping()
+        await self._database.ping("users")
 
     async def count(self) -> int:
         return await self._database.read(lambda connection: _count(connection, "SELECT count(*) FROM users"))
@@ -182,13 +181,11 @@ _MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each
 class SqliteMessages:
     """MessageStore on the embedded database.
 
-    `held` says whether this process still has the leases on the other stores: without them nothing counts as stored.
     Methods that end in `_in` do their work inside a job, for whoever needs several in one transaction.
     """
 
-    def __init__(self, database: Database, held: Held = always) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._held = held
         # (lesser name, greater name) -> number. Only the writer thread uses it. A number whose transaction
         # was rolled back may stay: _TOUCH then writes it with the next message.
         self._numbers: dict[tuple[str, str], int] = {}
@@ -201,10 +198,7 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
-        added = await self._database.write_together(self._add_runs, run, self._add_new_runs)
-        if not await self._held():
-            raise StoreUnavailable("the lease on another store was not renewed in time")
-        return added
+        return await self._database.write_together(self._add_runs, run, self._add_new_runs)
 
     def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
         """What `add` does."""
@@ -367,7 +361,7 @@ class SqliteMessages:
         return await self._database.write(job)
 
     async def ping(self) -> None:
-        await self._database.ping()
+        await self._database.ping("messages")
 
     # --- moving
 

@@ -33,8 +33,10 @@ class Batcher(Generic[Item, Result]):
         timeout: float | None = None,
         gather: float = 0,
         watch: Watch = UNWATCHED,
+        name: str = "the store",
     ) -> None:
         self._work = work
+        self._name = name  # for people
         self._watch = watch
         self._most = most
         self._timeout = timeout
@@ -100,7 +102,7 @@ class Batcher(Generic[Item, Result]):
             expect_each(batch, results)
         except TimeoutError:
             self._watch.gave_up()
-            return [StoreUnavailable(f"no answer within {self._timeout:g} s") for _ in batch]
+            return [StoreUnavailable(f"{self._name}: no answer within {self._timeout:g} s") for _ in batch]
         except Exception as error:
             return [error] * len(batch)
         return results

@@ -1,4 +1,8 @@
-"""One server on one set of stores: a lease that is renewed, and that nothing is acknowledged without."""
+"""One server on one store: a lease that is renewed, and without which nothing in that store counts as done.
+
+Each lease protects the store that holds it, and no other: MongoDB's the messages, Redis's the sessions and counters.
+So a store that is away does not stop the work of the others.
+"""
 
 import asyncio
 import logging
@@ -15,7 +19,7 @@ from chat_server.utils.errors import StartError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-# Says whether this process may count something as stored: whether it still has its leases.
+# Says whether this process may count something as stored: whether it still has the lease of that store.
 Held = Callable[[], Awaitable[bool]]
 
 # A lease ends so many seconds after it was last renewed, and is renewed three times as often.
@@ -49,6 +53,13 @@ class Holder(msgspec.Struct, frozen=True):
         return f"host {self.host}, process {self.pid}"
 
 
+def _decoded(holder: bytes) -> Holder:
+    try:
+        return msgspec.json.decode(holder, type=Holder)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # written by another program, or a later version
+        return Holder("unknown", "-", 0, "")
+
+
 class LeaseStore(Protocol):
     """A store that can hold a lease. Raises StoreUnavailable."""
 
@@ -79,22 +90,26 @@ class Lease:
 
         While it is not, for at most `patience`, this waits for a renewal, which finds out.
         """
-        deadline = time.monotonic() + self._patience
-        while (now := time.monotonic()) >= self._until:
+        deadline = _now() + self._patience
+        while (now := _now()) >= self._until:
             if now >= deadline:
                 return False
             await asyncio.sleep(LOOK)
         return True
 
+    def left(self) -> float:
+        """Seconds until it runs out, unless it is renewed; 0 if it has run out."""
+        return max(0.0, self._until - _now())
+
     async def take(self) -> None:
-        """Take it. Raises StartError if another server has it, StoreUnavailable if the store is away."""
+        """Take it. Raises StartError if another server has it, StoreUnavailable if the store fails."""
         deadline = time.monotonic() + LEASE_SECONDS + 1
         instead_of = None
         while True:
             holder = await self._renew(instead_of)
             if holder is None:
                 return
-            known = msgspec.json.decode(holder, type=Holder)
+            known = _decoded(holder)
             if known.gone():
                 instead_of = holder
                 continue
@@ -113,11 +128,13 @@ class Lease:
             try:
                 holder = await self._renew(None)
             except StoreUnavailable as error:
-                log.warning("lease not renewed", extra={"store": self._name, "why": str(error)})
+                log.warning("lease not renewed", extra={"store": self._name, "error": str(error)})
+                continue
+            except Exception:  # a fault of ours must not end the renewals unseen
+                log.exception("lease renewal failed", extra={"store": self._name})
                 continue
             if holder is not None:
-                known = msgspec.json.decode(holder, type=Holder)
-                lost(f"{self._name}: another chat_server ({known}) took this one's place")
+                lost(f"{self._name}: another chat_server ({_decoded(holder)}) took this one's place")
 
     async def release(self) -> None:
         """Give it up, so that the next server need not wait."""
@@ -125,16 +142,21 @@ class Lease:
         try:
             await self._store.release(self._me)
         except StoreUnavailable as error:
-            log.warning("lease not released", extra={"store": self._name, "why": str(error)})
+            log.warning("lease not released", extra={"store": self._name, "error": str(error)})
 
     async def _renew(self, instead_of: bytes | None) -> bytes | None:
         """None if it is ours now, else who holds it."""
-        asked = time.monotonic()
+        asked = _now()
         holder = await self._store.take(self._me, LEASE_SECONDS, instead_of)
         if holder != self._me:
             return holder
         self._until = asked + LEASE_SECONDS
         return None
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps: the lease runs out in the store meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _boot() -> str:

@@ -35,6 +35,12 @@ class Meter:
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """What `read` returns is to be known under that name; it is called when somebody asks."""
 
+    def watch_health(self, store: str, up: Callable[[], bool]) -> None:
+        """Expose whether a store is up; `up` says so without asking the store."""
+
+    def watch_lease(self, store: str, left: Callable[[], float]) -> None:
+        """Expose how many seconds the lease on a store has left."""
+
     def watch(self, store: str) -> Watch:
         """A watch on that store."""
         return UNWATCHED

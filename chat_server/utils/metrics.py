@@ -37,6 +37,12 @@ class Metrics(Meter):
         )
         self._failures = self._counter("chat_store_failures", "Calls that a store failed, or did not answer.", "store")
         self._batches = self._histogram("chat_batch_size", "Requests that went to a store together.", SIZES, "store")
+        self._up = Gauge(
+            "chat_store_up", "Whether a store answered and accepted writes.", ("store",), registry=self._registry
+        )
+        self._leases = Gauge(
+            "chat_lease_seconds", "Seconds until the lease on a store runs out.", ("store",), registry=self._registry
+        )
 
     def answered(self, op: int, statuses: Sequence[int]) -> None:
         seen, first = self._answers.seen, statuses[0]
@@ -51,6 +57,12 @@ class Metrics(Meter):
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         Gauge(name, meaning, registry=self._registry).set_function(read)
+
+    def watch_health(self, store: str, up: Callable[[], bool]) -> None:
+        self._up.labels(store).set_function(up)
+
+    def watch_lease(self, store: str, left: Callable[[], float]) -> None:
+        self._leases.labels(store).set_function(left)
 
     def watch(self, store: str) -> Watch:
         return StoreWatch(self._calls.labels(store), self._failures.labels(store), self._batches.labels(store))

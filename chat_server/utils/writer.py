@@ -62,7 +62,7 @@ class Writer(Generic[Item]):
         if self._stuck:
             if self._coming:
                 self._watch.gave_up()
-                raise StoreUnavailable(f"no answer for more than {self._timeout:g} s")
+                raise StoreUnavailable(f"the embedded database: no answer for more than {self._timeout:g} s")
             self._stuck = False
         loop = asyncio.get_running_loop()
         asked = _Asked(item, loop.create_future(), loop.time())
@@ -121,7 +121,7 @@ class Writer(Generic[Item]):
             if due:  # also where the caller was cancelled: the item may still wait
                 self._stuck = True
             if not future.done():
-                future.set_exception(StoreUnavailable(f"no answer within {self._timeout:g} s"))
+                future.set_exception(StoreUnavailable(f"the embedded database: no answer within {self._timeout:g} s"))
                 late += 1
         if late:
             self._watch.gave_up()

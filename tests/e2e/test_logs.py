@@ -162,7 +162,7 @@ async def test_debug_lines_are_readable_and_tell_no_secret(tmp_path: Path) -> No
     assert len([line for line in lines if " INFO socket opened " in line]) == 6
     assert len([line for line in lines if " INFO socket closed " in line]) == 6
     assert len([line for line in lines if " ERROR failed " in line and "ValueError" in line]) >= 1
-    assert [line for line in lines if " WARNING a store is away " in line]
+    assert [line for line in lines if " WARNING store unavailable " in line]
     assert 'user="1" address="127.0.0.1"' in next(line for line in lines if " INFO logged in " in line)
 
 

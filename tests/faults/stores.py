@@ -137,6 +137,10 @@ class Wire:
         self._behind = port
         self._open: set[asyncio.StreamWriter] = set()
 
+    def lead_to(self, database: DatabaseServer) -> None:
+        """Lead new connections to that database; those that are open stay."""
+        self._behind = database.port
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection."""
         try:

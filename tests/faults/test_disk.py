@@ -12,6 +12,7 @@ from chat_server.cache.sqlite import CACHE_SCHEMA
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA
 from chat_server.utils.sqlite import Database
 from tests import raw
+from tests.e2e.answers import ask
 from tests.faults.disk import SYNC, WRITE, Call, Disk, disk, power_lost, refused, sent
 from tests.harness import PASSWORD, Server, until
 
@@ -126,6 +127,20 @@ async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledg
         server.kill()
         await server.ended()
     await survives(disk.calls(), moments, tmp_path)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO])
+async def test_health_is_503_while_the_log_cannot_be_written(disk: Disk, error: int) -> None:
+    """Also where nobody has tried to write."""
+    async with disk.server() as server:
+
+        async def answers(code: int) -> bool:
+            return (await ask(server, "GET", "/health")).status_code == code
+
+        assert await answers(200)
+        with disk.failing("write", "chat.db-wal", error):
+            await until(lambda: answers(503))
+        await until(lambda: answers(200))
 
 
 async def test_what_a_failed_sync_left_in_memory_is_not_acknowledged_after_a_restart(

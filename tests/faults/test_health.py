@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chat_server.utils.lease import LEASE_SECONDS
 from tests import servers
 from tests.e2e.answers import ask, done, envelope
 from tests.e2e.test_metrics import scraped
@@ -92,7 +93,10 @@ async def test_a_store_that_is_away_and_comes_back(
         for other in STORES.keys() - {store}:
             assert seen[other]["since"] == before[other]["since"]
             assert seen[other]["took_ms"] < 1000 * TIMEOUT
-        failures = (await scraped(port)).samples["chat_store_failures_total"]
+        samples = (await scraped(port)).samples
+        told = {name: samples["chat_store_up"][METRICS[name],] for name in STORES}
+        assert told == {name: name != store for name in STORES}
+        failures = samples["chat_store_failures_total"]
         assert {name for (name,), count in failures.items() if count} == {METRICS[store]}
     finally:
         back()
@@ -104,6 +108,21 @@ async def test_a_store_that_is_away_and_comes_back(
     _, after = await health(server)
     assert states(after) == dict.fromkeys(STORES, "up")
     assert after[store]["since"] > seen[store]["since"]
+
+
+async def test_metrics_tell_of_stores_and_leases_though_nobody_asks(
+    server: Server, databases: dict[str, servers.DatabaseServer], port: int
+) -> None:
+    async def redis_is(up: bool) -> bool:
+        return bool((await scraped(port)).samples["chat_store_up"]["redis",]) == up
+
+    left = (await scraped(port)).samples["chat_lease_seconds"]
+    assert set(left) == {("mongodb",), ("redis",)}
+    assert all(0 < seconds <= LEASE_SECONDS for seconds in left.values())
+    databases["cache"].kill()
+    await until(lambda: redis_is(False))
+    databases["cache"].start()
+    await until(lambda: redis_is(True))
 
 
 def _ways(database: servers.DatabaseServer, how: str) -> tuple[Callable[[], None], Callable[[], None]]:

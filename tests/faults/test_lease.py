@@ -100,7 +100,10 @@ async def test_frozen_and_replaced_it_acknowledges_nothing_more_and_ends(held: H
             await asyncio.sleep(SECONDS * 1.2)  # the lease runs out: only time does that
             held.give_to_another_host()
             server.process.send_signal(signal.SIGCONT)
-            assert 40019 not in [*await answers(chat), *await answers(other)]
+            told, friend_told = await answers(chat), await answers(other)
+            assert 40019 not in told
+            # Redis's lease protects what is in Redis: what friends say is stored without it, and so acknowledged.
+            assert held.name == "redis" or 40019 not in friend_told
         assert await server.ended() == 1
         *_, line = server.log.read_text().splitlines()
         assert line.startswith("chat-server: ")

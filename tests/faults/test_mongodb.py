@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pymongo
 import pytest
@@ -28,7 +29,7 @@ from tests.faults.stores import (
     store_away,
     wire,
 )
-from tests.harness import Frame, Process, Server, process, until
+from tests.harness import Frame, Process, Server, process, run_py, until
 from tests.servers import DatabaseServer
 
 FRESH = "CHAT_MONGODB_MONGODBNAME"
@@ -201,7 +202,9 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_costs_and_doubles_no_me
 async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
     stores = {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBPORT": str(servers.free_port())}
     line, before = await fails(tmp_path / "data", stores, StartTimeout=4, StoreTimeout=0.5)
-    assert "MongoDB did not come within 4 s (StartTimeout)" in line
+    assert "MongoDB at " in line
+    assert "connection refused" in line
+    assert "gave up after 4 s (StartTimeout)" in line
     assert len(before) == 1
     assert "waiting for a database" in before[0]
     assert "MongoDB" in before[0]
@@ -256,3 +259,72 @@ async def test_a_wrong_password_is_told_at_once(guarded: DatabaseServer, tmp_pat
     assert before == []
     async with process(tmp_path / "data", stores=stores | {"CHAT_MONGODB_MONGODBPWD": "secret"}):
         pass
+
+
+async def test_an_account_that_may_only_read_is_named_at_once(guarded: DatabaseServer, tmp_path: Path) -> None:
+    with pymongo.MongoClient[dict[str, object]](
+        "127.0.0.1", guarded.port, username="chat", password="secret"
+    ) as client:
+        client.admin.command("createUser", "reader", pwd="secret", roles=[{"role": "read", "db": "chat_demo"}])
+    stores = servers.environ(mongodb=guarded)
+    stores |= {"CHAT_MONGODB_MONGODBUSER": "reader", "CHAT_MONGODB_MONGODBPWD": "secret"}
+    line, before = await fails(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
+    says = f"MongoDB at 127.0.0.1:{guarded.port}: MongoDBUser lacks a right on MongoDBName: grant it the role readWrite"
+    assert says in line
+    assert before == []
+    child = await run_py("--check", environ=stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
+    out, err = await child.communicate()
+    assert (out, err.decode()) == (b"", f"{line}\n")
+
+
+async def test_a_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp_path: Path) -> None:
+    password = "pässwörd-пароль-密码"
+    with pymongo.MongoClient[dict[str, object]](
+        "127.0.0.1", guarded.port, username="chat", password="secret"
+    ) as client:
+        client.admin.command("createUser", "guest", pwd=password, roles=[{"role": "readWrite", "db": "chat_demo"}])
+    stores = servers.environ(mongodb=guarded)
+    stores |= {"CHAT_MONGODB_MONGODBUSER": "guest", "CHAT_MONGODB_MONGODBPWD": password}
+    async with process(tmp_path / "data", stores=stores) as server:
+        await server.users(names(1)[0])
+    quoted = {
+        "CHAT_MONGODB_MONGODBADDR": f"mongodb://guest:{quote(password)}@127.0.0.1:{guarded.port}/?authSource=admin"
+    }
+    async with process(tmp_path / "data", stores=servers.environ(mongodb=guarded) | quoted):
+        pass
+
+
+async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseServer, tmp_path: Path) -> None:
+    def grant(role: str) -> None:
+        """And start it again: the stand-in asks for rights when a connection is made."""
+        roles = [{"role": role, "db": "chat_demo"}]
+        with pymongo.MongoClient[dict[str, object]](
+            "127.0.0.1", guarded.port, username="chat", password="secret"
+        ) as client:
+            known = client.admin.command("usersInfo", "clerk")["users"]
+            change = {"roles": roles} if known else {"roles": roles, "pwd": "secret"}
+            client.admin.command("updateUser" if known else "createUser", "clerk", **change)
+        guarded.send(signal.SIGTERM)
+        assert guarded._process
+        guarded._process.wait(HANGS)
+        guarded.start()
+
+    grant("readWrite")
+    stores = servers.environ(mongodb=guarded)
+    stores |= {"CHAT_MONGODB_MONGODBUSER": "clerk", "CHAT_MONGODB_MONGODBPWD": "secret"}
+    one, two = names(2)
+    async with process(tmp_path / "data", stores=stores, **SOON) as server:
+        await server.users(one, two)
+
+        async def messages_are(state: str) -> bool:
+            return bool((await ask(server, "GET", "/health")).json()["data"]["messages"]["state"] == state)
+
+        assert await messages_are("up")
+        await asyncio.to_thread(grant, "read")
+        async with server.chat(one, two) as chat:
+            assert (await chat.answer(2, "-10"))["op_type"] == 40005  # it answers
+            await until(lambda: messages_are("away"))
+            await store_away(chat, 1, 40008, "m1\nhello", type=1)
+            await asyncio.to_thread(grant, "readWrite")
+            await until(lambda: messages_are("up"))
+            await sent(chat, "m1\nhello")

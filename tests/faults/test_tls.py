@@ -145,11 +145,12 @@ async def test_a_certificate_of_another_authority_is_a_clear_start_error(
     tmp_path: Path, encrypted: Encrypted, arguments: tuple[str, ...]
 ) -> None:
     line = await said(tmp_path, mysql_over_tls(encrypted, encrypted.other), *arguments)
-    assert f"[mysql] 127.0.0.1:{encrypted.mysql.port}: no TLS (the certificate is not good" in line
+    assert f"MySQL at 127.0.0.1:{encrypted.mysql.port}: no TLS (the certificate is not good" in line
     assert "DbTlsCa" in line
     assert "no TLS (the certificate is not good" in await said(tmp_path, mysql_over_tls(encrypted, ""), *arguments)
     line = await said(tmp_path, redis_over_tls(encrypted, encrypted.other), *arguments)
-    assert "[redis] RedisAddr: no TLS (the certificate is not good" in line
+    assert f"Redis at 127.0.0.1:{encrypted.redis_port}: no TLS (the certificate is not good" in line
+    assert "RedisAddr" in line
 
 
 @needs_servers

@@ -1,0 +1,95 @@
+"""A failover behind one name: the server leaves the database that was demoted and finds the new primary.
+
+The name is a proxy that leads new connections elsewhere, as a changed DNS record does; open ones stay where they are.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pymysql
+import pytest
+from redis import Redis
+
+from tests import servers
+from tests.e2e.answers import ask, post, try_login
+from tests.faults.stores import HANGS, SOON, names, sent, wire
+from tests.harness import PASSWORD, process, until
+from tests.servers import DatabaseServer
+
+
+@pytest.fixture
+def promoted(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """The server that becomes the primary."""
+    if why := servers.missing():
+        pytest.skip(f"the database servers are left out: apt-get install {why}")
+    server = {"mysql": servers.mysql, "redis": servers.redis}[request.param]()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("promoted", ["redis"], indirect=True)
+async def test_a_demoted_redis_is_left(redis: DatabaseServer, promoted: DatabaseServer, tmp_path: Path) -> None:
+    one, two = names(2)
+    with Redis(port=redis.port) as old, Redis(port=promoted.port) as new:
+        new.replicaof("127.0.0.1", redis.port)
+        async with wire(redis) as between:
+            stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISADDR": f"127.0.0.1:{between.port}"}
+            async with process(tmp_path / "data", stores=stores, **SOON) as server:
+                await server.users(one, two)
+                async with server.chat(one, two) as stranger:
+                    await sent(stranger, "m0\nhello")
+                    await until(lambda: new.info("replication")["master_link_status"] == "up")
+                    await until(lambda: new.dbsize() == old.dbsize())
+                    new.replicaof("NO", "ONE")
+                    old.replicaof("127.0.0.1", promoted.port)
+                    between.lead_to(promoted)
+                    await sent(stranger, "m1\nhello")
+                assert (await try_login(server, one)).status_code == 200
+                assert (await ask(server, "GET", "/health")).status_code == 200
+            old.replicaof("NO", "ONE")
+
+
+def connections_of_chat(mysql: DatabaseServer) -> int:
+    with (
+        closing(pymysql.connect(host="127.0.0.1", port=mysql.port, user="root")) as connection,
+        connection.cursor() as cursor,
+    ):
+        return cursor.execute("SELECT 1 FROM information_schema.processlist WHERE user = 'chat'")
+
+
+def set_read_only(mysql: DatabaseServer, value: int) -> None:
+    with (
+        closing(pymysql.connect(host="127.0.0.1", port=mysql.port, user="root")) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(f"SET GLOBAL read_only = {value}")
+
+
+@pytest.mark.parametrize("promoted", ["mysql"], indirect=True)
+async def test_a_demoted_mysql_is_left(mysql: DatabaseServer, promoted: DatabaseServer, tmp_path: Path) -> None:
+    """All of its connections: also those that only read, which would go on reading what is old."""
+    one, new = names(2)
+    async with process(tmp_path / "data", stores=servers.environ(mysql=promoted), **SOON) as server:
+        await server.users(one)  # no replication here: the user is in both
+    async with wire(mysql) as between:
+        stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBPORT": str(between.port)}
+        async with process(tmp_path / "data", stores=stores, **SOON) as server:
+            await server.users(one)
+            await asyncio.gather(*(try_login(server, one) for _ in range(8)))
+            assert connections_of_chat(mysql) > 1
+            set_read_only(mysql, 1)
+            try:
+                between.lead_to(promoted)
+
+                async def registered() -> bool:
+                    answer = await post(server, "/user/register", user_name=new, password=PASSWORD)
+                    return answer.status_code == 200
+
+                async with asyncio.timeout(HANGS):
+                    await until(registered)
+                await until(lambda: connections_of_chat(mysql) == 0)
+                assert (await try_login(server, new)).status_code == 200
+            finally:
+                set_read_only(mysql, 0)

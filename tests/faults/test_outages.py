@@ -1,0 +1,181 @@
+"""A store that is away for several leases: what docs/operations.md says goes on does, the rest is refused, it heals."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers
+from tests.e2e.answers import try_login
+from tests.faults.stores import (
+    HANGS,
+    SOON,
+    alive,
+    away,
+    fails,
+    http_away,
+    names,
+    sent,
+    store_away,
+    upgrade_away,
+)
+from tests.harness import Chat, Process, process, short_lease, until
+from tests.servers import DatabaseServer
+
+LEASE = 1.5  # seconds
+OUTAGE = 3.3 * LEASE
+
+
+@dataclass
+class Scene:
+    """A server whose store is away: two friends with a socket each, a stranger, and a user nobody has asked for."""
+
+    server: Process
+    one: Chat
+    two: Chat
+    stranger: Chat
+    unseen: str
+
+
+@asynccontextmanager
+async def scene(folder: Path, stores: Mapping[str, str], **settings: Any) -> AsyncIterator[Scene]:
+    one, two, three, unseen = names(4)
+    options: dict[str, Any] = {**SOON, "prefix": short_lease(folder, LEASE), **settings}
+    async with process(folder / "data", stores=stores, **options) as server, AsyncExitStack() as stack:
+        await server.users(one, two, three, unseen)
+        await server.friends(one, two)
+        async with server.chat(three, one) as chat:
+            await chat.send("counted\nhello")
+        chats = [await stack.enter_async_context(server.chat(*pair)) for pair in ((one, two), (two, one), (three, one))]
+        yield Scene(server, chats[0], chats[1], chats[2], unseen)
+
+
+async def talk(scene: Scene) -> str:
+    """Fail unless each of the friends sends the other a message, stored and delivered; returns the id of both."""
+    [id] = names(1)
+    for sender, receiver in ((scene.one, scene.two), (scene.two, scene.one)):
+        async with asyncio.timeout(HANGS):
+            assert (await sender.send(f"{id}\nhello"))["op_type"] == 40018
+            assert (await receiver.receive())["content"] == f"{id}\nhello"
+    return id
+
+
+async def talk_and_read(scene: Scene) -> None:
+    """Fail unless the friends can send messages, page, mark, list and delete them."""
+    id = await talk(scene)
+    for op, content, status in ((2, "-10", 40005), (3, "", 40005), (4, "*", 40007), (7, "-9", 40023), (5, id, 40013)):
+        async with asyncio.timeout(HANGS):
+            assert (await scene.one.answer(op, content))["op_type"] == status
+
+
+async def broadcast(scene: Scene) -> None:
+    """Fail unless a message to everybody arrives."""
+    async with asyncio.timeout(HANGS):
+        assert (await scene.two.answer(6, "to all"))["op_type"] == 40009
+        assert (await scene.one.receive())["content"] == "to all"
+
+
+async def without_users(scene: Scene) -> None:
+    await talk_and_read(scene)
+    await broadcast(scene)
+    async with scene.server.chat(scene.two.user, scene.one.user):
+        pass
+    await http_away(scene.server, "/user/login", scene.one.user)
+    await http_away(scene.server, "/user/register", names(1)[0])
+    await store_away(scene.one, 1, 40008, "m0\nhello", type=1, to=scene.unseen)
+
+
+async def without_messages(scene: Scene) -> None:
+    assert (await try_login(scene.server, scene.one.user)).status_code == 200
+    await scene.server.users(names(1)[0])
+    async with scene.server.chat(scene.two.user, scene.one.user):
+        pass
+    await broadcast(scene)
+    for op, failed, content in (
+        (2, 40004, "-10"),
+        (3, 40004, ""),
+        (4, 40006, "m1"),
+        (5, 40012, "m1"),
+        (7, 40022, "-9"),
+    ):
+        await store_away(scene.one, op, failed, content)
+    await store_away(scene.one, 1, 40008, "m0\nhello", type=1)
+
+
+async def without_cache(scene: Scene) -> None:
+    await talk_and_read(scene)
+    await store_away(scene.stranger, 1, 40008, "m0\nhello", type=1)
+    await store_away(scene.one, 1, 40008, "m0\nhello", type=1, to=scene.unseen)
+    await store_away(scene.one, 6, 40008, "to all")
+    await http_away(scene.server, "/user/login", scene.one.user)
+    await http_away(scene.server, "/user/logout", scene.unseen, scene.server.tokens[scene.unseen])
+    await upgrade_away(scene.server, scene.one.user, scene.two.user)
+
+
+CLAIMS = {"mysql": without_users, "mongodb": without_messages, "redis": without_cache}
+
+
+@pytest.mark.parametrize(
+    ("store", "how", "others"),
+    [
+        ("mysql", "killed", True),
+        ("mysql", "frozen", False),
+        ("mongodb", "killed", False),
+        ("mongodb", "frozen", True),
+        ("redis", "killed", True),
+        ("redis", "frozen", True),
+        ("redis", "killed", False),
+    ],
+)
+async def test_what_is_said_to_go_on_does_for_three_leases(
+    mysql: DatabaseServer,
+    mongodb: DatabaseServer,
+    redis: DatabaseServer,
+    tmp_path: Path,
+    store: str,
+    how: str,
+    others: bool,
+) -> None:
+    """`others`: the other stores are servers too, each of which lives; if not, they are embedded."""
+    databases = {"mysql": mysql, "mongodb": mongodb, "redis": redis}
+    chosen = databases if others else {store: databases[store]}
+    own = names(1)[0]
+    stores = servers.environ(**chosen) | {"CHAT_MONGODB_MONGODBNAME": own, "CHAT_REDIS_REDISPREFIX": own}
+    if "mongodb" not in chosen:
+        stores["CHAT_MONGODB_MONGODB"] = "embedded"
+    broadcasts = 100 if store == "redis" else 0
+    async with scene(tmp_path, stores, BroadcastsPerMinute=broadcasts, LoginFailures=1000) as there:
+        async with away(databases[store], how):
+            await CLAIMS[store](there)
+            await asyncio.sleep(OUTAGE)  # the leases run out: only time does that
+            await CLAIMS[store](there)
+            await asyncio.gather(*(alive(chat) for chat in (there.one, there.two, there.stranger)))
+
+        async def is_back() -> bool:
+            return (await try_login(there.server, there.one.user)).status_code == 200
+
+        await until(is_back)
+        await sent(there.one, "healed\nhello", to=there.unseen)
+        await sent(there.stranger, "healed\nhello")
+
+
+async def test_an_outage_of_redis_lets_no_second_server_in(
+    mongodb: DatabaseServer, redis: DatabaseServer, tmp_path: Path
+) -> None:
+    """One with the same MongoDB and a Redis of its own is refused, however long the first's Redis is away."""
+    own = {"CHAT_MONGODB_MONGODBNAME": names(1)[0], "CHAT_REDIS_REDISPREFIX": names(1)[0]}
+    another = servers.redis()
+    try:
+        first = scene(tmp_path, servers.environ(mongodb=mongodb, redis=redis) | own)
+        async with first as there, away(redis, "killed"):
+            await asyncio.sleep(OUTAGE)
+            stores = servers.environ(mongodb=mongodb, redis=another) | own
+            line, _ = await fails(tmp_path / "other", stores)
+            assert "MongoDBName: another chat_server" in line
+            await talk(there)
+    finally:
+        another.stop()

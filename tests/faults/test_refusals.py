@@ -1,0 +1,355 @@
+"""Stores that answer but refuse: GET /health says so while a login, a registration or a message would fail."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pymongo
+import pymysql
+import pytest
+from redis import Redis
+
+from chat_server.model.mysql import connect
+from tests import servers
+from tests.e2e.answers import ask, post
+from tests.faults.stores import SOON, fails, names
+from tests.faults.tools import small_disk
+from tests.harness import PASSWORD, ROOT, Process, Server, process, run_py, until
+from tests.servers import DatabaseServer
+
+Refusing = Callable[[DatabaseServer], Any]  # a context in which the database refuses
+
+
+# --- ways to refuse
+
+
+@contextmanager
+def replica(redis: DatabaseServer) -> Iterator[None]:
+    with Redis(port=redis.port) as admin:
+        admin.replicaof("127.0.0.1", 1)
+        yield
+        admin.replicaof("NO", "ONE")
+
+
+def configured(name: str, value: int, usual: int) -> Refusing:
+    @contextmanager
+    def refusing(redis: DatabaseServer) -> Iterator[None]:
+        with Redis(port=redis.port) as admin:
+            admin.config_set(name, value)
+            yield
+            admin.config_set(name, usual)
+
+    return refusing
+
+
+def denied(rule: str, usual: str) -> Refusing:
+    @contextmanager
+    def refusing(redis: DatabaseServer) -> Iterator[None]:
+        with Redis(port=redis.port) as admin:
+            admin.execute_command("ACL", "SETUSER", "default", rule)
+            yield
+            admin.execute_command("ACL", "SETUSER", "default", usual)
+
+    return refusing
+
+
+def executed(allow: str, *refuse: str) -> Refusing:
+    @contextmanager
+    def refusing(mysql: DatabaseServer) -> Iterator[None]:
+        execute(mysql, *refuse)
+        yield
+        execute(mysql, allow)
+
+    return refusing
+
+
+def execute(mysql: DatabaseServer, *statements: str) -> None:
+    with (
+        closing(pymysql.connect(host="127.0.0.1", port=mysql.port, user="root", autocommit=True)) as connection,
+        connection.cursor() as cursor,
+    ):
+        for statement in statements:
+            cursor.execute(statement)
+
+
+ACCOUNT = "chat_demo.* TO 'chat'@'127.0.0.1'"
+
+
+# --- health
+
+
+@asynccontextmanager
+async def serving(folder: Path, **stores: DatabaseServer) -> AsyncIterator[Process]:
+    environ = servers.environ(**stores) | {"CHAT_REDIS_REDISPREFIX": names(1)[0]}
+    async with process(folder / "data", stores=environ, **SOON) as server:
+        yield server
+
+
+async def health(server: Server) -> dict[str, str]:
+    """The state of each store, if HTTP's code says the same."""
+    answer = await ask(server, "GET", "/health")
+    states = {name: answer.json()["data"][name]["state"] for name in ("users", "messages", "cache")}
+    assert (answer.status_code == 200) == (set(states.values()) == {"up"})
+    return states
+
+
+REFUSALS = {
+    "redis is a replica": ("cache", "redis", replica),
+    "redis is full": ("cache", "redis", configured("maxmemory", 1, 0)),
+    "redis lacks replicas": ("cache", "redis", configured("min-replicas-to-write", 1, 0)),
+    "redis denies a command": ("cache", "redis", denied("-hset", "+@all")),
+    "redis denies scripts": ("cache", "redis", denied("-evalsha", "+@all")),
+    "mysql is read-only": ("users", "mysql", executed("SET GLOBAL read_only = 0", "SET GLOBAL read_only = 1")),
+    "mysql lacks a table": (
+        "users",
+        "mysql",
+        executed(
+            "RENAME TABLE chat_demo.away TO chat_demo.chat_users", "RENAME TABLE chat_demo.chat_users TO chat_demo.away"
+        ),
+    ),
+    "mysql denies writing": (
+        "users",
+        "mysql",
+        executed(f"GRANT ALL ON {ACCOUNT}", f"REVOKE ALL ON {ACCOUNT.replace('TO', 'FROM')}", "KILL USER 'chat'"),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", REFUSALS)
+async def test_health_is_503_while_a_store_refuses(
+    mysql: DatabaseServer, redis: DatabaseServer, tmp_path: Path, way: str
+) -> None:
+    store, name, refusing = REFUSALS[way]
+    database = {"mysql": mysql, "redis": redis}[name]
+    async with serving(tmp_path, **{name: database}) as server:
+        assert set((await health(server)).values()) == {"up"}
+
+        async def state_is(state: str) -> bool:
+            return (await health(server))[store] == state
+
+        with refusing(database):
+            await until(lambda: state_is("away"))
+            path = {"users": "/user/register", "cache": "/user/login"}[store]
+            answer = await post(server, path, user_name=names(1)[0], password=PASSWORD)
+            assert answer.status_code == 503
+        await until(lambda: state_is("up"))
+        await server.users(names(1)[0])
+
+
+def fill(disk: Path) -> Path:
+    """Fill the disk with a file."""
+    filling = disk / "filling"
+    with filling.open("wb", 0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filling
+
+
+async def test_health_is_503_while_mysql_has_no_room_for_its_binary_log(tmp_path: Path) -> None:
+    """Then statements succeed, and their commit waits: a probe that rolls back would not notice."""
+    if why := servers.missing():
+        pytest.skip(f"the database servers are left out: apt-get install {why}")
+    (tmp_path / "log").mkdir()
+    with small_disk(tmp_path / "log"):
+        mysql = servers.mysql(f"--log-bin={tmp_path}/log/bin", "--server-id=1")
+        try:
+            async with serving(tmp_path, mysql=mysql) as server:
+                fill(tmp_path / "log")
+
+                async def is_away() -> bool:
+                    return (await health(server))["users"] == "away"
+
+                await until(is_away)
+                answer = await post(server, "/user/register", user_name=names(1)[0], password=PASSWORD)
+                assert answer.status_code == 503
+        finally:
+            mysql.stop()
+
+
+async def test_health_is_503_on_a_full_disk(tmp_path: Path) -> None:
+    """Before anything was written in vain: nobody has sent a message."""
+    (tmp_path / "data").mkdir()
+    with small_disk(tmp_path / "data"):
+        async with process(tmp_path / "data", **SOON) as server:
+
+            async def are(state: str) -> bool:
+                return set((await health(server)).values()) == {state}
+
+            assert await are("up")
+            filling = fill(tmp_path / "data")
+            await until(lambda: are("away"))
+            filling.unlink()
+            await until(lambda: are("up"))
+            await server.users(*names(1))
+
+
+async def test_the_probe_leaves_nothing(
+    mysql: DatabaseServer, mongodb: DatabaseServer, redis: DatabaseServer, tmp_path: Path
+) -> None:
+    own = names(1)[0]
+    stores = servers.environ(mysql=mysql, mongodb=mongodb, redis=redis)
+    stores |= {"CHAT_MONGODB_MONGODBNAME": own, "CHAT_REDIS_REDISPREFIX": own}
+    execute(mysql, "CREATE TABLE IF NOT EXISTS chat_demo.chat_users (name INT)", "DROP TABLE chat_demo.chat_users")
+    execute(mysql, "DROP TABLE IF EXISTS chat_demo.chat_schema")
+    async with process(tmp_path / "data", stores=stores, **SOON) as server:
+        for _ in range(3):
+            assert (await ask(server, "GET", "/health")).status_code == 200
+            await asyncio.sleep(1)
+        with pymongo.MongoClient[dict[str, Any]]("127.0.0.1", mongodb.port) as client, Redis(port=redis.port) as admin:
+            assert client[own].chat_messages.count_documents({}) == 0
+            assert client[own].chat_conversations.count_documents({}) == 0
+            assert list(admin.scan_iter(f"{own}*")) == [f"{own}lease".encode()]
+        with (
+            closing(pymysql.connect(host="127.0.0.1", port=mysql.port, user="root", db="chat_demo")) as connection,
+            connection.cursor() as cursor,
+        ):
+            assert cursor.execute("SELECT name FROM chat_users") == 0
+
+
+# --- accounts that lack a right
+
+
+@pytest.fixture
+def account(mysql: DatabaseServer) -> str:
+    """Of a user without rights, on an empty database."""
+    name = f"u{uuid.uuid4().hex[:8]}"
+    execute(mysql, f"CREATE DATABASE {name}", f"CREATE USER '{name}'@'127.0.0.1' IDENTIFIED BY 'secret'")
+    return name
+
+
+async def checked(environ: dict[str, str]) -> str:
+    """The one line in which --check says what is wrong."""
+    child = await run_py("--check", environ=environ)
+    out, err = await child.communicate()
+    assert (child.returncode, out) == (1, b""), (out, err)
+    [line] = err.decode().splitlines()
+    return line
+
+
+async def both(folder: Path, environ: dict[str, str]) -> str:
+    """The line of --check, which a start says too, at once."""
+    line = await checked(environ | {"CHAT_SERVICE_DATADIR": str(folder)})
+    started, before = await fails(folder, environ, StartTimeout=600, StoreTimeout=5)
+    assert (started, before) == (line, [])
+    return line
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["its tables exist", "empty"])
+@pytest.mark.parametrize(
+    ("granted", "lacks"),
+    [
+        ("SELECT", "CREATE"),
+        ("SELECT, INSERT, UPDATE, DELETE, CREATE", "ALTER"),
+        ("SELECT, INSERT, UPDATE, CREATE, ALTER", "DELETE"),
+        ("SELECT, UPDATE, DELETE, CREATE, ALTER", "INSERT"),
+        ("SELECT, INSERT, DELETE, CREATE, ALTER", "UPDATE"),
+    ],
+)
+async def test_a_right_that_mysql_denies_is_named(
+    mysql: DatabaseServer, account: str, tmp_path: Path, granted: str, lacks: str, known: bool
+) -> None:
+    config = msgspec.structs.replace(servers.mysql_config(mysql), db_user=account, db_name=account)
+    if known:
+        execute(mysql, f"GRANT ALL ON {account}.* TO '{account}'@'127.0.0.1'")
+        await (await connect(config, 20)).close()
+        execute(mysql, f"REVOKE ALL ON {account}.* FROM '{account}'@'127.0.0.1'")
+        lacks = {"CREATE": "INSERT", "ALTER": ""}.get(lacks, lacks)
+    execute(mysql, f"GRANT {granted} ON {account}.* TO '{account}'@'127.0.0.1'")
+    stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBUSER": account, "CHAT_MYSQL_DBNAME": account}
+    if not lacks:  # with the tables in place nothing is altered
+        async with process(tmp_path / "data", stores=stores):
+            return
+    line = await checked(stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
+    assert f"MySQL at 127.0.0.1:{mysql.port}: DbUser lacks the right {lacks} on DbName" in line
+    started, before = await fails(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
+    assert "DbUser lacks the right" in started
+    assert before == []
+
+
+async def test_check_leaves_nothing_in_mysql(mysql: DatabaseServer, account: str, tmp_path: Path) -> None:
+    execute(mysql, f"GRANT ALL ON {account}.* TO '{account}'@'127.0.0.1'")
+    stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBUSER": account, "CHAT_MYSQL_DBNAME": account}
+    child = await run_py("--check", environ=stores | {"CHAT_SERVICE_DATADIR": str(tmp_path)})
+    out, _ = await child.communicate()
+    assert b"MySQL: answers, empty yet" in out
+    with (
+        closing(pymysql.connect(host="127.0.0.1", port=mysql.port, user="root", db=account)) as connection,
+        connection.cursor() as cursor,
+    ):
+        assert cursor.execute("SHOW TABLES") == 0
+
+
+async def test_check_leaves_nothing_in_mongodb(mongodb: DatabaseServer, tmp_path: Path) -> None:
+    own = names(1)[0]
+    stores = servers.environ(mongodb=mongodb) | {"CHAT_MONGODB_MONGODBNAME": own}
+    with pymongo.MongoClient[dict[str, Any]]("127.0.0.1", mongodb.port) as client:
+        for says in (b"empty yet, the first start makes it", b"holds our messages"):
+            child = await run_py("--check", environ=stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
+            out, _ = await child.communicate()
+            assert b"MongoDB: answers, " + says in out
+            assert (
+                client[own].chat_messages.count_documents({}) == client[own].chat_conversations.count_documents({}) == 0
+            )
+            if b"empty" in says:
+                assert client[own].list_collection_names() == []
+                async with process(tmp_path / "data", stores=stores):
+                    pass
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        (["~ours:*", "+@all", "-evalsha"], "its user lacks the right to the command evalsha"),
+        (["~ours:*", "+@all", "-script"], "its user lacks the right to the command script|load"),
+        (["~ours:*", "+@all", "-zadd"], "its user lacks the right to the command zadd"),
+        (["~other:*", "+@all"], "its user lacks the right to keys that begin with RedisPrefix"),
+        (["~ours:*", "+@read", "+eval", "+evalsha", "+script"], "its user lacks the right to the command"),
+    ],
+)
+async def test_a_right_that_redis_denies_is_named(
+    redis: DatabaseServer, tmp_path: Path, rules: list[str], says: str
+) -> None:
+    with Redis(port=redis.port) as admin:
+        admin.script_flush()
+        admin.execute_command("ACL", "SETUSER", "chat", "reset", "on", ">secret", *rules)
+        stores = servers.environ(redis=redis) | {
+            "CHAT_REDIS_REDISADDR": f"redis://chat@127.0.0.1:{redis.port}",
+            "CHAT_REDIS_REDISPW": "secret",
+            "CHAT_REDIS_REDISPREFIX": "ours:",
+        }
+        assert f"Redis at 127.0.0.1:{redis.port}: {says}" in await both(tmp_path, stores)
+        assert list(admin.scan_iter("ours:*")) == []
+
+
+async def test_the_rights_that_the_documents_ask_of_redis_are_enough(redis: DatabaseServer, tmp_path: Path) -> None:
+    documented = (ROOT / "docs" / "operations.md").read_text()
+    [rules] = re.findall(r"^ACL SETUSER chat (.*)$", documented, re.MULTILINE)
+    with Redis(port=redis.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "chat", "reset", *rules.replace(">PASSWORD", ">secret").split())
+        stores = servers.environ(redis=redis) | {
+            "CHAT_REDIS_REDISADDR": f"redis://chat@127.0.0.1:{redis.port}",
+            "CHAT_REDIS_REDISPW": "secret",
+        }
+        async with process(tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SOON) as server:
+            one, two = names(2)
+            await server.users(one, two)
+            await server.friends(one, two)
+            assert (await post(server, "/user/logout", server.tokens[one], user_name=one)).status_code == 200
+
+
+async def test_a_database_number_that_redis_lacks_is_told_at_once(redis: DatabaseServer, tmp_path: Path) -> None:
+    line = await both(tmp_path, servers.environ(redis=redis) | {"CHAT_REDIS_REDISDBNAME": "99"})
+    assert "it has no database of the number RedisDbName" in line
+
+
+def test_the_probe_runs_every_command_of_the_scripts() -> None:
+    folder = ROOT / "chat_server" / "cache" / "lua"
+    scripts = {path.name: path.read_text() for path in folder.glob("*.lua")}
+    probe = scripts.pop("probe.lua")
+    used = {command for text in scripts.values() for command in re.findall(r"redis\.call\('([A-Z]+)'", text)}
+    assert used == set(re.findall(r"\{'([A-Z]+)'", probe))
