@@ -170,6 +170,8 @@ def _group(section: str, group: type[Group], written: Mapping[str, Written], pat
     for field in msgspec.structs.fields(group):
         if (entry := written.get(field.encode_name.lower())) is not None:
             text, source = entry
+            if not _is_utf8(text):
+                raise ConfigError(f"{source}: is not UTF-8; write it as UTF-8")  # it may be a password: not repeated
             try:
                 values[field.name] = _value(field.encode_name, field.type, text)
             except ValueError as error:  # msgspec.ValidationError is one
@@ -249,6 +251,11 @@ def _origin(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}":
         raise ValueError(f"{text!r} is not an origin such as https://chat.example.org")
     return text.lower()
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it can be sent to anybody: other bytes of an environment variable become lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _unquoted(value: str) -> str:

@@ -1,9 +1,9 @@
 """Messages in MongoDB."""
 
 import asyncio
-import time
 import re
 import secrets
+import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
