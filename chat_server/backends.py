@@ -242,7 +242,8 @@ class _Opening:
         client = redis.client(settings.redis, timeout)
         bare = redis.Scripts(client, settings.redis.redis_prefix, timeout)
         self._stack.push_async_callback(bare.close)
-        await self._patiently(bare.name, bare.ping)
+        # A command beside a server may only read, which a store that is full or read-only does as well.
+        await self._patiently(bare.name, bare.reach if self._beside else bare.ping)
         scripts = bare
         if not self._beside:
             lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)

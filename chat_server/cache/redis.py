@@ -104,6 +104,10 @@ class Scripts:
         """What the script returns. Raises StoreUnavailable; the script may have run all the same."""
         return await self._calls.submit(Call(script, [self.prefix + key for key in keys], arguments))
 
+    async def reach(self) -> None:
+        """Return if Redis answers and lets us read."""
+        await self.run("session_peek", ["probe"])
+
     async def ping(self) -> None:
         """Return if Redis does everything that the scripts need: it lets us, and has room."""
         await self.run("probe", ["probe"], [2**53])

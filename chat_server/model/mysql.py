@@ -181,7 +181,8 @@ async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED, *, b
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
             await _prepare(connection, timeout, beside)
-            await _probe(connection)
+            if not beside:
+                await _probe(connection)
     except BaseException:
         pool.terminate()
         await pool.wait_closed()

@@ -211,6 +211,20 @@ async def test_the_probe_leaves_nothing(
             assert cursor.execute("SELECT name FROM chat_users") == 0
 
 
+async def test_users_are_listed_while_stores_refuse_to_write(
+    mysql: DatabaseServer, redis: DatabaseServer, tmp_path: Path
+) -> None:
+    [one] = names(1)
+    async with serving(tmp_path, mysql=mysql, redis=redis) as server:
+        await server.users(one)
+        stores = servers.environ(mysql=mysql, redis=redis) | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")}
+        with REFUSALS["redis is full"][2](redis), REFUSALS["mysql is read-only"][2](mysql):
+            child = await run_py("user", "list", environ=stores)
+            out, err = await child.communicate()
+            assert (child.returncode, err) == (0, b"")
+            assert f"{one}\tenabled" in out.decode()
+
+
 # --- accounts that lack a right
 
 
