@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from redis import Redis
 
 from tests import servers
 from tests.faults.stores import HANGS, SOON, fails, names, sent
-from tests.harness import Chat, Process, process, short_lease
+from tests.faults.test_machine import WallClock
+from tests.harness import Chat, Process, process, run_py, short_lease
 from tests.servers import DatabaseServer
 
 SECONDS = 1.5  # of the short lease
@@ -68,6 +70,21 @@ async def test_a_second_server_is_refused_and_the_first_goes_on(held: Held, tmp_
             assert f"process {server.process.pid}" in line
             assert ("RedisAddr" if held.name == "redis" else "MongoDBName") in line
             assert (await chat.send("m1\nhello"))["op_type"] == 40019
+
+
+async def test_a_server_whose_clock_is_ahead_is_refused_as_well(
+    mongodb: DatabaseServer, redis: DatabaseServer, tmp_path: Path
+) -> None:
+    """A lease runs out by the clock of the store."""
+    held = Held("mongodb", mongodb, redis)
+    clock = WallClock(tmp_path)
+    clock.move("+1h")
+    async with serving(tmp_path, held) as server:
+        environ = held.stores() | {"CHAT_SERVICE_DATADIR": str(tmp_path / "other"), "CHAT_SERVICE_HTTPPORT": "0"}
+        child = await run_py(prefix=clock.prefix, environ=environ)
+        async with asyncio.timeout(HANGS):
+            _, err = await child.communicate()
+        assert f"another chat_server (host {socket.gethostname()}, process {server.process.pid})" in err.decode()
 
 
 async def test_killed_and_started_again_it_is_up_without_waiting(held: Held, tmp_path: Path) -> None:
