@@ -123,18 +123,25 @@ class Lease:
 
     async def keep(self, lost: Callable[[str], None]) -> None:
         """Renew it for ever; `lost` is told if another server took it."""
+        failing = False
         while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
+            # A store that is back waits for nothing but this.
+            await asyncio.sleep(LEASE_SECONDS / (15 if failing else 3))
+            before, failing = failing, True
             try:
                 holder = await self._renew(None)
+                failing = False
             except StoreUnavailable as error:
-                log.warning("lease not renewed", extra={"store": self._name, "error": str(error)})
+                if not before:
+                    log.warning("lease not renewed", extra={"store": self._name, "error": str(error)})
                 continue
             except Exception:  # a fault of ours must not end the renewals unseen
                 log.exception("lease renewal failed", extra={"store": self._name})
                 continue
             if holder is not None:
                 lost(f"{self._name}: another chat_server ({_decoded(holder)}) took this one's place")
+            elif before:
+                log.info("lease renewed", extra={"store": self._name})
 
     async def release(self) -> None:
         """Give it up, so that the next server need not wait."""
