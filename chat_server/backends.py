@@ -279,7 +279,8 @@ class _Opening:
         why = ""
         while True:
             try:
-                async with asyncio.timeout(max(RETRY, self._deadline - time.monotonic())):
+                # A little longer than it has, so that a driver whose own time is the same can still say why.
+                async with asyncio.timeout(RETRY + max(0.0, self._deadline - time.monotonic())):
                     return await connect()
             except StoreMisconfigured as error:
                 raise StartError(str(error)) from error
