@@ -7,9 +7,9 @@ from aiohttp import web
 
 from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
-from chat_server.api.request import COOKIE, Edge, body
+from chat_server.api.request import Edge, body, delete_cookies, set_cookie
 from chat_server.service.accounts import Accounts, Session
-from chat_server.status import Reason, Refused, Status
+from chat_server.status import Status
 
 
 class Credentials(msgspec.Struct):
@@ -69,10 +69,7 @@ class Http:
         login = await self._accounts.login(asked.user_name, asked.password, self._edge.address(request))
         response = self._envelope.success(Status.LOGGED_IN, msgspec.to_builtins(login))
         if self._edge.foreign(request) is None:
-            secure = self._edge.secure(request)
-            response.set_cookie(
-                COOKIE, login.token, max_age=login.expires_in, httponly=True, samesite="Lax", secure=secure
-            )
+            set_cookie(response, login.token, login.expires_in, secure=self._edge.secure(request))
         return response
 
     async def set_password(self, request: web.Request) -> web.Response:
@@ -91,12 +88,8 @@ class Http:
         await self._accounts.logout(session, asked.user_name)
         response = self._envelope.success(Status.LOGGED_OUT)
         if self._edge.foreign(request) is None:
-            response.del_cookie(COOKIE)
+            delete_cookies(response, secure=self._edge.secure(request))
         return response
 
     async def _session(self, request: web.Request) -> Session:
-        token = self._edge.token(request)
-        session = await self._accounts.whose(token) if token else None
-        if session is None:
-            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
-        return session
+        return await self._accounts.session(self._edge.tokens(request))

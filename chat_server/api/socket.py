@@ -16,9 +16,10 @@ from chat_server.api.request import Edge
 from chat_server.api.runner import Protocol
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import Sockets as Config
-from chat_server.service.accounts import Accounts, Session, normal
+from chat_server.service.accounts import Accounts, Session
 from chat_server.service.chat import Chat
 from chat_server.service.frames import Frames, Request, decode, given_id
+from chat_server.service.names import normal
 from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
@@ -112,7 +113,7 @@ class Sockets:
         if origin is not None and not self._edge.allowed(origin):
             raise foreign(failed)
         endings = self._registry.endings
-        session = await self._session(request)
+        session = await self._accounts.session(self._edge.tokens(request, socket=True))
         if normal(request.query.get("uid", "")) != session.user:
             raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
         peer = normal(request.query.get("to_uid", ""))
@@ -124,13 +125,6 @@ class Sockets:
             return await self._serve(request, ws, session, peer, address, endings)
         finally:
             self._give_back(session.user, address)
-
-    async def _session(self, request: web.Request) -> Session:
-        token = self._edge.token(request, socket=True)
-        session = await self._accounts.whose(token) if token else None
-        if session is None:
-            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
-        return session
 
     def _reserve(self, user: str, address: str) -> None:
         for counter, key, most in (

@@ -61,6 +61,10 @@ class RateStore(Protocol):
         """
         ...
 
+    async def count(self, rate: Rate) -> int:
+        """How many the present window has counted."""
+        ...
+
     async def give_back(self, rates: Sequence[Rate], age: float) -> None:
         """Take back what `take` counted `age` seconds ago; not from a window that began since."""
         ...

@@ -263,14 +263,18 @@ class RedisRates:
         self._clock = clock
 
     async def take(self, rates: Sequence[Rate]) -> float:
-        limits = [number for rate in rates for number in (rate.limit, max(1, int(rate.window * 1000)))]
+        limits = [number for rate in rates for number in (rate.limit, _milliseconds(rate.window))]
         arguments = [self._clock.now() // 1000, *limits]
         wait = await self._scripts.run("rates_take", [_rate(rate) for rate in rates], arguments)
         return float(wait) / 1000
 
+    async def count(self, rate: Rate) -> int:
+        arguments = [self._clock.now() // 1000, _milliseconds(rate.window)]
+        return int(await self._scripts.run("rates_count", [_rate(rate)], arguments))
+
     async def give_back(self, rates: Sequence[Rate], age: float) -> None:
         taken = self._clock.now() // 1000 - int(age * 1000)
-        arguments = [taken + max(1, int(rate.window * 1000)) for rate in rates]
+        arguments = [taken + _milliseconds(rate.window) for rate in rates]
         await self._scripts.run("rates_give_back", [_rate(rate) for rate in rates], arguments)
 
     async def forget(self, rate: Rate) -> None:
@@ -404,6 +408,10 @@ def _session(digest: bytes) -> str:
 
 def _rate(rate: Rate) -> str:
     return f"rate:{msgspec.json.encode(rate.key).decode()}"
+
+
+def _milliseconds(window: float) -> int:
+    return max(1, int(window * 1000))
 
 
 def _fields(state: Stranger) -> list[str | int]:

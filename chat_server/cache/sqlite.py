@@ -148,6 +148,12 @@ class SqliteRates:
 
         return await self._database.write(job)
 
+    async def count(self, rate: Rate) -> int:
+        query, now = "SELECT count FROM rates WHERE key = ? AND expires > ? AND expires <= ?", self._clock.now()
+        values = (_key(rate), now, now + int(rate.window * MICROSECONDS))
+        rows = await self._database.fetch(query, values)
+        return rows[0][0] if rows else 0
+
     async def give_back(self, rates: Sequence[Rate], age: float) -> None:
         taken = self._clock.now() - int(age * MICROSECONDS)
         values = [(_key(rate), taken + int(rate.window * MICROSECONDS)) for rate in rates]

@@ -15,10 +15,10 @@ from chat_server.commands.export import export
 from chat_server.conf import Settings
 from chat_server.migrate.digest import LATEST, PAGE, stream
 from chat_server.model.users import State, User
-from chat_server.service.accounts import NAMES, bad_password, is_name, normal
+from chat_server.service.names import RULES, is_available, normal
 from chat_server.utils.clock import Clock
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
-from chat_server.utils.passwords import Passwords
+from chat_server.utils.passwords import Passwords, bad_password
 
 # Messages that are deleted in one transaction: a running server waits for it.
 BATCH = 500
@@ -87,8 +87,8 @@ def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
         return lambda people: people.add_many(entries)
     name = normal(options.name)
     match options.action:
-        case "add" if not is_name(name):
-            raise StartError(f"no name for a user: {NAMES}")
+        case "add" if not is_available(name):
+            raise StartError(f"no name for a user: {RULES}")
         case "add" | "reset-password":
             password = _new_password(settings.accounts.min_password_length)
             change = People.add if options.action == "add" else People.reset_password
@@ -151,8 +151,8 @@ def _entry(number: int, line: str, shortest: int) -> Entry:
     name, tab, password = line.partition("\t")
     if not tab:
         return Entry(number, wrong="is not a name, a tab, a password")  # it may be a password: it is not repeated
-    if len(line) > MAX_LINE or not is_name(normal(name)):
-        return Entry(number, wrong=f"no name for a user: {NAMES}")
+    if len(line) > MAX_LINE or not is_available(normal(name)):
+        return Entry(number, wrong=f"no name for a user: {RULES}")
     if why := _bad_piped_password(password, shortest):
         return Entry(number, wrong=f"the password of {normal(name)} must be {why}")
     return Entry(number, normal(name), password)

@@ -5,14 +5,15 @@ import difflib
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
 
 import msgspec
 
 from chat_server.conf.settings import SECTIONS, Group, Settings, Stores
+from chat_server.utils.origins import canonical
 
 # A value as it was written, and where: ("8081", "config.ini").
 Written = tuple[str, str]
@@ -23,6 +24,9 @@ SECRET_KEYS = frozenset({"DbPassWord", "RedisPw", "RedisAddr", "MongoDBPwd", "Mo
 MAX_VALUE_FILE = 65536
 # What may be meant as a comment: a # or ; that begins a value or follows a space.
 COMMENT = re.compile(r"(?:^|\s)[#;]")
+_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?")
+# Schemes of addresses whose pages have no origin, or another one.
+_NO_ORIGIN = ("about", "blob", "data", "file", "javascript", "ws", "wss")
 
 
 class ConfigError(Exception):
@@ -202,7 +206,7 @@ def _value(key: str, kind: Any, text: str) -> Any:
     if key == "AllowedOrigins":
         return tuple(_origin(origin) for origin in text.replace(",", " ").split())
     if key == "TrustedProxies":
-        return tuple(str(ip_network(network)) for network in text.replace(",", " ").split())
+        return tuple(_network(network) for network in text.replace(",", " ").split())
     value = msgspec.convert(text, kind, strict=False)
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # what Python makes of other bytes
         raise ValueError("is not UTF-8 text")
@@ -247,10 +251,42 @@ def _is_number(text: str) -> bool:
 
 
 def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}":
-        raise ValueError(f"{text!r} is not an origin such as https://chat.example.org")
-    return text.lower()
+    """An entry of AllowedOrigins. Raises ValueError for one that no browser sends; it suggests the correct form."""
+    origin = canonical(text)
+    if not _is_origin(origin):
+        raise ValueError(f"{text!r} is not an origin that a browser sends; {_suggestion(text)}")
+    return origin
+
+
+def _is_origin(text: str) -> bool:
+    match = _ORIGIN.fullmatch(text)
+    return match is not None and match["scheme"] not in _NO_ORIGIN and int(match["port"] or 0) <= 65535
+
+
+def _suggestion(text: str) -> str:
+    scheme, _, rest = text.lower().rpartition("://")
+    scheme = {"": "https", "ws": "http", "wss": "https"}.get(scheme, scheme)  # the page of a socket has HTTP's origin
+    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0].rpartition("@")[2]
+    with suppress(UnicodeError):
+        # IDNA 2003, where 2008 differs, loses letters such as the German ß: then the form is not certain.
+        encoded = host.encode("idna")
+        host = encoded.decode() if encoded.decode("idna") == host else host
+    origin = canonical(f"{scheme}://{host}")
+    if _is_origin(origin) and ("." in host or "://" in text):
+        return f"write {origin}"
+    return "list each origin in full, in ASCII, such as https://chat.example.org https://xn--mnchen-3ya.example"
+
+
+def _network(text: str) -> str:
+    """An entry of TrustedProxies."""
+    network = ip_network(text, strict=False)
+    if text != str(network) and text.partition("/")[2] not in ("", "32", "128"):
+        raise ValueError(f"{text!r} is an address within a network; write {network}, or the address alone")
+    if getattr(network.network_address, "ipv4_mapped", None):
+        raise ValueError(f"{text!r} is an IPv4 address in IPv6; write it as IPv4, such as 10.0.0.0/8")
+    if not network.prefixlen:
+        raise ValueError(f"{text!r} trusts every client to name its own address; name the proxy's address")
+    return str(network)
 
 
 def _is_utf8(text: str) -> bool:

@@ -12,6 +12,8 @@ Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Duration = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Days = Annotated[float, Meta(ge=0.001, le=3650)]
 Text = Annotated[str, Meta(min_length=1)]
+# Shorter windows would limit nothing.
+Minutes = Annotated[float, Meta(ge=0.02, le=1_000_000)]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -49,7 +51,8 @@ class Accounts(Group, frozen=True):
     session_days: Days = 30
     registration: Literal["open", "closed"] = "open"
     login_failures: Positive = 10
-    login_window: Annotated[float, Meta(ge=0.01, le=1_000_000)] = 5
+    login_failures_per_address: Positive = 300
+    login_window: Minutes = 5
     registrations_per_hour: Count = 1000
     password_wait: Duration = 10
 

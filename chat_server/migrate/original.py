@@ -17,8 +17,8 @@ from chat_server.migrate.work import listed, progress, together
 from chat_server.model.messages import Message, Record
 from chat_server.model.original import SEPARATOR, Document, Original
 from chat_server.model.users import User
-from chat_server.service.accounts import is_name, normal
 from chat_server.service.frames import is_id
+from chat_server.service.names import is_name, normal
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import Duplicate, StartError
 

@@ -5,8 +5,7 @@ import hashlib
 import logging
 import secrets
 import time
-import unicodedata
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -15,22 +14,22 @@ from chat_server.cache.limits import Rate, RateStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import Accounts as Config
 from chat_server.model.users import State, User, UserStore
+from chat_server.service.names import RULES, is_available, is_name, normal
 from chat_server.service.registry import Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import Duplicate, StoreUnavailable
-from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
+from chat_server.utils.passwords import Passwords, TooBusy, bad_password
 
 log = logging.getLogger(__name__)
 
-LONGEST_NAME = 64
-NAMES = "1 to 64 letters, digits and _ - . @, and neither System nor ALL"
-RESERVED = frozenset({"system", "all"})  # the protocol's own senders
 # How many names are remembered to exist, so that sending to them needs no look-up.
 KNOWN_NAMES = 65536
 # Names are asked for anew so many at a time.
 PAGE = 1000
 # A changed password must end the other sessions: tried so often where the store is away.
 ENDING_TRIES = 5
+# An address from which a user logged in is remembered so long.
+KNOWN_DAYS = 365
 DAY, HOUR, MINUTE = 86400, 3600, 60
 
 
@@ -67,6 +66,7 @@ class Accounts:
         self._rates = rates
         self._passwords = passwords
         self._registry = registry
+        self._window = config.login_window * MINUTE
         self._known: dict[str, None] = {}
         self._changes: set[asyncio.Task[None]] = set()
 
@@ -76,11 +76,11 @@ class Accounts:
         if self._config.registration == "closed":
             raise Refused(failed, Reason.REGISTRATION_CLOSED, "registration is closed here")
         name = normal(name)
-        if not is_name(name):
-            raise Refused(failed, Reason.BAD_NAME, f"user_name: {NAMES}", field="user_name")
+        if not is_available(name):
+            raise Refused(failed, Reason.BAD_NAME, f"user_name: {RULES}", field="user_name")
         self._check_new_password(failed, "password", password)
         with _busy_is_refused(failed):
-            self._passwords.expect_room()
+            self._passwords.expect_room(address)
         if self._config.registrations_per_hour:
             rate = Rate(("register", address), self._config.registrations_per_hour, HOUR)
             await self._take(failed, [rate], "too many registrations from this address")
@@ -88,7 +88,7 @@ class Accounts:
         if await self._users.get(name):
             raise taken
         with _busy_is_refused(failed):
-            hashed = await self._passwords.hash(password)
+            hashed = await self._passwords.hash(password, address)
         try:
             await self._users.add(User(name, hashed))
         except Duplicate:
@@ -98,7 +98,7 @@ class Accounts:
     async def login(self, name: str, password: str, address: str) -> Login:
         """Begin a session. Raises Refused, for a wrong name and a wrong password alike."""
         name = normal(name)
-        user = await self._authenticated(Status.LOGIN_FAILED, name, password, address)
+        user = await self._check_login(name, password, address)
         token = secrets.token_urlsafe(32)
         digest = _digest(token)
         await self._sessions.add(digest, user.name)
@@ -114,9 +114,12 @@ class Accounts:
         failed = Status.SET_PASSWORD_FAILED
         _require_own(failed, session, name)
         self._check_new_password(failed, "new_password", new)
-        user = await self._authenticated(failed, session.user, old, address)
         with _busy_is_refused(failed):
-            hashed = await self._passwords.hash(new)
+            self._passwords.expect_room(address)
+        rate = Rate(("old password", session.digest.hex()), self._config.login_failures, self._window)
+        user = await self._authenticate(failed, [rate], session.user, old, address)
+        with _busy_is_refused(failed):
+            hashed = await self._passwords.hash(new, address)
         await self._whole(self._change_password(session, user, hashed))
 
     async def logout(self, session: Session, name: str) -> None:
@@ -125,11 +128,14 @@ class Accounts:
         await self._whole(self._end_session(session))
         log.info("logged out", extra={"user": session.user})
 
-    async def whose(self, token: str) -> Session | None:
-        """The session of that token, which is thereby renewed; None if there is none."""
-        digest = _digest(token)
-        user = (await self._sessions.use([digest])).get(digest)
-        return Session(user, digest) if user else None
+    async def session(self, tokens: Sequence[str]) -> Session:
+        """The session of the first token that has one, which is thereby renewed. Raises Refused if none has."""
+        digests = [_digest(token) for token in tokens]
+        users = await self._sessions.use(digests) if digests else {}
+        for digest in digests:
+            if user := users.get(digest):
+                return Session(user, digest)
+        raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
 
     def knows(self, name: str) -> bool:
         """Whether it is known, without looking, that there is such a user."""
@@ -200,31 +206,50 @@ class Accounts:
         await self._sessions.end_others(session.user, session.digest)
         await self._registry.end(session.user, keep=session.digest)
 
-    async def _authenticated(self, failed: Status, name: str, password: str, address: str) -> User:
-        """The user, if that is the password. Failures are counted before hashing, so that none slips by."""
-        limit, window = self._config.login_failures, self._config.login_window * MINUTE
-        rates = [
-            Rate(("login", name, address), limit, window),
-            Rate(("login by name", name), 10 * limit, window),
-            Rate(("login by address", address), 10 * limit, window),
-        ]
+    async def _check_login(self, name: str, password: str, address: str) -> User:
+        """The user who logs in. Raises Refused."""
+        config, failed = self._config, Status.LOGIN_FAILED
         with _busy_is_refused(failed):
-            self._passwords.expect_room()
+            self._passwords.expect_room(address)
+        # A digest, so that no list of a user's addresses is stored.
+        place = hashlib.sha256(f"{address}\0{name}".encode()).hexdigest()
+        known = Rate(("logged in", place), 1, KNOWN_DAYS * DAY)
+        rates = [
+            Rate(("login", name, address), config.login_failures, self._window),
+            Rate(("login by address", address), config.login_failures_per_address, self._window),
+        ]
+        # Guesses from elsewhere do not lock out users where they have logged in before.
+        if not await self._rates.count(known):
+            rates.append(Rate(("login by name", name), 10 * config.login_failures, self._window))
+        user = await self._authenticate(failed, rates, name, password, address)
+        await self._whole(self._renew(known))
+        return user
+
+    async def _authenticate(self, failed: Status, rates: list[Rate], name: str, password: str, address: str) -> User:
+        """The user, if that is the password. A failure counts for all rates; a success resets the first of them.
+
+        Failures are counted before hashing, so parallel guesses count too. Raises Refused.
+        """
         await self._take(failed, rates, "too many failed logins")
         taken = time.monotonic()
         try:
-            user = await self._users.get(name)
+            user = await self._users.get(name) if is_name(name) else None
             with _busy_is_refused(failed):
-                right = await self._passwords.check(password, user.password if user else None)
-        except BaseException:  # a store is away, too many wait, or the client is gone: nobody learnt anything
+                right = await self._passwords.check(password, user.password if user else None, address)
+        except BaseException:  # no answer about the password was given
             await self._whole(self._give_back(rates, taken))
             raise
         if not user or not right or user.state is not State.ENABLED:
-            log.info("wrong password", extra={"address": address})
+            # What cannot be a name is not logged: it may be a password in the wrong field.
+            log.info("wrong password", extra={"user": name if is_name(name) else "", "address": address})
             raise _wrong_password()
         await self._rates.forget(rates[0])
         await self._give_back(rates[1:], taken)
         return user
+
+    async def _renew(self, rate: Rate) -> None:
+        await self._rates.forget(rate)
+        await self._rates.take([rate])
 
     async def _take(self, failed: Status, rates: list[Rate], why: str) -> None:
         if wait := await self._rates.take(rates):
@@ -237,27 +262,6 @@ class Accounts:
     def _check_new_password(self, failed: Status, field: str, password: str) -> None:
         if why := bad_password(password, self._config.min_password_length):
             raise Refused(failed, Reason.BAD_PASSWORD, f"{field}: {why}", field=field)
-
-
-def normal(name: str) -> str:
-    """The form in which a name is kept and compared: NFC."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def is_name(name: str) -> bool:
-    """Whether a (normal) name may be a user's."""
-    return (
-        1 <= len(name) <= LONGEST_NAME
-        and all(char in "_-.@" or unicodedata.category(char)[0] in "LMN" for char in name)
-        and unicodedata.normalize("NFKC", name).casefold() not in RESERVED
-    )
-
-
-def bad_password(password: str, shortest: int) -> str:
-    """What is wrong with a new password, for people; nothing if it may be one. `shortest` in bytes."""
-    if shortest <= len(password.encode()) <= LONGEST and "\0" not in password:
-        return ""
-    return f"{shortest} to {LONGEST} bytes in UTF-8, no NUL"
 
 
 def _digest(token: str) -> bytes:

@@ -10,9 +10,10 @@ from typing import TypeVar
 from chat_server.cache.limits import Rate, RateStore
 from chat_server.conf import Chat as Config
 from chat_server.model.messages import Conversation, Message, MessageStore, Name
-from chat_server.service.accounts import Accounts, normal
+from chat_server.service.accounts import Accounts
 from chat_server.service.frames import Frames, Request, given_id, is_id, split
 from chat_server.service.memory import Friends, Recent, Talk
+from chat_server.service.names import normal
 from chat_server.service.registry import Receipt, Registry, Socket
 from chat_server.service.sending import Outcome, Sending
 from chat_server.status import Reason, Refused, Status

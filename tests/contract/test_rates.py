@@ -128,6 +128,21 @@ async def test_what_was_taken_before_a_window_began_is_not_given_back_to_it(rate
     assert await taken(rates, rate()) == 0
 
 
+async def test_a_count_is_that_of_the_present_window(rates: RateStore, later: Later) -> None:
+    assert await rates.count(rate()) == 0
+    for number in (1, 2):
+        assert not await rates.take([rate()])
+        assert await rates.count(rate()) == number
+    assert await rates.count(rate("b")) == 0
+    await later(99)
+    assert await rates.count(rate()) == 2
+    await later(2)
+    assert await rates.count(rate()) == 0
+    await rates.take([rate()])
+    await rates.forget(rate())
+    assert await rates.count(rate()) == 0
+
+
 async def test_forgotten_it_begins_anew(rates: RateStore) -> None:
     await taken(rates, rate("a"))
     await taken(rates, rate("b"))
@@ -153,6 +168,7 @@ async def test_it_answers(rates: RateStore) -> None:
 async def test_a_store_that_is_away_says_so(rates_away: RateStore) -> None:
     for asked in (
         rates_away.take([rate()]),
+        rates_away.count(rate()),
         rates_away.give_back([rate()], 0),
         rates_away.forget(rate()),
         rates_away.ping(),

@@ -3,11 +3,12 @@
 import schemathesis
 from hypothesis import strategies as st
 
-from chat_server.service.accounts import is_name, normal
+from chat_server.service.names import is_available, normal
+from chat_server.utils.passwords import bad_password
 
 _chars = st.characters(categories=("L", "M", "N"), include_characters="_-.@")
-_names = st.text(_chars, min_size=1, max_size=64).filter(lambda name: is_name(normal(name)))
-_passwords = st.text(min_size=2).filter(lambda text: 6 <= len(text.encode()) <= 72 and "\0" not in text)
+_names = st.text(_chars, min_size=1, max_size=64).filter(lambda name: is_available(normal(name)))
+_passwords = st.text(min_size=2).filter(lambda text: not bad_password(text, 6))
 
 schemathesis.openapi.format("user-name", _names)
 schemathesis.openapi.format("password", _passwords)

@@ -11,7 +11,7 @@ import bcrypt
 import httpx
 import pytest
 
-from tests.e2e.answers import ask, done, lives, post, refused, speak, sql, try_login, try_upgrade
+from tests.e2e.answers import UPGRADE, ask, done, lives, post, refused, speak, sql, try_login, try_upgrade
 from tests.harness import PASSWORD, HandClock, Server, serving, until
 
 DAY = 86400
@@ -25,10 +25,10 @@ async def patient(tmp_path: Path) -> AsyncIterator[Server]:
         yield server
 
 
-def cookie(response: httpx.Response) -> Morsel[str]:
-    """The session's cookie that an answer sets."""
+def cookie(response: httpx.Response, name: str = "chat_session") -> Morsel[str]:
+    """The session's cookie that an answer sets, and no other."""
     [header] = response.headers.get_list("Set-Cookie")
-    return SimpleCookie(header)["session"]
+    return SimpleCookie(header)[name]
 
 
 async def register(server: Server, name: str, password: str = PASSWORD) -> httpx.Response:
@@ -43,7 +43,7 @@ async def set_password(server: Server, token: str, name: str, old: str, new: str
 
 
 async def test_names_are_letters_marks_and_digits_of_any_script(server: Server) -> None:
-    names = ["Ünïcödé", "李小龍", "Ольга", "محمد", "हिन्दी", "ประเทศไทย", "日本語テスト", "한국어", "Ⅷ²٣", "𐍈𝔘", "_-.@"]
+    names = ["Ünïcödé", "李小龍", "Ольга", "محمد", "हिन्दी", "ประเทศไทย", "日本語テスト", "한국어", "Ⅷ²٣", "𐍈𝔘", "_-.@1"]
     await server.users(*names)
     for name in names:
         async with server.chat(name, to="1") as chat:
@@ -61,6 +61,42 @@ async def test_a_name_has_1_to_64_characters(server: Server) -> None:
 async def test_what_is_neither_letter_mark_nor_digit_is_refused(server: Server) -> None:
     for char in " \0\n\t/\\:,;#$%&+=?!*~^|<>()[]{}'\"`·—€😀\u200b\u200d\u202e\ufeff\ue000":
         refused(await register(server, f"a{char}b"), 400, 41000, "bad_name", "user_name")
+
+
+async def test_a_name_has_a_letter_or_digit(server: Server) -> None:
+    for name in ("_", "-.@", "\u0301", "_\u0301", "..."):
+        refused(await register(server, name), 400, 41000, "bad_name", "user_name")
+
+
+async def test_invisible_characters_in_a_name_are_refused(server: Server) -> None:
+    """These are letters and marks, but displayed as nothing: the name would look like another one."""
+    for char in "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180f\u3164\ufe00\ufe0f\uffa0\U000e0100\U000e01ef":
+        for name in (char, f"a{char}", f"{char}1", f"Sys{char}tem"):
+            refused(await register(server, name), 400, 41000, "bad_name", "user_name")
+
+
+async def test_existing_users_keep_names_that_are_no_longer_available(server: Server, tmp_path: Path) -> None:
+    for name in ("_-.@", "a\u034fb"):
+        sql(tmp_path, "INSERT INTO users (name, password) SELECT ?, password FROM users WHERE name = '1'", name)
+        server.tokens[name] = await server.login(name)
+        async with server.chat(name, to="1") as chat, server.chat("1", to=name) as other:
+            assert (await chat.send("hello"))["op_type"] == 40018
+            assert (await other.receive())["from"] == name
+            assert (await other.send("hello"))["op_type"] == 40018
+
+
+async def test_input_longer_than_any_name_is_no_name(server: Server) -> None:
+    """Normalising it would take quadratic time; cut to 64 characters it could be a name."""
+    done(await register(server, "\u1f82" * 64), 41001)
+    longest = "\u03b1\u0313\u0300\u0345" * 64  # 256 code points that NFC combines to 64
+    assert unicodedata.normalize("NFC", longest) == "\u1f82" * 64
+    done(await try_login(server, longest), 41003)
+    for name in (longest + "a", "1" + "\u0301" * 8000, "\u0315\u0300" * 4000, "a" * 16000):
+        refused(await register(server, name), 400, 41000, "bad_name", "user_name")
+        refused(await try_login(server, name), 401, 41010, "wrong_password")
+        refused(
+            await post(server, "/user/logout", server.tokens["1"], user_name=name), 403, 41014, "not_yours", "user_name"
+        )
 
 
 async def test_system_and_all_are_refused_however_they_are_written(server: Server) -> None:
@@ -126,9 +162,7 @@ async def test_a_user_that_exists_is_409_and_stays_as_it_is(server: Server) -> N
 # --- passwords
 
 
-@pytest.mark.parametrize(
-    "password", ["123456", "日本", "x" * 72, "日" * 24, " leading and trailing ", '"\\\n\t\r%41+&']
-)
+@pytest.mark.parametrize("password", ["123456", "日本", "x" * 72, "日" * 24, " leading and trailing ", '"\\%41+&'])
 async def test_a_password_of_6_to_72_bytes_is_taken_as_it_is(server: Server, password: str) -> None:
     done(await register(server, "3", password), 41001)
     done(await try_login(server, "3", password), 41003)
@@ -149,6 +183,42 @@ async def test_the_shortest_password_is_configurable(tmp_path: Path) -> None:
     async with serving(tmp_path, MinPasswordLength=10) as server:
         refused(await register(server, "1", "x" * 9), 400, 41000, "bad_password", "password")
         done(await register(server, "1", "x" * 10), 41001)
+
+
+async def test_passwords_are_compared_after_preparation(server: Server) -> None:
+    """The profile OpaqueString of RFC 8265: the same password however a keyboard writes it."""
+    done(await register(server, "3", "a\u030angstro\u0308m\u3000\u00a01"), 41001)
+    for same in ("\u00e5ngstr\u00f6m  1", "\u212bngstro\u0308m\u2003 1".replace("\u212b", "\u00e5")):
+        done(await try_login(server, "3", same), 41003)
+    for other in ("\u00c5ngstr\u00f6m  1", "\u00e5ngstr\u00f6m 1", "angstrom  1"):
+        refused(await try_login(server, "3", other), 401, 41010, "wrong_password")
+    token = await server.login("3", "\u00e5ngstr\u00f6m  1")
+    done(await set_password(server, token, "3", "a\u030angstro\u0308m  1", "\u3000" * 6), 41005)
+    done(await try_login(server, "3", " " * 6), 41003)
+
+
+async def test_the_length_of_a_password_is_that_of_its_prepared_bytes(server: Server) -> None:
+    done(await register(server, "3", "e\u0301" * 36), 41001)  # 108 bytes, 72 prepared
+    refused(await register(server, "4", "e\u0301" * 37), 400, 41000, "bad_password", "password")
+    refused(await register(server, "4", "\u3000" * 5), 400, 41000, "bad_password", "password")  # 15 bytes, 5 prepared
+    refused(await register(server, "4", "\u0958" * 13), 400, 41000, "bad_password", "password")  # 39 bytes, 78 prepared
+
+
+async def test_what_is_no_text_is_no_password(server: Server) -> None:
+    for char in "\0\t\n\x7f\x85\ue000\ufdd0\U000fffff":
+        refused(await register(server, "3", f"secret{char}"), 400, 41000, "bad_password", "password")
+    for number, password in enumerate(("❤\ufe0f❤\ufe0f", "👩\u200d👧", "секрет", "비밀번호")):
+        done(await register(server, f"user{number}", password), 41001)
+        done(await try_login(server, f"user{number}", password), 41003)
+
+
+async def test_hashes_of_unprepared_passwords_verify(server: Server, tmp_path: Path) -> None:
+    """Early versions and the Go server hashed the bytes as they came."""
+    for password in ("a\u030angstro\u0308m", "\u3000secret", "tab\tand\nline"):
+        made = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+        sql(tmp_path, "UPDATE users SET password = ? WHERE name = '1'", made)
+        done(await try_login(server, "1", password), 41003)
+        refused(await try_login(server, "1", password + "x"), 401, 41010, "wrong_password")
 
 
 async def test_a_password_is_never_cut(server: Server) -> None:
@@ -210,7 +280,12 @@ async def test_expires_in_follows_the_settings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("proxies", "proto", "secure"),
-    [("127.0.0.1", "https", True), ("127.0.0.1", "http", False), ("", "https", False), ("192.0.2.1", "https", False)],
+    [
+        *(("127.0.0.1", proto, True) for proto in ("https", "HTTPS , http", "wss", "", "quic", "http2")),
+        *(("127.0.0.1", proto, False) for proto in ("http", "Http , https", "ws")),
+        ("", "https", False),
+        ("192.0.2.1", "https", False),
+    ],
 )
 async def test_the_cookie_is_secure_where_a_trusted_proxy_speaks_tls(
     tmp_path: Path, proxies: str, proto: str, secure: bool
@@ -219,7 +294,7 @@ async def test_the_cookie_is_secure_where_a_trusted_proxy_speaks_tls(
         await server.users("1")
         body = {"user_name": "1", "password": PASSWORD}
         response = await ask(server, "POST", "/user/login", json=body, headers={"X-Forwarded-Proto": proto})
-        assert bool(cookie(response)["secure"]) is secure
+        assert bool(cookie(response, "__Host-chat_session" if secure else "chat_session")["secure"]) is secure
 
 
 async def test_every_login_is_a_session_of_its_own(server: Server) -> None:
@@ -241,6 +316,43 @@ async def test_a_session_is_presented_as_cookie_or_bearer(server: Server) -> Non
     for scheme in ("Bearer", "bearer"):
         headers = {"Authorization": f"{scheme} {await server.login('1')}"}
         done(await ask(server, "POST", "/user/logout", json={"user_name": "1"}, headers=headers), 41015)
+
+
+@pytest.mark.parametrize("name", ["__Host-chat_session", "chat_session", "session"])
+async def test_a_cookie_is_found_among_others(server: Server, name: str) -> None:
+    token = server.tokens["1"]
+    for lines in (
+        [f"{name}={token}"],
+        [f'a=b; {name}="{token}"; c=d'],
+        [f"a=b;{name} = {token} ;c"],
+        ["a=b", f"{name}={token}", "c=d"],
+        [f"x{name}=x; {name}x=x; {name}; {name}=; ={name}; a={name}=x", f"{name}={token}"],
+        ["; " * 4000 + "a=b", f"{name}={token}"],
+        *([f"{name}=wrong{number}" for number in range(count)] + [f"{name}={token}"] for count in (1, 3)),
+        ["; ".join([*(f"{name}=wrong{number}" for number in range(3)), f"{name}={token}"])],
+    ):
+        headers = [("Cookie", line) for line in lines]
+        response = await ask(server, "POST", "/user/logout", json={"user_name": "2"}, headers=headers)
+        refused(response, 403, 41014, "not_yours", "user_name")
+        response = await ask(server, "GET", "/chat/test?uid=2", headers=[*UPGRADE.items(), *headers])
+        refused(response, 403, 40014, "not_yours", "uid")
+
+
+async def test_of_one_cookie_four_values_are_tried(server: Server) -> None:
+    values = [*(f"chat_session=wrong{number}" for number in range(4)), f"chat_session={server.tokens['1']}"]
+    response = await ask(server, "POST", "/user/logout", json={"user_name": "1"}, headers={"Cookie": "; ".join(values)})
+    refused(response, 401, 41012, "not_logged_in")
+
+
+async def test_the_first_valid_session_counts_and_its_name_before_others(server: Server) -> None:
+    await server.users("3")
+    host, plain, old = (server.tokens[name] for name in "123")
+    cookies = [f"session={old}", f"chat_session=wrong; chat_session={plain}", f"__Host-chat_session={host}"]
+    for user in "123":
+        response = await ask(
+            server, "POST", "/user/logout", json={"user_name": user}, headers=[("Cookie", line) for line in cookies]
+        )
+        done(response, 41015)
 
 
 async def test_a_token_in_the_url_is_for_sockets_only(server: Server) -> None:
@@ -430,8 +542,9 @@ async def test_logout_takes_the_cookie_back(server: Server) -> None:
     async with server.client(verify=False) as browser:
         await browser.post("/user/login", json={"user_name": "1", "password": PASSWORD})
         response = await browser.post("/user/logout", json={"user_name": "1"})
-        assert cookie(response).value == ""
-        assert "session" not in browser.cookies
+        deleted = SimpleCookie("; ".join(response.headers.get_list("Set-Cookie")))
+        assert {name: one.value for name, one in deleted.items()} == {"chat_session": "", "session": ""}
+        assert not browser.cookies
 
 
 # --- the settings, and a restart

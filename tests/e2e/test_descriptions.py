@@ -46,7 +46,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Every check it has, on requests that fit the description and on such that do not."""
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    async with process(tmp_path / "data", LoginFailures=1_000_000) as server:
+    async with process(tmp_path / "data", LoginFailures=1_000_000, LoginFailuresPerAddress=1_000_000) as server:
         await server.users("1")
         command = [
             *("--config-file", str(config), "run", f"{server.url}/openapi.json"),

@@ -297,12 +297,12 @@ async def test_an_origin_that_is_said_twice_is_not_chosen_from(server: Server) -
 async def test_no_session_is_one_that_the_client_chose(server: Server) -> None:
     """Session fixation: who plants a token in somebody's browser must not be logged in with them."""
     planted = "planted-" + "x" * 35
-    headers = {"Cookie": f"session={planted}"}
+    headers = {"Cookie": f"session={planted}; chat_session={planted}"}
     body = {"user_name": "1", "password": PASSWORD, "token": planted, "session": planted}
     response = await ask(server, "POST", f"/user/login?token={planted}&session={planted}", json=body, headers=headers)
     token = done(response, 41003)["token"]
     assert token != planted
-    assert response.cookies["session"] == token
+    assert response.cookies["chat_session"] == token
     assert not await lives(server, planted)
     refused(await try_upgrade(server, uid="1", token=planted), 401, 41012, "not_logged_in")
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sqlite3
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -82,18 +83,30 @@ async def test_a_body_whose_size_is_not_known_in_advance_is_413_too(server: Serv
     refused(response, 413, 400, "too_large")
 
 
-async def test_a_body_that_becomes_too_large_by_unpacking_is_413_too(server: Server) -> None:
-    packed = gzip.compress(b" " * 1_000_000)
-    response = await ask(server, "POST", "/user/login", content=packed, headers=JSON | {"Content-Encoding": "gzip"})
-    refused(response, 413, 400, "too_large")
-
-
 async def test_a_body_that_is_neither_json_nor_a_form_is_415(server: Server) -> None:
     for content_type in (None, "", "text/plain", "text/json", "multipart/form-data; boundary=x", "x"):
         headers = {} if content_type is None else {"Content-Type": content_type}
         body = b'{"user_name": "1", "password": "secret1"}'
         response = await ask(server, "POST", "/user/login", content=body, headers=headers)
         refused(response, 415, 400, "bad_content_type")
+
+
+async def test_a_content_type_is_compared_without_case_and_parameters(server: Server) -> None:
+    body = b'{"user_name": "1", "password": "secret1"}'
+    for content_type in ("Application/JSON", "application/json; charset=utf-8", "application/json ;x"):
+        headers = {"Content-Type": content_type}
+        done(await ask(server, "POST", "/user/login", content=body, headers=headers), 41003)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate"])
+async def test_a_compressed_body_is_415(server: Server, encoding: str) -> None:
+    """It is not decompressed: no endpoint needs it."""
+    body = json.dumps({"user_name": "1", "password": PASSWORD}).encode()
+    packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
+    headers = JSON | {"Content-Encoding": encoding}
+    refused(await ask(server, "POST", "/user/login", content=packed, headers=headers), 415, 400, "bad_content_type")
+    headers = JSON | {"Content-Encoding": "identity"}
+    done(await ask(server, "POST", "/user/login", content=body, headers=headers), 41003)
 
 
 async def test_the_sockets_address_without_an_upgrade_is_426(server: Server) -> None:
@@ -130,12 +143,6 @@ async def test_a_charset_beside_the_content_type_is_no_hindrance(server: Server)
     for headers, body in ((JSON, json.dumps(fields)), (FORM, urlencode(fields))):
         content_type = {"Content-Type": f"{headers['Content-Type']}; charset=UTF-8"}
         done(await ask(server, "POST", "/user/login", content=body, headers=content_type), 41003)
-
-
-async def test_a_packed_body_is_unpacked(server: Server) -> None:
-    packed = gzip.compress(json.dumps({"user_name": "1", "password": PASSWORD}).encode())
-    response = await ask(server, "POST", "/user/login", content=packed, headers=JSON | {"Content-Encoding": "gzip"})
-    done(response, 41003)
 
 
 @pytest.mark.parametrize(
@@ -234,14 +241,6 @@ async def test_an_expectation_that_nobody_knows_is_answered_in_the_envelope(serv
     response = await speak(server, LOGIN + b"Expect: miracles\r\nContent-Length: 2\r\n\r\n{}")
     refused(response, response.status_code, 400, "bad_request")
     assert response.status_code in (400, 417)
-
-
-async def test_a_body_that_is_not_packed_as_it_says_is_400(server: Server) -> None:
-    """A body that cannot be parsed is 400 with status 400."""
-    body = b'{"user_name": "1", "password": "secret1"}'
-    response = await ask(server, "POST", "/user/login", content=body, headers=JSON | {"Content-Encoding": "gzip"})
-    assert (response.status_code, envelope(response)["status"]) == (400, 400)
-    assert response.json()["data"]["reason"] in ("bad_json", "bad_request")
 
 
 async def test_a_connection_goes_on_after_a_refusal(server: Server) -> None:

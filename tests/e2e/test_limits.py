@@ -71,8 +71,8 @@ async def test_ten_times_as_many_per_name_are_too_many_from_wherever(tmp_path: P
         assert await guess(server, "2", "198.51.100.1") == 401
 
 
-async def test_ten_times_as_many_per_address_are_too_many_for_whatever_name(tmp_path: Path) -> None:
-    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+async def test_failures_per_address_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, LoginFailuresPerAddress=20, TrustedProxies=LOCAL) as server:
         await server.users("1")
         for name in range(10):
             assert [await guess(server, f"user{name}") for _ in range(2)] == [401, 401]
@@ -128,17 +128,54 @@ async def test_a_success_clears_the_count_of_the_name_and_address(tmp_path: Path
             done(await try_login(server, "1"), 41003)
 
 
-async def test_a_success_clears_neither_the_count_of_the_name_nor_that_of_the_address(tmp_path: Path) -> None:
+async def test_a_success_does_not_reset_the_count_of_the_name(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, TrustedProxies=LOCAL) as server:
         await server.users("1", "2")
         for number in range(10):
             done(await try_login(server, "1", PASSWORD, f"198.51.100.{number}"), 41003)
             assert await guess(server, "1", f"192.0.2.{number}") == 401
         assert await guess(server, "1", "192.0.2.10") == 429
-        for number in range(9):  # one failure of this address was that of user 1
+
+
+async def test_a_success_does_not_reset_the_count_of_the_address(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailuresPerAddress=10, TrustedProxies=LOCAL) as server:
+        await server.users("2")
+        for number in range(10):
             done(await try_login(server, "2", PASSWORD, "192.0.2.1"), 41003)
             assert await guess(server, f"user{number}", "192.0.2.1") == 401
         refused(await try_login(server, "2", PASSWORD, "192.0.2.1"), 429, 41002, "too_many")
+
+
+async def test_guesses_from_elsewhere_do_not_lock_a_user_out(tmp_path: Path) -> None:
+    """Where a user has logged in before, the limit of the name does not apply: now, later and after a restart."""
+    home, clock = "203.0.113.1", HandClock()
+    async with serving(tmp_path, clock, LoginFailures=1, TrustedProxies=LOCAL) as server:
+        await server.users("1", "2")
+        done(await try_login(server, "1", PASSWORD, home), 41003)
+    async with serving(tmp_path, clock, LoginFailures=1, TrustedProxies=LOCAL) as server:
+        for _ in range(3):
+            clock.shift += 200 * 86400
+            for number in range(10):
+                assert await guess(server, "1", f"192.0.2.{number}") == 401
+            assert await guess(server, "1", "192.0.2.99") == 429
+            done(await try_login(server, "1", PASSWORD, home), 41003)
+            refused(await try_login(server, "1", PASSWORD, "203.0.113.2"), 429, 41002, "too_many")
+
+
+async def test_where_a_user_logged_in_guesses_are_limited_too(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
+        await server.users("1")
+        done(await try_login(server, "1", PASSWORD, "192.0.2.1"), 41003)
+        assert [await guess(server) for _ in range(3)] == [401, 401, 429]
+
+
+async def test_only_its_own_user_makes_an_address_known(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=1, TrustedProxies=LOCAL) as server:
+        await server.users("1", "2")
+        done(await try_login(server, "2", PASSWORD, "203.0.113.1"), 41003)
+        for number in range(10):
+            assert await guess(server, "1", f"192.0.2.{number}") == 401
+        refused(await try_login(server, "1", PASSWORD, "203.0.113.1"), 429, 41002, "too_many")
 
 
 async def test_success_costs_nothing(tmp_path: Path) -> None:
@@ -148,16 +185,57 @@ async def test_success_costs_nothing(tmp_path: Path) -> None:
             done(await try_login(server, "1"), 41003)
 
 
-async def test_a_wrong_old_password_counts_too(tmp_path: Path) -> None:
+async def test_a_wrong_old_password_counts_against_its_session(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2) as server:
         await server.users("1")
         change = {"user_name": "1", "old_password": WRONG, "new_password": "another1"}
+        other = await server.login("1")
         for _ in range(2):
             response = await post(server, "/user/set_password", server.tokens["1"], **change)
             refused(response, 401, 41010, "wrong_password")
         right = change | {"old_password": PASSWORD}
         refused(await post(server, "/user/set_password", server.tokens["1"], **right), 429, 41004, "too_many")
-        refused(await try_login(server, "1"), 429, 41002, "too_many")
+        done(await try_login(server, "1"), 41003)
+        done(await post(server, "/user/set_password", other, **right), 41005)
+
+
+async def test_guesses_at_a_name_do_not_keep_its_user_from_a_new_password(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=1, LoginFailuresPerAddress=2) as server:
+        await server.users("1")
+        assert [await guess(server), await guess(server, "2"), await guess(server, "3")] == [401, 401, 429]
+        change = {"user_name": "1", "old_password": PASSWORD, "new_password": "another1"}
+        done(await post(server, "/user/set_password", server.tokens["1"], **change), 41005)
+
+
+async def test_an_address_that_floods_does_not_delay_the_logins_of_others(tmp_path: Path) -> None:
+    """Addresses take turns: a login elsewhere waits for a few hashes, not for those of the flood."""
+    accounts, each = [f"flood{number}" for number in range(10)], 4
+    async with (
+        serving(tmp_path, PasswordCost=10, PasswordWait=600, TrustedProxies=LOCAL) as server,
+        server.client() as client,
+    ):
+        await server.users("1", *accounts)
+        finished = 0
+
+        async def log_in(name: str, address: str) -> None:
+            nonlocal finished
+            body = {"user_name": name, "password": PASSWORD}
+            done(await client.post("/user/login", json=body, headers={"X-Forwarded-For": address}), 41003)
+            finished += 1
+
+        async def flood(name: str) -> None:
+            while True:
+                await log_in(name, "192.0.2.1")
+
+        async with asyncio.TaskGroup() as group:
+            floods = [group.create_task(flood(name)) for name in accounts * each]
+            await until(lambda: finished > len(floods))
+            for number in range(5):
+                before = finished
+                await log_in("1", f"198.51.100.{number}")
+                assert finished - before < len(floods) / 2
+            for task in floods:
+                task.cancel()
 
 
 async def test_parallel_guesses_do_not_slip_through(server: Server) -> None:

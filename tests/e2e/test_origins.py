@@ -104,7 +104,7 @@ async def test_the_servers_own_origin_is_its_host_and_port(server: Server) -> No
             headers = {"Origin": origin, "Host": host}
             body = {"user_name": "1", "password": PASSWORD}
             response = await ask(server, "POST", "/user/login", json=body, headers=headers)
-            assert done(response, 41003)["token"] == response.cookies["session"]
+            assert done(response, 41003)["token"] == response.cookies["chat_session"]
     headers = {"Origin": f"http://{server.host}:{server.port}", "Cookie": f"session={server.tokens['1']}"}
     refused(await try_upgrade(server, headers, uid="2"), 403, 40014, "not_yours", "uid")
 
@@ -115,7 +115,7 @@ async def test_behind_a_trusted_proxy_the_own_origin_is_the_one_it_was_asked_for
     async with serving(tmp_path, TrustedProxies="127.0.0.0/8") as server:
         await server.users("1")
         response = await ask(server, "POST", "/user/login", json=body, headers=headers)
-        assert done(response, 41003)["token"] == response.cookies["session"]
+        assert done(response, 41003)["token"] == response.cookies["__Host-chat_session"]
         foreign = headers | {"Origin": f"http://{server.host}:{server.port}"}
         response = await ask(server, "POST", "/user/login", json=body, headers=foreign)
         refused(response, 403, 41002, "foreign_origin")

@@ -37,7 +37,9 @@ async def serving(folder: Path, mysql: DatabaseServer, port: int = 0) -> AsyncIt
     stores = servers.environ(mysql=mysql)
     if port:
         stores["CHAT_MYSQL_DBPORT"] = str(port)
-    async with process(folder / "data", stores=stores, LoginFailures=1000, **SOON) as server:
+    async with process(
+        folder / "data", stores=stores, LoginFailures=1000, LoginFailuresPerAddress=1000, **SOON
+    ) as server:
         yield server
 
 

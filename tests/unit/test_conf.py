@@ -41,6 +41,7 @@ DEFAULTS = {
     "SocketsPerUser": "32",
     "SocketsPerAddress": "0",
     "LoginFailures": "10",
+    "LoginFailuresPerAddress": "300",
     "LoginWindow": "5",
     "RegistrationsPerHour": "1000",
     "PasswordWait": "10",
@@ -409,7 +410,10 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
         ("SocketsPerUser", "0"),
         ("SocketsPerAddress", "-1"),
         ("LoginFailures", "0"),
+        ("LoginFailuresPerAddress", "0"),
         ("LoginWindow", "0"),
+        ("LoginWindow", "0.001"),
+        ("LoginWindow", "nan"),
         ("RegistrationsPerHour", "-1"),
         ("PasswordWait", "0"),
         ("MetricsPort", "65536"),
@@ -419,7 +423,14 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
         ("AllowedOrigins", "https://chat.example/path"),
         ("AllowedOrigins", "null"),
         ("TrustedProxies", "proxy.example"),
+        ("AllowedOrigins", "https://a.example *"),
+        ("AllowedOrigins", "file://a.example"),
+        ("AllowedOrigins", "https://a.example:65536"),
         ("TrustedProxies", "10.0.0.1/8"),
+        ("TrustedProxies", "0.0.0.0/0"),
+        ("TrustedProxies", "::/0"),
+        ("TrustedProxies", "127.0.0.1 *"),
+        ("TrustedProxies", "::ffff:127.0.0.1"),
         ("RequestTimeout", "0"),
         ("MessageDays", "1e-300"),
         ("LoginWindow", "1e-300"),
@@ -429,6 +440,40 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
 def test_a_value_out_of_range_is_told_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
     said = wrong(tmp_path, f"[service]\n{key} = {value}")
     assert f"[service] {key} = {value!r}" in said
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "capacitor://localhost",
+        "tauri://localhost",
+        f"chrome-extension://{'abcdefgh' * 4}",
+        "https://[::1]:8443",
+        "app://.",
+    ],
+)
+def test_origins_of_app_shells_are_allowed(tmp_path: Path, origin: str) -> None:
+    assert in_file(tmp_path, f"[service]\nAllowedOrigins = {origin}").server.allowed_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    ("written", "correct"),
+    [
+        ("https://a.example/", "write https://a.example"),
+        ("https://a.example/chat?x#y", "write https://a.example"),
+        ("https://user:pw@A.example:8443", "write https://a.example:8443"),
+        ("a.example:8443", "write https://a.example:8443"),
+        ("wss://a.example", "write https://a.example"),
+        ("ws://a.example:8080/x", "write http://a.example:8080"),
+        ("https://m\u00fcnchen.example", "write https://xn--mnchen-3ya.example"),
+        ("capacitor://localhost/", "write capacitor://localhost"),
+        ("https://*.a.example", "list each origin"),
+        ("null", "list each origin"),
+        ("https://stra\u00dfe.example", "list each origin"),  # strasse.example may belong to somebody else
+    ],
+)
+def test_an_origin_that_no_browser_sends_gets_a_suggestion(tmp_path: Path, written: str, correct: str) -> None:
+    assert f"that a browser sends; {correct}" in wrong(tmp_path, f"[service]\nAllowedOrigins = {written}")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ class House:
 
     async def _serve(self, ready: asyncio.Future[Server]) -> None:
         settings: dict[str, Any] = {"StrangerLimit": LIMIT, "StrangerWindow": WINDOW / 86400, "SocketsPerUser": SOCKETS}
-        async with serving(self._folder, self.clock, stores=self._stores, **settings, LoginFailures=10**6) as server:
+        async with serving(
+            self._folder,
+            self.clock,
+            stores=self._stores,
+            **settings,
+            LoginFailures=10**6,
+            LoginFailuresPerAddress=10**6,
+        ) as server:
             ready.set_result(server)
             await self._stop.wait()
