@@ -103,7 +103,7 @@ class Sockets:
             max_msg_size=self._config.max_frame_bytes + 1,
         )
         failed = Status.SOCKET_FAILED
-        if not ws.can_prepare(request).ok:
+        if not _is_handshake(ws, request):
             if page := self._page(request):
                 return page
             raise Refused(failed, Reason.NO_UPGRADE, "this address is for WebSocket (RFC 6455, version 13)")
@@ -342,3 +342,10 @@ class Sockets:
     def waiting(self) -> int:
         """The bytes that wait for the readers of all sockets."""
         return sum(connection.waiting for slot in self._slots for connection in slot)
+
+
+def _is_handshake(ws: WebSocket, request: web.Request) -> bool:
+    try:
+        return ws.can_prepare(request).ok
+    except ValueError:  # aiohttp's, for a header that is not ASCII
+        return False

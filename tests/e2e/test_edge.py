@@ -291,6 +291,40 @@ async def test_an_origin_that_is_said_twice_is_not_chosen_from(server: Server) -
         refused(response, 403, 41002, "foreign_origin")
 
 
+@pytest.mark.parametrize("proxies", ["", "127.0.0.1"])
+async def test_a_byte_that_is_no_text_is_never_an_error_of_the_server(
+    tmp_path: Path, proxies: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In any header, in the query and in the path: 4xx, or as if the header were not there."""
+    names = (
+        "Host Origin Cookie Authorization Content-Type Content-Encoding Content-Length Accept Accept-Encoding Expect"
+    )
+    names += " X-Forwarded-For X-Forwarded-Proto X-Forwarded-Host Transfer-Encoding Connection Upgrade If-None-Match"
+    names += " Sec-WebSocket-Key Sec-WebSocket-Version Sec-WebSocket-Protocol Sec-WebSocket-Extensions User-Agent"
+    body = json.dumps({"user_name": "nobody", "password": PASSWORD}).encode()
+    async with serving(tmp_path, TrustedProxies=proxies) as server:
+        await server.users("1")
+        token = server.tokens["1"].encode()
+        login = {b"Host": b"x", b"Content-Type": b"application/json", b"Content-Length": b"%d" % len(body)}
+        upgrade = {b"Host": b"x", **{name.encode(): value.encode() for name, value in UPGRADE.items()}}
+        upgrade[b"Authorization"] = b"Bearer " + token
+        requests = [
+            *((b"POST /user/login", login | {name.encode(): b"\xff\xfe"}, body) for name in names.split()),
+            *((b"GET /chat/test?uid=2", upgrade | {name.encode(): b"\xff\xfe"}, b"") for name in names.split()),
+            *((b"GET /" + path, {b"Host": b"x"}, b"") for path in (b"\xff", b"%ff", b"web/\xff/x", b"%ED%A0%80")),
+            *(
+                (b"GET /chat/test?" + query + value, upgrade, b"")
+                for query in (b"uid=", b"uid=1&to_uid=", b"uid=2&token=", b"uid=2&")
+                for value in (b"\xff", b"%ff", b"%ED%A0%80", b"%00")
+            ),
+        ]
+        for target, headers, content in requests:
+            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers.items())
+            response = await speak(server, target + b" HTTP/1.1\r\n" + lines + b"\r\n" + content)
+            assert 400 <= response.status_code < 500, (target, headers, response.text)
+    assert not [record.message for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
 # --- sessions
 
 

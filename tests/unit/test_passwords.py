@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
+import unicodedata
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import bcrypt
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from chat_server.conf import Accounts as Config
 from chat_server.service.accounts import Accounts
 from chat_server.status import Reason, Refused
-from chat_server.utils.passwords import LONGEST, Passwords, TooBusy
+from chat_server.utils.passwords import LONGEST, MAX_INPUT, Passwords, TooBusy, prepare
 from tests.harness import until
 
 # Slow enough that what is asked for meanwhile has to wait.
@@ -69,6 +70,84 @@ async def test_a_password_with_a_nul_is_nobodys(passwords: Passwords) -> None:
 async def test_nobodys_password_is_never_right(passwords: Passwords) -> None:
     for password in ("secret1", "", "x" * 100, "\0"):
         assert not await passwords.check(password, None)
+
+
+@pytest.mark.parametrize(
+    "password", ["secret1", "s\u00e9cret", "se\u0301cret", "x" * 73, "\u3000" * 24, "\u3000" * 25, "\0"]
+)
+async def test_an_unknown_user_costs_the_same_number_of_hashes(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    """Also where a password has two forms to try, whichever of them is right."""
+    checked: list[bytes] = []
+    check = bcrypt.checkpw
+
+    def counting(secret: bytes, hashed: bytes) -> bool:
+        checked.append(secret)
+        return check(secret, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counting)
+    right = password if len(password.encode()) <= LONGEST and "\0" not in password else "secret1"
+    unprepared = bcrypt.hashpw(right.encode(), bcrypt.gensalt(4)).decode()
+    costs = []
+    for hashed in (None, await passwords.hash("another1"), await passwords.hash(right), unprepared, ""):
+        checked.clear()
+        await passwords.check(password, hashed)
+        costs.append(len(checked))
+    assert len(set(costs)) == 1
+    assert costs[0] == (2 if prepare(password) != password and len(password.encode()) <= LONGEST else 1)
+
+
+def test_only_short_passwords_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [0]
+    normalize = unicodedata.normalize
+
+    def counting(form: Literal["NFC"], text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr(unicodedata, "normalize", counting)
+    for part in ("\u0301", "\u0315\u0300", "\u3000", "\u03b1\u0313\u0300\u0345"):
+        for size in (LONGEST, MAX_INPUT, MAX_INPUT + 1, 16384):
+            prepare((part * size)[:size])
+    assert max(lengths) == MAX_INPUT
+
+
+def test_a_prepared_byte_stems_from_at_most_two_code_points() -> None:
+    """MAX_INPUT relies on it."""
+    for point in range(0x110000):
+        composed = chr(point).encode("utf-8", "surrogatepass")
+        assert len(unicodedata.normalize("NFD", chr(point))) <= len(composed) * MAX_INPUT // LONGEST
+
+
+async def test_clients_take_turns() -> None:
+    passwords = Passwords(cost=4, patience=60)
+    order: list[str] = []
+
+    async def hash_for(client: str) -> None:
+        await passwords.hash("secret1", client)
+        order.append(client)
+
+    flood = [asyncio.create_task(hash_for("flood")) for _ in range(200)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(hash_for(f"neighbour {number}") for number in range(3)))
+    assert order.count("flood") < 100
+    await asyncio.gather(*flood)
+    passwords.close()
+
+
+async def test_a_flood_of_one_client_leaves_room_for_others() -> None:
+    passwords = Passwords(SLOW, patience=5)
+    await passwords.hash("secret1")
+    flood = [asyncio.create_task(passwords.hash("secret1", "flood")) for _ in range(500)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooBusy):
+        passwords.expect_room("flood")
+    passwords.expect_room("neighbour")
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    passwords.close()
 
 
 async def test_nobodys_password_takes_the_time_of_somebodys() -> None:
