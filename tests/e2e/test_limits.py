@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import logging
 import os
 from functools import partial
 from pathlib import Path
 
 import httpx
+import pytest
 import websockets
 
 from tests.e2e.answers import ask, done, opened, post, refused, sql, try_login, try_upgrade
@@ -118,6 +120,49 @@ async def test_a_proxy_that_is_not_trusted_is_not_believed(tmp_path: Path) -> No
     async with serving(tmp_path, LoginFailures=2, TrustedProxies="192.0.2.99") as server:
         addresses = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
         assert [await guess(server, address=address) for address in addresses] == [401, 401, 429]
+
+
+async def test_what_is_no_address_counts_as_the_proxy_that_sent_it(tmp_path: Path) -> None:
+    """Whatever a client can write there, it cannot choose a new address for each guess."""
+    async with serving(tmp_path, LoginFailures=2, TrustedProxies=f"{LOCAL} 10.0.0.0/8") as server:
+        for number, forwarded in enumerate(
+            ("unknown", "_hidden", "", ",", "1.2.3", "[", "::1::", "192.0.2.1, x", "x" * 8000)
+        ):
+            statuses = [
+                await guess(server, str(number), address) for address in (forwarded, f"{forwarded},x", "nobody")
+            ]
+            assert statuses == [401, 401, 429], forwarded
+        last = ["10.0.0.1", "10.0.0.2", "10.0.0.1"]  # of too many proxies, the last one that is looked at
+        chains = [", ".join([f"192.0.2.{number}", *last[number:], *(["10.0.0.9"] * 16)]) for number in range(3)]
+        assert [await guess(server, "chain", chain) for chain in chains] == [401, 401, 429]
+
+
+async def test_a_proxy_may_be_written_as_ipv4_in_ipv6(tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=1, TrustedProxies=f"{LOCAL} 10.0.0.0/8") as server:
+        chains = [f"192.0.2.{number}, ::ffff:10.0.0.1" for number in range(3)]
+        assert [await guess(server, address=chain) for chain in chains] == [401] * 3
+
+
+async def test_the_log_names_each_untrusted_proxy_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(tmp_path, TrustedProxies="192.0.2.99") as server:
+        await ask(server, "GET", "/ping")
+        assert not [record for record in caplog.records if record.message == "proxy not trusted"]
+        for _ in range(3):
+            await try_login(server, "1", WRONG, "192.0.2.1")
+            await ask(server, "GET", "/ping", headers={"Origin": "http://x", "X-Forwarded-Proto": "https"})
+    [warning] = [record for record in caplog.records if record.message == "proxy not trusted"]
+    assert (warning.levelname, vars(warning)["address"]) == ("WARNING", LOCAL)
+
+
+async def test_the_log_names_the_user_of_a_wrong_password(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be a user name is left out: it may be long, or hostile, or a password in the wrong field."""
+    caplog.set_level(logging.INFO)
+    async with serving(tmp_path) as server:
+        await server.users("1")
+        for name in ("1", "nobody", "e\u0301", "a\u2028b", "\u202e1", "my secret!", "x" * 10000, "a\nb", "\x9b1m"):
+            refused(await try_login(server, name, WRONG), 401, 41010, "wrong_password")
+    users = [vars(record)["user"] for record in caplog.records if record.message == "wrong password"]
+    assert users == ["1", "nobody", "\u00e9", *[""] * 6]
 
 
 async def test_a_success_clears_the_count_of_the_name_and_address(tmp_path: Path) -> None:

@@ -124,6 +124,54 @@ async def test_behind_a_trusted_proxy_the_own_origin_is_the_one_it_was_asked_for
         refused(response, 403, 41002, "foreign_origin")
 
 
+@pytest.mark.parametrize(
+    ("headers", "own", "foreign"),
+    [
+        (
+            {"Host": "a.example"},
+            "http://a.example https://a.example http://A.example:80 https://a.example:443",
+            "http://a.example:81",
+        ),
+        ({"Host": "a.example:80"}, "http://a.example", "http://a.example:8080"),
+        ({"Host": "A.example:443"}, "https://a.example", "https://a.example.org"),
+        ({"Host": "a.example"}, "http://a.example", "capacitor://a.example ws://a.example //a.example a.example"),
+        ({"X-Forwarded-Host": "A.Example , b.example"}, "https://a.example", "https://b.example http://x"),
+        ({"X-Forwarded-Host": "a.example:443"}, "https://a.example", "https://x"),
+        ({"X-Forwarded-Host": ""}, "", "https://a.example http://x"),
+        ({"X-Forwarded-Host": "a.example", "X-Forwarded-Proto": "HTTPS,http"}, "https://a.example", "http://a.example"),
+        ({"X-Forwarded-Host": "a.example", "X-Forwarded-Proto": " wss"}, "https://a.example", "http://a.example"),
+        ({"X-Forwarded-Host": "a.example", "X-Forwarded-Proto": "ws"}, "http://a.example", "http://b.example"),
+        ({"X-Forwarded-Host": "a.example", "X-Forwarded-Proto": "quic"}, "https://a.example", "http://a.example"),
+    ],
+)
+async def test_own_origins_are_compared_without_default_ports(
+    tmp_path: Path, headers: dict[str, str], own: str, foreign: str
+) -> None:
+    headers = {"Host": "x", **{name: value.strip() for name, value in headers.items()}}
+    async with serving(tmp_path, TrustedProxies="127.0.0.1") as server:
+        for origin in own.split():
+            response = await ask(server, "POST", "/user/login", json={}, headers=headers | {"Origin": origin})
+            refused(response, 400, 41002, "bad_request", "user_name")
+        for origin in foreign.split():
+            response = await ask(server, "POST", "/user/login", json={}, headers=headers | {"Origin": origin})
+            refused(response, 403, 41002, "foreign_origin")
+
+
+async def test_app_shells_and_default_ports_can_be_allowed(tmp_path: Path) -> None:
+    allowed = "capacitor://localhost tauri://localhost https://a.example:443 http://b.example"
+    async with serving(tmp_path, AllowedOrigins=allowed) as server:
+        await server.users("1")
+        for origin in ("capacitor://localhost", "tauri://localhost", "https://a.example", "http://b.example:80"):
+            response = await ask(server, "POST", "/user/login", json={}, headers={"Origin": origin})
+            refused(response, 400, 41002, "bad_request", "user_name")
+            assert response.headers["Access-Control-Allow-Origin"] == origin
+            async with opened(server, "1", Origin=origin):
+                pass
+        for origin in ("capacitor://localhost:1", "capacitor://other", "http://a.example", "https://b.example:80"):
+            response = await ask(server, "POST", "/user/login", json={}, headers={"Origin": origin})
+            refused(response, 403, 41002, "foreign_origin")
+
+
 # --- allowed origins
 
 
