@@ -344,7 +344,7 @@ async def test_of_one_cookie_four_values_are_tried(server: Server) -> None:
     refused(response, 401, 41012, "not_logged_in")
 
 
-async def test_the_first_valid_session_counts_and_its_name_before_others(server: Server) -> None:
+async def test_the_first_valid_session_of_the_cookies_counts(server: Server) -> None:
     await server.users("3")
     host, plain, old = (server.tokens[name] for name in "123")
     cookies = [f"session={old}", f"chat_session=wrong; chat_session={plain}", f"__Host-chat_session={host}"]

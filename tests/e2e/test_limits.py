@@ -244,7 +244,7 @@ async def test_a_wrong_old_password_counts_against_its_session(tmp_path: Path) -
         done(await post(server, "/user/set_password", other, **right), 41005)
 
 
-async def test_guesses_at_a_name_do_not_keep_its_user_from_a_new_password(tmp_path: Path) -> None:
+async def test_guesses_do_not_keep_a_user_from_a_new_password(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, LoginFailuresPerAddress=2) as server:
         await server.users("1")
         assert [await guess(server), await guess(server, "2"), await guess(server, "3")] == [401, 401, 429]
@@ -252,7 +252,7 @@ async def test_guesses_at_a_name_do_not_keep_its_user_from_a_new_password(tmp_pa
         done(await post(server, "/user/set_password", server.tokens["1"], **change), 41005)
 
 
-async def test_an_address_that_floods_does_not_delay_the_logins_of_others(tmp_path: Path) -> None:
+async def test_a_flood_of_logins_does_not_delay_other_addresses(tmp_path: Path) -> None:
     """Addresses take turns: a login elsewhere waits for a few hashes, not for those of the flood."""
     accounts, each = [f"flood{number}" for number in range(10)], 4
     async with (
