@@ -230,7 +230,7 @@ class Accounts:
 
         Failures are counted before hashing, so parallel guesses count too. Raises Refused.
         """
-        await self._take(failed, rates, "too many failed logins")
+        await self._take(failed, rates, "too many wrong passwords")
         taken = time.monotonic()
         try:
             user = await self._users.get(name) if is_name(name) else None

@@ -188,7 +188,7 @@ async def test_the_shortest_password_is_configurable(tmp_path: Path) -> None:
 async def test_passwords_are_compared_after_preparation(server: Server) -> None:
     """The profile OpaqueString of RFC 8265: the same password however a keyboard writes it."""
     done(await register(server, "3", "a\u030angstro\u0308m\u3000\u00a01"), 41001)
-    for same in ("\u00e5ngstr\u00f6m  1", "\u212bngstro\u0308m\u2003 1".replace("\u212b", "\u00e5")):
+    for same in ("\u00e5ngstr\u00f6m  1", "\u00e5ngstro\u0308m\u2003 1"):
         done(await try_login(server, "3", same), 41003)
     for other in ("\u00c5ngstr\u00f6m  1", "\u00e5ngstr\u00f6m 1", "angstrom  1"):
         refused(await try_login(server, "3", other), 401, 41010, "wrong_password")
