@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 import msgspec
 from aiohttp import web
 
+from chat_server.conf.origins import canonical, without_default_port
 from chat_server.status import Reason, Refused, Status
-from chat_server.utils.origins import canonical, without_default_port
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from chat_server.conf.origins import canonical
 from chat_server.conf.settings import SECTIONS, Group, Settings, Stores
-from chat_server.utils.origins import canonical
 
 # A value as it was written, and where: ("8081", "config.ini").
 Written = tuple[str, str]
