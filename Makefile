@@ -1,88 +1,111 @@
-# Each target prepares .venv by itself; python3 (3.11 or newer), its venv module and make are all it needs.
+# Each target prepares .venv by itself. It needs python3 (3.11 or later), its venv module and make.
+# make test PYTHON=python3.13 uses that Python, in a .venv of its own.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
 
 .PHONY: run test soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
+.DELETE_ON_ERROR:
 
-run: .venv/.run
+run: $(VENV)/.run
 	$(BIN)/python run.py
 
-# Several files at a time, one more than there are cores as they often wait; the tests of a file one after the other.
-# In the order of their names: those of the page, the longest, are not the last.
-test: .venv/.dev
-	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
+# Several files at a time, the tests of one file in sequence. In the order of their names: the tests of the page, which
+# take longest, do not come last.
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
 
 # The long walk: clients at work on a server that is killed again and again, and a checker at the end.
 # It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.
 MINUTES ?= 30
 STORES ?= embedded
-soak: .venv/.dev
+soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --stores $(STORES) $(if $(SEED),--seed $(SEED))
 
 # RFC 6455 and 7692: every case of the Autobahn suite against an echo on the server's connection code.
-autobahn: .venv/.dev
+autobahn: $(VENV)/.dev
 	$(BIN)/python -m tests.autobahn
 
 # A million frames of rubbish, beside two who chat. It says its seed; SEED=n draws the same again.
 FRAMES ?= 1000000
-fuzz: .venv/.dev
+fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --frames $(FRAMES) $(if $(SEED),--seed $(SEED))
 
 # The sessions of many users end at once under their open sockets.
 SOCKETS ?= 5000
-revoke: .venv/.dev
+revoke: $(VENV)/.dev
 	$(BIN)/python -m tests.revoke --sockets $(SOCKETS)
 
 # What is served as /openapi.json, of docs/openapi.yaml: the server itself knows no YAML.
-openapi: .venv/.dev
+openapi: $(VENV)/.dev
 	$(BIN)/python -c "import json, yaml; print(json.dumps(yaml.safe_load(open('docs/openapi.yaml')), indent=1))" > chat_server/api/openapi.json
 
-lint: .venv/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bandit: .venv/.dev
+bandit: $(VENV)/.dev
 	$(BIN)/bandit -q -c bandit.yaml -r chat_server run.py
 
 # Asks PyPI what is known of the exact versions that are installed: it needs the network, and fails without an answer.
 audit: bandit
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.txt
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-bench.txt
 
-format: .venv/.dev
+format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev
+bench: $(VENV)/.bench
 	$(BIN)/python -m bench.full --quick
 
-bench-full: .venv/.dev
+bench-full: $(VENV)/.bench
 	$(BIN)/python -m bench.full
 
 # Renews docs/images, which the README shows. Needs chromium.
-screenshots: .venv/.dev
+screenshots: $(VENV)/.dev
 	$(BIN)/python -m tests.browser.screenshots
 
-# The locks are made from the bounds in setup.cfg.
-lock: .venv/.dev
-	$(BIN)/pip-compile -q --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-		--allow-unsafe -o requirements.txt setup.cfg
-	$(BIN)/pip-compile -q --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-		--allow-unsafe --extra dev --extra bench -o requirements-dev.txt setup.cfg
+# One lock file for all supported Pythons, from the bounds in setup.cfg. Pinned versions stay until
+# `make lock UPGRADE=--upgrade`.
+COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+	--custom-compile-command "make lock" $(UPGRADE) setup.cfg
+lock: $(VENV)/.dev
+	$(COMPILE) -o requirements.txt
+	$(COMPILE) --extra dev -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) --extra bench -c requirements-dev.txt -o requirements-bench.txt
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info
 
-.venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chat_server needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+# The Python that made $(VENV) must be $(PYTHON): another one is made anew.
+WHICH := import sys; print(sys.version, sys.base_prefix)
+ifneq ($(shell $(BIN)/python -c '$(WHICH)' 2>/dev/null),$(shell $(PYTHON) -c '$(WHICH)'))
+$(VENV)/pyvenv.cfg: anew
+endif
+.PHONY: anew
 
-.venv/.run: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
-	touch $@
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chat_server needs Python 3.11 or later; name one: make PYTHON=python3.11")'
+	@echo "Preparing $(VENV) with $$($(PYTHON) --version), once ..."
+	@$(PYTHON) -m venv --clear $(VENV)
 
-.venv/.dev: requirements-dev.txt .venv/.run
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	touch $@
+INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r
+
+$(VENV)/.run: requirements.txt $(VENV)/pyvenv.cfg
+	@echo "Installing the server's packages into $(VENV) (about half a minute) ..."
+	@$(INSTALL) $<
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	@echo "Installing the tools of the tests into $(VENV) (about a minute) ..."
+	@$(INSTALL) $<
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
+	@echo "Installing the tools of the measurements into $(VENV) ..."
+	@$(INSTALL) $<
+	@touch $@
