@@ -11,9 +11,10 @@ run: $(VENV)/.run
 	$(BIN)/python run.py
 
 # Several files at a time, the tests of one file in sequence. In the order of their names: the tests of the page, which
-# take longest, do not come last.
+# take longest, do not come last. The coverage data lie in a folder of their own, apart from those of another run.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
+		$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
 
 # The long walk: clients at work on a server that is killed again and again, and a checker at the end.
 # It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.

@@ -24,7 +24,7 @@ from chat_server.conf import load
 from chat_server.model.messages import Record
 from chat_server.model.users import User
 from chat_server.utils.clock import MICROSECONDS, Clock
-from tests import servers
+from tests import needs, servers
 
 ROOT = Path(__file__).resolve().parent.parent
 START = 1_700_000_000 * MICROSECONDS
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--data", type=Path, help="where the temporary folder is made")
     args = parser.parse_args()
-    if missing := servers.missing():
+    if missing := needs.missing("mariadbd", "redis-server"):
         sys.exit(f"bench: apt-get install {missing}")
     with tempfile.TemporaryDirectory(dir=args.data, prefix="bench-migrate-") as folder:
         sys.exit(_run(Path(folder), args.messages))

@@ -1,10 +1,11 @@
 """Real database servers for the tests, each started once, on a free port, with its data in a temporary folder.
 
-MariaDB and Redis come from the system (apt-get install mariadb-server redis-server). In place of mongod, which
-is in no package registry, stands secantusd (PyPI: SecantusDB); CHAT_TEST_MONGODB names a real mongod's URI.
+MariaDB and Redis come from the system; a test that starts a missing one is skipped (tests/needs.py). secantusd (PyPI:
+SecantusDB) stands in for mongod, which is in no package registry; CHAT_TEST_MONGODB names the URI of a real mongod.
 """
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,10 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chat_server import conf
+from tests import needs
 
 PATIENCE = 60.0  # seconds
 
@@ -66,21 +68,13 @@ class DatabaseServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def missing() -> str:
-    """What the servers' tests need and is not here; empty if all is. Where CHAT_TEST_ALL is set nothing may be."""
-    needed = {"mariadbd": "mariadb-server", "redis-server": "redis-server"}
-    packages = " ".join(package for program, package in needed.items() if not _program(program))
-    if packages and os.environ.get("CHAT_TEST_ALL"):
-        raise RuntimeError(f"the database servers are missing: apt-get install {packages}")
-    return packages
-
-
 def redis(*options: str) -> DatabaseServer:
     """A Redis that keeps nothing on disk; `options` are its own."""
+    program = needs.program("redis-server")
     return _started(
         "redis",
         lambda server: [
-            *(_program("redis-server"), "--port", str(server.port), "--bind", "127.0.0.1"),
+            *(program, "--port", str(server.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--dir", str(server.folder)),
             *options,
         ],
@@ -89,13 +83,14 @@ def redis(*options: str) -> DatabaseServer:
 
 def mysql(*options: str) -> DatabaseServer:
     """A MariaDB with the database chat_demo for the user chat; `options` are its own."""
+    install, program = needs.program("mariadb-install-db"), needs.program("mariadbd")
 
     def command(server: DatabaseServer) -> Sequence[str]:
         data, init = server.folder / "data", server.folder / "init.sql"
         if not data.exists():
             subprocess.run(
                 [
-                    _program("mariadb-install-db"),
+                    install,
                     "--no-defaults",
                     f"--datadir={data}",
                     "--auth-root-authentication-method=normal",
@@ -109,7 +104,7 @@ def mysql(*options: str) -> DatabaseServer:
                 "GRANT ALL ON chat_demo.* TO 'chat'@'127.0.0.1';"
             )
         return [
-            *(_program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={data}", f"--port={server.port}"),
+            *(program, "--no-defaults", "--user=root", f"--datadir={data}", f"--port={server.port}"),
             *(
                 "--bind-address=127.0.0.1",
                 f"--socket={server.folder}/socket",
@@ -180,17 +175,44 @@ def environ(
 
 
 def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> DatabaseServer:
-    server = DatabaseServer(name, Path(tempfile.mkdtemp(prefix=f"chat-{name}-")), command)
-    server.start()
+    # MariaDB makes a Unix socket in there, whose path may have 107 bytes.
+    parent = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None
+    server = DatabaseServer(name, Path(tempfile.mkdtemp(prefix=f"chat-{name}-", dir=parent)), command)
+    try:
+        server.start()
+    except BaseException:
+        server.stop()
+        raise
     return server
 
 
-def _program(name: str) -> str:
-    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or ""
+_claims: list[socket.socket] = []
+
+
+def claim(numbers: range) -> int:
+    """One of these numbers (1024 to 65535), which no other test process on this machine gets while this one lives.
+
+    The UDP port of that number, bound and not used, is the claim.
+    """
+    while True:
+        number = numbers.start + secrets.randbelow(len(numbers))
+        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            holder.bind(("127.0.0.1", number))
+        except OSError:
+            holder.close()
+        else:
+            _claims.append(holder)
+            return number
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    """A free TCP port of 127.0.0.1.
+
+    It lies below the ports that the system gives out by itself, so it stays free while a killed server is away.
+    """
+    while True:
+        port = claim(range(10_000, 32_000))
+        with suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            return port

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, async_playwright, expect
 
-from tests.browser.conftest import CHROMIUM
+from tests import needs
 from tests.browser.person import Window, at_a_browser
 from tests.browser.views import FRIEND, ME, OTHERS, full, talk, views
 from tests.harness import ROOT, Server
@@ -27,7 +27,7 @@ async def main(folder: Path, widths: Sequence[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data:
         async with full(Path(data)) as server, async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            browser = await playwright.chromium.launch(executable_path=needs.program("chromium"), args=["--no-sandbox"])
             async with server.chat(FRIEND, to=ME, sync=True), server.chat("小明", to=ME, sync=True):
                 if widths:
                     for width in widths:

@@ -8,15 +8,16 @@ from playwright.async_api import Browser, expect
 from tests.browser.door import door
 from tests.browser.person import at_a_browser, person
 from tests.harness import PASSWORD, Server, process
+from tests.servers import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
 async def test_the_server_is_killed_while_messages_are_under_way(browser: Browser, tmp_path: Path) -> None:
     data, texts = tmp_path / "data", [f"message {number}" for number in range(40)]
-    async with process(data, StrangerLimit=0) as first:
+    port = free_port()
+    async with process(data, StrangerLimit=0, HttpPort=port) as first:
         await first.users("alice", "bob")
-        port = first.port
         async with person(browser, first, "alice") as alice, person(browser, first, "bob") as bob:
             await bob.opens("alice")
             await alice.page.bring_to_front()

@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -16,25 +14,20 @@ from chat_server.model.messages import Added, Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
 from tests import raw
+from tests.faults.tools import strace
 from tests.harness import process, serving, until
 
 RUN = 48
 
 
-def strace(trace: Path) -> tuple[str, ...]:
-    """The command that runs the server and writes down each write, with the addresses of the socket it goes to."""
-    tool = shutil.which("strace")
-    if not tool:
-        pytest.skip("strace is not installed")
-    if subprocess.run([tool, "-f", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("strace is not allowed to trace here")
-    calls = "trace=write,writev,sendto,sendmsg"
-    return (tool, "-D", "-f", "-q", "-yy", "-s", "0", "-e", calls, "-e", "signal=none", "-o", str(trace))
+def writing(trace: Path) -> tuple[str, ...]:
+    """The command that runs the server and traces each write, with the addresses of the socket it goes to."""
+    return strace(trace, "write,writev,sendto,sendmsg", "-yy", "-s", "0")
 
 
 async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_few_writes(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    async with process(tmp_path / "data", prefix=strace(trace)) as server:
+    async with process(tmp_path / "data", prefix=writing(trace)) as server:
         await server.users("1", "2")
         await server.friends("1", "2")
         async with raw.chat(server, "1", "2") as one, raw.chat(server, "2", "1") as two:
@@ -49,7 +42,7 @@ async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_f
 
 async def test_a_run_of_long_messages_is_stored_in_steps_between_which_others_have_their_turn(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    async with process(tmp_path / "data", prefix=strace(trace)) as server:
+    async with process(tmp_path / "data", prefix=writing(trace)) as server:
         await server.users("1", "2")
         await server.friends("1", "2")
         async with raw.chat(server, "1", "2") as one:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults.tools import tool
+from tests import needs
 from tests.harness import Chat, Process, process
 
 SOURCE = Path(__file__).with_name("disk.c")
@@ -47,7 +47,7 @@ class Disk:
         self._library = parent / "disk.so"
         self._faults.mkdir()
         self._journal.touch()
-        compiler = tool("gcc", "gcc libc6-dev")
+        compiler = needs.program("gcc")
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, SOURCE, "-ldl"], check=True)
 
     @asynccontextmanager

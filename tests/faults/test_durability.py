@@ -4,16 +4,13 @@ import asyncio
 import re
 import resource
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-import pytest
-
 from tests import raw
 from tests.faults.disk import refused, sent
-from tests.faults.tools import small_disk, tool
+from tests.faults.tools import small_disk, strace
 from tests.harness import Frame, Process, Server, process, until
 
 SENDERS = ("a", "b", "c")
@@ -228,15 +225,6 @@ _CALL = re.compile(r"(\d+) +(?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)", re.DOTALL)
 _ACK = re.compile(r'\{\\"from\\":\\"System\\",[^}]*?\\"op_type\\":4001[89],[^}]*?\\"id\\":\\"([^"\\]+)\\"')
 
 
-def strace(trace: Path) -> tuple[str, ...]:
-    """The command that runs the server and writes down what it writes and syncs; skips where there is none."""
-    program = tool("strace", "strace")
-    if subprocess.run([program, "-f", "-e", "trace=none", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("strace is not allowed to trace here")
-    calls = "trace=fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg"
-    return (program, "-D", "-f", "-q", "-y", "-s", "1000000", "-e", calls, "-e", "signal=none", "-o", str(trace))
-
-
 def unsynced(trace: str, ids: list[str]) -> tuple[set[str], set[str]]:
     """The ids whose acks were sent, and of those the ones not synced when they were.
 
@@ -269,7 +257,9 @@ def unsynced(trace: str, ids: list[str]) -> tuple[set[str], set[str]]:
 async def test_every_ack_leaves_after_its_message_was_synced(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     names = [f"{user}-{n:04}-id" for user in SENDERS for n in range(100)]
-    async with process(tmp_path / "data", prefix=strace(trace), StrangerLimit=0) as server:
+    calls = "fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg"
+    prefix = strace(trace, calls, "-y", "-s", "1000000")
+    async with process(tmp_path / "data", prefix=prefix, StrangerLimit=0) as server:
         await server.users(*SENDERS, "z")
 
         async def send(user: str) -> None:

@@ -14,8 +14,6 @@ from tests.e2e.answers import ask, done, envelope
 from tests.e2e.test_metrics import scraped
 from tests.harness import Server, serving, until
 
-pytestmark = pytest.mark.skipif(bool(servers.missing()), reason=f"needs {servers.missing()}")
-
 TIMEOUT = 1.0  # StoreTimeout
 STORES = {"users": servers.mysql, "messages": servers.mongodb, "cache": servers.redis}
 METRICS = {"users": "mysql", "messages": "mongodb", "cache": "redis"}  # the stores as metrics name them

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests import raw
+from tests import needs, raw
 from tests.faults.disk import sent
-from tests.faults.tools import library, small_disk
+from tests.faults.tools import small_disk
 from tests.harness import Process, Server, process, run_py, until
 
 
@@ -124,7 +124,7 @@ class WallClock:
         self._shift = folder / "clock"
         self.move("+0")
         variables = {
-            "LD_PRELOAD": library("libfaketimeMT.so.1", "libfaketime"),
+            "LD_PRELOAD": needs.program("libfaketimeMT.so.1"),
             "FAKETIME_TIMESTAMP_FILE": self._shift,
             "FAKETIME_NO_CACHE": 1,
             "FAKETIME_DONT_FAKE_MONOTONIC": 1,

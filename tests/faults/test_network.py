@@ -2,29 +2,32 @@
 
 import asyncio
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import raw
+from tests import needs, raw
 from tests.faults.disk import sent
-from tests.faults.tools import tool
 from tests.harness import Server, process, serving, until
+from tests.servers import claim
 
 
 class Cable:
     """A cable (veth) from this machine's network to the server's own one (a network namespace)."""
 
-    def __init__(self, namespace: str, number: int) -> None:
-        self.host = f"169.254.{number}.2"  # of the server, at its end
-        self._name = f"chat{os.getpid()}x{number}"[-15:]
-        far = f"far{number}"
+    def __init__(self, namespace: str) -> None:
+        number = claim(range(1024, 16384))  # other runs on this machine have other addresses: 169.254.N.4n
+        network = ip_address("169.254.0.0") + 4 * number
+        self.host = str(network + 2)  # of the server, at its end
+        self._name, far = f"chat{number}", f"far{number}"
         ip("link", "add", self._name, "type", "veth", "peer", "name", far, "netns", namespace)
-        ip("addr", "add", f"169.254.{number}.1/30", "dev", self._name)
+        ip("addr", "add", f"{network + 1}/30", "dev", self._name)
         ip("-n", namespace, "addr", "add", f"{self.host}/30", "dev", far)
         ip("-n", namespace, "link", "set", far, "up")
         self.plug()
@@ -38,25 +41,25 @@ class Cable:
         ip("link", "set", self._name, "down")
 
 
-def ip(*arguments: str) -> str:
-    """Run a command of iproute2; what it says."""
-    return subprocess.run([tool("ip", "iproute2"), *arguments], check=True, capture_output=True, text=True).stdout
+def ip(*arguments: str) -> None:
+    """Run a command of iproute2."""
+    subprocess.run([needs.program("ip"), *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    """A network of the server's own; skips where it cannot be had."""
-    name = f"chat-{os.getpid()}"
-    made = subprocess.run([tool("ip", "iproute2"), "netns", "add", name], capture_output=True, check=False)
-    if os.geteuid() or made.returncode:
-        pytest.skip("only root may make a network of its own")
+    """A network of the server's own."""
+    program, name = needs.program("ip"), f"chat-{secrets.token_hex(4)}"
+
+    def made() -> bool:
+        adding = [program, "netns", "add", name]
+        return not os.geteuid() and not subprocess.run(adding, capture_output=True, check=False).returncode
+
+    needs.right("netns", made)
     try:
         yield name
     finally:
-        # The system takes the cables away some time after the network, and the next test's have the same names.
-        for line in ip("-n", name, "-brief", "link", "show", "type", "veth").splitlines():
-            ip("-n", name, "link", "del", line.partition("@")[0])
-        ip("netns", "del", name)
+        ip("netns", "del", name)  # the cables go with it
 
 
 def seen_through(cable: Cable, server: Server) -> Server:
@@ -67,8 +70,8 @@ def seen_through(cable: Cable, server: Server) -> Server:
 
 
 async def test_a_cable_that_is_cut_loses_no_message_and_no_neighbour(namespace: str, tmp_path: Path) -> None:
-    mine, theirs = Cable(namespace, 77), Cable(namespace, 78)
-    inside = ("ip", "netns", "exec", namespace)
+    mine, theirs = Cable(namespace), Cable(namespace)
+    inside = (needs.program("ip"), "netns", "exec", namespace)
     settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 1, "HttpHost": "0.0.0.0"}
     async with process(tmp_path / "data", prefix=inside, **settings) as server:
         here, there = seen_through(mine, server), seen_through(theirs, server)
@@ -88,8 +91,8 @@ async def test_a_cable_that_is_cut_loses_no_message_and_no_neighbour(namespace: 
 
 
 async def test_a_cable_that_is_cut_for_a_moment_is_not_noticed(namespace: str, tmp_path: Path) -> None:
-    cable = Cable(namespace, 77)
-    inside = ("ip", "netns", "exec", namespace)
+    cable = Cable(namespace)
+    inside = (needs.program("ip"), "netns", "exec", namespace)
     settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 30, "HttpHost": "0.0.0.0"}
     async with process(tmp_path / "data", prefix=inside, **settings) as server:
         here = seen_through(cable, server)

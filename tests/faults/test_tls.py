@@ -18,8 +18,6 @@ from chat_server.utils.errors import StartError
 from tests import servers
 from tests.harness import run_py, serving
 
-needs_servers = pytest.mark.skipif(bool(servers.missing()), reason=f"needs {servers.missing()}")
-
 PASSWORD = "hunter2-and-more"
 
 
@@ -123,7 +121,6 @@ async def said(folder: Path, stores: Mapping[str, str], *arguments: str) -> str:
     return lines[0]
 
 
-@needs_servers
 async def test_a_chat_over_tls(tmp_path: Path, encrypted: Encrypted) -> None:
     """The databases accept nothing else."""
     stores = mysql_over_tls(encrypted, encrypted.ours) | redis_over_tls(encrypted, encrypted.ours)
@@ -139,7 +136,6 @@ async def test_a_chat_over_tls(tmp_path: Path, encrypted: Encrypted) -> None:
             pass
 
 
-@needs_servers
 @pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["start", "check"])
 async def test_a_certificate_of_another_authority_is_a_clear_start_error(
     tmp_path: Path, encrypted: Encrypted, arguments: tuple[str, ...]
@@ -153,7 +149,6 @@ async def test_a_certificate_of_another_authority_is_a_clear_start_error(
     assert "RedisAddr" in line
 
 
-@needs_servers
 async def test_nothing_is_left_open_where_tls_cannot_be_had(tmp_path: Path, encrypted: Encrypted) -> None:
     """A connection left behind would warn, and a warning fails the test."""
     plain = servers.mysql()
@@ -172,7 +167,6 @@ async def test_nothing_is_left_open_where_tls_cannot_be_had(tmp_path: Path, encr
         plain.stop()
 
 
-@needs_servers
 async def test_a_certificate_for_another_address_is_a_clear_start_error(tmp_path: Path, encrypted: Encrypted) -> None:
     stores = mysql_over_tls(encrypted, encrypted.ours) | {"CHAT_MYSQL_DBHOST": "localhost"}
     assert "Hostname mismatch" in await said(tmp_path, stores)
@@ -181,7 +175,6 @@ async def test_a_certificate_for_another_address_is_a_clear_start_error(tmp_path
     assert "Hostname mismatch" in await said(tmp_path, stores)
 
 
-@needs_servers
 async def test_unverified_asks_for_no_authority(encrypted: Encrypted) -> None:
     config = servers.mysql_config(encrypted.mysql)
     users = await connect(msgspec.structs.replace(config, db_tls="unverified"), 5)
@@ -192,7 +185,6 @@ async def test_unverified_asks_for_no_authority(encrypted: Encrypted) -> None:
         await users.close()
 
 
-@needs_servers
 @pytest.mark.parametrize("tls", ["verified", "unverified"])
 async def test_a_server_without_tls_gets_nothing_if_tls_was_asked_for(
     tmp_path: Path, encrypted: Encrypted, tls: str

@@ -1,4 +1,4 @@
-"""What the tests of faults need of the system: a tool that is not there leaves its tests out, and says so."""
+"""Tools of the tests of faults. A test that needs a missing one is skipped (tests/needs.py)."""
 
 import os
 import shutil
@@ -6,35 +6,27 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
-
-
-def tool(name: str, package: str) -> str:
-    """The path of a program of a Debian package; skips where there is none."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or _left_out(name, package)
+from tests import needs
 
 
-def library(name: str, package: str) -> str:
-    """The path of a library of a Debian package that is to be preloaded; skips where there is none."""
-    found = next((str(path) for lib in (Path("/usr/lib"), Path("/usr/lib64")) for path in lib.rglob(name)), None)
-    return found or _left_out(name, package)
+def strace(trace: Path, calls: str, *options: str) -> tuple[str, ...]:
+    """The command that runs a server and writes its system calls to `trace`."""
+    program = needs.program("strace")
+    needs.right("ptrace", lambda: _succeeds(program, "-f", "-e", "trace=none", "true"))
+    return (program, "-D", "-f", "-q", *options, "-e", f"trace={calls}", "-e", "signal=none", "-o", str(trace))
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A disk of 4 MiB of its own; skips where it cannot be had."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
+    """A disk of its own, of 4 MiB."""
+    mount = ("mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder))
+    needs.right("mount", lambda: not os.geteuid() and bool(shutil.which("mount")) and _succeeds(*mount))
     try:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def _left_out(name: str, package: str) -> NoReturn:
-    if os.environ.get("CHAT_TEST_ALL"):  # there nothing may be
-        raise RuntimeError(f"{name} is missing: apt-get install {package}")
-    pytest.skip(f"{name} is missing: apt-get install {package}")
+def _succeeds(*command: str) -> bool:
+    return not subprocess.run(command, capture_output=True, check=False).returncode

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chat_server.cache import redis
 from chat_server.model import mongodb, mysql
-from tests import servers
+from tests import needs, servers
 from tests.servers import DatabaseServer
 from tests.soak.checker import read_back
 from tests.soak.ledger import Ledger
@@ -81,7 +81,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing that was started goes on
     print(f"make soak MINUTES={args.minutes:g} STORES={args.stores} SEED={args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chat-soak-"))
-    if args.stores == "servers" and (missing := servers.missing()):
+    if args.stores == "servers" and (missing := needs.missing("mariadbd", "redis-server")):
         parser.error(f"apt-get install {missing}")
     with ExitStack() as stack:
         databases = stack.enter_context(servers.running()) if args.stores == "servers" else []
