@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
-.PHONY: run test soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
+.PHONY: run test test-bare soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -15,6 +15,11 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
 		$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
+
+# As on a machine without the optional programs: collects all tests, and runs the ones that need most of them.
+test-bare: $(VENV)/.dev
+	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q --collect-only > /dev/null
+	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q tests/browser tests/faults/test_redis.py tests/faults/test_tls.py
 
 # The long walk: clients at work on a server that is killed again and again, and a checker at the end.
 # It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.

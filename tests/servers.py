@@ -4,6 +4,7 @@ MariaDB and Redis come from the system; a test that starts a missing one is skip
 SecantusDB) stands in for mongod, which is in no package registry; CHAT_TEST_MONGODB names the URI of a real mongod.
 """
 
+import atexit
 import os
 import secrets
 import shutil
@@ -186,9 +187,6 @@ def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> D
     return server
 
 
-_claims: list[socket.socket] = []
-
-
 def claim(numbers: range) -> int:
     """One of these numbers (1024 to 65535), which no other test process on this machine gets while this one lives.
 
@@ -202,7 +200,7 @@ def claim(numbers: range) -> int:
         except OSError:
             holder.close()
         else:
-            _claims.append(holder)
+            atexit.register(holder.close)
             return number
 
 

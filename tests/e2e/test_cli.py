@@ -471,7 +471,7 @@ async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: 
 
 async def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
     async with process(
-        tmp_path / "data", prefix=("sh", "-c", 'ulimit -Hn 3000; ulimit -Sn 100; exec "$@"', "sh")
+        tmp_path / "data", prefix=("sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"', "sh")
     ) as server:
         assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
 

@@ -132,10 +132,10 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_heals_and_makes_no_user
 
 async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
     stores = {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBPORT": str(servers.free_port())}
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=1, StoreTimeout=0.5)
+    line, before = await fails(tmp_path / "data", stores, StartTimeout=5, StoreTimeout=0.5)
     assert "MySQL at " in line
     assert "connection refused" in line
-    assert "gave up after 1 s (StartTimeout)" in line
+    assert "gave up after 5 s (StartTimeout)" in line
     assert len(before) == 1
     assert "waiting for a database" in before[0]
     assert "MySQL" in before[0]

@@ -277,10 +277,10 @@ async def test_one_that_is_full_refuses_and_is_not_waited_for(redis: DatabaseSer
 
 async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
     stores = {"CHAT_REDIS_REDISDB": "redis", "CHAT_REDIS_REDISADDR": f"127.0.0.1:{servers.free_port()}"}
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=1, StoreTimeout=0.5)
+    line, before = await fails(tmp_path / "data", stores, StartTimeout=5, StoreTimeout=0.5)
     assert "Redis at " in line
     assert "connection refused" in line
-    assert "gave up after 1 s (StartTimeout)" in line
+    assert "gave up after 5 s (StartTimeout)" in line
     assert len(before) == 1
     assert "waiting for a database" in before[0]
     assert "Redis" in before[0]

@@ -152,8 +152,6 @@ def fill(disk: Path) -> Path:
 
 async def test_health_is_503_while_mysql_has_no_room_for_its_binary_log(tmp_path: Path) -> None:
     """Then statements succeed, and their commit waits: a probe that rolls back would not notice."""
-    if why := servers.missing():
-        pytest.skip(f"the database servers are left out: apt-get install {why}")
     (tmp_path / "log").mkdir()
     with small_disk(tmp_path / "log"):
         mysql = servers.mysql(f"--log-bin={tmp_path}/log/bin", "--server-id=1")
