@@ -176,9 +176,7 @@ def environ(
 
 
 def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> DatabaseServer:
-    # MariaDB makes a Unix socket in there, whose path may have 107 bytes.
-    parent = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None
-    server = DatabaseServer(name, Path(tempfile.mkdtemp(prefix=f"chat-{name}-", dir=parent)), command)
+    server = DatabaseServer(name, Path(tempfile.mkdtemp(prefix=f"chat-{name}-")), command)
     try:
         server.start()
     except BaseException:
@@ -187,16 +185,16 @@ def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> D
     return server
 
 
-def claim(numbers: range) -> int:
-    """One of these numbers (1024 to 65535), which no other test process on this machine gets while this one lives.
+def claim() -> int:
+    """A number below 10,000 that no other test process on this machine gets while this one lives.
 
-    The UDP port of that number, bound and not used, is the claim.
+    A UDP port, bound and not used, is the claim.
     """
     while True:
-        number = numbers.start + secrets.randbelow(len(numbers))
+        number = secrets.randbelow(10_000)
         holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            holder.bind(("127.0.0.1", number))
+            holder.bind(("127.0.0.1", 22_000 + number))
         except OSError:
             holder.close()
         else:
@@ -205,12 +203,12 @@ def claim(numbers: range) -> int:
 
 
 def free_port() -> int:
-    """A free TCP port of 127.0.0.1.
+    """A free port of 127.0.0.1.
 
     It lies below the ports that the system gives out by itself, so it stays free while a killed server is away.
     """
     while True:
-        port = claim(range(10_000, 32_000))
+        port = 12_000 + claim()
         with suppress(OSError):
             socket.create_server(("127.0.0.1", port)).close()
             return port

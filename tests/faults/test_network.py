@@ -22,8 +22,8 @@ class Cable:
     """A cable (veth) from this machine's network to the server's own one (a network namespace)."""
 
     def __init__(self, namespace: str) -> None:
-        number = claim(range(1024, 16384))  # other runs on this machine have other addresses: 169.254.N.4n
-        network = ip_address("169.254.0.0") + 4 * number
+        number = claim()  # so that other runs on this machine have other addresses
+        network = ip_address("169.254.1.0") + 4 * number
         self.host = str(network + 2)  # of the server, at its end
         self._name, far = f"chat{number}", f"far{number}"
         ip("link", "add", self._name, "type", "veth", "peer", "name", far, "netns", namespace)
