@@ -6,6 +6,7 @@ import pytest
 
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import KeyedLock, Lane
+from tests.harness import PATIENCE
 
 
 async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
@@ -28,7 +29,7 @@ async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
 
 async def test_another_key_does_not_wait() -> None:
     lock = KeyedLock()
-    async with asyncio.timeout(1), lock.hold("a"), lock.hold("b"):
+    async with asyncio.timeout(PATIENCE), lock.hold("a"), lock.hold("b"):
         pass
 
 
@@ -49,7 +50,7 @@ async def test_it_is_free_again_after_an_error_and_after_a_cancelled_waiter() ->
     except ValueError:
         pass
     await asyncio.gather(cancelled, patient, return_exceptions=True)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await work("after")
     assert entered == ["patient", "after"]
 
