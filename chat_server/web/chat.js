@@ -270,14 +270,16 @@ export class Chat extends EventTarget {
 
   #received(peer, message) {
     const conversation = this.conversation(peer);
-    if (conversation.has(message.key) || conversation.last?.key === message.key) return;
+    if (conversation.has(message.key) || conversation.heard === message.key) return;
+    conversation.heard = message.key;
     if (conversation.loaded) {
       conversation.add([message]);
       if (conversation.whole) conversation.place = message.key;
     }
     conversation.summary(message);
     if (!message.mine) {
-      conversation.unread += 1;
+      // The list may be newer than the message: it is read from the store, which has a message before it is delivered.
+      if (message.time > conversation.listed) conversation.unread += 1;
       conversation.online = true;
     }
     this.#changed(peer);
@@ -394,6 +396,7 @@ export class Chat extends EventTarget {
     const peer = last.mine ? frame.to : frame.from;
     const conversation = this.conversation(peer);
     conversation.last = conversation.get(last.key) ?? last;
+    conversation.listed = last.time;
     conversation.unread = frame.unread;
     conversation.online = frame.online;
     return peer;

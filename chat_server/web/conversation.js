@@ -29,6 +29,10 @@ export class Conversation {
 
   last = null;
   unread = 0;
+  /** the time of the newest message that `unread` counts as of the list; later ones are counted as they arrive */
+  listed = 0;
+  /** the key of the last message that arrived live: a retry of its sender may deliver it twice */
+  heard = null;
   online = null;
   /** whether the other has to answer before more can be sent */
   refused = false;

@@ -281,6 +281,23 @@ test("a message that comes twice is there once", async (t) => {
   assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a", "b"]);
 });
 
+test("a message that the list names before it arrives is shown and counted once", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a"));
+  const arrived = [];
+  chat.addEventListener("message", (event) => arrived.push(event.message.id));
+  void chat.refresh();
+  await settled();
+  const message = { from: "2", to: "1", id: "z", time: 9, content: "z\nz" };
+  const live = { ...message, op_type: 40011 };
+  await socket().says({ ...message, op_type: 40023, unread: 1, online: true }, { op_type: 40023, content: "1" });
+  await socket().says(live, live);
+  const conversation = chat.conversation("2");
+  assert.deepEqual(conversation.messages.map((one) => one.id), ["a", "z"]);
+  assert.deepEqual([conversation.unread, arrived], [1, ["z"]]);
+});
+
 test("what was deleted does not come back with a page that was under way", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
