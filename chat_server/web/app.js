@@ -1,8 +1,8 @@
-/** Where it begins: who is logged in, what the address asks for, which view is shown. */
+/** The start: finds out who is logged in and what the address asks for, and shows the login or the conversations. */
 import { alive } from "./api.js";
 import { Chat } from "./chat.js";
 import { Login } from "./login.js";
-import { apply, prefer, preferences } from "./preferences.js";
+import { apply, LOGGED_OUT, prefer, preferences } from "./preferences.js";
 import { Shell } from "./shell.js";
 import { openStorage } from "./storage.js";
 
@@ -10,6 +10,7 @@ const root = document.querySelector("#app");
 const { maxText, maxFrame, registration } = document.documentElement.dataset;
 let storage;
 let chat = null;
+let user = null; // the last user that was logged in here
 
 /** What the address asks for: /chat/test?uid=1&to_uid=2 */
 function asked() {
@@ -18,27 +19,33 @@ function asked() {
   return { user: name("uid"), peer: name("to_uid") };
 }
 
-async function enter(user) {
+async function enter(name) {
+  user = name;
   prefer("user", user);
   const url = new URL("/chat/test", location.href);
   url.protocol = url.protocol.replace("http", "ws");
   url.search = new URLSearchParams({ uid: user, sync: "1" });
   const limits = { text: Number(maxText), frame: Number(maxFrame) };
-  chat = new Chat(user, { url, storage, alive: () => alive(user), limits });
+  chat = new Chat(user, { url, storage, alive: () => alive(name), limits });
   const shell = new Shell(chat, { storage, limits, leave });
   await shell.load();
   root.replaceChildren(shell.element);
   void shell.start(asked().peer);
 }
 
-/** Show the login: `ended` says that the session ended by itself, so the same person may come back. */
-function leave(ended = false) {
-  const user = ended ? chat.me : (chat ? null : asked().user);
-  chat?.connection.close();
+/** Go to the login. If the session `ended` by itself, what is unsent waits for the user; a logout erases it. */
+function leave(ended) {
+  chat?.close();
   chat = null;
-  if (preferences.user && (ended || !user)) prefer("user", null);
-  if (!ended && !user) history.replaceState(null, "", "/");
-  const login = new Login({ user, ended, open: registration === "open", enter });
+  prefer("user", ended ? null : LOGGED_OUT);
+  if (ended) return showLogin({ user, ended });
+  history.replaceState(null, "", "/");
+  showLogin({});
+  if (user) void storage.erase(user).catch(() => {}); // without a database there is nothing to erase
+}
+
+function showLogin(options) {
+  const login = new Login({ ...options, open: registration === "open", enter });
   root.replaceChildren(login.element);
   login.focus();
 }
@@ -46,14 +53,16 @@ function leave(ended = false) {
 async function start() {
   apply();
   storage = await openStorage();
-  const { user } = asked();
-  if (preferences.user && (!user || user === preferences.user)) await enter(preferences.user);
-  else leave();
+  const { user: wanted } = asked();
+  if (preferences.user && (!wanted || wanted === preferences.user)) await enter(preferences.user);
+  else showLogin({ user: wanted });
 }
 
-// Another window has logged in as somebody, or out.
-addEventListener("storage", (event) => {
-  if (event.key === "user" && event.newValue !== (chat?.me ?? null)) location.reload();
+// Another window has logged in or out. If a session ended by itself, this window's own connection tells it.
+addEventListener("storage", ({ key, newValue }) => {
+  if (key !== "user" || newValue === null) return;
+  if (newValue === LOGGED_OUT) leave(false);
+  else if (newValue !== chat?.me) location.reload();
 });
 
 if ("serviceWorker" in navigator) {

@@ -60,6 +60,7 @@ export class Chat extends EventTarget {
   #refreshing = null;
   #newest = 0;
   #count = 0;
+  #closed = false;
 
   /** by peer, EVERYBODY among them */
   conversations = new Map([[EVERYBODY, new Conversation(EVERYBODY)]]);
@@ -88,6 +89,12 @@ export class Chat extends EventTarget {
   async start() {
     await this.#load();
     this.connection.wake();
+  }
+
+  /** End: from now on nothing is sent, and nothing is put into the storage. */
+  close() {
+    this.#closed = true;
+    this.connection.close();
   }
 
   // --- conversations
@@ -226,9 +233,11 @@ export class Chat extends EventTarget {
       conversation.hidden.delete(key);
       conversation.remove([key]);
       this.#removing.set(key, peer);
-      void this.#sendRemovals();
     };
-    const timer = setTimeout(go, GRACE);
+    const timer = setTimeout(() => {
+      go();
+      void this.#sendRemovals();
+    }, GRACE);
     conversation.hidden.add(key);
     this.#pending.set(key, go);
     this.#changed(peer);
@@ -238,9 +247,10 @@ export class Chat extends EventTarget {
     };
   }
 
-  /** Delete now what waits to be deleted: the page is about to go. */
-  flush() {
+  /** Delete now what waits to be deleted: the page is about to go. Resolves when the server has answered. */
+  async flush() {
     for (const go of [...this.#pending.values()]) go();
+    await this.#sendRemovals();
   }
 
   // --- what the connection says
@@ -484,11 +494,11 @@ export class Chat extends EventTarget {
       if (!done || AGAIN.has(done.answer.reason)) return; // with the next connection
       this.#removing.delete(key);
     }
-    await this.refresh();
+    void this.refresh();
   }
 
-  #keep(message) {
-    return this.#storage.put(message).catch(() => {}); // a full disk must not keep it from being sent
+  async #keep(message) {
+    if (!this.#closed) await this.#storage.put(message).catch(() => {}); // a full disk must not keep it from being sent
   }
 
   #forget(message) {

@@ -43,7 +43,7 @@ export class Connection {
   #timer = 0;
   #silence = 0;
 
-  /** "closed", "connecting", "open", "waiting" (for the next attempt), "ended" (for good; see `code`) */
+  /** "closed", "connecting", "open", "waiting" (for the next attempt), "ended" (for good; `code` says why, 0 after `close`) */
   state = "closed";
   code = 0;
 
@@ -66,11 +66,10 @@ export class Connection {
     return new Promise((resolve, reject) => this.#awaited.push({ resolve, reject }));
   }
 
-  /** End it; `wake` starts it again. */
+  /** End it for good. */
   close() {
-    clearTimeout(this.#timer);
     this.#drop();
-    this.#become("closed");
+    this.#end(0);
   }
 
   /**

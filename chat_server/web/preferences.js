@@ -18,6 +18,9 @@ const write = (name, value) => {
   }
 };
 
+/** In place of a user: logged out on purpose, in this window or another. */
+export const LOGGED_OUT = "";
+
 export const preferences = {
   user: read("user"),
   language: read("language") ?? preferred(),

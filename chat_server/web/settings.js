@@ -1,12 +1,12 @@
 /** The sheet with a person's choices, the password and the way out. */
-import { logout, setPassword } from "./api.js";
+import { setPassword } from "./api.js";
 import { dialog, field, h, iconButton } from "./dom.js";
 import { toast } from "./notices.js";
 import { prefer, preferences } from "./preferences.js";
 import { LANGUAGES, reason, t } from "./texts.js";
 
-/** Open it. `changed()`: the texts or the looks are others now. `leave()`: logged out. */
-export async function openSettings(chat, { changed, leave }) {
+/** Open it. `changed()`: the texts or the looks are others now. `logOut()`: asked for. */
+export async function openSettings(me, { changed, logOut }) {
   for (let again = true; again; ) {
     const result = await dialog({ class: "sheet", "aria-label": t.settings }, (close) => [
       h("header", {}, h("h2", {}, t.settings), iconButton("close", t.close, () => close())),
@@ -14,12 +14,12 @@ export async function openSettings(chat, { changed, leave }) {
       choice(t.scheme, "scheme", t.schemes),
       toggle(t.sound, "sound"),
       "Notification" in globalThis && toggle(t.notify, "notify", permitted),
-      passwordForm(chat.me),
-      h("button", { type: "button", class: "danger wide", onclick: () => close("leave") }, t.logOut),
+      passwordForm(me),
+      h("button", { type: "button", class: "danger wide", onclick: () => close("logOut") }, t.logOut),
     ].filter(Boolean));
     again = result === "again";
     if (again) changed();
-    else if (result === "leave") await goodbye(chat, leave);
+    else if (result === "logOut") await logOut();
   }
 }
 
@@ -35,15 +35,6 @@ export function question(title, text, yes) {
       h("button", { type: "button", class: "danger", onclick: () => close(true) }, yes),
     ),
   ]);
-}
-
-async function goodbye(chat, leave) {
-  const unsent = [...chat.conversations.keys()].flatMap((peer) => chat.waiting(peer)).length;
-  if (unsent && !(await question(t.unsentTitle, t.unsentHint(unsent), t.logOut))) return;
-  chat.flush();
-  const answer = await logout(chat.me);
-  if (answer.ok || answer.code === 401) leave();
-  else toast(reason(answer.reason));
 }
 
 function choice(label, name, choices, then = () => {}) {

@@ -1,12 +1,13 @@
 /** The view of who is logged in: the list and the conversation side by side, or one of them where it is narrow. */
+import { logout } from "./api.js";
 import { EVERYBODY } from "./chat.js";
 import { SESSION_ENDED } from "./connection.js";
 import { h } from "./dom.js";
-import { announce, notify, sound, title } from "./notices.js";
-import { openSettings } from "./settings.js";
+import { announce, notify, sound, title, toast } from "./notices.js";
+import { openSettings, question } from "./settings.js";
 import { Side } from "./side.js";
 import { Talk } from "./talk.js";
-import { t } from "./texts.js";
+import { reason, t } from "./texts.js";
 
 const PRESENCE = 30_000;
 // A connection that is made quickly need not be spoken of.
@@ -20,6 +21,7 @@ export class Shell {
   #dirty = false;
   #ending = new AbortController();
   #patience = 0;
+  #loggingOut = false;
 
   /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. */
   constructor(chat, options) {
@@ -61,7 +63,7 @@ export class Shell {
     addEventListener("online", () => this.#look(), { signal });
     addEventListener("focus", () => this.#look(), { signal });
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#look(), { signal });
-    addEventListener("pagehide", () => this.#chat.flush(), { signal });
+    addEventListener("pagehide", () => void this.#chat.flush(), { signal });
     addEventListener("popstate", () => this.#show(new URLSearchParams(location.search).get("to_uid")), { signal });
     navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#go(new URL(data, location.href).searchParams.get("to_uid")), { signal });
     const presence = setInterval(() => document.visibilityState === "visible" && this.#chat.refresh(), PRESENCE);
@@ -89,7 +91,7 @@ export class Shell {
 
   #update() {
     const { state, code } = this.#chat.connection;
-    if (state === "ended" && code === SESSION_ENDED) return this.#leave(true);
+    if (state === "ended" && code === SESSION_ENDED && !this.#loggingOut) return this.#leave(true);
     this.side.update();
     this.talk.update();
     title([...this.#chat.conversations.values()].reduce((sum, one) => sum + one.unread, 0));
@@ -150,8 +152,21 @@ export class Shell {
       this.talk.render();
       this.#update();
     };
-    await openSettings(this.#chat, { changed, leave: () => this.#leave(false) });
+    await openSettings(this.#chat.me, { changed, logOut: () => this.#logOut() });
     if (document.activeElement === document.body) this.side.settings.focus(); // what had it is made anew
+  }
+
+  /** Log out, after a question if messages would be lost. */
+  async #logOut() {
+    const chat = this.#chat;
+    const unsent = [...chat.conversations.keys()].flatMap((peer) => chat.waiting(peer)).length;
+    if (unsent && !(await question(t.unsentTitle, t.unsentHint(unsent), t.logOut))) return;
+    this.#loggingOut = true; // the server closes the socket with 4001 before it answers
+    await chat.flush();
+    const answer = await logout(chat.me);
+    this.#loggingOut = false;
+    if (answer.ok || answer.code === 401 || chat.connection.code === SESSION_ENDED) return this.#leave(false);
+    toast(reason(answer.reason));
   }
 
   #leave(ended) {

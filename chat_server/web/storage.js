@@ -1,98 +1,127 @@
 /**
- * What must survive a reload, a crash and days offline: messages not yet acknowledged, and drafts. Knows no DOM.
+ * What must survive a reload, a crash and days offline: messages that are not acknowledged yet, and drafts. Knows no
+ * DOM.
  *
  * A message is `{id, user, to, text, at, why}`: `at` orders a user's messages, `why` is null or the reason for which
  * it was refused.
  */
 
-/** A store in IndexedDB; where the browser has none for us (a private window), one in memory. */
+const KEYS = { outbox: ["id"], drafts: ["user", "to"] };
+const LIMIT = 2000; // milliseconds: a browser's database may never answer
+
+/** A storage in IndexedDB; in memory if the browser has no database (a private window), or one that does not answer. */
 export async function openStorage(name = "chat") {
-  try {
-    return new Stored(await opened(name));
-  } catch {
-    return new Remembered();
+  return new Storage(await openDatabase(name).catch(() => new Memory()));
+}
+
+/** `tables`: where the records are kept, a `Database` or a `Memory`. */
+export class Storage {
+  #tables;
+
+  constructor(tables = new Memory()) {
+    this.#tables = tables;
+  }
+
+  /** The messages of `user` that wait, in their order. */
+  async outbox(user) {
+    return (await this.#of("outbox", user)).sort((one, other) => one.at - other.at);
+  }
+
+  put(message) {
+    return this.#tables.put("outbox", message);
+  }
+
+  drop(id) {
+    return this.#tables.delete("outbox", [id]);
+  }
+
+  /** The drafts of `user`: texts by receiver. */
+  async drafts(user) {
+    return new Map((await this.#of("drafts", user)).map((draft) => [draft.to, draft.text]));
+  }
+
+  draft(user, to, text) {
+    return text ? this.#tables.put("drafts", { user, to, text }) : this.#tables.delete("drafts", [user, to]);
+  }
+
+  /** Delete everything of `user`. */
+  async erase(user) {
+    const deletions = Object.entries(KEYS).map(async ([table, keys]) => {
+      const records = await this.#of(table, user);
+      await Promise.all(records.map((record) => this.#tables.delete(table, keys.map((key) => record[key]))));
+    });
+    await Promise.all(deletions);
+  }
+
+  async #of(table, user) {
+    return (await this.#tables.all(table)).filter((record) => record.user === user);
   }
 }
 
-class Stored {
+/** Tables for as long as the page lives. */
+class Memory {
+  #tables = Object.fromEntries(Object.keys(KEYS).map((table) => [table, new Map()]));
+
+  async all(table) {
+    return [...this.#tables[table].values()].map((record) => ({ ...record }));
+  }
+
+  async put(table, record) {
+    this.#tables[table].set(JSON.stringify(KEYS[table].map((key) => record[key])), { ...record });
+  }
+
+  async delete(table, key) {
+    this.#tables[table].delete(JSON.stringify(key));
+  }
+}
+
+/** The same tables in IndexedDB. */
+class Database {
   #database;
 
   constructor(database) {
     this.#database = database;
   }
 
-  /** The messages of `user` that wait, in their order. */
-  async outbox(user) {
-    const all = await this.#do("outbox", "readonly", (store) => store.getAll());
-    return all.filter((message) => message.user === user).sort((one, other) => one.at - other.at);
+  all(table) {
+    return this.#do(table, "readonly", (store) => store.getAll());
   }
 
-  put(message) {
-    return this.#do("outbox", "readwrite", (store) => store.put(message));
+  put(table, record) {
+    return this.#do(table, "readwrite", (store) => store.put(record));
   }
 
-  drop(id) {
-    return this.#do("outbox", "readwrite", (store) => store.delete(id));
+  delete(table, key) {
+    return this.#do(table, "readwrite", (store) => store.delete(key.length > 1 ? key : key[0]));
   }
 
-  /** What `user` has begun to write, by whom it is for. */
-  async drafts(user) {
-    const all = await this.#do("drafts", "readonly", (store) => store.getAll());
-    return new Map(all.filter((draft) => draft.user === user).map((draft) => [draft.to, draft.text]));
-  }
-
-  draft(user, to, text) {
-    return this.#do("drafts", "readwrite", (store) => (text ? store.put({ user, to, text }) : store.delete([user, to])));
-  }
-
-  #do(name, mode, work) {
-    return new Promise((resolve, reject) => {
-      const transaction = this.#database.transaction(name, mode);
-      const request = work(transaction.objectStore(name));
+  #do(table, mode, work) {
+    return within(LIMIT, (resolve, reject) => {
+      const transaction = this.#database.transaction(table, mode);
+      const request = work(transaction.objectStore(table));
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = () => reject(transaction.error);
     });
   }
 }
 
-/** The same, for as long as the page lives. */
-export class Remembered {
-  #outbox = new Map();
-  #drafts = new Map();
-
-  async outbox(user) {
-    const all = [...this.#outbox.values()].map((message) => ({ ...message }));
-    return all.filter((message) => message.user === user).sort((one, other) => one.at - other.at);
-  }
-
-  async put(message) {
-    this.#outbox.set(message.id, { ...message });
-  }
-
-  async drop(id) {
-    this.#outbox.delete(id);
-  }
-
-  async drafts(user) {
-    return new Map(this.#drafts.get(user));
-  }
-
-  async draft(user, to, text) {
-    const drafts = this.#drafts.get(user) ?? new Map();
-    if (text) drafts.set(to, text);
-    else drafts.delete(to);
-    this.#drafts.set(user, drafts);
-  }
-}
-
-function opened(name) {
-  return new Promise((resolve, reject) => {
+function openDatabase(name) {
+  return within(LIMIT, (resolve, reject) => {
     const request = indexedDB.open(name, 1);
     request.onupgradeneeded = () => {
-      request.result.createObjectStore("outbox", { keyPath: "id" });
-      request.result.createObjectStore("drafts", { keyPath: ["user", "to"] });
+      for (const [table, keys] of Object.entries(KEYS)) {
+        request.result.createObjectStore(table, { keyPath: keys.length > 1 ? keys : keys[0] });
+      }
     };
-    request.onsuccess = () => resolve(request.result);
+    request.onsuccess = () => resolve(new Database(request.result));
     request.onerror = () => reject(request.error);
+  });
+}
+
+/** A promise that is rejected after `limit` milliseconds. */
+function within(limit, executor) {
+  return new Promise((resolve, reject) => {
+    setTimeout(() => reject(new Error("no answer")), limit);
+    executor(resolve, reject);
   });
 }

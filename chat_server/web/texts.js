@@ -64,7 +64,7 @@ const zh = {
   changed: "密码已修改，其他设备已退出登录",
   logOut: "退出登录",
   unsentTitle: "还有消息没有发出",
-  unsentHint: (count) => `${count} 条消息留在这台设备上，等你再次登录后发送。`,
+  unsentHint: (count) => `退出登录会删除这 ${count} 条消息。`,
   away: "未连接。可以继续写，恢复后会自动发送。",
   broken: "服务器不再接受此页面的连接，请重新加载。",
   reload: "重新加载",
@@ -160,8 +160,7 @@ const en = {
   changed: "Password changed. Your other devices are logged out.",
   logOut: "Log out",
   unsentTitle: "Some messages are not sent yet",
-  unsentHint: (count) =>
-    `${count === 1 ? "1 message stays" : `${count} messages stay`} on this device and will be sent when you log in again.`,
+  unsentHint: (count) => `Logging out deletes ${count === 1 ? "this message" : `these ${count} messages`}.`,
   away: "Not connected. Keep writing: it will be sent as soon as you are back.",
   broken: "The server does not accept this page any more. Please reload it.",
   reload: "Reload",

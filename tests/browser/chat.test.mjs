@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { Chat, EVERYBODY } from "../../chat_server/web/chat.js";
 import { delay } from "../../chat_server/web/connection.js";
 import { Conversation } from "../../chat_server/web/conversation.js";
-import { Remembered } from "../../chat_server/web/storage.js";
+import { Storage } from "../../chat_server/web/storage.js";
 
 /** The other end of a socket: what the client sent, and what it is to hear. */
 class Socket {
@@ -43,7 +43,7 @@ const noConversations = { op_type: 40023, content: "0" };
 
 async function begun(t, options = {}) {
   Socket.all = [];
-  const storage = options.storage ?? new Remembered();
+  const storage = options.storage ?? new Storage();
   const chat = new Chat("1", { url: "ws://x", storage, alive: async () => null, WebSocket: Socket, wait: () => 1, ...options });
   t.after(() => chat.connection.close());
   await chat.start();
@@ -109,7 +109,7 @@ test("what was not acknowledged is sent again with the same id", async (t) => {
 });
 
 test("what an earlier page left is sent, in its order, each after the one before it is acknowledged", async (t) => {
-  const storage = new Remembered();
+  const storage = new Storage();
   for (const at of [2, 1]) await storage.put({ id: `m${at}`, user: "1", to: "2", text: `t${at}`, at, why: null });
   await storage.put({ id: "other", user: "another", to: "2", text: "not ours", at: 0, why: null });
   const { socket } = await begun(t, { storage });

@@ -1,13 +1,14 @@
 """Nothing that was written is lost or doubled, whatever happens to the network, the server and the session."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from tests.browser.door import door
-from tests.browser.person import at_a_browser, person
-from tests.harness import PASSWORD, Server, process
+from tests.browser.person import Window, at_a_browser, person
+from tests.harness import PASSWORD, Server, process, serving, until
 from tests.servers import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -130,3 +131,82 @@ async def test_a_socket_whose_session_ends_shows_the_login_at_once(browser: Brow
         token = await server.login("alice")
         await server.post("/user/set_password", new, headers={"Authorization": f"Bearer {token}"})
         await expect(alice.page.get_by_text("Your session has ended")).to_be_visible()
+
+
+STORED = """() => new Promise((resolve) => {
+  const request = indexedDB.open("chat");
+  request.onsuccess = () => {
+    const [database, found] = [request.result, []];
+    const transaction = database.transaction([...database.objectStoreNames]);
+    for (const name of database.objectStoreNames) {
+      transaction.objectStore(name).getAll().onsuccess = ({ target }) => found.push(...target.result);
+    }
+    transaction.oncomplete = () => {
+      database.close();
+      resolve(found);
+    };
+  };
+})"""
+
+
+async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browser, tmp_path: Path) -> None:
+    """Nor in another window; and although the socket is closed with 4001 before the logout is answered."""
+    async with serving(tmp_path, StrangerLimit=1) as server, at_a_browser(browser, server, "alice") as someone:
+        await server.users("alice", "bob")
+        alice = await someone.window()
+        await alice.log_in()
+        await alice.opens("bob")
+        await alice.writes("sent", "not sent")
+        await alice.sees("not sent", "Not sent")
+        await alice.composer.fill("a draft")
+        other = await someone.window("/chat/test?uid=alice&to_uid=bob")
+        await expect(other.composer).to_have_value("a draft")
+        assert len(await alice.page.evaluate(STORED)) == 2
+        answered = asyncio.Event()
+
+        async def late(route: Route) -> None:
+            answer = await route.fetch()
+            await answered.wait()
+            await route.fulfill(response=answer)
+
+        await someone.context.route("**/user/logout", late)
+        await alice.page.bring_to_front()
+        await alice.page.get_by_role("button", name="Settings").click()
+        await alice.page.get_by_role("button", name="Log out").click()
+        await alice.page.get_by_role("alertdialog").get_by_role("button", name="Log out").click()
+        await expect(other.page.locator("#password")).to_be_visible()  # its socket was closed
+        await expect(alice.page.locator("#password")).to_have_count(0)
+        answered.set()
+        for window in (alice, other):
+            await expect(window.page.locator("#password")).to_be_visible()
+            await expect(window.page).to_have_url(server.url + "/")
+            await expect(window.page.locator("#name")).to_have_value("")
+            await expect(window.page.get_by_text("alice")).to_have_count(0)
+            await until(lambda window=window: empty(window))
+            assert "alice" not in await window.page.evaluate("JSON.stringify(localStorage)")
+
+
+async def empty(window: Window) -> bool:
+    """Whether the browser's database holds nothing."""
+    return not await window.page.evaluate(STORED)
+
+
+async def test_the_page_works_with_a_database_that_never_answers(browser: Browser, server: Server) -> None:
+    async with at_a_browser(browser, server, "alice") as someone:
+        await someone.context.add_init_script("IDBFactory.prototype.open = () => ({})")
+        alice = await someone.window()
+        await alice.log_in()
+        await alice.opens("bob")
+        await alice.writes("hello")
+        await alice.sees("hello", "sent")
+
+
+async def test_the_page_works_with_a_database_that_stops_answering(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice:
+        await alice.page.evaluate("IDBObjectStore.prototype.put = IDBObjectStore.prototype.getAll = () => ({})")
+        await alice.page.evaluate(
+            "IDBDatabase.prototype.transaction = () => ({ objectStore: () => IDBObjectStore.prototype })"
+        )
+        await alice.opens("bob")
+        await alice.writes("hello")
+        await alice.sees("hello", "sent")
