@@ -82,7 +82,7 @@ export class Chat extends EventTarget {
     const handlers = { alive, changed, ready: () => this.#ready(), heard: (frame) => this.#heard(frame) };
     this.connection = new Connection(url, handlers, { wait, ...options });
     const everybody = this.conversations.get(EVERYBODY);
-    everybody.loaded = everybody.complete = true;
+    everybody.loaded = everybody.complete = everybody.confirmed = true;
   }
 
   /** Take up what was left unsent, and connect. */
@@ -121,7 +121,8 @@ export class Chat extends EventTarget {
   async refusal(peer) {
     const ask = async () => {
       await this.connection.opened();
-      return (await this.connection.ask(2, peer, "-1")).answer.reason ?? null;
+      await this.#page(peer, "-1");
+      return this.conversation(peer).why;
     };
     // Once more: that an open connection is lost may show only when something is asked.
     return ask().catch(ask).catch(() => "unreachable");
@@ -292,6 +293,7 @@ export class Chat extends EventTarget {
       if (message.time > conversation.listed) conversation.unread += 1;
       conversation.online = true;
     }
+    conversation.confirmed = true;
     this.#changed(peer);
     this.dispatchEvent(new Arrived(peer, message));
   }
@@ -335,7 +337,9 @@ export class Chat extends EventTarget {
   /** A page of the conversation, null where it is refused: `why` then says so. Rejects with Lost. */
   async #page(peer, content) {
     const { answer, frames } = await this.connection.ask(2, peer, content);
-    this.conversation(peer).why = answer.reason ?? null;
+    const conversation = this.conversation(peer);
+    conversation.why = answer.reason ?? null;
+    conversation.confirmed ||= !answer.reason;
     return answer.reason ? null : frames.map((frame) => this.#message(frame));
   }
 
@@ -407,6 +411,7 @@ export class Chat extends EventTarget {
     const conversation = this.conversation(peer);
     conversation.last = conversation.get(last.key) ?? last;
     conversation.listed = last.time;
+    conversation.confirmed = true;
     conversation.unread = frame.unread;
     conversation.online = frame.online;
     return peer;
@@ -420,6 +425,7 @@ export class Chat extends EventTarget {
       if (message.to === EVERYBODY) message.why ??= "lost"; // it has no id: to send it again might double it
       this.#newest = Math.max(this.#newest, message.at);
       this.#outbox.set(message.id, message);
+      this.conversation(message.to).confirmed = true; // only then there was a place to write
     }
     this.#changed(null);
   }

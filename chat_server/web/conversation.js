@@ -22,6 +22,8 @@ export class Conversation {
   /** keys of messages whose deletion can still be undone */
   hidden = new Set();
 
+  /** whether the server knows the other user: a name that is not confirmed may be anything, and is not shown */
+  confirmed = false;
   /** the reason for which its pages are refused */
   why = null;
   /** whether an older page is under way */

@@ -1,4 +1,5 @@
 /** Small tools for the document. Texts reach it as text nodes only. */
+import { hidesSomething, plainName, plainText } from "./plain.js";
 
 /** An element. Attributes: `onX` listens, a boolean is there or not, the rest is set. Children: nodes or texts. */
 export function h(tag, attributes = {}, ...children) {
@@ -54,19 +55,18 @@ export function iconButton(name, label, onclick, attributes = {}) {
   return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
 }
 
-/** The first letter of a name on a colour of its own; `everybody` has a drawing. */
-export function avatar(name, everybody = false) {
+/** The first letter of a name on a colour of its own; or the drawing `sign`. */
+export function avatar(name, sign = null) {
   const hue = [...name].reduce((sum, char) => (sum * 31 + char.codePointAt(0)) % 997, 7) % 8;
-  const [first] = new Intl.Segmenter().segment(name);
-  const inside = everybody ? icon("everybody") : first.segment.toUpperCase();
-  const element = h("span", { class: "avatar", "aria-hidden": "true" }, inside);
-  element.style.setProperty("--hue", everybody ? 165 : 20 + hue * 45);
+  const [first] = new Intl.Segmenter().segment(plainName(name));
+  const element = h("span", { class: "avatar", "aria-hidden": "true" }, sign ? icon(sign) : first.segment.toUpperCase());
+  element.style.setProperty("--hue", sign ? 165 : 20 + hue * 45);
   return element;
 }
 
 /** A name amid other text, whatever direction either runs in. */
 export function nameOf(name) {
-  return h("bdi", { class: "name" }, name);
+  return h("bdi", { class: "name" }, plainName(name));
 }
 
 const LINK = /https?:\/\/[^\s<>"'“”‘’，。；：！？、（）《》「」]+[^\s<>"'“”‘’，。；：！？、（）《》「」.,;:!?)\]}]/gu;
@@ -76,12 +76,23 @@ export function linked(text) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(LINK)) {
-    if (!URL.canParse(match[0])) continue;
-    nodes.push(text.slice(end, match.index));
-    nodes.push(h("a", { href: match[0], target: "_blank", rel: "noopener noreferrer nofollow" }, match[0]));
+    const anchor = link(match[0]);
+    if (!anchor) continue;
+    nodes.push(plainText(text.slice(end, match.index)), anchor);
     end = match.index + match[0].length;
   }
-  return [...nodes, text.slice(end)];
+  return [...nodes, plainText(text.slice(end))];
+}
+
+/** A link that shows where it leads: as it was written only if that names the same host and hides nothing. */
+function link(written) {
+  if (!URL.canParse(written)) return null;
+  const url = new URL(written);
+  if (url.username || url.password) return null; // https://bank.example@thief.example
+  const start = `${url.protocol}//${url.host}`;
+  const honest = /^([/?#]|$)/.test(written.slice(start.length)) && written.toLowerCase().startsWith(start);
+  const shown = honest && !hidesSomething(written) ? written : url.href;
+  return h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", dir: "ltr" }, shown);
 }
 
 /** Make `parent`'s children these, touching only what differs: focus and selection stay where they are. */

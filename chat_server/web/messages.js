@@ -3,7 +3,7 @@
  * which moves as one scrolls.
  */
 import { EVERYBODY, LIMIT } from "./chat.js";
-import { arrange, dialog, h, HOVERS, icon, linked } from "./dom.js";
+import { arrange, dialog, h, HOVERS, icon, linked, nameOf } from "./dom.js";
 import { announce, toast } from "./notices.js";
 import { question } from "./settings.js";
 import { clock, day, midnight, reason, t } from "./texts.js";
@@ -181,7 +181,7 @@ export class Messages {
       h(
         "div",
         { class: "bubble" },
-        named ? h("p", { class: "from" }, h("bdi", {}, message.from)) : h("span", { class: "unseen" }, `${mine ? t.you : message.from}: `),
+        named ? h("p", { class: "from" }, nameOf(message.from)) : h("span", { class: "unseen" }, t.said(mine ? t.you : message.from, "")),
         h("p", { class: "text", dir: "auto" }, linked(text)),
         h("span", { class: "meta" }, h("time", { datetime: new Date(time).toISOString() }, clock(time)), mine && state(message)),
         h("button", { type: "button", class: "more", tabindex: "-1", "aria-label": t.actions }, icon("more")),

@@ -1,5 +1,6 @@
 /** What reaches a person who looks elsewhere: the title, notifications, a sound, announcements, toasts. */
 import { h } from "./dom.js";
+import { plainText } from "./plain.js";
 import { preferences } from "./preferences.js";
 import { t } from "./texts.js";
 
@@ -9,7 +10,7 @@ let audio = null;
 /** Say it to who listens instead of looking. */
 export function announce(text) {
   const announcer = document.querySelector("#announcer");
-  announcer.append(h("p", {}, text));
+  announcer.append(h("p", {}, plainText(text)));
   while (announcer.children.length > 3) announcer.firstChild.remove();
 }
 
@@ -20,7 +21,7 @@ export function title(unread) {
 /** A notification of the system, if wanted and allowed; `url` is what a click opens. */
 export async function notify(name, text, url, open) {
   if (!preferences.notify || globalThis.Notification?.permission !== "granted") return;
-  const options = { body: text.slice(0, 200), tag: url, data: url };
+  const options = { body: plainText(text).slice(0, 200), tag: url, data: url };
   try {
     const notification = new Notification(name, options);
     notification.onclick = () => {

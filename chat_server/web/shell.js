@@ -4,6 +4,7 @@ import { EVERYBODY } from "./chat.js";
 import { SESSION_ENDED } from "./connection.js";
 import { h } from "./dom.js";
 import { announce, notify, sound, title, toast } from "./notices.js";
+import { plainName } from "./plain.js";
 import { openSettings, question } from "./settings.js";
 import { Side } from "./side.js";
 import { Talk } from "./talk.js";
@@ -46,7 +47,10 @@ export class Shell {
 
   /** Take up the drafts: before anybody can write one. */
   async load() {
-    for (const [to, text] of await this.#options.storage.drafts(this.#chat.me).catch(() => [])) this.#drafts.set(to, text);
+    for (const [to, text] of await this.#options.storage.drafts(this.#chat.me).catch(() => [])) {
+      this.#drafts.set(to, text);
+      this.#chat.conversation(to).confirmed = true; // only then there was a place to write
+    }
   }
 
   /** Begin, with the conversation with `peer` open if there is one. */
@@ -65,7 +69,7 @@ export class Shell {
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#look(), { signal });
     addEventListener("pagehide", () => void this.#chat.flush(), { signal });
     addEventListener("popstate", () => this.#show(new URLSearchParams(location.search).get("to_uid")), { signal });
-    navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#go(new URL(data, location.href).searchParams.get("to_uid")), { signal });
+    navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#follow(data), { signal });
     const presence = setInterval(() => document.visibilityState === "visible" && this.#chat.refresh(), PRESENCE);
     signal.addEventListener("abort", () => clearInterval(presence));
   }
@@ -112,7 +116,7 @@ export class Shell {
 
   #arrived({ peer, message }) {
     if (message.mine) return;
-    const name = peer === EVERYBODY ? t.said(t.everybody, message.from) : peer;
+    const name = peer === EVERYBODY ? t.said(t.everybody, message.from) : plainName(peer);
     const looked = document.hasFocus() && peer === this.#peer;
     if (looked) announce(t.said(message.from, message.text));
     else sound();
@@ -126,6 +130,12 @@ export class Shell {
   #go(peer) {
     if (peer !== this.#peer) history.pushState(null, "", this.#address(peer));
     this.#show(peer);
+  }
+
+  /** Open what a notification was about, unless it was for another user. */
+  #follow(address) {
+    const query = new URL(address, location.href).searchParams;
+    if (query.get("uid") === this.#chat.me) this.#go(query.get("to_uid"));
   }
 
   #show(peer) {

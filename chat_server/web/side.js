@@ -1,6 +1,7 @@
 /** The list of conversations, and the way into a new one. */
 import { EVERYBODY } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
+import { plainText } from "./plain.js";
 import { moment, reason, t } from "./texts.js";
 
 export class Side {
@@ -93,7 +94,7 @@ export class Side {
     row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
       ...(!draft && mine ? [icon(waiting ? (waiting.why ? "failed" : "waiting") : last.read ? "read" : "sent")] : []),
-      h("bdi", {}, (!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
+      h("bdi", {}, plainText(!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
     );
     row.unread.textContent = unread > 999 ? "999+" : unread || "";
     row.unread.hidden = !unread;
@@ -121,7 +122,7 @@ export class Side {
     row.link = h(
       "a",
       { href: this.#options.address(peer), onclick: open },
-      avatar(peer, everybody),
+      avatar(peer, everybody ? "everybody" : null),
       row.name,
       row.presence,
       row.time,

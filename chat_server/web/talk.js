@@ -8,6 +8,7 @@ export class Talk {
   #chat;
   #options;
   #peer = null;
+  #named = null;
 
   element = h("div", { class: "talk" });
 
@@ -48,18 +49,18 @@ export class Talk {
   show(peer) {
     this.#peer = peer;
     const everybody = peer === EVERYBODY;
-    for (const part of [this.header, this.messages.element, this.hint, this.composer]) part.hidden = !peer;
+    for (const part of [this.header, this.messages.element, this.hint]) part.hidden = !peer;
+    this.composer.hidden ||= !peer;
     this.nobody.hidden = Boolean(peer);
     this.messages.show(peer);
     if (!peer) return;
-    this.title.replaceChildren(nameOf(everybody ? t.everybody : peer));
-    this.face.replaceChildren(avatar(peer, everybody));
     this.text.value = this.#options.drafts.get(peer) ?? "";
     this.text.placeholder = everybody ? t.writeAll : t.write(peer);
     this.text.setAttribute("aria-label", this.text.placeholder);
     this.error.textContent = "";
-    this.#grow();
+    this.#named = null;
     this.update();
+    this.#grow();
   }
 
   focus() {
@@ -69,13 +70,30 @@ export class Talk {
 
   update() {
     if (!this.#peer) return;
-    const { online, refused, why } = this.#chat.conversation(this.#peer);
+    const { confirmed, online, refused, why } = this.#chat.conversation(this.#peer);
     const everybody = this.#peer === EVERYBODY;
+    this.#name(confirmed ? (everybody ? t.everybody : this.#peer) : "");
     this.presence.textContent = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
     this.presence.classList.toggle("online", Boolean(online));
     this.hint.textContent = why ? reason(why) : refused ? t.limited(this.#peer) : "";
-    this.composer.hidden = why === "no_such_user";
+    this.#offer(confirmed && why !== "no_such_user");
     this.messages.update();
+  }
+
+  /** Name the conversation; "" while the server has not confirmed that there is such a user. */
+  #name(name) {
+    if (this.#named === name) return;
+    this.#named = name;
+    this.title.replaceChildren(name ? nameOf(name) : t.conversation);
+    this.face.replaceChildren(avatar(name, this.#peer === EVERYBODY ? "everybody" : name ? null : "talk"));
+  }
+
+  /** Show or hide the place to write. */
+  #offer(open) {
+    if (this.composer.hidden === !open) return;
+    this.composer.hidden = !open;
+    this.#grow();
+    if (document.activeElement === this.messages.scroller) this.focus();
   }
 
   #wrote() {

@@ -1,4 +1,5 @@
 /** Every text that a person reads, in both languages. A function is given what varies. */
+import { isolated } from "./plain.js";
 
 const zh = {
   title: "聊天",
@@ -9,14 +10,15 @@ const zh = {
   password: "密码",
   toLogIn: "登录",
   toRegister: "注册并登录",
-  loggedInAs: (name) => `已登录为 ${name}`,
+  loggedInAs: (name) => `已登录为 ${isolated(name)}`,
   sessionEnded: "登录已失效，请重新输入密码。还没发出的消息都保留着。",
   everybody: "所有在线的人",
   everybodyHint: "发给此刻在线的每个人，不保存记录",
   conversations: "会话",
+  conversation: "会话",
   find: "查找或输入用户名开始聊天",
-  start: (name) => `与 ${name} 聊天`,
-  looking: (name) => `正在查找 ${name}…`,
+  start: (name) => `与 ${isolated(name)} 聊天`,
+  looking: (name) => `正在查找 ${isolated(name)}…`,
   none: "还没有会话",
   noneHint: "在上方输入对方的用户名，就可以开始聊天。",
   choose: "选择一个会话，或者开始新的聊天",
@@ -26,8 +28,8 @@ const zh = {
   unread: (count) => `${count} 条未读`,
   back: "返回会话列表",
   messages: "消息",
-  hello: (name) => `这里是你和 ${name} 的会话的开头`,
-  write: (name) => `发消息给 ${name}`,
+  hello: (name) => `这里是你和 ${isolated(name)} 的会话的开头`,
+  write: (name) => `发消息给 ${isolated(name)}`,
   writeAll: "发消息给所有在线的人",
   send: "发送",
   waiting: "等待发送",
@@ -68,10 +70,10 @@ const zh = {
   away: "未连接。可以继续写，恢复后会自动发送。",
   broken: "服务器不再接受此页面的连接，请重新加载。",
   reload: "重新加载",
-  limited: (name) => `${name} 回复之前不能再发。多写的消息会等着，对方回复后自动发送。`,
+  limited: (name) => `${isolated(name)} 回复之前不能再发。多写的消息会等着，对方回复后自动发送。`,
   today: "今天",
   yesterday: "昨天",
-  said: (name, text) => `${name}：${text}`,
+  said: (name, text) => `${isolated(name)}：${text}`,
   tooLong: (size, most) => `太长：${size} 字节，最多 ${most} 字节`,
   reasons: {
     refused_by_limit: "等待对方回复",
@@ -105,14 +107,15 @@ const en = {
   password: "Password",
   toLogIn: "Log in",
   toRegister: "Register and log in",
-  loggedInAs: (name) => `Logged in as ${name}`,
+  loggedInAs: (name) => `Logged in as ${isolated(name)}`,
   sessionEnded: "Your session has ended. Enter your password to go on: everything unsent is kept.",
   everybody: "Everybody online",
   everybodyHint: "Goes to everybody who is online now, and is not kept",
   conversations: "Conversations",
+  conversation: "Conversation",
   find: "Find, or start with a user name",
-  start: (name) => `Chat with ${name}`,
-  looking: (name) => `Looking for ${name} …`,
+  start: (name) => `Chat with ${isolated(name)}`,
+  looking: (name) => `Looking for ${isolated(name)} …`,
   none: "No conversations yet",
   noneHint: "Enter somebody’s user name above to begin.",
   choose: "Choose a conversation, or start a new one",
@@ -122,8 +125,8 @@ const en = {
   unread: (count) => `${count} unread`,
   back: "Back to the conversations",
   messages: "Messages",
-  hello: (name) => `This is the beginning of your conversation with ${name}`,
-  write: (name) => `Message to ${name}`,
+  hello: (name) => `This is the beginning of your conversation with ${isolated(name)}`,
+  write: (name) => `Message to ${isolated(name)}`,
   writeAll: "Message to everybody online",
   send: "Send",
   waiting: "waiting",
@@ -164,10 +167,10 @@ const en = {
   away: "Not connected. Keep writing: it will be sent as soon as you are back.",
   broken: "The server does not accept this page any more. Please reload it.",
   reload: "Reload",
-  limited: (name) => `${name} has to answer first. What you write now waits, and is sent when they do.`,
+  limited: (name) => `${isolated(name)} has to answer first. What you write now waits, and is sent when they do.`,
   today: "Today",
   yesterday: "Yesterday",
-  said: (name, text) => `${name}: ${text}`,
+  said: (name, text) => `${isolated(name)}: ${text}`,
   tooLong: (size, most) => `Too long: ${size} bytes, and ${most} is the most`,
   reasons: {
     refused_by_limit: "waits for an answer",
@@ -200,7 +203,7 @@ export let t = en;
 export let language = "en";
 
 export function choose(chosen) {
-  language = chosen in ALL ? chosen : "en";
+  language = Object.hasOwn(ALL, chosen) ? chosen : "en";
   t = ALL[language];
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
 }

@@ -119,10 +119,10 @@ async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browse
             await alice.writes("first", "second")
             await alice.sees("first", "read")
             await alice.sees("second", "Not sent: waits for an answer")
-            await expect(alice.page.get_by_text("bob has to answer first")).to_be_visible()
+            await expect(alice.page.get_by_text("has to answer first")).to_be_visible()
             await bob.send("m1\nyes?")
             await alice.sees("second", "read")
-            await expect(alice.page.get_by_text("bob has to answer first")).to_be_hidden()
+            await expect(alice.page.get_by_text("has to answer first")).to_be_hidden()
 
 
 async def test_the_password_is_changed_and_a_logout_reaches_every_window(browser: Browser, server: Server) -> None:

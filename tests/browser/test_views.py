@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, ViewportSize, expect
 
+from tests.browser.door import door
 from tests.browser.person import Window, at_a_browser, person
 from tests.browser.views import ME, full, views
-from tests.harness import PASSWORD, Server
+from tests.harness import PASSWORD, Server, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -80,7 +82,7 @@ async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: 
         assert (await bob.receive())["content"].endswith("\none\ntwo")
         await bob.send("m1\nhello")
         await alice.sees("hello")
-        await expect(alice.page.locator("#announcer")).to_contain_text("bob: hello")
+        await expect(alice.page.locator("#announcer")).to_contain_text(": hello")
         await keyboard.press("Shift+Tab")
         await expect(alice.page.locator(".row").last).to_be_focused()
         await keyboard.press("ArrowUp")
@@ -119,9 +121,8 @@ async def test_hostile_texts_are_only_text(browser: Browser, server: Server) -> 
         for number, text in enumerate(HOSTILE):
             await bob.send(f"m{number}\n{text}")
         await expect(alice.page.locator(".row")).to_have_count(len(HOSTILE))
-        assert (
-            await alice.page.locator(".row .text").evaluate_all("all => all.map((one) => one.textContent)") == HOSTILE
-        )
+        shown = await alice.page.locator(".row .text").evaluate_all("all => all.map((one) => one.textContent)")
+        assert shown == [text.replace("\u202e", "\ufffd") for text in HOSTILE]
         assert await alice.page.evaluate("typeof hacked") == "undefined"
         assert await alice.page.locator(".row a").evaluate_all("all => all.map((one) => one.protocol)") == ["https:"]
         assert await alice.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -138,6 +139,79 @@ async def test_hostile_names_are_only_names(browser: Browser, server: Server) ->
         await expect(alice.page.get_by_text("there is no such user")).to_be_visible()
         await expect(alice.composer).to_be_hidden()
         assert await alice.page.evaluate("typeof hacked") == "undefined"
+
+
+@pytest.mark.parametrize("name", ["Call 555 now", "nobody\u202e", "System"])
+async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: Server, name: str) -> None:
+    """The name in an address is shown once the server has confirmed that there is such a user."""
+    async with door(server) as (outside, opened), at_a_browser(browser, outside, "alice") as someone:
+        alice = await someone.window(f"/chat/test?{httpx.QueryParams({'uid': 'alice', 'to_uid': name})}#{name}")
+        await alice.log_in()
+        heading = alice.page.get_by_role("heading", level=2)
+        await expect(heading).to_have_text("Conversation")
+        await expect(alice.composer).to_be_hidden()
+        opened.set()
+        await expect(alice.page.get_by_text("there is no such user")).to_be_visible()
+        await expect(heading).to_have_text("Conversation")
+        await expect(alice.page.get_by_text(name)).to_have_count(0)
+
+
+async def test_a_link_names_a_user_that_exists(browser: Browser, server: Server) -> None:
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window("/chat/test?uid=alice&to_uid=bob")
+        await alice.log_in()
+        await expect(alice.page.get_by_role("heading", level=2, name="bob")).to_be_visible()
+        await expect(alice.composer).to_be_focused()
+
+
+LINKS = {
+    "https://example.org/a?b=%20#c": "https://example.org/a?b=%20#c",
+    "https://example.org/\u804a\u5929": "https://example.org/\u804a\u5929",
+    "https://example.com/\u202egpj.exe": "https://example.com/%E2%80%AEgpj.exe",
+    "https://example.com/a\u200bb": "https://example.com/a%E2%80%8Bb",
+    "https://\u0435xample.com/x": "https://xn--xample-2of.com/x",
+    "https://example.com\\@example.org/": "https://example.com/@example.org/",
+    "https://example.com\u2044x.example.org": "https://example.xn--comx-2g7a.example.org/",
+    "https://bank.example@thief.example/": "",
+}
+
+
+async def test_links_show_where_they_lead(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        await alice.opens("bob")
+        for number, (text, shown) in enumerate(LINKS.items()):
+            await bob.send(f"m{number}\nsee {text}")
+            row = alice.page.locator(".row").last
+            await expect(row).to_contain_text("see ")
+            await expect(alice.page.locator(".row")).to_have_count(number + 1)
+            await expect(row.locator("a")).to_have_text([shown] if shown else [])
+            for href in await row.locator("a").evaluate_all("all => all.map((one) => [one.href, one.hostname])"):
+                assert href[1] in shown
+
+
+async def test_stacked_accents_stay_within_their_row(browser: Browser, server: Server) -> None:
+    """The row above looks the same, pixel for pixel, whether they are drawn or not."""
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        await alice.opens("bob")
+        await bob.send("m1\nabove")
+        await bob.send("m2\n" + "c" + "\u0301\u0300\u0302\u0303" * 20)
+        await expect(alice.page.locator(".row")).to_have_count(2)
+        above, stacked = alice.page.locator(".row").first, alice.page.locator(".text").last
+        drawn = await above.screenshot()
+        await stacked.evaluate("element => element.style.visibility = 'hidden'")
+        assert await above.screenshot() == drawn
+
+
+async def test_a_name_cannot_turn_the_words_around_it(browser: Browser, tmp_path: Path) -> None:
+    """Names in other directions are isolated, and what is invisible in a name is shown as such."""
+    async with serving(tmp_path, StrangerLimit=0) as server:
+        await server.users("alice", "\u05d0\u05d1", "bob\u034f")
+        async with person(browser, server, "alice") as alice:
+            await alice.opens("\u05d0\u05d1")
+            await expect(alice.page.locator(".beginning")).to_contain_text("\u2068\u05d0\u05d1\u2069")
+            async with server.chat("bob\u034f", to="alice") as bob:
+                await bob.send("m1\nhello")
+            await expect(alice.page.get_by_role("link", name="bob\ufffd")).to_be_visible()
 
 
 async def test_a_megabyte_is_refused_with_words(browser: Browser, server: Server) -> None:
