@@ -110,6 +110,7 @@ async def _application(
         {
             "max-text": settings.chat.max_text_bytes,
             "max-frame": settings.sockets.max_frame_bytes,
+            "min-password": settings.accounts.min_password_length,
             "registration": settings.accounts.registration,
         }
     )

@@ -12,6 +12,7 @@ _TYPES = {
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
+    "png": "image/png",
     "webmanifest": "application/manifest+json",
 }
 # Nothing from elsewhere, nothing inline. The one policy for trusted types lets the service worker's address through.

@@ -1,14 +1,15 @@
 /** The HTTP endpoints. */
 
-/** POST; `{ok, reason, field, data}`, whatever happened. */
+/** POST; `{ok, code, reason, wait, data}`, whatever happened. `wait`: seconds until another attempt may succeed. */
 async function post(path, body) {
   try {
     const headers = { "Content-Type": "application/json" };
     const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
     const { data } = await response.json();
-    return { ok: response.ok, code: response.status, reason: data?.reason, field: data?.field, data };
+    const wait = Number(response.headers.get("Retry-After"));
+    return { ok: response.ok, code: response.status, reason: data?.reason, wait, data };
   } catch {
-    return { ok: false, code: 0, reason: "unreachable" };
+    return { ok: false, code: 0, reason: "unreachable", wait: 0 };
   }
 }
 
@@ -25,4 +26,10 @@ export const setPassword = (user_name, old_password, new_password) =>
 export async function alive(user_name) {
   const { code } = await setPassword(user_name, "", "");
   return { 400: true, 401: false, 403: false }[code] ?? null;
+}
+
+/** The server's time in milliseconds, to the second; null if the server does not tell it. */
+export async function serverTime() {
+  const response = await fetch("/ping", { method: "HEAD", cache: "no-store" }).catch(() => null);
+  return Date.parse(response?.headers.get("Date")) || null;
 }

@@ -6,6 +6,7 @@
  *     await chat.start();
  *     await chat.send("2", "hello");
  */
+import { now } from "./clock.js";
 import { ALLOWED_AGAIN, Connection, delay, Lost } from "./connection.js";
 import { Conversation } from "./conversation.js";
 
@@ -180,7 +181,7 @@ export class Chat extends EventTarget {
 
   /** Send a text to `peer`; it is kept until it is acknowledged. */
   async send(peer, text) {
-    this.#newest = Math.max(Date.now(), this.#newest + 1);
+    this.#newest = Math.max(now(), this.#newest + 1);
     const message = { id: newId(), user: this.me, to: peer, text, at: this.#newest, why: null };
     this.#outbox.set(message.id, message);
     this.#changed(peer);
@@ -472,7 +473,7 @@ export class Chat extends EventTarget {
       await this.#forget(message);
     } else if (answer?.op_type === SENT) {
       const sent = { key: `*${this.#count++}`, mine: true, from: this.me, id: null, text: message.text };
-      this.#addToEverybody({ ...sent, time: Date.now(), read: true, reached: Number(answer.content) });
+      this.#addToEverybody({ ...sent, time: now(), read: true, reached: Number(answer.content) });
       await this.#forget(message);
     } else {
       message.why = answer?.reason ?? "lost";

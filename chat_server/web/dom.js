@@ -28,6 +28,7 @@ const ICONS = {
   sent: "M5 12.5l4.5 4.5L19 7.5",
   read: "M2 12.5L6.5 17 16 7.5M12 16l1 1 9-9.5",
   failed: "M12 20a8 8 0 1 0 0-16 8 8 0 0 0 0 16zM12 8v4.5M12 15.8v.1",
+  eye: "M2.5 12s3.5-6.5 9.5-6.5 9.5 6.5 9.5 6.5-3.5 6.5-9.5 6.5S2.5 12 2.5 12zM12 15a3 3 0 1 0 0-6 3 3 0 0 0 0 6z",
   everybody: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3.5 19c0-3 2.5-5 5.5-5s5.5 2 5.5 5M16 5.3a3 3 0 0 1 0 5.4M17.5 14.4c1.9.7 3 2.4 3 4.6",
   talk: "M7 5h10a3 3 0 0 1 3 3v5a3 3 0 0 1-3 3h-5l-4.5 3.5V16H7a3 3 0 0 1-3-3V8a3 3 0 0 1 3-3z",
 };
@@ -113,7 +114,7 @@ export function dialog(attributes, build) {
       result = value;
       element.close();
     };
-    element.append(...build(close));
+    element.append(h("div", {}, ...build(close)));
     element.addEventListener("close", () => {
       element.remove();
       resolve(result);
@@ -125,10 +126,10 @@ export function dialog(attributes, build) {
 }
 
 /** A form's field with its label, and room for an error that belongs to it: `field.fail(text)`. */
-export function field(label, attributes) {
+export function field(label, attributes, ...extras) {
   const error = h("p", { class: "error", id: `${attributes.id}-error` });
   const input = h("input", { ...attributes, "aria-describedby": error.id });
-  const element = h("div", { class: "field" }, h("label", { for: attributes.id }, label), input, error);
+  const element = h("div", { class: "field" }, h("label", { for: attributes.id }, label), h("div", { class: "input" }, input, ...extras), error);
   const fail = (text) => {
     error.textContent = text;
     input.setAttribute("aria-invalid", String(Boolean(text)));
@@ -136,4 +137,16 @@ export function field(label, attributes) {
   };
   input.addEventListener("input", () => error.textContent && fail(""));
   return { element, input, fail };
+}
+
+/** A field for a password, with a button `label` that shows what is in it. */
+export function passwordField(name, label, attributes) {
+  const toggle = () => {
+    const shown = password.input.type === "password";
+    password.input.type = shown ? "text" : "password";
+    button.setAttribute("aria-pressed", String(shown));
+  };
+  const button = iconButton("eye", label, toggle, { "aria-pressed": "false", class: "icon-button reveal" });
+  const password = field(name, { ...attributes, type: "password" }, button);
+  return password;
 }

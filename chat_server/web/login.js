@@ -1,8 +1,10 @@
 /** The view of who is not logged in: log in or register. */
 import { login, register } from "./api.js";
-import { field, h, icon } from "./dom.js";
+import { field, h, icon, passwordField } from "./dom.js";
 import { prefer, preferences } from "./preferences.js";
-import { LANGUAGES, reason, t } from "./texts.js";
+import { LANGUAGES, passwordProblem, reason, t } from "./texts.js";
+
+const RESERVED = /^(system|all)$/i;
 
 export class Login {
   #options;
@@ -14,15 +16,14 @@ export class Login {
   /** `user`: the name to begin with. `ended`: a session has. `open`: one may register. `enter(name)`: logged in. */
   constructor(options) {
     this.#options = options;
-    this.#render(options.user ?? "");
+    this.#render(options.user ?? "", "");
   }
 
   focus() {
     (this.name.input.value ? this.password : this.name).input.focus();
   }
 
-  #render(name) {
-    const password = { id: "password", type: "password", required: true };
+  #render(name, password) {
     this.name = field(t.name, {
       id: "name",
       required: true,
@@ -31,11 +32,13 @@ export class Login {
       autocapitalize: "none",
       spellcheck: "false",
     });
-    this.password = field(t.password, {
-      ...password,
+    this.password = passwordField(t.password, t.showPassword, {
+      id: "password",
+      required: true,
       autocomplete: this.#registering ? "new-password" : "current-password",
     });
     this.name.input.value = name;
+    this.password.input.value = password;
     this.problem = h("p", { class: "error", role: "alert" });
     const form = h(
       "form",
@@ -87,7 +90,7 @@ export class Login {
 
   #change(how) {
     how();
-    this.#render(this.name.input.value);
+    this.#render(this.name.input.value, this.password.input.value);
     this.focus();
   }
 
@@ -115,9 +118,14 @@ export class Login {
     return login(name, password);
   }
 
-  #fail({ reason: why }) {
+  #fail({ reason: why, wait }) {
     const fields = { bad_name: this.name, user_exists: this.name, bad_password: this.password, wrong_password: this.password };
-    this.problem.textContent = why in fields ? "" : reason(why);
-    fields[why]?.fail(reason(why));
+    const texts = {
+      bad_name: RESERVED.test(this.name.input.value.trim().normalize("NFKC")) && t.reserved,
+      bad_password: passwordProblem(this.password.input.value),
+    };
+    const text = texts[why] || reason(why, wait);
+    this.problem.textContent = why in fields ? "" : text;
+    fields[why]?.fail(text);
   }
 }

@@ -6,7 +6,8 @@ import { EVERYBODY, LIMIT } from "./chat.js";
 import { arrange, dialog, h, HOVERS, icon, linked, nameOf } from "./dom.js";
 import { announce, toast } from "./notices.js";
 import { question } from "./settings.js";
-import { clock, day, midnight, reason, t } from "./texts.js";
+import { reason, t } from "./texts.js";
+import { clock, day, midnight } from "./times.js";
 
 const MOST = 160;
 const STEP = 40;
@@ -281,7 +282,7 @@ export class Messages {
 
   async #remove(message) {
     if (message.waiting || this.#peer === EVERYBODY) return;
-    if (!(await question(t.removeTitle, t.removeHint, t.remove))) return;
+    if (!(await question(t.removeTitle, t.removeHint(this.#peer), t.remove))) return;
     const undo = this.#chat.remove(this.#peer, message.key);
     announce(t.removed);
     toast(t.removed, t.undo, undo);
@@ -301,7 +302,7 @@ function state(message) {
   if (message.why) return icon(message.why === LIMIT ? "waiting" : "failed", t.notSent(reason(message.why)));
   if (message.waiting) return icon("waiting", t.waiting);
   if (message.reached !== undefined) return h("span", {}, t.reached(message.reached));
-  return message.read ? icon("read", t.read) : icon("sent", t.sent);
+  return message.read && message.id ? icon("read", t.read) : icon("sent", t.sent); // a message to everyone has no id
 }
 
 function newDay(before, message) {

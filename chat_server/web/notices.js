@@ -5,6 +5,9 @@ import { preferences } from "./preferences.js";
 import { t } from "./texts.js";
 
 const TOAST = 5000;
+const TEXTS = 4; // in one notification
+const ICON = new URL("icon-192.png", import.meta.url).href;
+const noticed = new Map();
 let audio = null;
 
 /** Say it to who listens instead of looking. */
@@ -18,21 +21,34 @@ export function title(unread) {
   document.title = unread ? `(${unread}) ${t.title}` : t.title;
 }
 
-/** A notification of the system, if wanted and allowed; `url` is what a click opens. */
+/**
+ * A notification of the system, if wanted and allowed. There is one for each `url`, which a click opens: it shows the
+ * newest texts, and makes itself heard for each of them.
+ */
 export async function notify(name, text, url, open) {
   if (!preferences.notify || globalThis.Notification?.permission !== "granted") return;
-  const options = { body: plainText(text).slice(0, 200), tag: url, data: url };
+  const texts = [...(noticed.get(url)?.texts ?? []), plainText(text).slice(0, 200)].slice(-TEXTS);
+  const options = { body: texts.join("\n"), tag: url, renotify: true, data: url, icon: ICON };
+  noticed.set(url, { texts });
   try {
     const notification = new Notification(name, options);
     notification.onclick = () => {
       window.focus();
       open();
-      notification.close();
     };
+    noticed.set(url, { texts, notification });
   } catch {
     const worker = await navigator.serviceWorker?.getRegistration(); // telephones want it from there
     await worker?.showNotification(name, options);
   }
+}
+
+/** Take all notifications away: the user is here, or has logged out. */
+export async function closeNotifications() {
+  for (const { notification } of noticed.values()) notification?.close();
+  noticed.clear();
+  const worker = await navigator.serviceWorker?.getRegistration();
+  for (const notification of (await worker?.getNotifications?.()) ?? []) notification.close();
 }
 
 /** Two soft notes, if wanted; a browser plays nothing before the page was touched. */

@@ -1,9 +1,9 @@
 /** The sheet with a person's choices, the password and the way out. */
 import { setPassword } from "./api.js";
-import { dialog, field, h, iconButton } from "./dom.js";
+import { dialog, h, iconButton, passwordField } from "./dom.js";
 import { toast } from "./notices.js";
 import { prefer, preferences } from "./preferences.js";
-import { LANGUAGES, reason, t } from "./texts.js";
+import { LANGUAGES, passwordProblem, reason, t } from "./texts.js";
 
 /** Open it. `changed()`: the texts or the looks are others now. `logOut()`: asked for. */
 export async function openSettings(me, { changed, logOut }) {
@@ -76,8 +76,8 @@ async function permitted() {
 }
 
 function passwordForm(me) {
-  const old = field(t.oldPassword, { id: "old-password", type: "password", autocomplete: "current-password" });
-  const fresh = field(t.newPassword, { id: "new-password", type: "password", autocomplete: "new-password" });
+  const old = passwordField(t.oldPassword, t.showPassword, { id: "old-password", autocomplete: "current-password" });
+  const fresh = passwordField(t.newPassword, t.showPassword, { id: "new-password", autocomplete: "new-password" });
   const problem = h("p", { class: "error", role: "alert" });
   const submit = async (event) => {
     event.preventDefault();
@@ -87,9 +87,9 @@ function passwordForm(me) {
       form.reset();
       details.open = false;
       toast(t.changed);
-    } else if (answer.reason === "bad_password") fresh.fail(reason("bad_password"));
+    } else if (answer.reason === "bad_password") fresh.fail(passwordProblem(fresh.input.value));
     else if (answer.reason === "wrong_password") old.fail(reason("wrong_old_password"));
-    else problem.textContent = reason(answer.reason);
+    else problem.textContent = reason(answer.reason, answer.wait);
   };
   const name = h("input", { type: "text", autocomplete: "username", value: me, hidden: true, "aria-label": t.name });
   const button = h("button", { type: "submit", class: "primary" }, t.change);

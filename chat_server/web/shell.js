@@ -1,9 +1,10 @@
 /** The view of who is logged in: the list and the conversation side by side, or one of them where it is narrow. */
-import { logout } from "./api.js";
+import { logout, serverTime } from "./api.js";
 import { EVERYBODY } from "./chat.js";
+import { synchronise } from "./clock.js";
 import { SESSION_ENDED } from "./connection.js";
 import { h } from "./dom.js";
-import { announce, notify, sound, title, toast } from "./notices.js";
+import { announce, closeNotifications, notify, sound, title, toast } from "./notices.js";
 import { plainName } from "./plain.js";
 import { openSettings, question } from "./settings.js";
 import { Side } from "./side.js";
@@ -23,6 +24,7 @@ export class Shell {
   #ending = new AbortController();
   #patience = 0;
   #loggingOut = false;
+  #state = "";
 
   /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. */
   constructor(chat, options) {
@@ -76,6 +78,7 @@ export class Shell {
 
   /** Somebody is here, or the network is: be up to date at once. */
   #look() {
+    if (document.hasFocus()) void closeNotifications();
     this.#chat.connection.wake();
     void this.#chat.refresh();
     this.#soon();
@@ -95,11 +98,20 @@ export class Shell {
 
   #update() {
     const { state, code } = this.#chat.connection;
+    if (state === "open" && this.#state !== state) void this.#askTime();
+    this.#state = state;
     if (state === "ended" && code === SESSION_ENDED && !this.#loggingOut) return this.#leave(true);
     this.side.update();
     this.talk.update();
     title([...this.#chat.conversations.values()].reduce((sum, one) => sum + one.unread, 0));
     this.#say(state);
+  }
+
+  async #askTime() {
+    const time = await serverTime();
+    if (!time) return;
+    synchronise(time);
+    this.#soon();
   }
 
   #say(state) {
@@ -176,13 +188,14 @@ export class Shell {
     const answer = await logout(chat.me);
     this.#loggingOut = false;
     if (answer.ok || answer.code === 401 || chat.connection.code === SESSION_ENDED) return this.#leave(false);
-    toast(reason(answer.reason));
+    toast(reason(answer.reason, answer.wait));
   }
 
   #leave(ended) {
     this.#ending.abort();
     clearTimeout(this.#patience);
     for (const open of document.querySelectorAll("dialog")) open.close();
+    void closeNotifications();
     this.#options.leave(ended);
   }
 }

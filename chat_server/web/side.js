@@ -2,7 +2,8 @@
 import { EVERYBODY } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { plainText } from "./plain.js";
-import { moment, reason, t } from "./texts.js";
+import { reason, t } from "./texts.js";
+import { moment } from "./times.js";
 
 export class Side {
   #chat;
@@ -93,7 +94,7 @@ export class Side {
     row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
     row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
-      ...(!draft && mine ? [icon(waiting ? (waiting.why ? "failed" : "waiting") : last.read ? "read" : "sent")] : []),
+      ...(!draft && mine ? [icon(waiting ? (waiting.why ? "failed" : "waiting") : last.read && last.id ? "read" : "sent")] : []),
       h("bdi", {}, plainText(!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
     );
     row.unread.textContent = unread > 999 ? "999+" : unread || "";

@@ -44,7 +44,7 @@ class Window:
 
     async def opens(self, peer: str) -> None:
         """Open the conversation with `peer`, a new one if there is none."""
-        find = self.page.get_by_role("textbox", name="Find")
+        find = self.page.get_by_role("textbox", name="Search")
         await find.fill(peer)
         await find.press("Enter")
         await expect(self.page.get_by_role("heading", level=2, name=peer)).to_be_visible()

@@ -37,7 +37,7 @@ async def test_the_server_is_killed_while_messages_are_under_way(browser: Browse
 
 async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(browser: Browser, server: Server) -> None:
     async with door(server) as (outside, opened), person(browser, outside, "alice") as alice:
-        find = alice.page.get_by_role("textbox", name="Find")
+        find = alice.page.get_by_role("textbox", name="Search")
         await find.fill("bob")
         await find.press("Enter")
         await expect(alice.page.get_by_role("button", name="Looking for")).to_be_visible()
@@ -115,7 +115,7 @@ async def test_a_session_that_ended_elsewhere_asks_for_the_password_and_keeps_ev
         changed = await server.post("/user/set_password", new, headers={"Authorization": f"Bearer {token}"})
         assert changed.status_code == 200
         await someone.context.set_offline(False)
-        await expect(alice.page.get_by_text("Your session has ended")).to_be_visible()
+        await expect(alice.page.get_by_text("You were logged out")).to_be_visible()
         await expect(alice.page.get_by_label("User name")).to_have_value("alice")
         await expect(alice.page.get_by_label("Password", exact=True)).to_be_focused()
         await alice.log_in("another1")
@@ -130,7 +130,7 @@ async def test_a_socket_whose_session_ends_shows_the_login_at_once(browser: Brow
         new = {"user_name": "alice", "old_password": PASSWORD, "new_password": "another1"}
         token = await server.login("alice")
         await server.post("/user/set_password", new, headers={"Authorization": f"Bearer {token}"})
-        await expect(alice.page.get_by_text("Your session has ended")).to_be_visible()
+        await expect(alice.page.get_by_text("You were logged out")).to_be_visible()
 
 
 STORED = """() => new Promise((resolve) => {

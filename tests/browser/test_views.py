@@ -52,7 +52,11 @@ async def fits_twice_as_large(ada: Window, view: str, width: int) -> None:
     root = "document.documentElement"
     await ada.page.evaluate(f"{root}.style.fontSize = '200%'")
     assert await ada.page.evaluate(f"{root}.scrollWidth") <= width, view
+    assert not await ada.page.locator("dialog").evaluate_all(WIDER), view
     await ada.page.evaluate(f"{root}.style.fontSize = ''")
+
+
+WIDER = "all => all.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.className)"
 
 
 async def focused(window: Window) -> str:
@@ -70,7 +74,7 @@ async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: 
         await keyboard.press("Tab")
         await keyboard.type(PASSWORD)
         await keyboard.press("Enter")
-        await expect(alice.page.get_by_role("textbox", name="Find")).to_be_focused()
+        await expect(alice.page.get_by_role("textbox", name="Search")).to_be_focused()
         await keyboard.type("bob")
         await keyboard.press("Enter")
         await expect(alice.composer).to_be_focused()
@@ -131,7 +135,7 @@ async def test_hostile_texts_are_only_text(browser: Browser, server: Server) -> 
 async def test_hostile_names_are_only_names(browser: Browser, server: Server) -> None:
     name = "<img src=x onerror=hacked=1>\u202e"
     async with person(browser, server, "alice") as alice:
-        find = alice.page.get_by_role("textbox", name="Find")
+        find = alice.page.get_by_role("textbox", name="Search")
         await find.fill(name)
         await find.press("Enter")
         await expect(alice.page.get_by_text("there is no such user")).to_be_visible()
@@ -233,16 +237,51 @@ async def test_errors_stand_beside_the_field_they_belong_to(browser: Browser, se
         await name.fill("alice")
         await password.fill("wrong-password")
         await password.press("Enter")
-        await expect(alice.page.locator("#password-error")).to_have_text("wrong user name or password")
+        await expect(alice.page.locator("#password-error")).to_have_text("Wrong user name or password")
         await expect(password).to_be_focused()
         await alice.page.get_by_role("button", name="Register").click()
         await password.fill("1")
         await password.press("Enter")
-        await expect(alice.page.locator("#name-error, #password-error")).to_contain_text(["", "too short"])
-        await alice.page.get_by_role("button", name="中文").click()
+        await expect(alice.page.locator("#name-error, #password-error")).to_contain_text(
+            ["", "Too short: use at least 6 characters"]
+        )
+        await password.fill("x" * 73)
+        await password.press("Enter")
+        await expect(alice.page.locator("#password-error")).to_have_text("Too long: 72 bytes at most")
         await password.fill(PASSWORD)
+        await name.fill("ＳＹＳＴＥＭ")
+        await password.press("Enter")
+        await expect(alice.page.locator("#name-error")).to_have_text("This name is reserved. Choose another one.")
+        await name.fill("alice")
+        await alice.page.get_by_role("button", name="中文").click()
         await password.press("Enter")
         await expect(alice.page.locator("#name-error")).to_have_text("这个名字已被使用")
+
+
+async def test_the_password_stays_in_its_field_and_can_be_shown(browser: Browser, server: Server) -> None:
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window()
+        password = alice.page.locator("#password")
+        await password.fill(PASSWORD)
+        for name in ("Register", "中文", "English"):
+            await alice.page.get_by_role("button", name=name).click()
+            await expect(password).to_have_value(PASSWORD)
+        await expect(password).to_have_attribute("type", "password")
+        await alice.page.get_by_role("button", name="Show password").click()
+        await expect(password).to_have_attribute("type", "text")
+
+
+async def test_a_limit_says_how_long_to_wait(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path, LoginFailures=1, LoginWindow=4) as server:
+        await server.users("alice")
+        async with at_a_browser(browser, server, "alice") as someone:
+            alice = await someone.window()
+            await alice.page.locator("#name").fill("alice")
+            for _ in range(2):
+                await alice.page.locator("#password").fill("wrong-password")
+                await alice.page.locator("#password").press("Enter")
+                await expect(alice.page.locator("[aria-busy]")).to_have_count(0)
+            await expect(alice.page.get_by_text("Too many attempts. Try again in 4 minutes.")).to_be_visible()
 
 
 SCROLL_UP = """async () => {

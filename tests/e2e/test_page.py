@@ -86,6 +86,16 @@ async def test_files_of_another_version_and_unknown_ones_are_404(server: Server)
         refused(await ask(server, "GET", wrong), 404, 404, "not_found")
 
 
+async def test_the_manifest_names_icons_that_there_are(server: Server) -> None:
+    page = await ask(server, "GET", "/", headers=BROWSER)
+    [path] = [path for path in files_of(page.text) if path.endswith(".webmanifest")]
+    icons = (await ask(server, "GET", path, headers=BROWSER)).json()["icons"]
+    assert {"image/png", "image/svg+xml"} == {icon["type"] for icon in icons}
+    for icon in icons:
+        response = await ask(server, "GET", path.rpartition("/")[0] + "/" + icon["src"], headers=BROWSER)
+        assert (response.status_code, response.headers["Content-Type"]) == (200, icon["type"])
+
+
 async def test_the_page_with_all_it_loads_is_small(server: Server) -> None:
     sent = 0
     async with server.client(headers=BROWSER) as client:
@@ -100,4 +110,4 @@ async def test_the_page_with_all_it_loads_is_small(server: Server) -> None:
 async def test_the_page_knows_the_server_s_limits(tmp_path: Path) -> None:
     async with serving(tmp_path, MaxTextBytes=100, MaxFrameBytes=1000, Registration="closed") as server:
         page = (await ask(server, "GET", "/", headers=BROWSER)).text
-        assert 'data-max-text="100" data-max-frame="1000" data-registration="closed"' in page
+        assert 'data-max-text="100" data-max-frame="1000" data-min-password="6" data-registration="closed"' in page

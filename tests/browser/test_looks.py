@@ -1,0 +1,110 @@
+"""How the page looks in browsers, colours and time zones other than those of its authors."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Route, expect
+
+from tests.browser.person import Window, at_a_browser, person
+from tests.harness import HandClock, Server, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
+
+DAY = 86_400
+
+
+async def style(window: Window, selector: str, name: str) -> str:
+    """A computed style of the first such element."""
+    value: str = await window.page.locator(selector).first.evaluate(
+        "(element, name) => getComputedStyle(element)[name]", name
+    )
+    return value
+
+
+async def test_a_dialog_is_as_high_as_its_content(browser: Browser, server: Server) -> None:
+    """WebKit stretches a dialog that is a grid to the height of the window."""
+    async with person(browser, server, "alice") as alice:
+        await alice.page.get_by_role("button", name="Settings").click()
+        await expect(alice.page.get_by_role("dialog")).to_be_visible()
+        assert await style(alice, "dialog", "display") == "block"
+
+
+@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(243, 242, 237)"), ("dark", "rgb(16, 19, 18)")])
+async def test_there_are_colours_without_light_dark(browser: Browser, server: Server, scheme: str, ground: str) -> None:
+    async def old(route: Route) -> None:
+        """A browser that does not know light-dark()."""
+        answer = await route.fetch()
+        await route.fulfill(response=answer, body=(await answer.text()).replace("light-dark(", "unknown("))
+
+    async with at_a_browser(browser, server, "alice", color_scheme=scheme) as someone:
+        await someone.context.route("**/style.css", old)
+        alice = await someone.window()
+        assert await style(alice, "body", "backgroundColor") == ground
+        await alice.log_in()
+        await alice.page.get_by_role("button", name="Settings").click()
+        await alice.page.get_by_text("Dark" if scheme == "light" else "Light").click()
+        assert await style(alice, "body", "backgroundColor") != ground
+
+
+async def test_forced_colours_leave_the_edges_of_bubbles(browser: Browser, server: Server) -> None:
+    await server.friends("alice", "bob")
+    async with person(browser, server, "alice", forced_colors="active") as alice:
+        await alice.opens("bob")
+        await expect(alice.page.locator(".bubble")).to_have_count(2)
+        for selector in (".bubble", ".send"):
+            assert await style(alice, selector, "borderTopWidth") == "1px"
+        assert await style(alice, "[aria-current]", "outlineStyle") == "solid"
+
+
+@pytest.mark.parametrize(
+    ("locale", "hour", "shown"), [("en-US", 0, "12:05 AM"), ("en-GB", 0, "00:05"), ("zh-CN", 0, "00:05")]
+)
+async def test_times_are_written_as_the_region_writes_them(
+    browser: Browser, tmp_path: Path, locale: str, hour: int, shown: str
+) -> None:
+    """And a long time ago is a short date in the list."""
+    clock = HandClock()
+    now = datetime.now(UTC)
+    clock.shift = (now.replace(month=1, day=2, hour=hour, minute=5) - now).total_seconds()
+    async with serving(tmp_path, clock) as server:
+        await server.users("alice", "bob")
+        await server.friends("alice", "bob")
+        clock.shift = 0
+        async with person(browser, server, "alice", locale=locale, timezone_id="UTC") as alice:
+            row = alice.page.locator(".conversations a").filter(has_text="bob")
+            await expect(row.locator("time")).to_have_text(
+                {"en-US": "Jan 2", "en-GB": "2 Jan", "zh-CN": "1月2日"}[locale]
+            )
+            await row.click()
+            await expect(alice.page.locator(".row time").first).to_have_text(shown)
+
+
+async def test_a_device_whose_clock_is_a_day_wrong_says_today(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.users("alice", "bob")
+        await server.friends("alice", "bob")
+        async with at_a_browser(browser, server, "alice") as someone:
+            await someone.context.clock.install(time=datetime.now(UTC).timestamp() + DAY)
+            alice = await someone.window()
+            await alice.log_in()
+            await alice.page.get_by_role("link", name="bob").click()
+            await expect(alice.page.locator(".day")).to_have_text(["Today"])
+            await expect(alice.page.locator(".conversations time").first).to_contain_text(":")
+
+
+async def test_a_message_to_everyone_is_never_read(browser: Browser, server: Server) -> None:
+    """Nobody marks it: neither where it was written nor on another device of its sender."""
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window()
+        await alice.log_in()
+        other = await someone.window()
+        for window in (alice, other):
+            await window.page.bring_to_front()
+            await window.page.get_by_role("link", name="Everyone online").click()
+        await alice.page.bring_to_front()
+        await alice.writes("hello, all")
+        await expect(alice.message("hello, all")).to_contain_text("Reached 0")
+        await other.sees("hello, all", "Sent")
+        for window in (alice, other):
+            await expect(window.page.locator(".icon-read")).to_have_count(0)
