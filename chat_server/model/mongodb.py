@@ -496,6 +496,12 @@ async def reach(config: Config, mongo: Any, timeout: float) -> bool:
         return MESSAGES in await _done(mongo[config.name].list_collection_names(), timeout, name)
     except (ValueError, TypeError):  # the driver prepares the password only now
         raise StoreMisconfigured(f"{name}: MongoDBPwd holds characters that no password can have") from None
+    except StoreUnavailable as error:
+        servers = mongo.topology_description.server_descriptions().values()
+        known = next((server.error for server in servers if server.error), None)
+        if known is None or isinstance(error, StoreMisconfigured):
+            raise
+        raise failure(name, known) from error  # it says more than that nobody answered in time
 
 
 async def probe(messages: Any, conversations: Any, timeout: float, name: str) -> None:
