@@ -2,7 +2,8 @@
 
     python -m tests.fuzz [--frames 1000000] [--seed N]
 
-It says its seed, and fails if the server dies, if the two who chat are disturbed, or if anything is left behind.
+First it searches for slow input (tests/slow.py), with an example of each kind for 500 frames. It says its seed, and
+fails if the server dies, if the two who chat are disturbed, or if anything is left behind.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tests import raw
+from tests import raw, slow
 from tests.harness import PATIENCE, Process, Server, process, until
 
 FUZZERS = ("f0", "f1", "f2", "f3")
@@ -212,6 +213,14 @@ class _Neighbours:
                 await asyncio.sleep(0.02)
 
 
+async def slowest(folder: Path, examples: int, seed: int) -> tuple[slow.Found, slow.Found]:
+    """A server of its own, and a search for frames and requests that are slow. Raises AssertionError."""
+    async with process(folder, coverage=False, FramesPerSecond=0) as server:
+        await server.users("1", "2")
+        await server.friends("1", "2")
+        return await asyncio.to_thread(slow.search, server, examples, seed)
+
+
 async def run(folder: Path, frames: int, seed: int) -> Report:
     """A server of its own, and rubbish for it. Raises AssertionError."""
     async with process(folder, FramesPerSecond=0, BroadcastsPerMinute=30) as server:
@@ -233,6 +242,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="chat-fuzz-") as folder:
+        found = asyncio.run(slowest(Path(folder) / "slow", arguments.frames // 500, arguments.seed))
+        for kind, one in zip(("frame", "request"), found, strict=True):
+            print(f"the dearest {kind} took {one.seconds * 1000:.1f} ms of CPU time for {one.size} bytes: {one.what}")
         report = asyncio.run(run(Path(folder) / "data", arguments.frames, arguments.seed))
     rate = report.frames / report.seconds
     print(f"{report.frames} frames on {report.sockets} sockets in {report.seconds:.0f} s ({rate:.0f}/s)")

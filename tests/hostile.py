@@ -1,6 +1,5 @@
 """Hostile input: texts that are slow to parse, match or normalise, and what they cost the server in CPU time."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +62,31 @@ PATTERNS = {
 }
 
 
+# What one frame and one request may cost, in seconds of CPU time.
+MAX_FRAME_SECONDS, MAX_REQUEST_SECONDS = 0.1, 0.02
+HEADERS = (
+    *(
+        "Accept",
+        "Accept-Encoding",
+        "Accept-Language",
+        "Authorization",
+        "Connection",
+        "Content-Encoding",
+        "Content-Type",
+    ),
+    *("Cookie", "Expect", "Host", "If-Modified-Since", "If-None-Match", "Origin", "Range", "Referer", "Upgrade"),
+    *("Sec-WebSocket-Extensions", "Sec-WebSocket-Key", "Sec-WebSocket-Protocol", "Sec-WebSocket-Version"),
+    *("Transfer-Encoding", "User-Agent", "X-Anything"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Access-Control-Request-Headers"),
+)
+BODIES = {
+    "/user/register": ("user_name", "password"),
+    "/user/login": ("user_name", "password"),
+    "/user/set_password": ("user_name", "old_password", "new_password"),
+    "/user/logout": ("user_name",),
+}
+
+
 def of_size(pattern: str, size: int, encoding: str = "utf-8") -> str:
     """The pattern again and again, as many times as fit into `size` bytes."""
     return pattern * (size // len(pattern.encode(encoding)))
@@ -85,14 +109,3 @@ def needs_cpu_time() -> None:
     """Skip the test where the system does not tell how long a thread has run."""
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("/proc/self/schedstat is missing: this is no Linux, or one without scheduler statistics")
-
-
-async def settled(pid: int) -> float:
-    """The CPU time once the process has come to rest: it has used less than 0.2 ms in 5 ms."""
-    before = cpu(pid)
-    while True:
-        await asyncio.sleep(0.005)
-        after = cpu(pid)
-        if after - before < 0.0002:
-            return after
-        before = after

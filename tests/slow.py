@@ -1,0 +1,180 @@
+"""A search for slow input: hypothesis makes frames and requests, and prefers those that cost more CPU time per byte.
+
+    make fuzz
+
+It is given the patterns of tests/hostile.py to combine, repeat and surround; what it finds slower than the bounds of
+tests/e2e/test_input_costs.py is a fault.
+"""
+
+import http.client
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings, target
+from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.harness import Process
+from tests.hostile import BODIES, HEADERS, MAX_FRAME_SECONDS, MAX_REQUEST_SECONDS, PATTERNS, cpu
+
+T = TypeVar("T")
+
+FRAME, BODY, HEADER = 60_000, 16_000, 8_000  # characters at most
+OVERHEAD = 200  # bytes: what a frame or request has besides, so that short input is no find
+
+
+class Request(NamedTuple):
+    """An HTTP request."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Found(NamedTuple):
+    """The dearest input of a kind; `seconds` of CPU time."""
+
+    seconds: float
+    size: int
+    what: str
+
+
+def texts(most: int) -> st.SearchStrategy[str]:
+    """Patterns, repeated and joined, between arbitrary short texts."""
+    pattern = st.sampled_from(list(PATTERNS.values())) | st.text(min_size=1, max_size=4)
+    repeated = st.tuples(pattern, st.integers(1, most)).map(lambda one: one[0] * max(1, one[1] // len(one[0])))
+    return st.lists(repeated | st.text(max_size=8), min_size=1, max_size=4).map(lambda parts: "".join(parts)[:most])
+
+
+frames = st.builds(
+    lambda op, fields, escaped: json.dumps({"op_type": op, **fields}, ensure_ascii=escaped),
+    st.integers(1, 8),
+    st.dictionaries(st.sampled_from(["content", "to", "from"]), texts(FRAME // 6), min_size=1, max_size=3),
+    st.booleans(),
+) | texts(FRAME // 4)
+
+_headers = st.dictionaries(st.sampled_from(HEADERS), texts(HEADER), min_size=1, max_size=2)
+_gets = st.builds(
+    lambda path, rest, headers: Request("GET", path + rest, headers, b""),
+    st.sampled_from(["/", "/ping", "/web/x/", "/chat/test?uid=", "/chat/test?token="]),
+    texts(HEADER // 3),
+    _headers,
+)
+_posts = st.builds(
+    lambda path, fields, kind, headers: Request(
+        "POST", path, {**headers, "Content-Type": kind}, json.dumps(fields).encode()[:BODY]
+    ),
+    st.sampled_from(list(BODIES)),
+    st.dictionaries(st.sampled_from(["user_name", "password"]), texts(BODY // 6), min_size=1, max_size=2),
+    st.sampled_from(["application/json", "application/x-www-form-urlencoded"]),
+    _headers,
+)
+requests = _gets | _posts
+
+
+def search(server: Process, examples: int, number: int) -> tuple[Found, Found]:
+    """The dearest frame and the dearest request among so many of each. Raises AssertionError if one is too dear."""
+    pid = server.process.pid
+
+    def dearest(
+        strategy: st.SearchStrategy[T], send: Callable[[T], int], bound: float, show: Callable[[T], str]
+    ) -> Found:
+        found = Found(0, 0, "")
+
+        @seed(number)
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate, Phase.target],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(strategy)
+        def costs(given: T) -> None:
+            nonlocal found
+            before = cpu(pid)
+            size = send(given)
+            cost = cpu(pid) - before
+            target(cost * 1e9 / (size + OVERHEAD), label="CPU time in ns per byte")
+            found = max(found, Found(cost, size, show(given)))
+            assert cost < bound, (cost, show(given))
+
+        costs()
+        return found
+
+    with Sockets(server) as sockets:
+        frame = dearest(frames, sockets.send, MAX_FRAME_SECONDS, lambda text: text[:200])
+    return frame, dearest(requests, Sender(server).send, MAX_REQUEST_SECONDS, lambda request: repr(request)[:300])
+
+
+class Sockets:
+    """Socket of user 1, opened again when the server has closed it."""
+
+    def __init__(self, server: Process) -> None:
+        self._server = server
+        self._stack = ExitStack()
+        self._socket: ClientConnection | None = None
+
+    def __enter__(self) -> "Sockets":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def send(self, text: str) -> int:
+        """Send a frame and wait until the server has dealt with it; its size in bytes."""
+        data = text.encode("utf-8", "replace")
+        for _ in range(2):
+            self._socket = self._socket or self._opened()
+            try:
+                self._socket.send(data, text=True)
+                self._socket.send('{"op_type": 99, "content": "mark"}')
+                while "unknown op_type: 99" not in self._socket.recv(decode=True):
+                    pass
+            except ConnectionClosed:  # as after a hundred bad frames, or one that is too long
+                self._socket = None
+                continue
+            break
+        return len(data)
+
+    def _opened(self) -> ClientConnection:
+        headers = {"Authorization": f"Bearer {self._server.tokens['1']}"}
+        url = self._server.socket_url("1", "2")
+        self._stack.close()
+        return self._stack.enter_context(
+            connect(url, additional_headers=headers, proxy=None, compression=None, max_size=None)
+        )
+
+
+class Sender:
+    """Sends HTTP requests, each on a connection of its own."""
+
+    def __init__(self, server: Process) -> None:
+        self._server = server
+
+    def send(self, request: Request) -> int:
+        """Send a request and read the answer, if there is one; its size in bytes."""
+        headers = {name: _latin(value) for name, value in request.headers.items()}
+        path = request.path.encode("utf-8", "replace").replace(b" ", b"+")
+        clean = bytes(byte if 32 < byte < 127 else 37 for byte in path).decode()
+        connection = http.client.HTTPConnection(self._server.host, self._server.port, timeout=60)
+        try:
+            connection.putrequest(request.method, clean, skip_accept_encoding=True)
+            for name, value in {**headers, "Content-Length": str(len(request.body))}.items():
+                connection.putheader(name, value)
+            connection.endheaders(request.body)
+            connection.getresponse().read()
+        except (http.client.HTTPException, OSError):
+            pass  # no answer, as to what is no HTTP
+        finally:
+            connection.close()
+        return len(clean) + sum(len(value) for value in headers.values()) + len(request.body)
+
+
+def _latin(value: str) -> Any:
+    """A header's value as bytes, without those that would end it."""
+    return value.encode("utf-8", "replace").translate(None, b"\r\n\0")
