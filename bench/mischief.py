@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import uvloop
 
 from bench.client import PATIENCE, BenchError, Code, Heard, Peer, Say, connect, each, log_in
-from bench.rude import BINARY, Gone, Rude, frame, request
+from bench.rude import BINARY, CONTINUATION, Gone, Rude, frame, request
 
 SMALL = 4096  # bytes that the kernel holds for a reader that does not read
 LONG = "x" * 16000  # nearly MaxTextBytes
@@ -268,6 +269,61 @@ def _digger(uid: str) -> Work:
     return work
 
 
+# --- endless, fragments, lists
+
+
+def _endless(head: bytes, data: bytes) -> Work:
+    """Send `data` without end on a connection without a session, and read nothing."""
+
+    async def work(scene: Scene) -> None:
+        address = urlsplit(scene.url)
+        while True:
+            _, writer = await asyncio.open_connection(address.hostname, address.port)
+            scene.done["connections"] += 1
+            try:
+                writer.write(head)
+                while True:
+                    writer.write(data)
+                    await asyncio.wait_for(writer.drain(), 1)
+            except (ConnectionError, TimeoutError, RuntimeError):  # uvloop raises the last on a closed transport
+                pass
+            finally:
+                writer.transport.abort()
+            await asyncio.sleep(0.01)
+
+    return work
+
+
+def _fragmenter(uid: str) -> Work:
+    """Send fragments of a message that does not end."""
+
+    async def work(scene: Scene) -> None:
+        while True:
+            rude = await scene.rude(uid)
+            scene.done["sockets"] += 1
+            try:
+                await rude.write(frame(b"{", fin=False))
+                while True:
+                    await rude.write(frame(b"", CONTINUATION, fin=False) * 10_000)
+            except ConnectionError:
+                rude.reset()
+
+    return work
+
+
+def _lister(uid: str) -> Work:
+    """Ask for the conversations again and again."""
+
+    async def work(scene: Scene) -> None:
+        rude = await scene.rude(uid)
+        while True:
+            await rude.write(request(7, "-200"))
+            await rude.answer()
+            scene.done["lists"] += 1
+
+    return work
+
+
 # --- group
 
 CHOIR = 5000
@@ -323,6 +379,9 @@ def _return(uid: str) -> Work:
     return work
 
 
+CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+BODY = b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 _five = [str(i) for i in range(5)]
 KINDS = {
     "nothing": Kind(users=(), works=()),  # how far two phases lie apart by themselves
@@ -354,6 +413,11 @@ KINDS = {
         works=tuple(_return(f"back{i}") for i in range(RETURNING)),
     ),
     "vanish": Kind(users=GHOSTS, friends=tuple((ghost, GHOSTS[0]) for ghost in GHOSTS[1:]), works=(_vanish,)),
+    "endless": Kind(
+        users=(), works=(_endless(BODY, CHUNK), _endless(b"", b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 100))
+    ),
+    "fragments": Kind(users=("fragmenter",), works=(_fragmenter("fragmenter"),)),
+    "lists": Kind(users=("lister",), stored=Stored(("lister",), 300, LONG), works=(_lister("lister"),) * 31),
     "herd": Kind(users=HERD, works=(_herd,)),
     "deep-pages": Kind(
         users=tuple(f"digger{i}" for i in range(4)),

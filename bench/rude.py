@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from bench.client import PATIENCE, BenchError
 
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 NO_KEY = b"\0\0\0\0"  # a mask that changes nothing
 Gone = (ConnectionError, asyncio.IncompleteReadError)  # what a socket raises once the server has ended it
 
 
-def frame(payload: bytes, opcode: int = TEXT) -> bytes:
+def frame(payload: bytes, opcode: int = TEXT, *, fin: bool = True) -> bytes:
     """Return the bytes of a frame."""
     size = len(payload)
     if size < 126:
@@ -26,7 +26,7 @@ def frame(payload: bytes, opcode: int = TEXT) -> bytes:
         length = struct.pack("!BH", 0x80 | 126, size)
     else:
         length = struct.pack("!BQ", 0x80 | 127, size)
-    return bytes([0x80 | opcode]) + length + NO_KEY + payload
+    return bytes([fin << 7 | opcode]) + length + NO_KEY + payload
 
 
 def request(op_type: int, content: str = "", to: str = "") -> bytes:

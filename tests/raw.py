@@ -15,9 +15,9 @@ import struct
 import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from chat_server.api.runner import KERNEL_BUFFER
 from tests import described
 from tests.harness import PATIENCE, Chat, Frame, Server, until
 
@@ -26,15 +26,8 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 STILL = 15
 
 
-def _held_by_kernel() -> int:
-    try:
-        return int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2])
-    except OSError:
-        return 4 << 20
-
-
 # At most so many bytes can be on their way to a reader with a small `buffer` that has stopped.
-HELD_BY_KERNEL = _held_by_kernel()
+HELD_BY_KERNEL = 4 * KERNEL_BUFFER
 
 
 class Cut(Exception):  # noqa: N818 - what happened, not an error of ours

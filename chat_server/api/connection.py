@@ -41,6 +41,8 @@ BYTES_PER_FRAME = 16384
 # Between two messages a socket may send twice MaxFrameBytes and so many bytes more, headers included; further ones can
 # only be fragments without end. aiohttp reads ahead by up to half of it.
 MOST_FRAGMENTED = 1048576
+# Behind our close frame a peer may still send so many bytes, which are dropped; then it is cut.
+MOST_IGNORED = 8388608
 # After our close frame the peer has so many seconds to answer it. aiohttp's own close() gave up too early
 # for a peer that has much to read before it.
 LINGER = 2.0
@@ -294,11 +296,13 @@ class Connection:
         self._bytes += size
         if self._bytes <= MOST_FRAGMENTED + 2 * self._config.max_frame_bytes:
             return
-        if self._closing:  # the peer does not heed the close frame
-            self._transport.abort()
-        else:
+        if not self._closing:
             self.close(WSCloseCode.POLICY_VIOLATION, "too many bytes for one message")
             self._transport.pause_reading()
+        elif self._bytes <= MOST_IGNORED:
+            self._ignore_input()
+        else:  # the peer does not heed the close frame
+            self._transport.abort()
 
     async def _read(self, message: WSMessage) -> bool:
         """Take in one frame; False if it was the last."""

@@ -143,7 +143,13 @@ class Repeats:
         if record.levelno < logging.WARNING:
             return False
         error = record.exc_info[0] if record.exc_info else None
-        key = (record.pathname, record.lineno, record.levelno, str(getattr(record, "why", "")), error)
+        key = (
+            record.pathname,
+            record.lineno,
+            record.levelno,
+            str(getattr(record, "error", getattr(record, "why", ""))),
+            error,
+        )
         with self._lock:
             if seen := self._seen.get(key):
                 since, count, first = seen
@@ -220,6 +226,7 @@ def set_up(app_mode: str) -> None:
     handler = BackgroundHandler(STDERR)
     handler.setFormatter(JsonLines() if app_mode == "release" else Readable())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("aiohttp").setLevel(logging.ERROR)  # its warnings repeat up to 8 KB of what a client sent
 
 
 def flush() -> None:

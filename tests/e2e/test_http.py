@@ -216,7 +216,8 @@ LOGIN = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/js
         b"GET /ping HTTP/1.1\r\n" + HOST + b"no header\r\n\r\n",
         LOGIN + b"Content-Length: many\r\n\r\n",
         LOGIN + b"Transfer-Encoding: chunked\r\n\r\nmany\r\n",
-        LOGIN + b"Content-Length: 2\r\nContent-Encoding: br\r\n\r\n{}",
+        LOGIN + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        LOGIN.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ],
     ids=[
         "no request line",
@@ -229,7 +230,8 @@ LOGIN = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/js
         "header",
         "length",
         "chunk",
-        "encoding",
+        "coding",
+        "chunks in HTTP/1.0",
     ],
 )
 async def test_what_is_no_http_is_400_in_the_envelope(server: Server, request_: bytes) -> None:

@@ -1,7 +1,8 @@
 """What one frame or one request may cost, for every field of every op and endpoint: CPU time of the server process."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -61,21 +62,37 @@ def frames() -> Iterator[tuple[str, bytes]]:
             yield f"{before} {name}", (before + of_size(pattern, FRAME) + behind).encode()
 
 
+async def dear(given: Iterator[tuple[str, bytes]], cost: Callable[[bytes], Awaitable[float]], most: float) -> list[str]:
+    """What costs more than so many seconds. The cheapest of three tries counts: the server may do other things, too."""
+    found: list[str] = []
+    for name, data in given:
+        seconds = most + 1
+        for _ in range(3):
+            if seconds > most:
+                seconds = min(seconds, await cost(data))
+        if seconds > most:
+            found.append(f"{seconds:.3f} s: {name}")
+    return found
+
+
 async def test_no_frame_costs_more_than_a_tenth_of_a_second(server: Process) -> None:
-    dear: list[str] = []
-    waiting = list(frames())[::-1]
-    while waiting:
-        async with raw.chat(server, "1", "2") as one:
-            for _ in range(50):  # a hundred bad frames in a row would close the socket
-                if not waiting:
-                    break
-                name, frame = waiting.pop()
-                before = cpu(server.process.pid)
-                await one.write(raw.frame(frame))
-                await one.answer()
-                if (cost := cpu(server.process.pid) - before) > MAX_FRAME_SECONDS:
-                    dear.append(f"{cost:.3f} s: {name}")
-    assert not dear, "\n".join(dear)
+    async with AsyncExitStack() as stack:
+        sockets: list[raw.Raw] = []
+        sent = 0
+
+        async def cost(frame: bytes) -> float:
+            nonlocal sent
+            if sent % 50 == 0:  # a hundred bad frames in a row would close the socket
+                await stack.aclose()
+                sockets[:] = [await stack.enter_async_context(raw.chat(server, "1", "2"))]
+            sent += 1
+            before = cpu(server.process.pid)
+            await sockets[0].write(raw.frame(frame))
+            await sockets[0].answer()
+            return cpu(server.process.pid) - before
+
+        found = await dear(frames(), cost, MAX_FRAME_SECONDS)
+    assert not found, "\n".join(found)
 
 
 def requests(token: str) -> Iterator[tuple[str, bytes]]:
@@ -136,19 +153,14 @@ def _head(method: str, path: str, headers: dict[str, bytes], *, upgrade: bool = 
 
 @pytest.mark.parametrize("server", [{}, EVERYTHING_ON], ids=["defaults", "everything on"], indirect=True)
 async def test_no_request_costs_more_than_twenty_milliseconds(server: Process) -> None:
-    dear: list[str] = []
-    for name, request in requests(server.tokens["1"]):
+    async def cost(request: bytes) -> float:
         before = cpu(server.process.pid)
-        sock = await raw.connect(server)
-        try:
+        with closing(await raw.connect(server)) as sock:
             one = raw.Raw(sock, "1")
             await one.write(request)
-            try:
+            with suppress(raw.Cut):  # no answer at all, as to half a request
                 await one.status()
-            except raw.Cut:
-                continue  # no answer at all, as to half a request
-        finally:
-            sock.close()
-        if (cost := cpu(server.process.pid) - before) > MAX_REQUEST_SECONDS:
-            dear.append(f"{cost:.3f} s: {name}")
-    assert not dear, "\n".join(dear)
+        return cpu(server.process.pid) - before
+
+    found = await dear(requests(server.tokens["1"]), cost, MAX_REQUEST_SECONDS)
+    assert not found, "\n".join(found)

@@ -28,7 +28,10 @@ def away(folder: Path) -> None:
 
 
 def back(folder: Path) -> None:
-    for statement in ("ALTER TABLE away RENAME TO messages", *MESSAGES_SCHEMA.steps[-2:]):
+    for statement in (
+        "ALTER TABLE away RENAME TO messages",
+        *(step for step in MESSAGES_SCHEMA.steps if "batches" in step),
+    ):
         sql(folder, statement)
 
 

@@ -184,6 +184,7 @@ async def test_backup_and_restore_work_as_printed(clone: Path) -> None:
 async def test_user_commands_work_as_printed(clone: Path) -> None:
     lines = block((ROOT / "docs" / "operations.md").read_text("utf-8"), ".venv/bin/python run.py user").splitlines()
     assert len(lines) >= 7
+    (clone / "FILE").write_text("anna\tsecret-2\n", "utf-8")
     for line in lines:
         await done(line.replace("NAME", "zoe"), clone, typed="secret-1\n", CHAT_SERVICE_PASSWORDCOST="4")
 

@@ -374,13 +374,13 @@ async def test_no_frame_to_an_ended_session_passes_after_the_answer(tmp_path: Pa
         raw.chat(server, "2") as two,
         raw.chat(server, "3", to="2") as three,
     ):
-        sending = asyncio.create_task(flood(three))
+        sending, reading = asyncio.create_task(flood(three)), asyncio.create_task(three.rest())
         assert await message(two) == "m0"
         assert (await logout(server, "2", server.tokens["2"])).status_code == 200
         assert (await one.send("late\nhello"))["op_type"] == 40019
         assert "late" not in [frame.get("id") for frame in await two.rest()]
         three.half_close()
-        await sending
+        await asyncio.gather(sending, reading)
 
 
 def many_users(folder: Path, count: int) -> list[str]:

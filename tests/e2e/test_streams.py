@@ -152,8 +152,8 @@ async def test_errors_that_repeat_are_counted(tmp_path: Path) -> None:
             for _ in range(10):
                 assert (await try_login(server, "1", PASSWORD)).status_code == 503
         await ends(server)
-    lines = [line for line in server.log.read_text().splitlines() if "a store is away" in line]
-    causes = {re.search(r'why="([^"]*)"', line)[1] for line in lines}  # type: ignore[index]
+    lines = [line for line in server.log.read_text().splitlines() if "store unavailable" in line]
+    causes = {re.search(r'error="([^"]*)"', line)[1] for line in lines}  # type: ignore[index]
     counts = [int(match[1]) for line in lines if (match := re.search(r"repeated=(\d+)", line))]
     assert len(lines) == len(causes) + len(counts)
     assert len(causes) + sum(counts) == 10

@@ -22,6 +22,7 @@ SCHEMAS = sorted(path.name for path in FIXTURES.glob("schema-*"))
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """The data of an earlier schema."""
     shutil.copytree(FIXTURES / request.param, tmp_path / "data")
+    (tmp_path / "data").chmod(0o700)  # which git does not keep
     (tmp_path / "tokens.json").write_bytes((tmp_path / "data" / "tokens.json").read_bytes())
     (tmp_path / "data" / "tokens.json").unlink()
     return Place(tmp_path / "data")

@@ -70,11 +70,11 @@ async def test_spaces_around_a_piped_password_are_refused(place: Place, typed: s
 
 
 async def test_many_users_are_added_from_lines(place: Place) -> None:
-    """A byte order mark, the ends of lines and empty lines do not matter. A tab may be part of a password."""
-    typed = f"\ufeffanna\t{PASSWORD}\r\n\n名字\tpass\tword\nben\t{PASSWORD}"
+    """A byte order mark, the ends of lines and empty lines do not matter. A space may be part of a password."""
+    typed = f"\ufeffanna\t{PASSWORD}\r\n\n名字\tpass word\nben\t{PASSWORD}"
     assert await place.does("user", "add", "--many", typed=typed) == "added anna\nadded 名字\nadded ben\n"
     async with place.serving() as server:
-        for name, password in (("anna", PASSWORD), ("名字", "pass\tword"), ("ben", PASSWORD)):
+        for name, password in (("anna", PASSWORD), ("名字", "pass word"), ("ben", PASSWORD)):
             await server.login(name, password)
 
 

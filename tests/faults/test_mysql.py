@@ -181,7 +181,7 @@ async def test_a_path_as_db_host_is_a_unix_socket(mysql: DatabaseServer, tmp_pat
     async with process(tmp_path / "data", stores=stores) as server:
         await server.users("on-a-socket")
     line, _ = await fails(tmp_path / "data", stores | {"CHAT_MYSQL_DBPASSWORD": "wrong"})
-    assert f"[mysql] {path}: DbUser or DbPassWord is wrong" in line
+    assert f"MySQL at {path}: DbUser or DbPassWord is wrong" in line
 
 
 async def test_no_look_up_outlives_its_time_whenever_it_begins(mysql: DatabaseServer) -> None:
