@@ -24,11 +24,18 @@ const AGAIN = new Set(["store_away", "too_many", "internal"]);
 const PAGE = 50;
 const OLDER = 100;
 const LARGEST_PAGE = 200;
+// So many messages are read at once to begin with the first unread one, and to close a gap; the server counts no more.
+const MOST_UNREAD = 1000;
+const MOST_MISSED = 1000;
+// So many messages of a conversation that is not looked at are kept.
+const KEPT = 100;
+const SAVING = 1000;
 const GRACE = 5000;
 // Which attempt's delay to wait before the same is asked again: some seconds, or half a minute.
 const SOME = 3;
 const LONG = 7;
 const REMEMBERED = 500;
+const BATCH = 32; // messages that are sent together: the server works on as many at once
 
 /** Tells that something about the conversation with `peer` (null: about several, or the connection) is different. */
 class Changed extends Event {
@@ -62,6 +69,8 @@ export class Chat extends EventTarget {
   #newest = 0;
   #count = 0;
   #closed = false;
+  #unsaved = new Set();
+  #saving = 0;
 
   /** by peer, EVERYBODY among them */
   conversations = new Map([[EVERYBODY, new Conversation(EVERYBODY)]]);
@@ -83,11 +92,12 @@ export class Chat extends EventTarget {
     const handlers = { alive, changed, ready: () => this.#ready(), heard: (frame) => this.#heard(frame) };
     this.connection = new Connection(url, handlers, { wait, ...options });
     const everybody = this.conversations.get(EVERYBODY);
-    everybody.loaded = everybody.complete = everybody.confirmed = true;
+    everybody.loaded = everybody.complete = everybody.whole = everybody.confirmed = true;
   }
 
   /** Take up what was left unsent, and connect. */
   async start() {
+    await this.#recall();
     await this.#load();
     this.connection.wake();
   }
@@ -95,6 +105,7 @@ export class Chat extends EventTarget {
   /** End: from now on nothing is sent, and nothing is put into the storage. */
   close() {
     this.#closed = true;
+    clearTimeout(this.#saving);
     this.connection.close();
   }
 
@@ -118,6 +129,11 @@ export class Chat extends EventTarget {
     return [...this.#outbox.values()].filter((message) => message.to === peer);
   }
 
+  /** Whether `peer` is online; null if that is not known, as it is while there is no connection. */
+  online(peer) {
+    return this.connection.state === "open" ? this.conversation(peer).online : null;
+  }
+
   /** Why no conversation with `peer` can begin, null if one can. Waits for the connection. */
   async refusal(peer) {
     const ask = async () => {
@@ -131,8 +147,9 @@ export class Chat extends EventTarget {
 
   /** Keep the conversation with `peer` (null: none) whole from now on: it is the one that is looked at. */
   async open(peer) {
+    if (this.#current) this.conversation(this.#current).clear();
     this.#current = peer;
-    if (peer && !this.conversation(peer).loaded) await this.#attempt(() => this.#readNewest(this.conversation(peer)));
+    if (peer && !this.conversation(peer).whole) await this.#attempt(() => this.#resume(this.conversation(peer)));
   }
 
   /** Read the page before the oldest message. */
@@ -222,6 +239,17 @@ export class Chat extends EventTarget {
     }
   }
 
+  /** Everything that `peer` has written was seen. */
+  async readAll(peer) {
+    const conversation = this.conversation(peer);
+    const keys = conversation.messages.filter((message) => !message.mine && !message.read).map((message) => message.key);
+    if (keys.length) await this.read(peer, keys);
+    if (!conversation.unread || !conversation.whole || this.connection.state !== "open") return;
+    conversation.unread = 0;
+    this.#changed(peer);
+    if (peer !== EVERYBODY) await this.#attempt(() => this.connection.ask(4, peer, "*"));
+  }
+
   /** Delete a message, for both, after a moment. Returns what takes that back; `flush` does not wait for it. */
   remove(peer, key) {
     const conversation = this.conversation(peer);
@@ -252,6 +280,7 @@ export class Chat extends EventTarget {
   /** Delete now what waits to be deleted: the page is about to go. Resolves when the server has answered. */
   async flush() {
     for (const go of [...this.#pending.values()]) go();
+    this.#save();
     await this.#sendRemovals();
   }
 
@@ -259,8 +288,9 @@ export class Chat extends EventTarget {
 
   async #ready() {
     for (const conversation of this.conversations.values()) {
+      if (conversation.peer === EVERYBODY) continue;
       conversation.whole = false;
-      if (conversation.peer !== this.#current && conversation.peer !== EVERYBODY) conversation.forget();
+      if (conversation.peer !== this.#current) conversation.trim(KEPT);
     }
     await this.#load();
     void this.#lift(null); // first: what was sent again is then in what is read
@@ -323,9 +353,38 @@ export class Chat extends EventTarget {
 
   #deletedElsewhere(peer, names, mine) {
     const turned = { ">": "<", "<": ">" };
-    this.conversation(peer).remove(mine ? names : names.map((name) => turned[name[0]] + name.slice(1)));
+    const keys = mine ? names : names.map((name) => turned[name[0]] + name.slice(1));
+    if (peer === this.#current && !mine) this.conversation(peer).empty(keys);
+    else this.conversation(peer).remove(keys);
     this.#changed(peer);
     void this.refresh();
+  }
+
+  // --- what is kept on the device
+
+  async #recall() {
+    for (const record of await this.#storage.history(this.me).catch(() => [])) this.conversation(record.peer).recall(record);
+    this.#changed(null);
+    this.#unsaved.clear();
+  }
+
+  /** Keep the conversation with `peer` on the device, in a moment. */
+  #saveSoon(peer) {
+    if (peer === EVERYBODY) return;
+    this.#unsaved.add(peer);
+    this.#saving ||= setTimeout(() => this.#save(), SAVING);
+  }
+
+  #save() {
+    clearTimeout(this.#saving);
+    this.#saving = 0;
+    if (this.#closed) return;
+    for (const peer of this.#unsaved) {
+      const conversation = this.conversation(peer);
+      if (conversation.loaded && !conversation.whole) continue; // there may be a gap; when it is closed, it is saved
+      this.#unsaved.delete(peer);
+      this.#storage.keep(this.me, peer, conversation.record()).catch(() => {}); // then it is read from the server
+    }
   }
 
   // --- pages
@@ -344,13 +403,21 @@ export class Chat extends EventTarget {
     return answer.reason ? null : frames.map((frame) => this.#message(frame));
   }
 
+  /** Read the newest page; further ones if the first unread message is not in it. */
   async #readNewest(conversation) {
-    const page = await this.#page(conversation.peer, `-${PAGE}`);
-    if (!page) return this.#changed(conversation.peer);
-    conversation.add(page);
+    let read = [];
+    let page;
+    let size = PAGE;
+    do {
+      page = await this.#page(conversation.peer, `-${size}${read.length ? `@${read[0].key}` : ""}`);
+      if (!page) return this.#changed(conversation.peer);
+      read = page.concat(read);
+      conversation.complete = page.length < size;
+      size = LARGEST_PAGE;
+    } while (!conversation.complete && read.length < MOST_UNREAD && unreadOf(read) < conversation.unread);
+    conversation.add(read);
     conversation.loaded = conversation.whole = true;
-    conversation.complete = page.length < PAGE;
-    conversation.place = page.at(-1)?.key ?? null;
+    conversation.place = read.at(-1)?.key ?? null;
     this.#changed(conversation.peer);
   }
 
@@ -359,9 +426,11 @@ export class Chat extends EventTarget {
     if (conversation.peer === EVERYBODY) return;
     if (!conversation.loaded || !conversation.place) return this.#readNewest(conversation);
     let page;
+    let missed = 0;
     do {
       page = await this.#page(conversation.peer, `+${LARGEST_PAGE}@${conversation.place}`);
-      if (!page) {
+      missed += page?.length ?? 0;
+      if (!page || missed >= MOST_MISSED) {
         conversation.forget();
         return this.#readNewest(conversation);
       }
@@ -402,6 +471,7 @@ export class Chat extends EventTarget {
       if (this.more || seen.has(conversation.peer) || conversation.peer === EVERYBODY) continue;
       conversation.last = null; // everything in it was deleted
       conversation.unread = 0;
+      this.#saveSoon(conversation.peer);
     }
     this.#changed(null);
   }
@@ -410,6 +480,7 @@ export class Chat extends EventTarget {
     const last = this.#message(frame);
     const peer = last.mine ? frame.to : frame.from;
     const conversation = this.conversation(peer);
+    if (conversation.last?.key !== last.key) this.#saveSoon(peer);
     conversation.last = conversation.get(last.key) ?? last;
     conversation.listed = last.time;
     conversation.confirmed = true;
@@ -431,7 +502,7 @@ export class Chat extends EventTarget {
     this.#changed(null);
   }
 
-  /** Send, one after the other, what waits for `peer`: if one has to be sent again, none has overtaken it. */
+  /** Send what waits for `peer`, unless that is under way. */
   async #pump(peer) {
     if (this.#sending.has(peer)) return;
     this.#sending.add(peer);
@@ -442,18 +513,27 @@ export class Chat extends EventTarget {
     }
   }
 
+  /**
+   * Send in batches: a batch takes one round trip, and the next one waits for its answers. If the store refuses a
+   * message for now, only messages of the same batch can overtake it.
+   */
   async #sendAll(peer) {
+    const most = peer === EVERYBODY ? 1 : BATCH; // what is lost on its way to everybody is not sent again
     let attempts = 0;
-    for (let message; (message = this.waiting(peer).find((one) => !one.why)); ) {
+    for (let batch; (batch = this.waiting(peer).filter((one) => !one.why).slice(0, most)).length; ) {
       if (this.connection.state !== "open") return; // with the next connection
-      const answer = await this.#attempt(() => this.#transmit(message));
-      if (!answer && peer !== EVERYBODY) return;
-      if (peer !== EVERYBODY && AGAIN.has(answer.reason)) {
-        await this.#pause(answer.reason === "too_many" ? LONG : attempts++);
-      } else {
-        await this.#answered(message, answer);
-      }
+      const reasons = await Promise.all(batch.map((message) => this.#sendOne(message)));
+      if (reasons.includes("lost")) return;
+      if (reasons.some((reason) => AGAIN.has(reason))) await this.#pause(reasons.includes("too_many") ? LONG : attempts++);
     }
+  }
+
+  /** Resolves with the reason for which the message was not stored, "lost" if there was no answer. */
+  async #sendOne(message) {
+    const answer = await this.#attempt(() => this.#transmit(message));
+    const later = answer ? AGAIN.has(answer.reason) : true;
+    if (message.to === EVERYBODY || !later) await this.#answered(message, answer);
+    return answer ? answer.reason : "lost";
   }
 
   async #transmit({ id, to, text }) {
@@ -531,8 +611,13 @@ export class Chat extends EventTarget {
   }
 
   #changed(peer) {
+    if (peer) this.#saveSoon(peer);
     this.dispatchEvent(new Changed(peer));
   }
+}
+
+function unreadOf(messages) {
+  return messages.filter((message) => !message.mine && !message.read).length;
 }
 
 /** 128 random bits. crypto.randomUUID would want TLS. */

@@ -43,6 +43,8 @@ export class Connection {
   #timer = 0;
   #silence = 0;
 
+  /** how many attempts to connect have failed since it was last open */
+  failures = 0;
   /** "closed", "connecting", "open", "waiting" (for the next attempt), "ended" (for good; `code` says why, 0 after `close`) */
   state = "closed";
   code = 0;
@@ -64,6 +66,11 @@ export class Connection {
     if (this.state === "open") return Promise.resolve();
     if (this.state === "ended") return Promise.reject(new Lost());
     return new Promise((resolve, reject) => this.#awaited.push({ resolve, reject }));
+  }
+
+  /** The network is gone, whatever the socket says. */
+  interrupt() {
+    if (this.state === "open" || this.state === "connecting") void this.#lost(1006);
   }
 
   /** End it for good. */
@@ -102,7 +109,7 @@ export class Connection {
       if (PAGES.has(frame.op_type)) this.#asked[0]?.frames.push(frame);
       else this.#handlers.heard(frame);
     } else if (frame.op_type === CONNECTED) {
-      this.#attempts = 0;
+      this.#attempts = this.failures = 0;
       this.#become("open");
       this.#handlers.ready();
     } else if (frame.op_type === ALLOWED_AGAIN) {
@@ -125,6 +132,7 @@ export class Connection {
   async #lost(code) {
     const refused = this.state === "connecting";
     this.#drop();
+    if (refused) this.failures += 1;
     if (FOR_GOOD.has(code)) return this.#end(code);
     this.#become("waiting");
     this.#timer = setTimeout(() => this.#open(), this.#options.wait(this.#attempts++));

@@ -4,6 +4,9 @@
  * A message is `{key, mine, from, id, text, time, read}`. Its key is `>ID` if it is mine and `<ID` if it is the
  * other's, as the protocol names it; a message to everybody has a key of its own.
  */
+const KEPT = 100; // messages, and characters of them, that are kept on the device
+const KEPT_CHARACTERS = 50_000;
+
 export class Conversation {
   #known = new Map();
   #gone = new Set();
@@ -82,7 +85,7 @@ export class Conversation {
     const keys = new Set(messages.map((message) => message.key));
     this.add(messages);
     const start = messages[0]?.time ?? 0;
-    this.#keep((message) => keys.has(message.key) || (message.time >= start && !known.has(message.key)));
+    this.#keep(({ key, time, gone }) => keys.has(key) || (time >= start && (gone || !known.has(key))));
     this.complete = complete;
     this.place = messages.at(-1)?.key ?? null;
   }
@@ -90,8 +93,25 @@ export class Conversation {
   /** The messages with these keys were deleted, and do not come back with a page that was under way. */
   remove(keys) {
     for (const key of keys) this.#gone.add(key);
-    this.#keep((message) => !this.#gone.has(message.key));
-    if (this.last && this.#gone.has(this.last.key)) this.last = this.messages.at(-1) ?? null;
+    this.#keep((message) => message.gone || !this.#gone.has(message.key));
+    if (this.last && this.#gone.has(this.last.key)) this.last = this.messages.findLast((message) => !message.gone) ?? null;
+  }
+
+  /** As `remove`, but an empty message that is `gone` stays in each place until `clear`: somebody looks at them. */
+  empty(keys) {
+    const messages = keys.map((key) => this.#known.get(key)).filter(Boolean);
+    const places = messages.map((message) => ({ ...message, text: "", gone: true, read: true }));
+    this.remove(keys);
+    for (const place of places) {
+      const index = this.messages.findIndex((message) => message.time > place.time);
+      this.messages.splice(index < 0 ? this.messages.length : index, 0, place);
+      this.#known.set(place.key, place);
+    }
+  }
+
+  /** Let go of the places of deleted messages. */
+  clear() {
+    this.#keep((message) => !message.gone);
   }
 
   /** Messages were read. Returns how many of those to me were news. */
@@ -113,6 +133,37 @@ export class Conversation {
     this.#gone.clear();
     this.loaded = this.complete = false;
     this.place = this.shown = null;
+  }
+
+  /** Let go of all but the newest `count` messages. */
+  trim(count) {
+    if (this.messages.length <= count) return;
+    const oldest = this.messages.at(-count).time;
+    this.#keep((message) => message.time >= oldest);
+    this.complete = false;
+  }
+
+  /** What is kept of it on the device: the newest messages without a gap. Null if there is nothing to keep. */
+  record() {
+    if (!this.last) return null;
+    const messages = this.messages.filter((message) => !message.gone).slice(-KEPT);
+    let size = 0;
+    const start = messages.findLastIndex((message) => (size += message.text.length) > KEPT_CHARACTERS) + 1;
+    const complete = this.complete && messages.length === this.messages.length && !start;
+    return { messages: messages.slice(start), complete, last: this.last, unread: this.unread };
+  }
+
+  /** Take up a record. */
+  recall({ messages, complete, last, unread }) {
+    this.add(messages);
+    this.loaded = messages.length > 0;
+    this.place = messages.at(-1)?.key ?? null;
+    Object.assign(this, { complete, last: this.get(last.key) ?? last, unread, listed: last.time, confirmed: true });
+  }
+
+  /** The first message of the other that is unread. */
+  firstUnread() {
+    return this.messages.find((message) => !message.mine && !message.read) ?? null;
   }
 
   #keep(wanted) {

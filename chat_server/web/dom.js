@@ -1,5 +1,5 @@
 /** Small tools for the document. Texts reach it as text nodes only. */
-import { hidesSomething, plainName, plainText } from "./plain.js";
+import { plainName } from "./plain.js";
 
 /** An element. Attributes: `onX` listens, a boolean is there or not, the rest is set. Children: nodes or texts. */
 export function h(tag, attributes = {}, ...children) {
@@ -15,6 +15,8 @@ export function h(tag, attributes = {}, ...children) {
 
 /** Whether there is a pointer that hovers: where there is none, a keyboard that nobody asked for is in the way. */
 export const HOVERS = matchMedia("(hover: hover)");
+
+const MARGIN = 8; // pixels between a dialog and the edge of the screen
 
 const ICONS = {
   back: "M15 5l-7 7 7 7",
@@ -70,32 +72,6 @@ export function nameOf(name) {
   return h("bdi", { class: "name" }, plainName(name));
 }
 
-const LINK = /https?:\/\/[^\s<>"'“”‘’，。；：！？、（）《》「」]+[^\s<>"'“”‘’，。；：！？、（）《》「」.,;:!?)\]}]/gu;
-
-/** A text as nodes, with links for http and https addresses. */
-export function linked(text) {
-  const nodes = [];
-  let end = 0;
-  for (const match of text.matchAll(LINK)) {
-    const anchor = link(match[0]);
-    if (!anchor) continue;
-    nodes.push(plainText(text.slice(end, match.index)), anchor);
-    end = match.index + match[0].length;
-  }
-  return [...nodes, plainText(text.slice(end))];
-}
-
-/** A link that shows where it leads: as it was written only if that names the same host and hides nothing. */
-function link(written) {
-  if (!URL.canParse(written)) return null;
-  const url = new URL(written);
-  if (url.username || url.password) return null; // https://bank.example@thief.example
-  const start = `${url.protocol}//${url.host}`;
-  const honest = /^([/?#]|$)/.test(written.slice(start.length)) && written.toLowerCase().startsWith(start);
-  const shown = honest && !hidesSomething(written) ? written : url.href;
-  return h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", dir: "ltr" }, shown);
-}
-
 /** Make `parent`'s children these, touching only what differs: focus and selection stay where they are. */
 export function arrange(parent, children) {
   const wanted = new Set(children);
@@ -105,8 +81,11 @@ export function arrange(parent, children) {
   });
 }
 
-/** A modal question or sheet; resolves with what `close(value)` was given, null where it was dismissed. */
-export function dialog(attributes, build) {
+/**
+ * A modal dialog; resolves with what `close(value)` was given, null if it was dismissed. With a `place`, `{x, y}` on
+ * the screen, it stands there as far as it fits.
+ */
+export function dialog(attributes, build, place = null) {
   return new Promise((resolve) => {
     let result = null;
     const element = h("dialog", attributes);
@@ -116,13 +95,33 @@ export function dialog(attributes, build) {
     };
     element.append(h("div", {}, ...build(close)));
     element.addEventListener("close", () => {
+      if (element.contains(toasts())) document.body.append(toasts());
       element.remove();
       resolve(result);
     });
-    element.addEventListener("click", (event) => event.target === element && close());
+    let pressed = false;
+    element.addEventListener("pointerdown", (event) => {
+      pressed = true;
+      if (event.target === element) close();
+    });
+    // The finger whose long press opened the dialog is lifted now: that is no click.
+    const lifted = (event) => event.pointerType === "touch" && !pressed && event.stopPropagation();
+    element.addEventListener("click", lifted, true);
     document.body.append(element);
     element.showModal();
+    if (place) moveTo(element, place);
   });
+}
+
+/** Where the toasts are: in the topmost dialog, as nothing outside it is seen or heard. */
+export function toasts() {
+  return document.querySelector("#toasts");
+}
+
+function moveTo(element, { x, y }) {
+  const { offsetWidth: width, offsetHeight: height } = element;
+  element.style.left = `${Math.max(MARGIN, Math.min(x, innerWidth - width - MARGIN))}px`;
+  element.style.top = `${Math.max(MARGIN, Math.min(y, innerHeight - height - MARGIN))}px`;
 }
 
 /** A form's field with its label, and room for an error that belongs to it: `field.fail(text)`. */

@@ -1,18 +1,22 @@
 /**
  * The messages of one conversation. However many there are, the document holds a window of at most MOST of them,
- * which moves as one scrolls.
+ * which moves with the scroll position.
  */
 import { EVERYBODY, LIMIT } from "./chat.js";
-import { arrange, dialog, h, HOVERS, icon, linked, nameOf } from "./dom.js";
+import { arrange, dialog, h, icon, nameOf } from "./dom.js";
+import { formatted, onlyEmoji } from "./format.js";
 import { announce, toast } from "./notices.js";
-import { question } from "./settings.js";
 import { reason, t } from "./texts.js";
-import { clock, day, midnight } from "./times.js";
+import { clock, day, instant, midnight } from "./times.js";
 
 const MOST = 160;
 const STEP = 40;
 const NEAR = 600; // pixels from an end of the window within which it moves
 const TOGETHER = 5 * 60_000; // messages of one sender within it stand together
+const ABOVE = 96; // pixels above the first unread message, where a conversation is opened
+const MARKING = 100; // milliseconds that a message is on the screen before it counts as read
+const DATE_SHOWN = 1500;
+const LONG_PRESS = 500;
 
 export class Messages {
   #chat;
@@ -20,11 +24,15 @@ export class Messages {
   #peer = null;
   #rows = new Map();
   #all = [];
-  #first = null; // the item at the top of the window; null: the window ends at the end
+  #first = null; // the message at the top of the window; null: the window ends at the end
   #atEnd = true;
-  #visible = new Set();
-  #observer = null;
+  #anchor = null; // the row that keeps its place: `{row, top}`
+  #placed = false; // whether the first unread message was looked for
+  #divider = null; // its key
+  #news = 0; // how many messages were unread then
   #marking = 0;
+  #dating = 0;
+  #pressing = 0;
 
   element = h("div", { class: "messages", role: "region" });
 
@@ -34,29 +42,43 @@ export class Messages {
     this.#options = options;
     addEventListener("focus", () => this.#mark());
     document.addEventListener("visibilitychange", () => this.#mark());
-    new ResizeObserver(() => this.#atEnd && this.#peer && this.#toEnd()).observe(this.element);
+    new ResizeObserver(() => this.#peer && this.#keepPlace()).observe(this.element);
   }
 
   /** Everything, in the language of now. */
   render() {
-    this.list = h("ol", { onkeydown: (event) => this.#key(event), onclick: (event) => this.#click(event) });
+    this.list = h("ol", {
+      onkeydown: (event) => this.#key(event),
+      onclick: (event) => this.#click(event),
+      oncontextmenu: (event) => this.#pressed(event),
+      onpointerdown: (event) => this.#press(event),
+    });
+    for (const name of ["pointerup", "pointercancel", "pointermove"]) {
+      this.list.addEventListener(name, () => clearTimeout(this.#pressing));
+    }
     this.beginning = h("p", { class: "beginning" });
-    this.scroller = h("div", { class: "scroller", tabindex: "-1", onscroll: () => this.#scrolled() }, this.beginning, this.list);
+    this.loading = h("p", { class: "loading" }, t.loading);
+    this.scroller = h(
+      "div",
+      { class: "scroller", tabindex: "-1", onscroll: () => this.#scrolled() },
+      this.loading,
+      this.beginning,
+      this.list,
+    );
+    this.date = h("p", { class: "floating", "aria-hidden": "true" });
     this.jump = h("button", { type: "button", class: "jump", hidden: true, onclick: () => this.#jump() });
     this.element.setAttribute("aria-label", t.messages);
-    this.element.replaceChildren(this.scroller, this.jump);
+    this.element.replaceChildren(this.scroller, this.date, this.jump);
     this.show(this.#peer);
   }
 
-  /** Show the conversation with `peer` from its end. */
+  /** Show the conversation with `peer`: from its first unread message, or from its end. */
   show(peer) {
     this.#peer = peer;
     this.#rows.clear();
-    this.#visible.clear();
     this.#all = [];
+    this.#placed = false;
     this.list.replaceChildren();
-    this.#observer?.disconnect();
-    this.#observer = new IntersectionObserver((entries) => this.#intersect(entries), { root: this.scroller, threshold: 0.5 });
     this.follow();
     if (peer) this.update();
   }
@@ -65,6 +87,7 @@ export class Messages {
   follow() {
     this.#first = null;
     this.#atEnd = true;
+    this.#divider = null;
   }
 
   update() {
@@ -72,25 +95,44 @@ export class Messages {
     const conversation = this.#chat.conversation(this.#peer);
     const sent = conversation.messages.filter((message) => !conversation.hidden.has(message.key));
     this.#all = [...sent, ...this.#chat.waiting(this.#peer).map(waitingMessage)];
+    const found = this.#findUnread(conversation);
     const near = this.scroller.scrollTop < NEAR;
-    const [start, end] = this.#window(near && !this.#atEnd ? -STEP : 0);
-    const anchor = this.#atEnd ? null : this.#anchor();
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li") : null;
-    const index = focused ? [...this.list.children].indexOf(focused) : 0;
-    arrange(this.list, this.#render(start, end));
-    if (focused && !focused.isConnected) (this.list.children[Math.min(index, this.list.children.length - 1)] ?? this.scroller).focus();
-    this.#forgetRows();
+    const [start, end] = this.#window(near && !this.#atEnd && !found ? -STEP : 0);
+    this.#anchor = this.#atEnd ? null : this.#findAnchor();
+    this.#arrange(start, end);
     const whole = conversation.complete && start === 0 && this.#peer !== EVERYBODY;
     this.beginning.textContent = whole ? t.hello(this.#peer) : "";
-    if (anchor) this.scroller.scrollTop += topOf(anchor.row) - anchor.top;
-    else this.#toEnd();
+    this.loading.hidden = !(conversation.reading || (!conversation.loaded && !conversation.why));
+    if (found) this.#toUnread();
+    else this.#keepPlace();
     conversation.shown = this.#all[start]?.waiting ? null : (this.#all[start]?.key ?? null);
     this.#showJump();
     this.#tabStop();
-    if (near && start === 0) void this.#chat.older(this.#peer);
+    this.#mark();
+    if (near && start === 0 && !found) void this.#chat.older(this.#peer);
   }
 
   // --- the window
+
+  /** Begin with the first unread message, once it is known which one that is. Whether there is one. */
+  #findUnread(conversation) {
+    if (this.#placed || !conversation.whole) return false;
+    this.#placed = true;
+    const first = this.#atEnd && conversation.firstUnread();
+    if (!first) return false;
+    this.#atEnd = false;
+    this.#divider = first.key;
+    this.#news = Math.max(conversation.unread, sum(this.#all, (message) => !message.mine && !message.read));
+    const index = this.#all.findIndex((message) => message.key === first.key);
+    this.#first = this.#all[Math.max(0, index - STEP)] ?? null;
+    return true;
+  }
+
+  #toUnread() {
+    const row = this.#rows.get(this.#divider)?.element;
+    if (row) this.scroller.scrollTop += this.#topOf(row) - ABOVE;
+    this.#settle();
+  }
 
   /** Where the window begins and ends, after it was moved `by` so many messages. */
   #window(by = 0) {
@@ -103,32 +145,56 @@ export class Messages {
     return [start, Math.min(start + MOST, this.#all.length)];
   }
 
-  /** The row that is to stay where it is: the first that is seen. */
-  #anchor() {
+  #arrange(start, end) {
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li") : null;
+    const index = focused ? [...this.list.children].indexOf(focused) : 0;
+    arrange(this.list, this.#render(start, end));
+    if (focused && !focused.isConnected) (this.list.children[Math.min(index, this.list.children.length - 1)] ?? this.scroller).focus();
+    for (const [key, { element }] of this.#rows) if (!element.isConnected) this.#rows.delete(key);
+  }
+
+  /** The first row that is seen. */
+  #findAnchor() {
     const top = this.scroller.getBoundingClientRect().top;
     const row = [...this.list.children].find((one) => one.getBoundingClientRect().bottom > top);
-    return row ? { row, top: topOf(row) } : null;
+    return row ? { row, top: this.#topOf(row) } : null;
+  }
+
+  /** After a change of the rows or the size: what was seen is seen, at the same place. */
+  #keepPlace() {
+    if (this.#atEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
+    else if (this.#anchor?.row.isConnected) this.scroller.scrollTop += this.#topOf(this.#anchor.row) - this.#anchor.top;
+  }
+
+  /** Where a message stands, whatever is above it in its row. */
+  #topOf(row) {
+    return row.querySelector(".bubble").getBoundingClientRect().top - this.scroller.getBoundingClientRect().top;
   }
 
   #scrolled() {
-    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    const below = scrollHeight - scrollTop - clientHeight;
-    const [start, end] = this.#window();
-    this.#atEnd = below < 40 && end === this.#all.length;
-    // What is above must stay above: from here on the window keeps its beginning.
-    if (!this.#atEnd) this.#first ??= this.#all[start] ?? null;
-    if (this.#atEnd) this.#first = null;
-    if (below < NEAR && end < this.#all.length) this.#window(STEP);
+    const { scrollTop, clientHeight, scrollHeight } = this.scroller;
+    const [, end] = this.#settle();
+    this.#anchor = this.#findAnchor();
+    this.#showDate();
+    this.#mark();
+    if (scrollHeight - scrollTop - clientHeight < NEAR && end < this.#all.length) this.#window(STEP);
     else if (scrollTop >= NEAR || this.#atEnd) return this.#showJump();
-    this.update(); // which moves the window up where one is near its top
+    this.update(); // which moves the window up where its top is near
   }
 
-  #toEnd() {
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+  /** Find out whether the end is seen. Returns where the window begins and ends. */
+  #settle() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    const [start, end] = this.#window();
+    this.#atEnd = scrollHeight - scrollTop - clientHeight < 40 && end === this.#all.length;
+    // What is above must stay above: from here on the window keeps its beginning.
+    this.#first = this.#atEnd ? null : (this.#first ?? this.#all[start] ?? null);
+    return [start, end];
   }
 
   #jump() {
-    this.follow();
+    this.#first = null;
+    this.#atEnd = true;
     this.update();
     this.#options.leave();
   }
@@ -144,21 +210,30 @@ export class Messages {
     this.jump.replaceChildren(icon("down"), ...(unread ? [h("span", {}, label)] : []));
   }
 
+  /** The day of what is seen, for a moment. */
+  #showDate() {
+    const message = this.#rows.get(this.#anchor?.row.dataset.key)?.message;
+    this.date.textContent = message ? day(message.time) : "";
+    this.date.classList.toggle("shown", Boolean(message) && !this.#atEnd);
+    clearTimeout(this.#dating);
+    this.#dating = setTimeout(() => this.date.classList.remove("shown"), DATE_SHOWN);
+  }
+
   // --- rows
 
   #render(start, end) {
     return this.#all.slice(start, end).map((message, index) => {
       const before = index || start ? this.#all[start + index - 1] : null;
       const after = this.#all[start + index + 1];
-      const look = [
+      const look = JSON.stringify([
         message.text,
-        message.why ?? message.waiting ?? (message.read ? "read" : "sent"),
-        newDay(before, message),
+        message.why ?? message.waiting ?? message.read,
+        message.gone,
+        message.time,
+        this.#headings(message, before),
         together(before, message),
         together(message, after),
-        message.time,
-        this.#day(message, before),
-      ].join("\n");
+      ]);
       const row = this.#rows.get(message.key);
       if (row?.look === look) return row.element;
       const element = row?.element ?? h("li", { tabindex: "-1", "data-key": message.key });
@@ -168,34 +243,47 @@ export class Messages {
     });
   }
 
-  #day(message, before) {
-    return newDay(before, message) ? day(message.time) : "";
+  /** What stands above a message: its day, and how many are new. */
+  #headings(message, before) {
+    return [newDay(before, message) ? day(message.time) : "", message.key === this.#divider ? t.newMessages(this.#news) : ""];
   }
 
   #fill(element, message, before, after) {
-    const { mine, text, time, why } = message;
-    const date = this.#day(message, before);
-    const named = this.#peer === EVERYBODY && !mine && !together(before, message);
-    element.className = ["row", mine ? "mine" : "theirs", together(before, message) ? "joined" : "", together(message, after) ? "joins" : ""].join(" ");
+    const [date, news] = this.#headings(message, before);
+    const classes = ["row", message.mine ? "mine" : "theirs"];
+    if (together(before, message) && !news) classes.push("joined");
+    if (together(message, after)) classes.push("joins");
+    element.className = classes.join(" ");
     element.replaceChildren(
       ...(date ? [h("h3", { class: "day" }, date)] : []),
-      h(
-        "div",
-        { class: "bubble" },
-        named ? h("p", { class: "from" }, nameOf(message.from)) : h("span", { class: "unseen" }, t.said(mine ? t.you : message.from, "")),
-        h("p", { class: "text", dir: "auto" }, linked(text)),
-        h("span", { class: "meta" }, h("time", { datetime: new Date(time).toISOString() }, clock(time)), mine && state(message)),
-        h("button", { type: "button", class: "more", tabindex: "-1", "aria-label": t.actions }, icon("more")),
-      ),
-      ...(why ? [this.#refusal(message)] : []),
+      ...(news ? [h("h3", { class: "news" }, news)] : []),
+      message.gone ? h("div", { class: "bubble gone" }, h("p", { class: "text" }, t.removed)) : this.#bubble(message, before),
+      ...(message.why && message.why !== LIMIT ? [this.#refusal(message)] : []),
     );
-    if (!mine && !message.read) this.#observer.observe(element);
+  }
+
+  #bubble(message, before) {
+    const { mine, text, time } = message;
+    const named = this.#peer === EVERYBODY && !mine && !together(before, message);
+    const written = h("div", { class: onlyEmoji(text) ? "text emoji" : "text", dir: "auto" }, formatted(text));
+    const hour = clock(time);
+    const meta = h("span", { class: "meta" }, h("time", { datetime: new Date(time).toISOString() }, hour), mine && state(message));
+    // Room for it at the end of the last line, in characters.
+    written.style.setProperty("--meta", hour.length + (mine ? 4 : 2) + (message.reached === undefined ? 0 : t.reached(message.reached).length));
+    return h(
+      "div",
+      { class: "bubble" },
+      named ? h("p", { class: "from" }, nameOf(message.from)) : h("span", { class: "unseen" }, t.said(mine ? t.you : message.from, "")),
+      written,
+      meta,
+      h("button", { type: "button", class: "more", tabindex: "-1", "aria-label": t.actions }, icon("more")),
+    );
   }
 
   #refusal({ id, why }) {
     return h(
       "p",
-      { class: why === LIMIT ? "refusal waits" : "refusal" },
+      { class: "refusal" },
       t.notSent(reason(why)),
       h(
         "span",
@@ -206,37 +294,23 @@ export class Messages {
     );
   }
 
-  #forgetRows() {
-    for (const [key, { element }] of this.#rows) {
-      if (element.isConnected) continue;
-      this.#rows.delete(key);
-      this.#visible.delete(key);
-      this.#observer.unobserve(element);
-    }
-  }
-
   // --- what was really seen counts as read
 
-  #intersect(entries) {
-    for (const { target, isIntersecting } of entries) {
-      if (isIntersecting) this.#visible.add(target.dataset.key);
-      else this.#visible.delete(target.dataset.key);
-    }
-    this.#mark();
-  }
-
   #mark() {
-    if (!document.hasFocus() || document.visibilityState !== "visible") return;
     clearTimeout(this.#marking);
-    this.#marking = setTimeout(() => {
-      const rows = [...this.#visible].map((key) => this.#rows.get(key)).filter((row) => row && !row.message.read);
-      this.#visible.clear();
-      for (const { element } of rows) this.#observer.unobserve(element);
-      if (rows.length) void this.#chat.read(this.#peer, rows.map((row) => row.message.key));
-    }, 100);
+    this.#marking = setTimeout(() => this.#markSeen(), MARKING);
   }
 
-  // --- by keyboard and by finger
+  #markSeen() {
+    if (!this.#peer || !this.#placed || !document.hasFocus() || document.visibilityState !== "visible") return;
+    if (this.#atEnd) return void this.#chat.readAll(this.#peer);
+    const view = this.scroller.getBoundingClientRect();
+    const seen = ({ element, message }) => !message.mine && !message.read && wasSeen(element, view);
+    const keys = [...this.#rows.values()].filter(seen).map((row) => row.message.key);
+    if (keys.length) void this.#chat.read(this.#peer, keys);
+  }
+
+  // --- by keyboard, mouse and finger
 
   /** One stop for the Tab key: from there the arrows go on. */
   #tabStop() {
@@ -254,44 +328,68 @@ export class Messages {
       row.tabIndex = -1;
       next.tabIndex = 0;
       next.focus();
-    } else if (event.key === "Enter") void this.#act(message);
-    else if (event.key === "Delete") void this.#remove(message);
+    } else if (event.key === "Enter") void this.#act(row);
+    else if (event.key === "Delete") this.#remove(message);
     else return;
     event.preventDefault();
   }
 
   #click(event) {
-    const row = event.target.closest("li");
-    const tapped = !HOVERS.matches && event.target.closest(".bubble") && !event.target.closest("a") && getSelection().isCollapsed;
-    if (row && (tapped || event.target.closest(".more"))) void this.#act(this.#rows.get(row.dataset.key).message);
+    const button = event.target.closest(".more");
+    if (button) void this.#act(button.closest("li"), button.getBoundingClientRect());
   }
 
-  async #act(message) {
+  /** A right click, or a long press where the browser tells of it; its own menu is for links and selected text. */
+  #pressed(event) {
+    const bubble = event.target.closest(".bubble");
+    if (!bubble || event.target.closest("a") || !getSelection().isCollapsed) return;
+    event.preventDefault();
+    void this.#act(bubble.closest("li"), event);
+  }
+
+  /** A long press where the browser does not tell of it. */
+  #press(event) {
+    clearTimeout(this.#pressing);
+    const bubble = event.target.closest(".bubble");
+    if (event.pointerType !== "touch" || !bubble || event.target.closest("a")) return;
+    this.#pressing = setTimeout(() => void this.#act(bubble.closest("li"), event), LONG_PRESS);
+  }
+
+  /** Offer what can be done with a message, at a place on the screen. */
+  async #act(row, { x, y } = row.querySelector(".bubble").getBoundingClientRect()) {
+    const { message } = this.#rows.get(row.dataset.key);
+    if (message.gone || document.querySelector("dialog")) return;
     const stored = !message.waiting && this.#peer !== EVERYBODY;
-    const chosen = await dialog({ class: "actions", "aria-label": t.actions }, (close) => [
-      h("button", { type: "button", onclick: () => close("copy") }, t.copy),
-      ...(stored ? [h("button", { type: "button", class: "danger", onclick: () => close("remove") }, t.remove)] : []),
-      ...(message.why ? [h("button", { type: "button", onclick: () => close("retry") }, t.again)] : []),
-      ...(message.why ? [h("button", { type: "button", class: "danger", onclick: () => close("discard") }, t.discard)] : []),
-      h("button", { type: "button", class: "quiet", onclick: () => close() }, t.cancel),
-    ]);
+    const button = (value, ...content) => (close) => h("button", { type: "button", onclick: () => close(value) }, ...content);
+    const choices = [
+      button("copy", t.copy),
+      stored && button("remove", t.remove, h("small", {}, t.removeHint(this.#peer))),
+      message.why && message.why !== LIMIT && button("retry", t.again),
+      message.why && button("discard", t.discard),
+    ].filter(Boolean);
+    const build = (close) => [
+      ...choices.map((choice) => choice(close)),
+      h("p", { class: "info" }, instant(message.time), message.mine && h("br"), message.mine && stateText(message)),
+    ];
+    const chosen = await dialog({ class: "actions", "aria-label": t.actions }, build, { x, y });
     if (chosen === "copy") await copy(message.text);
-    else if (chosen === "remove") await this.#remove(message);
-    else if (chosen) await this.#chat[chosen](message.id);
+    if (chosen === "remove") this.#remove(message);
+    if (chosen === "retry") void this.#chat.retry(message.id);
+    if (chosen === "discard") void this.#chat.discard(message.id);
   }
 
-  async #remove(message) {
-    if (message.waiting || this.#peer === EVERYBODY) return;
-    if (!(await question(t.removeTitle, t.removeHint(this.#peer), t.remove))) return;
+  #remove(message) {
+    if (message.waiting || message.gone || this.#peer === EVERYBODY) return;
     const undo = this.#chat.remove(this.#peer, message.key);
     announce(t.removed);
-    toast(t.removed, t.undo, undo);
+    toast(`${t.removed}. ${t.removeHint(this.#peer)}`, t.undo, undo);
   }
 }
 
-/** Where a message stands, whatever is above it in its row. */
-function topOf(row) {
-  return row.querySelector(".bubble").getBoundingClientRect().top;
+/** Whether the end of a message is on the screen, or the message fills it. */
+function wasSeen(row, view) {
+  const { top, bottom } = row.querySelector(".bubble").getBoundingClientRect();
+  return (bottom > view.top && bottom <= view.bottom + 1) || (top <= view.top && bottom >= view.bottom);
 }
 
 function waitingMessage({ id, text, at, why }) {
@@ -299,10 +397,19 @@ function waitingMessage({ id, text, at, why }) {
 }
 
 function state(message) {
-  if (message.why) return icon(message.why === LIMIT ? "waiting" : "failed", t.notSent(reason(message.why)));
-  if (message.waiting) return icon("waiting", t.waiting);
   if (message.reached !== undefined) return h("span", {}, t.reached(message.reached));
-  return message.read && message.id ? icon("read", t.read) : icon("sent", t.sent); // a message to everyone has no id
+  return icon(stateOf(message), stateText(message));
+}
+
+function stateText(message) {
+  return message.why && message.why !== LIMIT ? t.notSent(reason(message.why)) : t.states[stateOf(message)];
+}
+
+/** "failed", "waiting", "sent" or "read" (a message to everyone, without an id, is never read). */
+export function stateOf({ id, why, waiting, read }) {
+  if (why && why !== LIMIT) return "failed";
+  if (waiting) return "waiting";
+  return read && id ? "read" : "sent";
 }
 
 function newDay(before, message) {
@@ -310,8 +417,12 @@ function newDay(before, message) {
 }
 
 function together(before, message) {
-  if (!before || !message || newDay(before, message) || before.why || before.mine !== message.mine) return false;
-  return (before.mine || before.from === message.from) && message.time - before.time < TOGETHER;
+  if (!before || !message || newDay(before, message) || before.why || before.gone !== message.gone) return false;
+  return before.mine === message.mine && (before.mine || before.from === message.from) && message.time - before.time < TOGETHER;
+}
+
+function sum(messages, counts) {
+  return messages.filter(counts).length;
 }
 
 async function copy(text) {

@@ -1,5 +1,5 @@
 /** What reaches a person who looks elsewhere: the title, notifications, a sound, announcements, toasts. */
-import { h } from "./dom.js";
+import { h, toasts } from "./dom.js";
 import { plainText } from "./plain.js";
 import { preferences } from "./preferences.js";
 import { t } from "./texts.js";
@@ -80,5 +80,7 @@ export function toast(text, label = "", action = null) {
   };
   const element = h("div", { class: "toast" }, h("span", {}, text), action && h("button", { type: "button", onclick: act }, label));
   const timer = setTimeout(close, TOAST);
-  document.querySelector("#toasts").append(element);
+  const home = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+  if (toasts().parentNode !== home) home.append(toasts());
+  toasts().append(element);
 }

@@ -12,8 +12,7 @@ import { Talk } from "./talk.js";
 import { reason, t } from "./texts.js";
 
 const PRESENCE = 30_000;
-// A connection that is made quickly need not be spoken of.
-const PATIENCE = 1500;
+const PATIENCE = 1000;
 
 export class Shell {
   #chat;
@@ -67,6 +66,7 @@ export class Shell {
     this.#chat.addEventListener("change", () => this.#soon(), { signal });
     this.#chat.addEventListener("message", (event) => this.#arrived(event), { signal });
     addEventListener("online", () => this.#look(), { signal });
+    addEventListener("offline", () => this.#chat.connection.interrupt(), { signal });
     addEventListener("focus", () => this.#look(), { signal });
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#look(), { signal });
     addEventListener("pagehide", () => void this.#chat.flush(), { signal });
@@ -114,16 +114,23 @@ export class Shell {
     this.#soon();
   }
 
+  /** Say how it stands with the connection; that it is being made, only if it takes long. */
   #say(state) {
-    if (state === "open") {
-      clearTimeout(this.#patience);
-      this.#patience = 0;
-      this.status.replaceChildren();
-    } else if (state === "ended") {
-      this.status.replaceChildren(t.broken, h("button", { type: "button", onclick: () => location.reload() }, t.reload));
-    } else {
-      this.#patience ||= setTimeout(() => this.status.replaceChildren(t.away), PATIENCE);
-    }
+    const { connection } = this.#chat;
+    const connecting = state !== "open" && state !== "ended" && navigator.onLine && !connection.failures;
+    if (!connecting) clearTimeout(this.#patience);
+    if (connecting) this.#patience ||= setTimeout(() => this.#status(t.connecting), PATIENCE);
+    else this.#patience = 0;
+    if (state === "open") this.#status("");
+    else if (state === "ended") this.#status(t.broken, t.reload, () => location.reload());
+    else if (!navigator.onLine) this.#status(t.noNetwork);
+    else if (connection.failures) this.#status(t.away, t.retryNow, () => connection.wake());
+  }
+
+  #status(text, label = "", action = null) {
+    if (this.status.dataset.text === text) return; // its button keeps the focus
+    this.status.dataset.text = text;
+    this.status.replaceChildren(text, ...(action ? [h("button", { type: "button", onclick: action }, label)] : []));
   }
 
   #arrived({ peer, message }) {

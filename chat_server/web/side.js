@@ -1,8 +1,9 @@
 /** The list of conversations, and the way into a new one. */
 import { EVERYBODY } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
+import { stateOf } from "./messages.js";
 import { plainText } from "./plain.js";
-import { reason, t } from "./texts.js";
+import { many, reason, t } from "./texts.js";
 import { moment } from "./times.js";
 
 export class Side {
@@ -42,6 +43,7 @@ export class Side {
     this.error = h("p", { class: "error", id: "find-error", role: "alert" });
     this.start = h("button", { type: "submit", class: "start" });
     this.settings = iconButton("settings", t.settings, () => this.#options.settings());
+    this.loading = h("p", { class: "loading" }, t.loading);
     this.empty = h("div", { class: "empty" }, h("p", {}, t.none), h("p", {}, t.noneHint));
     this.element.replaceChildren(
       h(
@@ -52,7 +54,7 @@ export class Side {
         this.settings,
       ),
       h("form", { class: "find", role: "search", onsubmit: (event) => this.#submit(event) }, icon("find"), this.find, this.start, this.error),
-      h("nav", { "aria-label": t.conversations }, this.list, this.empty),
+      h("nav", { "aria-label": t.conversations }, this.loading, this.list, this.empty),
     );
     this.update();
   }
@@ -73,6 +75,7 @@ export class Side {
     const named = this.#named();
     this.start.hidden = !wanted || named === this.#chat.me || shown.some(({ peer }) => peer === named);
     this.start.replaceChildren(icon("talk"), named === this.#asking ? t.looking(named) : t.start(named));
+    this.loading.hidden = this.#chat.listed || all.length > 1;
     this.empty.hidden = all.length > 1 || Boolean(wanted) || !this.#chat.listed;
   }
 
@@ -89,15 +92,16 @@ export class Side {
     const last = waiting ?? conversation.last;
     const mine = Boolean(waiting) || last?.mine;
     const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : "");
-    row.name.classList.toggle("online", Boolean(conversation.online));
-    row.presence.textContent = [conversation.online && t.online, unread && t.unread(unread)].filter(Boolean).join(", ");
+    const online = this.#chat.online(peer);
+    row.name.classList.toggle("online", Boolean(online));
+    row.presence.textContent = [online && t.online, unread && t.unread(unread)].filter(Boolean).join(", ");
     row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
     row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
-      ...(!draft && mine ? [icon(waiting ? (waiting.why ? "failed" : "waiting") : last.read && last.id ? "read" : "sent")] : []),
+      ...(!draft && mine ? [icon(stateOf(waiting ? { ...waiting, waiting: true } : last))] : []),
       h("bdi", {}, plainText(!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
     );
-    row.unread.textContent = unread > 999 ? "999+" : unread || "";
+    row.unread.textContent = many(unread) || "";
     row.unread.hidden = !unread;
     row.link.classList.toggle("has-unread", unread > 0);
     if (peer === this.#options.current()) row.link.setAttribute("aria-current", "page");

@@ -1,12 +1,14 @@
 /**
- * What must survive a reload, a crash and days offline: messages that are not acknowledged yet, and drafts. Knows no
- * DOM.
+ * What must survive a reload, a crash and days offline: messages that are not acknowledged yet, drafts, and the newest
+ * messages of each conversation. Knows no DOM.
  *
- * A message is `{id, user, to, text, at, why}`: `at` orders a user's messages, `why` is null or the reason for which
- * it was refused.
+ * A message that is not acknowledged is `{id, user, to, text, at, why}`: `at` orders a user's messages, `why` is null
+ * or the reason for which it was refused.
  */
 
-const KEYS = { outbox: ["id"], drafts: ["user", "to"] };
+const KEYS = { outbox: ["id"], drafts: ["user", "to"], history: ["user", "peer"] };
+const VERSION = 2;
+const CONVERSATIONS = 200; // of one user, the newest, are kept
 const LIMIT = 2000; // milliseconds: a browser's database may never answer
 
 /** A storage in IndexedDB; in memory if the browser has no database (a private window), or one that does not answer. */
@@ -42,6 +44,19 @@ export class Storage {
 
   draft(user, to, text) {
     return text ? this.#tables.put("drafts", { user, to, text }) : this.#tables.delete("drafts", [user, to]);
+  }
+
+  /** What `keep` was given of the conversations of `user`. The oldest ones are dropped if there are many. */
+  async history(user) {
+    const records = (await this.#of("history", user)).sort((one, other) => other.last.time - one.last.time);
+    for (const { peer } of records.splice(CONVERSATIONS)) await this.keep(user, peer, null);
+    return records;
+  }
+
+  /** Keep `record` of the conversation with `peer`, null for nothing; see `Conversation.record`. */
+  keep(user, peer, record) {
+    if (!record) return this.#tables.delete("history", [user, peer]);
+    return this.#tables.put("history", { ...record, user, peer });
   }
 
   /** Delete everything of `user`. */
@@ -81,6 +96,7 @@ class Database {
 
   constructor(database) {
     this.#database = database;
+    database.onversionchange = () => database.close(); // another window has a newer page
   }
 
   all(table) {
@@ -107,9 +123,10 @@ class Database {
 
 function openDatabase(name) {
   return within(LIMIT, (resolve, reject) => {
-    const request = indexedDB.open(name, 1);
+    const request = indexedDB.open(name, VERSION);
     request.onupgradeneeded = () => {
       for (const [table, keys] of Object.entries(KEYS)) {
+        if (request.result.objectStoreNames.contains(table)) continue;
         request.result.createObjectStore(table, { keyPath: keys.length > 1 ? keys : keys[0] });
       }
     };

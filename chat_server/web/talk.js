@@ -30,7 +30,7 @@ export class Talk {
     this.text = h("textarea", {
       rows: "1",
       dir: "auto",
-      enterkeyhint: "send",
+      enterkeyhint: HOVERS.matches ? "send" : "enter",
       "aria-describedby": "text-error",
       oninput: () => this.#wrote(),
       onkeydown: (event) => this.#key(event),
@@ -70,7 +70,8 @@ export class Talk {
 
   update() {
     if (!this.#peer) return;
-    const { confirmed, online, refused, why } = this.#chat.conversation(this.#peer);
+    const { confirmed, refused, why } = this.#chat.conversation(this.#peer);
+    const online = this.#chat.online(this.#peer);
     const everybody = this.#peer === EVERYBODY;
     this.#name(confirmed ? (everybody ? t.everybody : this.#peer) : "");
     this.presence.textContent = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
@@ -108,8 +109,10 @@ export class Talk {
   }
 
   #key(event) {
-    // While an input method composes, Enter belongs to it. (229: browsers that tell so late.)
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) this.#submit(event);
+    // While an input method composes, Enter belongs to it. (229: browsers that tell so late.) Keyboards on a screen
+    // have no other way to break a line.
+    const sends = event.key === "Enter" && HOVERS.matches && !event.shiftKey;
+    if (sends && !event.isComposing && event.keyCode !== 229) this.#submit(event);
     if (event.key === "Escape" && !event.isComposing) this.#options.back();
   }
 

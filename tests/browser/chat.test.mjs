@@ -45,7 +45,7 @@ async function begun(t, options = {}) {
   Socket.all = [];
   const storage = options.storage ?? new Storage();
   const chat = new Chat("1", { url: "ws://x", storage, alive: async () => null, WebSocket: Socket, wait: () => 1, ...options });
-  t.after(() => chat.connection.close());
+  t.after(() => chat.close());
   await chat.start();
   return { chat, storage, socket: () => Socket.all.at(-1) };
 }
@@ -108,27 +108,49 @@ test("what was not acknowledged is sent again with the same id", async (t) => {
   assert.deepEqual([chat.waiting("2"), await storage.outbox("1")], [[], []]);
 });
 
-test("what an earlier page left is sent, in its order, each after the one before it is acknowledged", async (t) => {
+test("what an earlier page left is sent together, in its order", async (t) => {
   const storage = new Storage();
   for (const at of [2, 1]) await storage.put({ id: `m${at}`, user: "1", to: "2", text: `t${at}`, at, why: null });
   await storage.put({ id: "other", user: "another", to: "2", text: "not ours", at: 0, why: null });
   const { socket } = await begun(t, { storage });
   await socket().says(greeting);
-  assert.deepEqual(socket().of(1), ["m1\nt1"]);
-  await socket().says({ op_type: 40019, id: "m1", time: 7 });
   assert.deepEqual(socket().of(1), ["m1\nt1", "m2\nt2"]);
 });
 
 test("a message that the store refused for now is not overtaken", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.send("2", "one");
+  await settled();
   void chat.send("2", "two");
   await settled();
   await socket().says({ op_type: 40008, reason: "store_away" });
   const texts = () => socket().of(1).map((content) => content.split("\n")[1]);
-  assert.deepEqual(texts(), ["one", "one"]);
-  await socket().says({ op_type: 40018, time: 7 });
   assert.deepEqual(texts(), ["one", "one", "two"]);
+});
+
+test("messages that gather while one is under way are sent together", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.send("2", "t0");
+  await settled();
+  for (let number = 1; number < 40; number++) void chat.send("2", `t${number}`);
+  await settled();
+  const texts = () => socket().of(1).map((content) => content.split("\n")[1]);
+  assert.deepEqual(texts(), ["t0"]);
+  await socket().says({ op_type: 40018, time: 7 });
+  assert.deepEqual(texts(), Array.from({ length: 33 }, (_, number) => `t${number}`));
+  await socket().says(...Array.from({ length: 32 }, (_, number) => ({ op_type: 40018, time: 8 + number })));
+  assert.equal(texts().length, 40);
+});
+
+test("of a batch only what was refused for now is sent again", async (t) => {
+  const { chat, socket } = await begun(t);
+  for (const text of ["one", "two", "three"]) void chat.send("2", text);
+  await settled();
+  await socket().says(greeting);
+  const texts = () => socket().of(1).map((content) => content.split("\n")[1]);
+  assert.deepEqual(texts(), ["one", "two", "three"]);
+  await socket().says({ op_type: 40018, time: 7 }, { op_type: 40008, reason: "store_away" }, { op_type: 40018, time: 8 });
+  assert.deepEqual(texts(), ["one", "two", "three", "two"]);
 });
 
 test("nothing is sent on a socket that is closing", async (t) => {
@@ -139,6 +161,36 @@ test("nothing is sent on a socket that is closing", async (t) => {
   await socket().breaks();
   await socket().says(greeting);
   assert.equal(socket().of(1).length, 1);
+});
+
+test("what was kept on the device is shown at once, and made whole once it is connected", async (t) => {
+  const storage = new Storage();
+  const first = await connected(t, { storage });
+  void first.chat.open("2");
+  await first.socket().says(...page("a", "b", "c"));
+  await first.chat.flush();
+  first.chat.close();
+  const { chat, socket } = await begun(t, { storage });
+  const shown = () => chat.conversation("2").messages.map((message) => message.id);
+  assert.deepEqual([shown(), chat.list().map((one) => one.peer)], [["a", "b", "c"], ["2", EVERYBODY]]);
+  void chat.open("2");
+  await socket().says(greeting);
+  await socket().says(noConversations, ...page("d"));
+  assert.deepEqual(socket().of(2), ["+200@<c", "-200"]);
+  await socket().says(...page("a", "c", "d"));
+  assert.deepEqual(shown(), ["a", "c", "d"]);
+});
+
+test("what is kept of a conversation is bounded, and nothing of another user is shown", async (t) => {
+  const storage = new Storage();
+  const conversation = new Conversation("2");
+  conversation.add(Array.from({ length: 300 }, (_, time) => ({ key: `<${time}`, time, text: "x".repeat(1000) })));
+  assert.equal(conversation.record().messages.length, 50);
+  await storage.keep("another", "2", conversation.record());
+  for (let peer = 0; peer < 210; peer++) await storage.keep("1", `p${peer}`, { ...conversation.record(), last: { key: "<x", time: peer } });
+  const { chat } = await begun(t, { storage });
+  assert.deepEqual([chat.list().length, (await storage.history("1")).length], [201, 200]);
+  assert.equal(chat.conversation("2").messages.length, 0);
 });
 
 test("what is refused for good is kept with its reason until it is given up", async (t) => {

@@ -50,10 +50,11 @@ class Window:
         await expect(self.page.get_by_role("heading", level=2, name=peer)).to_be_visible()
 
     async def writes(self, *texts: str) -> None:
-        """Write and send, by keyboard."""
+        """Write and send: by keyboard, or with a finger where Enter breaks the line."""
+        touch = await self.page.evaluate("matchMedia('(hover: none)').matches")
         for text in texts:
             await self.composer.fill(text)
-            await self.composer.press("Enter")
+            await (self.page.locator(".send").tap() if touch else self.composer.press("Enter"))
 
     async def sees(self, text: str, state: str = "") -> None:
         """The message is there, once; `state` is what stands beside one's own."""

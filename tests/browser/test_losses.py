@@ -1,6 +1,7 @@
 """Nothing that was written is lost or doubled, whatever happens to the network, the server and the session."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ async def test_the_server_is_killed_while_messages_are_under_way(browser: Browse
             await alice.writes(*texts[15:30])
             await expect(alice.page.get_by_text("Not connected")).to_be_visible()
             async with process(data, StrangerLimit=0, HttpPort=port):
+                await alice.page.get_by_role("button", name="Retry now").click()
                 await alice.writes(*texts[30:])
                 await expect(alice.page.get_by_role("img", name="waiting")).to_have_count(0)
                 for window in (alice, bob):
@@ -41,7 +43,9 @@ async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(br
         await find.fill("bob")
         await find.press("Enter")
         await expect(alice.page.get_by_role("button", name="Looking for")).to_be_visible()
-        await expect(alice.page.get_by_text("Not connected")).to_be_visible()  # it takes long
+        await expect(alice.page.get_by_text("Connecting…")).to_be_visible()  # it takes long
+        await expect(alice.page.get_by_text("Loading…").first).to_be_visible()
+        await expect(alice.page.get_by_text("Not connected")).to_have_count(0)
         await expect(alice.page.get_by_text("cannot be reached")).to_have_count(0)
         await expect(find).to_have_value("bob")
         opened.set()
@@ -157,11 +161,11 @@ async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browse
         await alice.log_in()
         await alice.opens("bob")
         await alice.writes("sent", "not sent")
-        await alice.sees("not sent", "Not sent")
+        await alice.sees("not sent", "Waiting")
         await alice.composer.fill("a draft")
         other = await someone.window("/chat/test?uid=alice&to_uid=bob")
         await expect(other.composer).to_have_value("a draft")
-        assert len(await alice.page.evaluate(STORED)) == 2
+        await until(lambda: keeps(alice, "not sent", "a draft", "sent"))
         answered = asyncio.Event()
 
         async def late(route: Route) -> None:
@@ -186,9 +190,37 @@ async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browse
             assert "alice" not in await window.page.evaluate("JSON.stringify(localStorage)")
 
 
+async def keeps(window: Window, *texts: str) -> bool:
+    """Whether the browser's database holds all of these."""
+    stored = json.dumps(await window.page.evaluate(STORED))
+    return all(json.dumps(text) in stored for text in texts)
+
+
 async def empty(window: Window) -> bool:
     """Whether the browser's database holds nothing."""
     return not await window.page.evaluate(STORED)
+
+
+async def test_what_was_loaded_is_shown_without_a_network(browser: Browser, server: Server) -> None:
+    await server.friends("alice", "bob")
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window()
+        await alice.log_in()
+        await alice.opens("bob")
+        await alice.shows(["hello", "hello"])
+        await alice.page.evaluate("navigator.serviceWorker.ready")
+        await until(lambda: keeps(alice, "hello"))
+        await someone.context.set_offline(True)
+        await alice.page.goto(server.url)
+        await alice.page.get_by_role("link", name="bob").click()
+        await alice.shows(["hello", "hello"])
+        await alice.writes("written offline")
+        await alice.sees("written offline", "Waiting")
+        async with server.chat("bob", to="alice") as bob:
+            await bob.send("m1\nwhile away")
+        await someone.context.set_offline(False)
+        await alice.sees("while away")
+        await alice.sees("written offline", "Sent")
 
 
 async def test_the_page_works_with_a_database_that_never_answers(browser: Browser, server: Server) -> None:

@@ -1,0 +1,114 @@
+"""What a reader sees: where a conversation begins, what counts as read, how it stands with the connection."""
+
+import pytest
+from playwright.async_api import Browser, Locator, ViewportSize, expect
+
+from tests.browser.person import Window, at_a_browser, person
+from tests.harness import Server
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
+
+
+async def unread(server: Server, user: str) -> int:
+    """How many messages of the newest conversation the server has as unread."""
+    async with server.chat(user) as chat:
+        [conversation, _] = await chat.ask(7, "-1")
+        count: int = conversation["unread"]
+        return count
+
+
+async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser, server: Server) -> None:
+    await server.friends("alice", "bob")
+    async with server.chat("bob", to="alice") as bob:
+        for number in range(300):
+            await bob.put(1, f"m{number}\nmessage {number}")
+        await bob.ask(7, "-1")
+    async with server.chat("alice", to="bob", sync=True) as alice:
+        await alice.answer(4, "\n".join(["hello-bob-alice", *(f"m{number}" for number in range(100))]))
+    async with person(browser, server, "alice") as window:
+        await window.page.get_by_role("link", name="bob").click()
+        await expect(window.page.get_by_role("heading", name="200 new messages")).to_be_in_viewport()
+        await expect(window.message("message 100")).to_be_in_viewport()
+        await expect(window.message("message 150")).not_to_be_in_viewport()
+        await expect(window.page.get_by_role("button", name="new messages")).to_be_visible()
+        await window.page.get_by_role("button", name="new messages").click()
+        await expect(window.message("message 299")).to_be_in_viewport()
+        await expect(window.page).to_have_title("Chat")
+        await expect(window.page.locator(".conversations .unread").first).to_be_hidden()
+        assert await unread(server, "alice") == 0
+
+
+async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, server: Server) -> None:
+    """Where it fills the window; the one below it is not yet seen."""
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:
+        for id in ("m1", "m2"):
+            await bob.send(f"{id}\n" + "\n".join(str(number) for number in range(300)))
+        await alice.page.get_by_role("link", name="bob").click()
+        await expect(alice.page.get_by_role("heading", name="2 new messages")).to_be_in_viewport()
+        await alice.page.locator(".scroller").evaluate("element => element.scrollTop += 1500")
+        assert (await bob.receive())["content"] == "m1"
+        await bob.silent()
+
+
+async def test_a_changed_size_does_not_move_what_is_read(browser: Browser, server: Server) -> None:
+    async with server.chat("bob", to="alice") as bob:
+        for number in range(60):
+            await bob.put(1, f"m{number}\nmessage {number}" + " and more" * 20)
+        await bob.put(1, "last\nlast")
+        await bob.ask(7, "-1")
+    async with person(browser, server, "alice") as alice:
+        await alice.page.get_by_role("link", name="bob").click()
+        await expect(alice.page.get_by_role("heading", name="new messages")).to_be_in_viewport()
+        await alice.page.locator(".scroller").evaluate("element => element.scrollTop = 1200")
+        await expect(alice.page.locator(".floating")).to_have_text("Today")
+        await expect(alice.page.locator(".floating")).to_have_css("opacity", "1")
+        seen = await first_seen(alice)
+        for size in (ViewportSize(width=360, height=740), ViewportSize(width=740, height=360)):
+            await alice.page.set_viewport_size(size)
+            await alice.page.evaluate(DRAWN)
+            assert await first_seen(alice) == seen
+
+
+DRAWN = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+async def first_seen(window: Window) -> str:
+    """The first message that is on the screen, at least in part."""
+    text: str = await window.page.locator(".scroller").evaluate(
+        "scroller => [...scroller.querySelectorAll('.row')].find((row) => row.querySelector('.bubble')"
+        ".getBoundingClientRect().bottom > scroller.getBoundingClientRect().top).dataset.key"
+    )
+    return text
+
+
+async def test_a_lost_network_is_told_at_once(browser: Browser, server: Server) -> None:
+    """And who is online is no longer known."""
+    async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice") as bob:
+        alice = await someone.window()
+        await alice.log_in()
+        await bob.send("m1\nhello")
+        await alice.page.get_by_role("link", name="bob").click()
+        presence: Locator = alice.page.locator(".presence")
+        await expect(presence).to_have_text("online")
+        await someone.context.set_offline(True)
+        await expect(alice.page.get_by_text("you are offline")).to_be_visible()
+        await expect(presence).to_be_empty()
+        await expect(alice.page.locator(".who.online")).to_have_count(0)
+        await someone.context.set_offline(False)
+        await expect(presence).to_have_text("online")
+
+
+async def test_what_the_other_deletes_leaves_its_place_for_a_while(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        for id in ("one", "two", "three"):
+            await bob.send(f"{id}\n{id}")
+        await alice.page.get_by_role("link", name="bob").click()
+        await alice.shows(["one", "two", "three"])
+        await bob.answer(5, "two")
+        await alice.shows(["one", "Message deleted", "three"])
+        await bob.answer(5, "three")
+        await alice.shows(["one", "Message deleted", "Message deleted"])
+        await expect(alice.page.locator(".conversations .last").first).to_have_text("one")
+        await alice.page.get_by_role("link", name="Everyone online").click()
+        await alice.page.get_by_role("link", name="bob").click()
+        await alice.shows(["one"])
