@@ -33,3 +33,10 @@ export async function serverTime() {
   const response = await fetch("/ping", { method: "HEAD", cache: "no-store" }).catch(() => null);
   return Date.parse(response?.headers.get("Date")) || null;
 }
+
+/** Whether the server has another version of the page than this one. */
+export async function isOutdated() {
+  const response = await fetch("/", { cache: "no-cache" }).catch(() => null);
+  const [address] = (await response?.text())?.match(/\/web\/\w+\//) ?? [];
+  return Boolean(address) && !import.meta.url.includes(address);
+}

@@ -54,7 +54,13 @@ async function start() {
   apply();
   storage = await openStorage();
   const { user: wanted } = asked();
-  if (preferences.user && (!wanted || wanted === preferences.user)) await enter(preferences.user);
+  const me = preferences.user;
+  const goOn = () => {
+    history.replaceState(null, "", "/");
+    return enter(me);
+  };
+  if (me && wanted && wanted !== me) showLogin({ user: wanted, me, goOn });
+  else if (me) await enter(me);
   else showLogin({ user: wanted });
 }
 

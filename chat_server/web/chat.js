@@ -30,6 +30,7 @@ const MOST_MISSED = 1000;
 // So many messages of a conversation that is not looked at are kept.
 const KEPT = 100;
 const SAVING = 1000;
+const MOST_SEARCHED = 1000; // conversations
 const GRACE = 5000;
 // Which attempt's delay to wait before the same is asked again: some seconds, or half a minute.
 const SOME = 3;
@@ -117,11 +118,12 @@ export class Chat extends EventTarget {
     return this.conversations.get(peer);
   }
 
-  /** All that have something in them, the newest first. */
+  /** Those with users, the newest first: all with messages, and those that were begun. */
   list() {
-    const time = (conversation) => this.waiting(conversation.peer).at(-1)?.at ?? conversation.last?.time ?? 0;
-    const used = [...this.conversations.values()].filter((one) => time(one) || one.peer === EVERYBODY);
-    return used.sort((one, other) => time(other) - time(one));
+    const time = ({ peer, last, begun, confirmed }) => this.waiting(peer).at(-1)?.at ?? last?.time ?? (confirmed && begun);
+    const timed = [...this.conversations.values()].map((one) => ({ one, time: time(one) }));
+    const used = timed.filter(({ one, time }) => time && one.peer !== EVERYBODY);
+    return used.sort((one, other) => other.time - one.time).map(({ one }) => one);
   }
 
   /** What is not acknowledged yet of what goes to `peer`, in its order. */
@@ -149,6 +151,7 @@ export class Chat extends EventTarget {
   async open(peer) {
     if (this.#current) this.conversation(this.#current).clear();
     this.#current = peer;
+    if (peer) this.conversation(peer).begun ||= now();
     if (peer && !this.conversation(peer).whole) await this.#attempt(() => this.#resume(this.conversation(peer)));
   }
 
@@ -184,6 +187,16 @@ export class Chat extends EventTarget {
     if (!this.more || this.#refreshing) return;
     this.#wanted += PAGE;
     await this.refresh();
+  }
+
+  /** Let the list reach as far back as is worth searching. */
+  async listFurther() {
+    while (this.#refreshing) await this.#refreshing;
+    if (!this.more) return;
+    const wanted = this.#wanted;
+    this.#wanted = MOST_SEARCHED;
+    await this.refresh();
+    this.#wanted = wanted;
   }
 
   // --- sending
@@ -457,15 +470,16 @@ export class Chat extends EventTarget {
 
   async #readList() {
     const seen = new Set();
+    const size = Math.min(this.#wanted, LARGEST_PAGE);
     let page;
     let from = "";
     do {
-      page = await this.connection.ask(7, "", `-${PAGE}${from}`);
+      page = await this.connection.ask(7, "", `-${size}${from}`);
       if (page.answer.reason) return;
       for (const frame of page.frames) seen.add((from = this.#listedOne(frame)));
       from = `@${from}`;
-    } while (page.frames.length === PAGE && seen.size < this.#wanted);
-    this.more = page.frames.length === PAGE;
+    } while (page.frames.length === size && seen.size < this.#wanted);
+    this.more = page.frames.length === size;
     this.listed = true;
     for (const conversation of this.conversations.values()) {
       if (this.more || seen.has(conversation.peer) || conversation.peer === EVERYBODY) continue;

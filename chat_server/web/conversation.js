@@ -32,6 +32,8 @@ export class Conversation {
   /** whether an older page is under way */
   reading = false;
 
+  /** when it was opened here for the first time */
+  begun = 0;
   last = null;
   unread = 0;
   /** the time of the newest message that `unread` counts as of the list; later ones are counted as they arrive */

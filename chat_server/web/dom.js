@@ -95,6 +95,7 @@ export function dialog(attributes, build, place = null) {
     };
     element.append(h("div", {}, ...build(close)));
     element.addEventListener("close", () => {
+      leaveHistory();
       if (element.contains(toasts())) document.body.append(toasts());
       element.remove();
       resolve(result);
@@ -108,10 +109,25 @@ export function dialog(attributes, build, place = null) {
     const lifted = (event) => event.pointerType === "touch" && !pressed && event.stopPropagation();
     element.addEventListener("click", lifted, true);
     document.body.append(element);
+    enterHistory();
     element.showModal();
     if (place) moveTo(element, place);
   });
 }
+
+// While a dialog is open there is an entry for it in the history, so the browser's Back closes it.
+function enterHistory() {
+  if (!history.state?.dialog) history.pushState({ ...history.state, dialog: true }, "");
+}
+
+/** In a moment: another dialog, or another view, may take the entry over. */
+function leaveHistory() {
+  setTimeout(() => history.state?.dialog && !document.querySelector("dialog") && history.back());
+}
+
+globalThis.addEventListener("popstate", () => {
+  if (!history.state?.dialog) for (const open of document.querySelectorAll("dialog")) open.close();
+});
 
 /** Where the toasts are: in the topmost dialog, as nothing outside it is seen or heard. */
 export function toasts() {

@@ -13,7 +13,10 @@ export class Login {
 
   element = h("main", { class: "login" });
 
-  /** `user`: the name to begin with. `ended`: a session has. `open`: one may register. `enter(name)`: logged in. */
+  /**
+   * `user`: the name to begin with. `ended`: a session has. `open`: one may register. `enter(name)`: logged in.
+   * `me` and `goOn()`: another user is logged in, and wants to stay so.
+   */
   constructor(options) {
     this.#options = options;
     this.#render(options.user ?? "", "");
@@ -44,6 +47,7 @@ export class Login {
       "form",
       { novalidate: true, onsubmit: (event) => this.#submit(event) },
       this.#options.ended && h("p", { class: "notice" }, t.sessionEnded),
+      this.#options.goOn && this.#offer(),
       this.name.element,
       this.password.element,
       this.problem,
@@ -70,6 +74,13 @@ export class Login {
         label,
       );
     return h("div", { class: "segments" }, tab(t.logIn, false), tab(t.register, true));
+  }
+
+  /** To go on as the user who is logged in, though the link was for another one. */
+  #offer() {
+    const { me, goOn } = this.#options;
+    const button = h("button", { type: "button", class: "quiet", onclick: () => void goOn() }, t.goOn(me));
+    return h("div", { class: "notice" }, h("p", {}, t.otherUser(me)), button);
   }
 
   #languages() {

@@ -1,5 +1,5 @@
 /** The view of who is logged in: the list and the conversation side by side, or one of them where it is narrow. */
-import { logout, serverTime } from "./api.js";
+import { isOutdated, logout, serverTime } from "./api.js";
 import { EVERYBODY } from "./chat.js";
 import { synchronise } from "./clock.js";
 import { SESSION_ENDED } from "./connection.js";
@@ -24,6 +24,7 @@ export class Shell {
   #patience = 0;
   #loggingOut = false;
   #state = "";
+  #outdated = false;
 
   /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. */
   constructor(chat, options) {
@@ -34,7 +35,7 @@ export class Shell {
       current: () => this.#peer,
       address: (peer) => this.#address(peer),
       open: (peer) => this.#go(peer),
-      back: () => this.#go(null),
+      back: () => this.#back(),
       settings: () => void this.#settings(),
       draft: (peer, text) => this.#draft(peer, text),
       limits: options.limits,
@@ -70,7 +71,8 @@ export class Shell {
     addEventListener("focus", () => this.#look(), { signal });
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#look(), { signal });
     addEventListener("pagehide", () => void this.#chat.flush(), { signal });
-    addEventListener("popstate", () => this.#show(new URLSearchParams(location.search).get("to_uid")), { signal });
+    addEventListener("popstate", () => this.#popped(), { signal });
+    addEventListener("keydown", (event) => this.#key(event), { signal });
     navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#follow(data), { signal });
     const presence = setInterval(() => document.visibilityState === "visible" && this.#chat.refresh(), PRESENCE);
     signal.addEventListener("abort", () => clearInterval(presence));
@@ -98,7 +100,7 @@ export class Shell {
 
   #update() {
     const { state, code } = this.#chat.connection;
-    if (state === "open" && this.#state !== state) void this.#askTime();
+    if (state === "open" && this.#state !== state) void this.#askServer();
     this.#state = state;
     if (state === "ended" && code === SESSION_ENDED && !this.#loggingOut) return this.#leave(true);
     this.side.update();
@@ -107,10 +109,11 @@ export class Shell {
     this.#say(state);
   }
 
-  async #askTime() {
-    const time = await serverTime();
-    if (!time) return;
-    synchronise(time);
+  /** The server may be another one than before: ask for its time and for the version of its page. */
+  async #askServer() {
+    const [time, outdated] = await Promise.all([serverTime(), isOutdated()]);
+    if (time) synchronise(time);
+    this.#outdated = outdated;
     this.#soon();
   }
 
@@ -121,7 +124,8 @@ export class Shell {
     if (!connecting) clearTimeout(this.#patience);
     if (connecting) this.#patience ||= setTimeout(() => this.#status(t.connecting), PATIENCE);
     else this.#patience = 0;
-    if (state === "open") this.#status("");
+    if (state === "open" && this.#outdated) this.#status(t.newVersion, t.reload, () => location.reload());
+    else if (state === "open") this.#status("");
     else if (state === "ended") this.#status(t.broken, t.reload, () => location.reload());
     else if (!navigator.onLine) this.#status(t.noNetwork);
     else if (connection.failures) this.#status(t.away, t.retryNow, () => connection.wake());
@@ -146,9 +150,38 @@ export class Shell {
     return peer ? `/chat/test?${new URLSearchParams({ uid: this.#chat.me, to_uid: peer })}` : "/";
   }
 
+  /** Open a conversation. The way back leads to the list, however many were opened. */
   #go(peer) {
-    if (peer !== this.#peer) history.pushState(null, "", this.#address(peer));
+    const address = this.#address(peer);
+    const { fromList, dialog } = history.state ?? {};
+    if (!this.#peer && peer && !dialog) history.pushState({ fromList: true }, "", address);
+    else if (peer !== this.#peer) history.replaceState({ fromList: fromList || !this.#peer }, "", address);
     this.#show(peer);
+  }
+
+  #popped() {
+    const peer = new URLSearchParams(location.search).get("to_uid");
+    if (peer !== this.#peer) this.#show(peer);
+  }
+
+  /** The same step as the browser's own. */
+  #back() {
+    if (!this.#peer) return;
+    if (history.state?.fromList) history.back();
+    else this.#go(null);
+  }
+
+  /** Keys that work wherever the focus is. */
+  #key(event) {
+    if (event.defaultPrevented || event.isComposing || document.querySelector("dialog")) return;
+    const { key, target } = event;
+    const command = event.ctrlKey || event.metaKey;
+    if (command && key.toLowerCase() === "k") {
+      event.preventDefault();
+      if (this.side.element.offsetParent) this.side.search();
+      else this.#back();
+    } else if (key === "Escape") this.#back();
+    else if ([...key].length === 1 && key !== " " && !command && !event.altKey && !target.matches("input, textarea")) this.talk.type();
   }
 
   /** Open what a notification was about, unless it was for another user. */

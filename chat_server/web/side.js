@@ -11,12 +11,17 @@ export class Side {
   #options;
   #rows = new Map();
   #asking = null;
+  #searching = false;
 
   /** `open(peer)`, `settings()`, `address(peer)`, `drafts`: what is begun, by peer. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
-    this.list = h("ol", { class: "conversations", onscroll: () => this.#scrolled() });
+    this.list = h("ol", {
+      class: "conversations",
+      onscroll: () => this.#scrolled(),
+      onkeydown: (event) => this.#listKey(event),
+    });
     this.element = h("div", { class: "side" });
     this.render();
   }
@@ -34,11 +39,8 @@ export class Side {
       spellcheck: "false",
       enterkeyhint: "go",
       "aria-describedby": "find-error",
-      oninput: () => {
-        this.error.textContent = "";
-        this.update();
-      },
-      onkeydown: (event) => event.key === "Escape" && this.#clear(),
+      oninput: () => this.#search(),
+      onkeydown: (event) => this.#findKey(event),
     });
     this.error = h("p", { class: "error", id: "find-error", role: "alert" });
     this.start = h("button", { type: "submit", class: "start" });
@@ -67,11 +69,12 @@ export class Side {
   }
 
   update() {
-    const wanted = this.find.value.trim().toLowerCase();
-    const matches = ({ peer }) => (peer === EVERYBODY ? t.everybody : peer).toLowerCase().includes(wanted);
-    const all = this.#chat.list();
+    const wanted = folded(this.find.value);
+    const matches = ({ peer }) => folded(peer === EVERYBODY ? t.everybody : peer).includes(wanted);
+    const all = [this.#chat.conversation(EVERYBODY), ...this.#chat.list()];
     const shown = all.filter(matches);
     arrange(this.list, shown.map((conversation) => this.#row(conversation)));
+    this.#tabStop();
     const named = this.#named();
     this.start.hidden = !wanted || named === this.#chat.me || shown.some(({ peer }) => peer === named);
     this.start.replaceChildren(icon("talk"), named === this.#asking ? t.looking(named) : t.start(named));
@@ -134,13 +137,55 @@ export class Side {
       row.text,
       row.unread,
     );
-    row.element = h("li", {}, row.link);
+    row.element = h("li", everybody ? { class: "everybody" } : {}, row.link);
     return row;
   }
 
-  #clear() {
-    this.find.value = this.error.textContent = "";
+  /** Begin to search. */
+  search() {
+    this.find.focus();
+    this.find.select();
+  }
+
+  #search() {
+    this.error.textContent = "";
     this.update();
+    if (this.find.value && !this.#searching) void this.#chat.listFurther();
+    this.#searching = Boolean(this.find.value);
+  }
+
+  #clear() {
+    this.find.value = "";
+    this.#search();
+  }
+
+  #findKey(event) {
+    if (event.key === "ArrowDown") this.#rowLinks()[0]?.focus();
+    else if (event.key === "Escape" && this.find.value) this.#clear();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  /** The list is one stop for the Tab key: in it the arrows go on. */
+  #tabStop() {
+    const links = this.#rowLinks();
+    const stop = links.find((link) => link === document.activeElement) ?? links.find((link) => link.ariaCurrent) ?? links[0];
+    for (const link of links) link.tabIndex = link === stop ? 0 : -1;
+  }
+
+  #listKey(event) {
+    const links = this.#rowLinks();
+    const index = links.indexOf(document.activeElement);
+    const next = { ArrowUp: index - 1, ArrowDown: index + 1, Home: 0, End: links.length - 1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    links[next]?.focus();
+    this.#tabStop();
+  }
+
+  #rowLinks() {
+    return [...this.list.querySelectorAll("a")];
   }
 
   async #submit(event) {
@@ -150,11 +195,12 @@ export class Side {
     this.error.textContent = "";
     const why = peer === this.#chat.me ? "to_yourself" : await this.#refusal(peer);
     if (peer !== this.#named()) return; // something else is wanted by now
-    if (why) {
+    const similar = this.#chat.list().find((one) => folded(one.peer) === folded(peer));
+    if (why && !(why === "no_such_user" && similar)) {
       this.error.textContent = reason(why);
     } else {
       this.#clear();
-      this.#options.open(peer);
+      this.#options.open(why ? similar.peer : peer);
     }
   }
 
@@ -176,4 +222,9 @@ export class Side {
     const left = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight;
     if (left < 400) void this.#chat.moreConversations();
   }
+}
+
+/** As names are compared in a search: BOB is found for "bob". */
+function folded(name) {
+  return name.trim().normalize("NFKC").toLowerCase();
 }

@@ -2,6 +2,7 @@
 import { EVERYBODY } from "./chat.js";
 import { avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { Messages } from "./messages.js";
+import { question } from "./settings.js";
 import { reason, t } from "./texts.js";
 
 export class Talk {
@@ -9,6 +10,7 @@ export class Talk {
   #options;
   #peer = null;
   #named = null;
+  #warned = false;
 
   element = h("div", { class: "talk" });
 
@@ -47,11 +49,13 @@ export class Talk {
 
   /** Show the conversation with `peer`, null for none. */
   show(peer) {
+    if (peer !== this.#peer) this.#warned = false;
     this.#peer = peer;
     const everybody = peer === EVERYBODY;
     for (const part of [this.header, this.messages.element, this.hint]) part.hidden = !peer;
     this.composer.hidden ||= !peer;
     this.nobody.hidden = Boolean(peer);
+    this.element.classList.toggle("everybody", everybody);
     this.messages.show(peer);
     if (!peer) return;
     this.text.value = this.#options.drafts.get(peer) ?? "";
@@ -66,6 +70,11 @@ export class Talk {
   focus() {
     if (HOVERS.matches && !this.composer.hidden) this.text.focus({ preventScroll: true });
     else this.messages.scroller.focus({ preventScroll: true });
+  }
+
+  /** A key was pressed that belongs into the text. */
+  type() {
+    if (this.#peer && !this.composer.hidden) this.text.focus({ preventScroll: true });
   }
 
   update() {
@@ -112,11 +121,10 @@ export class Talk {
     // While an input method composes, Enter belongs to it. (229: browsers that tell so late.) Keyboards on a screen
     // have no other way to break a line.
     const sends = event.key === "Enter" && HOVERS.matches && !event.shiftKey;
-    if (sends && !event.isComposing && event.keyCode !== 229) this.#submit(event);
-    if (event.key === "Escape" && !event.isComposing) this.#options.back();
+    if (sends && !event.isComposing && event.keyCode !== 229) void this.#submit(event);
   }
 
-  #submit(event) {
+  async #submit(event) {
     event.preventDefault();
     const text = this.text.value.trimEnd();
     const problem = this.#chat.problem(text);
@@ -124,10 +132,17 @@ export class Talk {
       const size = new TextEncoder().encode(text).length;
       this.error.textContent = t.tooLong(size, this.#options.limits.text);
     }
-    if (problem) return;
+    if (problem || !(await this.#sure())) return;
     this.text.value = "";
     this.#wrote();
     this.messages.follow();
     void this.#chat.send(this.#peer, text);
+  }
+
+  /** Whether the first message to everyone is really meant for everyone. */
+  async #sure() {
+    if (this.#peer !== EVERYBODY || this.#warned) return true;
+    this.#warned = Boolean(await question(t.toEveryone, t.everybodyHint, t.send));
+    return this.#warned;
   }
 }

@@ -172,7 +172,7 @@ test("what was kept on the device is shown at once, and made whole once it is co
   first.chat.close();
   const { chat, socket } = await begun(t, { storage });
   const shown = () => chat.conversation("2").messages.map((message) => message.id);
-  assert.deepEqual([shown(), chat.list().map((one) => one.peer)], [["a", "b", "c"], ["2", EVERYBODY]]);
+  assert.deepEqual([shown(), chat.list().map((one) => one.peer)], [["a", "b", "c"], ["2"]]);
   void chat.open("2");
   await socket().says(greeting);
   await socket().says(noConversations, ...page("d"));
@@ -189,8 +189,24 @@ test("what is kept of a conversation is bounded, and nothing of another user is 
   await storage.keep("another", "2", conversation.record());
   for (let peer = 0; peer < 210; peer++) await storage.keep("1", `p${peer}`, { ...conversation.record(), last: { key: "<x", time: peer } });
   const { chat } = await begun(t, { storage });
-  assert.deepEqual([chat.list().length, (await storage.history("1")).length], [201, 200]);
+  assert.deepEqual([chat.list().length, (await storage.history("1")).length], [200, 200]);
   assert.equal(chat.conversation("2").messages.length, 0);
+});
+
+test("the list reaches further back for a search, within a bound", async (t) => {
+  const { chat, socket } = await connected(t);
+  const list = (from, count) => [
+    ...Array.from({ length: count }, (_, n) => ({ from: `p${from + n}`, to: "1", op_type: 40023, id: "a", time: 9999 - from - n, content: "a\na" })),
+    { op_type: 40023, content: String(count) },
+  ];
+  void chat.refresh();
+  await settled();
+  await socket().says(...list(0, 50));
+  void chat.listFurther();
+  await settled();
+  for (let from = 0; from < 1000; from += 200) await socket().says(...list(from, 200));
+  assert.deepEqual(socket().of(7).slice(2), ["-200", "-200@p199", "-200@p399", "-200@p599", "-200@p799"]);
+  assert.deepEqual([chat.list().length, chat.more], [1000, true]);
 });
 
 test("what is refused for good is kept with its reason until it is given up", async (t) => {

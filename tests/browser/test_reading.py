@@ -34,7 +34,7 @@ async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser
         await window.page.get_by_role("button", name="new messages").click()
         await expect(window.message("message 299")).to_be_in_viewport()
         await expect(window.page).to_have_title("Chat")
-        await expect(window.page.locator(".conversations .unread").first).to_be_hidden()
+        await expect(window.page.get_by_role("link", name="bob").locator(".unread")).to_be_hidden()
         assert await unread(server, "alice") == 0
 
 
@@ -108,7 +108,7 @@ async def test_what_the_other_deletes_leaves_its_place_for_a_while(browser: Brow
         await alice.shows(["one", "Message deleted", "three"])
         await bob.answer(5, "three")
         await alice.shows(["one", "Message deleted", "Message deleted"])
-        await expect(alice.page.locator(".conversations .last").first).to_have_text("one")
+        await expect(alice.page.get_by_role("link", name="bob").locator(".last")).to_have_text("one")
         await alice.page.get_by_role("link", name="Everyone online").click()
         await alice.page.get_by_role("link", name="bob").click()
         await alice.shows(["one"])

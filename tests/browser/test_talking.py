@@ -104,6 +104,7 @@ async def test_everybody_online_hears_the_group(browser: Browser, server: Server
             await window.page.bring_to_front()
             await window.page.get_by_role("link", name="Everyone online").click()
         await alice.writes("hello, all")
+        await alice.page.get_by_role("alertdialog", name="everyone").get_by_role("button", name="Send").click()
         await bob.sees("hello, all")
         await expect(bob.message("hello, all")).to_contain_text("alice")
         await expect(alice.message("hello, all")).to_contain_text("Reached 1")
