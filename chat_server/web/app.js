@@ -7,6 +7,7 @@ import { Shell } from "./shell.js";
 import { openStorage } from "./storage.js";
 
 const root = document.querySelector("#app");
+const LONGEST_NAME = 128; // of a user, in UTF-16 code units
 const { maxText, maxFrame, registration } = document.documentElement.dataset;
 let storage;
 let chat = null;
@@ -15,7 +16,10 @@ let user = null; // the last user that was logged in here
 /** What the address asks for: /chat/test?uid=1&to_uid=2 */
 function asked() {
   const query = new URLSearchParams(location.search);
-  const name = (key) => query.get(key)?.normalize("NFC") || null;
+  const name = (key) => {
+    const given = (query.get(key) ?? "").slice(0, LONGEST_NAME + 1).normalize("NFC");
+    return given.length > LONGEST_NAME ? null : given || null;
+  };
   return { user: name("uid"), peer: name("to_uid") };
 }
 
@@ -27,10 +31,10 @@ async function enter(name) {
   url.search = new URLSearchParams({ uid: user, sync: "1" });
   const limits = { text: Number(maxText), frame: Number(maxFrame) };
   chat = new Chat(user, { url, storage, alive: () => alive(name), limits });
-  const shell = new Shell(chat, { storage, limits, leave });
+  const shell = new Shell(chat, { storage, limits, leave, asked });
   await shell.load();
   root.replaceChildren(shell.element);
-  void shell.start(asked().peer);
+  void shell.start();
 }
 
 /** Go to the login. If the session `ended` by itself, what is unsent waits for the user; a logout erases it. */
@@ -70,6 +74,9 @@ addEventListener("storage", ({ key, newValue }) => {
   if (newValue === LOGGED_OUT) leave(false);
   else if (newValue !== chat?.me) location.reload();
 });
+
+// After a logout the browser's Back leads to addresses with names in them.
+addEventListener("popstate", () => chat ?? history.replaceState(null, "", "/"));
 
 if ("serviceWorker" in navigator) {
   const policy = globalThis.trustedTypes?.createPolicy("worker", { createScriptURL: () => "/sw.js" });

@@ -382,7 +382,7 @@ export class Messages {
     if (message.waiting || message.gone || this.#peer === EVERYBODY) return;
     const undo = this.#chat.remove(this.#peer, message.key);
     announce(t.removed);
-    toast(`${t.removed}. ${t.removeHint(this.#peer)}`, t.undo, undo);
+    toast(t.removedFor(this.#peer), t.undo, undo);
   }
 }
 
@@ -417,7 +417,8 @@ function newDay(before, message) {
 }
 
 function together(before, message) {
-  if (!before || !message || newDay(before, message) || before.why || before.gone !== message.gone) return false;
+  if (!before || !message || newDay(before, message)) return false;
+  if (stateOf(before) === "failed" || before.gone !== message.gone) return false;
   return before.mine === message.mine && (before.mine || before.from === message.from) && message.time - before.time < TOGETHER;
 }
 

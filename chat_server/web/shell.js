@@ -26,7 +26,7 @@ export class Shell {
   #state = "";
   #outdated = false;
 
-  /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. */
+  /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. `asked()`: see app.js. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
@@ -55,10 +55,10 @@ export class Shell {
     }
   }
 
-  /** Begin, with the conversation with `peer` open if there is one. */
-  async start(peer) {
+  /** Begin, with the conversation open that the address asks for. */
+  async start() {
     this.#listen();
-    this.#show(peer);
+    this.#show(this.#options.asked().peer);
     await this.#chat.start();
   }
 
@@ -160,8 +160,9 @@ export class Shell {
   }
 
   #popped() {
-    const peer = new URLSearchParams(location.search).get("to_uid");
-    if (peer !== this.#peer) this.#show(peer);
+    const { user, peer } = this.#options.asked();
+    const wanted = user && user !== this.#chat.me ? null : peer; // an entry of somebody who was logged in before
+    if (wanted !== this.#peer) this.#show(wanted);
   }
 
   /** The same step as the browser's own. */

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from tests.browser.door import door
+from tests.browser.door import bad_network, door
 from tests.browser.person import Window, at_a_browser, person
 from tests.harness import PASSWORD, Server, process, serving, until
 from tests.servers import free_port
@@ -73,6 +73,23 @@ async def test_what_was_written_without_a_network_survives_a_reload(browser: Bro
         async with server.chat("bob", to="alice") as bob:
             [message, _] = await bob.ask(3)
             assert message["content"].endswith("\nwritten offline")
+
+
+async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Browser, server: Server) -> None:
+    telephone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    texts = [f"message {number}" for number in range(20)]
+    async with (
+        bad_network(server, 0.2, 300) as slow,
+        person(browser, slow, "alice", **telephone) as alice,
+        person(browser, server, "bob") as bob,
+    ):
+        await bob.opens("alice")
+        await alice.opens("bob")
+        await alice.writes(*texts)
+        await bob.shows(texts)
+        await bob.writes("thank you")
+        await alice.shows([*texts, "thank you"])
+        await expect(alice.page.get_by_role("img", name="Waiting")).to_have_count(0)
 
 
 async def test_what_was_missed_is_there_without_gaps_and_what_was_deleted_is_not(
@@ -188,6 +205,8 @@ async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browse
             await expect(window.page.get_by_text("alice")).to_have_count(0)
             await until(lambda window=window: empty(window))
             assert "alice" not in await window.page.evaluate("JSON.stringify(localStorage)")
+        await alice.page.go_back()
+        await expect(alice.page).to_have_url(server.url + "/")
 
 
 async def keeps(window: Window, *texts: str) -> bool:

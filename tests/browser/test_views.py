@@ -143,6 +143,18 @@ async def test_hostile_names_are_only_names(browser: Browser, server: Server) ->
         assert await alice.page.evaluate("typeof hacked") == "undefined"
 
 
+async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server: Server) -> None:
+    """The server would close the socket for good; the service worker shows the page for any address."""
+    async with person(browser, server, "alice") as alice:
+        await alice.page.evaluate("navigator.serviceWorker.ready")
+        await alice.page.evaluate("caches.match('/')")
+        await alice.page.evaluate("history.replaceState(null, '', `/chat/test?to_uid=${'x'.repeat(100_000)}`)")
+        await alice.page.reload()
+        await alice.opens("bob")
+        await alice.writes("hello")
+        await alice.sees("hello", "Sent")
+
+
 @pytest.mark.parametrize("name", ["Call 555 now", "nobody\u202e", "System"])
 async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: Server, name: str) -> None:
     """The name in an address is shown once the server has confirmed that there is such a user."""

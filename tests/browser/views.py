@@ -59,6 +59,10 @@ async def views(ada: Window, server: Server) -> AsyncIterator[str]:
     await ada.log_in()
     await expect(page.locator(".conversations li").nth(len(OTHERS) + 1)).to_be_visible()
     yield "list"
+    await page.locator(".conversations a").filter(has_text="barbara").click()
+    await ada.sees(OTHERS["barbara"])
+    yield "unread"
+    await page.go_back()
     await talk(ada)
     yield "talk"
     row = page.locator(".row").last
