@@ -2,12 +2,13 @@
  * The messages of one conversation. However many there are, the document holds a window of at most MOST of them,
  * which moves with the scroll position.
  */
+import { offerActions, onPress, removeMessage } from "./actions.js";
 import { EVERYBODY, LIMIT } from "./chat.js";
-import { arrange, dialog, h, icon, nameOf } from "./dom.js";
+import { arrange, h, icon, nameOf } from "./dom.js";
 import { formatted, onlyEmoji } from "./format.js";
-import { announce, toast } from "./notices.js";
+import { stateOf, stateText } from "./state.js";
 import { reason, t } from "./texts.js";
-import { clock, day, instant, midnight } from "./times.js";
+import { clock, day, midnight } from "./times.js";
 
 const MOST = 160;
 const STEP = 40;
@@ -16,7 +17,6 @@ const TOGETHER = 5 * 60_000; // messages of one sender within it stand together
 const ABOVE = 96; // pixels above the first unread message, where a conversation is opened
 const MARKING = 100; // milliseconds that a message is on the screen before it counts as read
 const DATE_SHOWN = 1500;
-const LONG_PRESS = 500;
 
 export class Messages {
   #chat;
@@ -32,7 +32,6 @@ export class Messages {
   #news = 0; // how many messages were unread then
   #marking = 0;
   #dating = 0;
-  #pressing = 0;
 
   element = h("div", { class: "messages", role: "region" });
 
@@ -50,12 +49,8 @@ export class Messages {
     this.list = h("ol", {
       onkeydown: (event) => this.#key(event),
       onclick: (event) => this.#click(event),
-      oncontextmenu: (event) => this.#pressed(event),
-      onpointerdown: (event) => this.#press(event),
     });
-    for (const name of ["pointerup", "pointercancel", "pointermove"]) {
-      this.list.addEventListener(name, () => clearTimeout(this.#pressing));
-    }
+    onPress(this.list, (row, place) => this.#act(row, place));
     this.beginning = h("p", { class: "beginning" });
     this.loading = h("p", { class: "loading" }, t.loading);
     this.scroller = h(
@@ -114,9 +109,12 @@ export class Messages {
 
   // --- the window
 
-  /** Begin with the first unread message, once it is known which one that is. Whether there is one. */
+  /**
+   * Begin with the first unread message, once it is known which one that is; and again with the first one that arrives
+   * while nobody looks. Whether there is one.
+   */
   #findUnread(conversation) {
-    if (this.#placed || !conversation.whole) return false;
+    if (!conversation.whole || (this.#placed && document.hasFocus())) return false;
     this.#placed = true;
     const first = this.#atEnd && conversation.firstUnread();
     if (!first) return false;
@@ -328,61 +326,19 @@ export class Messages {
       row.tabIndex = -1;
       next.tabIndex = 0;
       next.focus();
-    } else if (event.key === "Enter") void this.#act(row);
-    else if (event.key === "Delete") this.#remove(message);
+    } else if (event.key === "Enter") this.#act(row, row.querySelector(".bubble").getBoundingClientRect());
+    else if (event.key === "Delete") removeMessage(this.#chat, this.#peer, message);
     else return;
     event.preventDefault();
   }
 
   #click(event) {
     const button = event.target.closest(".more");
-    if (button) void this.#act(button.closest("li"), button.getBoundingClientRect());
+    if (button) this.#act(button.closest("li"), button.getBoundingClientRect());
   }
 
-  /** A right click, or a long press where the browser tells of it; its own menu is for links and selected text. */
-  #pressed(event) {
-    const bubble = event.target.closest(".bubble");
-    if (!bubble || event.target.closest("a") || !getSelection().isCollapsed) return;
-    event.preventDefault();
-    void this.#act(bubble.closest("li"), event);
-  }
-
-  /** A long press where the browser does not tell of it. */
-  #press(event) {
-    clearTimeout(this.#pressing);
-    const bubble = event.target.closest(".bubble");
-    if (event.pointerType !== "touch" || !bubble || event.target.closest("a")) return;
-    this.#pressing = setTimeout(() => void this.#act(bubble.closest("li"), event), LONG_PRESS);
-  }
-
-  /** Offer what can be done with a message, at a place on the screen. */
-  async #act(row, { x, y } = row.querySelector(".bubble").getBoundingClientRect()) {
-    const { message } = this.#rows.get(row.dataset.key);
-    if (message.gone || document.querySelector("dialog")) return;
-    const stored = !message.waiting && this.#peer !== EVERYBODY;
-    const button = (value, ...content) => (close) => h("button", { type: "button", onclick: () => close(value) }, ...content);
-    const choices = [
-      button("copy", t.copy),
-      stored && button("remove", t.remove, h("small", {}, t.removeHint(this.#peer))),
-      message.why && message.why !== LIMIT && button("retry", t.again),
-      message.why && button("discard", t.discard),
-    ].filter(Boolean);
-    const build = (close) => [
-      ...choices.map((choice) => choice(close)),
-      h("p", { class: "info" }, instant(message.time), message.mine && h("br"), message.mine && stateText(message)),
-    ];
-    const chosen = await dialog({ class: "actions", "aria-label": t.actions }, build, { x, y });
-    if (chosen === "copy") await copy(message.text);
-    if (chosen === "remove") this.#remove(message);
-    if (chosen === "retry") void this.#chat.retry(message.id);
-    if (chosen === "discard") void this.#chat.discard(message.id);
-  }
-
-  #remove(message) {
-    if (message.waiting || message.gone || this.#peer === EVERYBODY) return;
-    const undo = this.#chat.remove(this.#peer, message.key);
-    announce(t.removed);
-    toast(t.removedFor(this.#peer), t.undo, undo);
+  #act(row, place) {
+    void offerActions(this.#chat, this.#peer, this.#rows.get(row.dataset.key).message, place);
   }
 }
 
@@ -401,17 +357,6 @@ function state(message) {
   return icon(stateOf(message), stateText(message));
 }
 
-function stateText(message) {
-  return message.why && message.why !== LIMIT ? t.notSent(reason(message.why)) : t.states[stateOf(message)];
-}
-
-/** "failed", "waiting", "sent" or "read" (a message to everyone, without an id, is never read). */
-export function stateOf({ id, why, waiting, read }) {
-  if (why && why !== LIMIT) return "failed";
-  if (waiting) return "waiting";
-  return read && id ? "read" : "sent";
-}
-
 function newDay(before, message) {
   return !before || midnight(before.time) !== midnight(message.time);
 }
@@ -424,18 +369,4 @@ function together(before, message) {
 
 function sum(messages, counts) {
   return messages.filter(counts).length;
-}
-
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    const area = h("textarea", { class: "unseen" }); // without TLS there is no other way
-    area.value = text;
-    document.body.append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-  }
-  toast(t.copied);
 }

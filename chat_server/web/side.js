@@ -1,8 +1,8 @@
 /** The list of conversations, and the way into a new one. */
 import { EVERYBODY } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
-import { stateOf } from "./messages.js";
 import { plainText } from "./plain.js";
+import { stateOf } from "./state.js";
 import { many, reason, t } from "./texts.js";
 import { moment } from "./times.js";
 

@@ -29,8 +29,8 @@ async def test_the_server_is_killed_while_messages_are_under_way(browser: Browse
             await first.ended()
             await alice.writes(*texts[15:30])
             await expect(alice.page.get_by_text("Not connected")).to_be_visible()
+            await alice.page.get_by_role("button", name="Retry now").click()
             async with process(data, StrangerLimit=0, HttpPort=port):
-                await alice.page.get_by_role("button", name="Retry now").click()
                 await alice.writes(*texts[30:])
                 await expect(alice.page.get_by_role("img", name="waiting")).to_have_count(0)
                 for window in (alice, bob):

@@ -38,6 +38,24 @@ async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser
         assert await unread(server, "alice") == 0
 
 
+async def test_what_arrives_while_nobody_looks_is_not_scrolled_past(browser: Browser, server: Server) -> None:
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        await bob.send("m\nseen")
+        await alice.page.get_by_role("link", name="bob").click()
+        await alice.sees("seen")
+        await expect(alice.page).to_have_title("Chat")
+        await alice.page.evaluate("document.hasFocus = () => false")
+        for number in range(60):
+            await bob.put(1, f"m{number}\nmessage {number}")
+        await expect(alice.page).to_have_title("(60) Chat")
+        await expect(alice.page.get_by_role("heading", name="new messages")).to_be_in_viewport()
+        await expect(alice.message("message 0")).to_be_in_viewport()
+        await expect(alice.message("message 59")).not_to_be_in_viewport()
+        await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
+        await expect(alice.page).not_to_have_title("(60) Chat")
+        await expect(alice.page).not_to_have_title("Chat")
+
+
 async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, server: Server) -> None:
     """Where it fills the window; the one below it is not yet seen."""
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:

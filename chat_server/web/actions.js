@@ -1,0 +1,73 @@
+/** What can be done with a message: the dialog beside it, and the gestures that open it. */
+import { EVERYBODY } from "./chat.js";
+import { dialog, h } from "./dom.js";
+import { announce, toast } from "./notices.js";
+import { stateOf, stateText } from "./state.js";
+import { t } from "./texts.js";
+import { instant } from "./times.js";
+
+const LONG_PRESS = 500; // milliseconds
+
+/** Call `act(row, place)` for a right click or a long press on a bubble; links and selected text have other menus. */
+export function onPress(list, act) {
+  let pressing = 0;
+  const bubbleOf = ({ target }) => (target.closest("a") ? null : target.closest(".bubble"));
+  list.addEventListener("contextmenu", (event) => {
+    const bubble = bubbleOf(event);
+    if (!bubble || !getSelection().isCollapsed) return;
+    event.preventDefault();
+    act(bubble.closest("li"), event);
+  });
+  // Some browsers do not tell of a long press.
+  list.addEventListener("pointerdown", (event) => {
+    clearTimeout(pressing);
+    const bubble = bubbleOf(event);
+    if (bubble && event.pointerType === "touch") pressing = setTimeout(() => act(bubble.closest("li"), event), LONG_PRESS);
+  });
+  for (const name of ["pointerup", "pointercancel", "pointermove"]) {
+    list.addEventListener(name, () => clearTimeout(pressing));
+  }
+}
+
+/** Offer what can be done with `message`, at a place on the screen. */
+export async function offerActions(chat, peer, message, { x, y }) {
+  if (message.gone || document.querySelector("dialog")) return;
+  const stored = !message.waiting && peer !== EVERYBODY;
+  const build = (close) => {
+    const button = (value, ...content) => h("button", { type: "button", onclick: () => close(value) }, ...content);
+    return [
+      button("copy", t.copy),
+      stored && button("remove", t.remove, h("small", {}, t.removeHint(peer))),
+      message.waiting && stateOf(message) === "failed" && button("retry", t.again),
+      message.why && button("discard", t.discard),
+      h("p", { class: "info" }, instant(message.time), message.mine && h("br"), message.mine && stateText(message)),
+    ].filter(Boolean);
+  };
+  const chosen = await dialog({ class: "actions", "aria-label": t.actions }, build, { x, y });
+  if (chosen === "copy") await copy(message.text);
+  if (chosen === "remove") removeMessage(chat, peer, message);
+  if (chosen === "retry") void chat.retry(message.id);
+  if (chosen === "discard") void chat.discard(message.id);
+}
+
+/** Delete a message for both sides, if it is stored; for some seconds that can be undone. */
+export function removeMessage(chat, peer, message) {
+  if (message.waiting || message.gone || peer === EVERYBODY) return;
+  const undo = chat.remove(peer, message.key);
+  announce(t.removed);
+  toast(t.removedFor(peer), t.undo, undo);
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = h("textarea", { class: "unseen" }); // without TLS there is no other way
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  toast(t.copied);
+}

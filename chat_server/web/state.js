@@ -1,0 +1,15 @@
+/** How it stands with a message of one's own. Knows no DOM. */
+import { LIMIT } from "./chat.js";
+import { reason, t } from "./texts.js";
+
+/** "failed", "waiting", "sent" or "read" (a message to everyone, which has no id, is never read). */
+export function stateOf({ id, why, waiting, read }) {
+  if (why && why !== LIMIT) return "failed";
+  if (waiting) return "waiting";
+  return read && id ? "read" : "sent";
+}
+
+export function stateText(message) {
+  const state = stateOf(message);
+  return state === "failed" ? t.notSent(reason(message.why)) : t.states[state];
+}
