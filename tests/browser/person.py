@@ -15,6 +15,8 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locato
 from tests.harness import PASSWORD, PATIENCE, Server
 
 MILLISECONDS = PATIENCE * 1000
+# Options for the browser of somebody with a telephone.
+TELEPHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 expect.set_options(timeout=MILLISECONDS)
 # What the browser itself says of a server that is away; the page can neither prevent nor catch it.
 OF_THE_NETWORK = ("net::ERR_", "WebSocket connection to", "the server responded with a status of 4")

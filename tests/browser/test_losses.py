@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from tests.browser.door import bad_network, door
-from tests.browser.person import Window, at_a_browser, person
+from tests.browser.person import TELEPHONE, Window, at_a_browser, person
 from tests.harness import PASSWORD, Server, process, serving, until
 from tests.servers import free_port
 
@@ -76,11 +76,10 @@ async def test_what_was_written_without_a_network_survives_a_reload(browser: Bro
 
 
 async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Browser, server: Server) -> None:
-    telephone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
     texts = [f"message {number}" for number in range(20)]
     async with (
         bad_network(server, 0.2, 300) as slow,
-        person(browser, slow, "alice", **telephone) as alice,
+        person(browser, slow, "alice", **TELEPHONE) as alice,
         person(browser, server, "bob") as bob,
     ):
         await bob.opens("alice")

@@ -3,12 +3,10 @@
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.person import Window, person
+from tests.browser.person import TELEPHONE, Window, person
 from tests.harness import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
-
-TELEPHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
 async def test_enter_breaks_the_line_on_a_telephone(browser: Browser, server: Server) -> None:
