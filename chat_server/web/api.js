@@ -28,15 +28,10 @@ export async function alive(user_name) {
   return { 400: true, 401: false, 403: false }[code] ?? null;
 }
 
-/** The server's time in milliseconds, to the second; null if the server does not tell it. */
-export async function serverTime() {
-  const response = await fetch("/ping", { method: "HEAD", cache: "no-store" }).catch(() => null);
-  return Date.parse(response?.headers.get("Date")) || null;
-}
-
-/** Whether the server has another version of the page than this one. */
-export async function isOutdated() {
+/** The server's time in milliseconds (null if it is not told), and whether its page is another one than this. */
+export async function serverState() {
   const response = await fetch("/", { cache: "no-cache" }).catch(() => null);
   const [address] = (await response?.text())?.match(/\/web\/\w+\//) ?? [];
-  return Boolean(address) && !import.meta.url.includes(address);
+  const time = Date.parse(response?.headers.get("Date")) || null;
+  return { time, outdated: Boolean(address) && !import.meta.url.includes(address) };
 }

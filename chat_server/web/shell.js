@@ -1,5 +1,5 @@
 /** The view of who is logged in: the list and the conversation side by side, or one of them where it is narrow. */
-import { isOutdated, logout, serverTime } from "./api.js";
+import { logout, serverState } from "./api.js";
 import { EVERYBODY } from "./chat.js";
 import { synchronise } from "./clock.js";
 import { SESSION_ENDED } from "./connection.js";
@@ -111,7 +111,7 @@ export class Shell {
 
   /** The server may be another one than before: ask for its time and for the version of its page. */
   async #askServer() {
-    const [time, outdated] = await Promise.all([serverTime(), isOutdated()]);
+    const { time, outdated } = await serverState();
     if (time) synchronise(time);
     this.#outdated = outdated;
     this.#soon();
