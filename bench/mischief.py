@@ -284,7 +284,8 @@ def _endless(head: bytes, data: bytes) -> Work:
                 writer.write(head)
                 while True:
                     writer.write(data)
-                    await asyncio.wait_for(writer.drain(), 1)
+                    async with asyncio.timeout(1):
+                        await writer.drain()
             except (ConnectionError, TimeoutError, RuntimeError):  # uvloop raises the last on a closed transport
                 pass
             finally:
