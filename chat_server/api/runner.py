@@ -5,12 +5,12 @@ Also for what never reaches a handler: what is no HTTP, and unknown expectations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
-from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler, Middleware
 
 from chat_server.api.envelope import Envelope
@@ -26,9 +26,12 @@ BACKLOG = 1024
 # What the kernel may hold for a connection, each way, in bytes. Linux lets it grow to several MiB while a peer, or the
 # server, does not read: memory that no limit of ours would count.
 KERNEL_BUFFER = 65536
-# Of a body that no handler has read at most so many bytes are dropped, for so many seconds at most: the client can read
-# the answer before the connection ends.
-DROPPED_BYTES, DROPPED_SECONDS = 1048576, 2.0
+# A head may take so many bytes; a request, with its body and what is pipelined behind it, so many on the wire. Then
+# endless heads, chunks of one byte and pipelines whose answers are not read cost no more than that.
+HEAD_BYTES, REQUEST_BYTES = 32768, 65536
+# Behind an answer to a request that was not read to its end so many bytes are dropped, for so many seconds at most: the
+# client can read the answer before the connection ends.
+DROPPED_BYTES, DROPPED_SECONDS = 4194304, 2.0
 
 
 class Protocol(web.RequestHandler):
@@ -39,7 +42,7 @@ class Protocol(web.RequestHandler):
     `on_bytes` is called with the number of bytes of each read; an open socket counts them.
     """
 
-    __slots__ = ("_broken", "_descriptors", "_envelope", "_pace", "_patience", "on_bytes")
+    __slots__ = ("_broken", "_bytes", "_descriptors", "_envelope", "_pace", "_patience", "_request", "on_bytes")
 
     def __init__(
         self,
@@ -56,7 +59,9 @@ class Protocol(web.RequestHandler):
         self._patience = patience
         self._descriptors = descriptors
         self._pace = pace
-        self._broken = False
+        self._broken = False  # nothing that comes is read any more
+        self._bytes = 0  # that have come since no request was under way
+        self._request: web.BaseRequest | None = None
         self.on_bytes: Callable[[int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -68,14 +73,39 @@ class Protocol(web.RequestHandler):
         self._descriptors.taken(sock.fileno())
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have arrived."""
-        if self._broken:
+        """Bytes have arrived: of a socket, or of requests, which may not have too many."""
+        if self.on_bytes or self._upgraded:
+            super().data_received(data)
+            if self.on_bytes:
+                self.on_bytes(len(data))
             return
-        super().data_received(data)
-        if self.on_bytes:
-            self.on_bytes(len(data))
-        else:
+        room = REQUEST_BYTES - self._bytes
+        self._bytes += len(data)
+        if self._broken:
+            if self._bytes > DROPPED_BYTES and self.transport:
+                self.transport.abort()
+            return
+        super().data_received(data if len(data) <= room else data[:room])
+        self._look_for_errors()
+        if self._bytes > (REQUEST_BYTES if self._request or self._messages else HEAD_BYTES) and not self._broken:
+            self._refuse_more()
+
+    def started(self, request: web.BaseRequest) -> None:
+        """A request is under way."""
+        self._request = request
+
+    def _refuse_more(self) -> None:
+        """Let the requests that have come be answered, and the connection end behind them."""
+        bodies = [body for _, body in self._messages] + ([self._request.content] if self._request else [])
+        if not bodies:
+            super().data_received(b"\0")  # no head may contain it: the answer is 400
             self._look_for_errors()
+            return
+        self._broken = True
+        self.close()
+        for body in bodies:
+            if not body.is_eof():
+                body.set_exception(Refused(Status.BAD_REQUEST, Reason.TOO_LARGE, "the request is too large"))
 
     def _look_for_errors(self) -> None:
         """Read no more once something came that is no HTTP.
@@ -113,8 +143,8 @@ class Protocol(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = answer_to(resp, self._envelope)
             secure(resp)
-        body_left = not request.content.is_eof()
-        if body_left and not resp.prepared:
+        unread = not request.content.is_eof()
+        if unread and not resp.prepared:
             resp.force_close()
         try:
             async with asyncio.timeout(self._patience):
@@ -124,18 +154,13 @@ class Protocol(web.RequestHandler):
             if request.transport:
                 request.transport.abort()
             return resp, True
-        if body_left:
-            await _drop(request.content)
+        self._request = None
+        if not self._messages:
+            self._bytes = 0
+        if unread:
+            self._broken = True
+            await asyncio.sleep(DROPPED_SECONDS)  # a connection that is lost cancels this
         return finished
-
-
-async def _drop(body: StreamReader) -> None:
-    """Read a little of a body that no handler wanted, and forget it."""
-    left = DROPPED_BYTES
-    with suppress(TimeoutError, web.RequestPayloadError):
-        async with asyncio.timeout(DROPPED_SECONDS):
-            while left > 0 and not body.is_eof():
-                left -= len(await body.readany())
 
 
 def _admission(pace: Pace, envelope: Envelope) -> Middleware:
@@ -143,6 +168,8 @@ def _admission(pace: Pace, envelope: Envelope) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if isinstance(protocol := request.protocol, Protocol):
+            protocol.started(request)
         await pace.turn()
         coding = ", ".join(request.headers.getall("Transfer-Encoding", ()))
         if coding and (coding.lower() != "chunked" or request.version < HttpVersion11):
