@@ -9,6 +9,8 @@
 import { now } from "./clock.js";
 import { ALLOWED_AGAIN, Connection, delay, Lost } from "./connection.js";
 import { Conversation } from "./conversation.js";
+import { Keeper } from "./keeper.js";
+import { Outbox } from "./outbox.js";
 
 export const EVERYBODY = "ALL";
 /** The one reason for a refusal that goes by itself: the other has to answer first. */
@@ -29,7 +31,6 @@ const MOST_UNREAD = 1000;
 const MOST_MISSED = 1000;
 // So many messages of a conversation that is not looked at are kept.
 const KEPT = 100;
-const SAVING = 1000;
 const MOST_SEARCHED = 1000; // conversations
 const GRACE = 5000;
 // Which attempt's delay to wait before the same is asked again: some seconds, or half a minute.
@@ -56,10 +57,10 @@ class Arrived extends Event {
 }
 
 export class Chat extends EventTarget {
-  #storage;
+  #keeper;
   #limits;
   #wait;
-  #outbox = new Map();
+  #outbox;
   #sending = new Set();
   #removing = new Map();
   #seen = [];
@@ -67,11 +68,7 @@ export class Chat extends EventTarget {
   #current = null;
   #wanted = PAGE;
   #refreshing = null;
-  #newest = 0;
   #count = 0;
-  #closed = false;
-  #unsaved = new Set();
-  #saving = 0;
 
   /** by peer, EVERYBODY among them */
   conversations = new Map([[EVERYBODY, new Conversation(EVERYBODY)]]);
@@ -86,7 +83,8 @@ export class Chat extends EventTarget {
   constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, wait = delay, ...options }) {
     super();
     this.me = me;
-    this.#storage = storage;
+    this.#keeper = new Keeper(me, storage);
+    this.#outbox = new Outbox(me, storage);
     this.#limits = limits;
     this.#wait = wait;
     const changed = () => this.#changed(null);
@@ -98,15 +96,15 @@ export class Chat extends EventTarget {
 
   /** Take up what was left unsent, and connect. */
   async start() {
-    await this.#recall();
+    for (const record of await this.#keeper.recall()) this.conversation(record.peer).recall(record);
     await this.#load();
     this.connection.wake();
   }
 
   /** End: from now on nothing is sent, and nothing is put into the storage. */
   close() {
-    this.#closed = true;
-    clearTimeout(this.#saving);
+    this.#keeper.close();
+    this.#outbox.close();
     this.connection.close();
   }
 
@@ -128,7 +126,7 @@ export class Chat extends EventTarget {
 
   /** What is not acknowledged yet of what goes to `peer`, in its order. */
   waiting(peer) {
-    return [...this.#outbox.values()].filter((message) => message.to === peer);
+    return this.#outbox.to(peer);
   }
 
   /** Whether `peer` is online; null if that is not known, as it is while there is no connection. */
@@ -211,11 +209,9 @@ export class Chat extends EventTarget {
 
   /** Send a text to `peer`; it is kept until it is acknowledged. */
   async send(peer, text) {
-    this.#newest = Math.max(now(), this.#newest + 1);
-    const message = { id: newId(), user: this.me, to: peer, text, at: this.#newest, why: null };
-    this.#outbox.set(message.id, message);
+    const message = this.#outbox.add(peer, text);
     this.#changed(peer);
-    await this.#keep(message);
+    await this.#outbox.keep(message);
     await this.#pump(peer);
   }
 
@@ -225,7 +221,7 @@ export class Chat extends EventTarget {
     if (!message?.why) return;
     message.why = null;
     this.#changed(message.to);
-    await this.#keep(message);
+    await this.#outbox.keep(message);
     await this.#pump(message.to);
   }
 
@@ -233,7 +229,7 @@ export class Chat extends EventTarget {
   async discard(id) {
     const message = this.#outbox.get(id);
     if (!message?.why) return;
-    await this.#forget(message);
+    await this.#outbox.drop(message);
     this.#changed(message.to);
   }
 
@@ -293,7 +289,7 @@ export class Chat extends EventTarget {
   /** Delete now what waits to be deleted: the page is about to go. Resolves when the server has answered. */
   async flush() {
     for (const go of [...this.#pending.values()]) go();
-    this.#save();
+    this.#keeper.save();
     await this.#sendRemovals();
   }
 
@@ -371,33 +367,6 @@ export class Chat extends EventTarget {
     else this.conversation(peer).remove(keys);
     this.#changed(peer);
     void this.refresh();
-  }
-
-  // --- what is kept on the device
-
-  async #recall() {
-    for (const record of await this.#storage.history(this.me).catch(() => [])) this.conversation(record.peer).recall(record);
-    this.#changed(null);
-    this.#unsaved.clear();
-  }
-
-  /** Keep the conversation with `peer` on the device, in a moment. */
-  #saveSoon(peer) {
-    if (peer === EVERYBODY) return;
-    this.#unsaved.add(peer);
-    this.#saving ||= setTimeout(() => this.#save(), SAVING);
-  }
-
-  #save() {
-    clearTimeout(this.#saving);
-    this.#saving = 0;
-    if (this.#closed) return;
-    for (const peer of this.#unsaved) {
-      const conversation = this.conversation(peer);
-      if (conversation.loaded && !conversation.whole) continue; // there may be a gap; when it is closed, it is saved
-      this.#unsaved.delete(peer);
-      this.#storage.keep(this.me, peer, conversation.record()).catch(() => {}); // then it is read from the server
-    }
   }
 
   // --- pages
@@ -485,7 +454,7 @@ export class Chat extends EventTarget {
       if (this.more || seen.has(conversation.peer) || conversation.peer === EVERYBODY) continue;
       conversation.last = null; // everything in it was deleted
       conversation.unread = 0;
-      this.#saveSoon(conversation.peer);
+      this.#keeper.soon(conversation);
     }
     this.#changed(null);
   }
@@ -494,7 +463,7 @@ export class Chat extends EventTarget {
     const last = this.#message(frame);
     const peer = last.mine ? frame.to : frame.from;
     const conversation = this.conversation(peer);
-    if (conversation.last?.key !== last.key) this.#saveSoon(peer);
+    if (conversation.last?.key !== last.key) this.#keeper.soon(conversation);
     conversation.last = conversation.get(last.key) ?? last;
     conversation.listed = last.time;
     conversation.confirmed = true;
@@ -506,11 +475,9 @@ export class Chat extends EventTarget {
   // --- the outbox
 
   async #load() {
-    for (const message of await this.#storage.outbox(this.me).catch(() => [])) {
-      if (this.#outbox.has(message.id) || this.conversations.get(message.to)?.has(`>${message.id}`)) continue;
+    const unknown = ({ id, to }) => !this.conversations.get(to)?.has(`>${id}`);
+    for (const message of await this.#outbox.load(unknown)) {
       if (message.to === EVERYBODY) message.why ??= "lost"; // it has no id: to send it again might double it
-      this.#newest = Math.max(this.#newest, message.at);
-      this.#outbox.set(message.id, message);
       this.conversation(message.to).confirmed = true; // only then there was a place to write
     }
     this.#changed(null);
@@ -564,15 +531,15 @@ export class Chat extends EventTarget {
       else conversation.summary(sent);
       conversation.online = answer.op_type === 40018;
       conversation.refused = false;
-      await this.#forget(message);
+      await this.#outbox.drop(message);
     } else if (answer?.op_type === SENT) {
       const sent = { key: `*${this.#count++}`, mine: true, from: this.me, id: null, text: message.text };
       this.#addToEverybody({ ...sent, time: now(), read: true, reached: Number(answer.content) });
-      await this.#forget(message);
+      await this.#outbox.drop(message);
     } else {
       message.why = answer?.reason ?? "lost";
       if (message.why === LIMIT) conversation.refused = true;
-      await this.#keep(message);
+      await this.#outbox.keep(message);
     }
     this.#changed(message.to);
   }
@@ -580,7 +547,7 @@ export class Chat extends EventTarget {
   /** Send what was refused because `peer` (null: whoever) had not answered, and all else that waits. */
   async #lift(peer) {
     const peers = new Set();
-    for (const message of this.#outbox.values()) {
+    for (const message of this.#outbox.all()) {
       if (message.why === LIMIT && (!peer || message.to === peer)) message.why = null;
       peers.add(message.to);
     }
@@ -596,15 +563,6 @@ export class Chat extends EventTarget {
       this.#removing.delete(key);
     }
     void this.refresh();
-  }
-
-  async #keep(message) {
-    if (!this.#closed) await this.#storage.put(message).catch(() => {}); // a full disk must not keep it from being sent
-  }
-
-  #forget(message) {
-    this.#outbox.delete(message.id);
-    return this.#storage.drop(message.id).catch(() => {});
   }
 
   // --- small things
@@ -625,16 +583,11 @@ export class Chat extends EventTarget {
   }
 
   #changed(peer) {
-    if (peer) this.#saveSoon(peer);
+    if (peer && peer !== EVERYBODY) this.#keeper.soon(this.conversation(peer));
     this.dispatchEvent(new Changed(peer));
   }
 }
 
 function unreadOf(messages) {
   return messages.filter((message) => !message.mine && !message.read).length;
-}
-
-/** 128 random bits. crypto.randomUUID would want TLS. */
-function newId() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

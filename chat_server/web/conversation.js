@@ -148,11 +148,13 @@ export class Conversation {
   /** What is kept of it on the device: the newest messages without a gap. Null if there is nothing to keep. */
   record() {
     if (!this.last) return null;
-    const messages = this.messages.filter((message) => !message.gone).slice(-KEPT);
+    const end = this.whole ? this.messages.length : this.messages.findIndex(({ key }) => key === this.place) + 1;
+    const whole = this.messages.slice(0, end).filter((message) => !message.gone);
     let size = 0;
-    const start = messages.findLastIndex((message) => (size += message.text.length) > KEPT_CHARACTERS) + 1;
-    const complete = this.complete && messages.length === this.messages.length && !start;
-    return { messages: messages.slice(start), complete, last: this.last, unread: this.unread };
+    const large = whole.findLastIndex((message) => (size += message.text.length) > KEPT_CHARACTERS);
+    const messages = whole.slice(Math.max(large + 1, whole.length - KEPT));
+    const complete = this.complete && messages.length === whole.length;
+    return { messages, complete, last: this.last, unread: this.unread };
   }
 
   /** Take up a record. */

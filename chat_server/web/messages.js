@@ -26,6 +26,8 @@ export class Messages {
   #all = [];
   #first = null; // the message at the top of the window; null: the window ends at the end
   #atEnd = true;
+  #width = 0;
+  #height = 0;
   #anchor = null; // the row that keeps its place: `{row, top}`
   #placed = false; // whether the first unread message was looked for
   #divider = null; // its key
@@ -41,7 +43,7 @@ export class Messages {
     this.#options = options;
     addEventListener("focus", () => this.#mark());
     document.addEventListener("visibilitychange", () => this.#mark());
-    new ResizeObserver(() => this.#peer && this.#keepPlace()).observe(this.element);
+    new ResizeObserver(() => this.#peer && this.#fit()).observe(this.element);
   }
 
   /** Everything, in the language of now. */
@@ -90,6 +92,7 @@ export class Messages {
     const conversation = this.#chat.conversation(this.#peer);
     const sent = conversation.messages.filter((message) => !conversation.hidden.has(message.key));
     this.#all = [...sent, ...this.#chat.waiting(this.#peer).map(waitingMessage)];
+    this.#fit();
     const found = this.#findUnread(conversation);
     const near = this.scroller.scrollTop < NEAR;
     const [start, end] = this.#window(near && !this.#atEnd && !found ? -STEP : 0);
@@ -158,6 +161,14 @@ export class Messages {
     return row ? { row, top: this.#topOf(row) } : null;
   }
 
+  /** Keep the place if the size has changed: whatever notices that first, before the place is looked for anew. */
+  #fit() {
+    const { clientWidth, clientHeight } = this.scroller;
+    if (this.#width === clientWidth && this.#height === clientHeight) return;
+    [this.#width, this.#height] = [clientWidth, clientHeight];
+    this.#keepPlace();
+  }
+
   /** After a change of the rows or the size: what was seen is seen, at the same place. */
   #keepPlace() {
     if (this.#atEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
@@ -170,6 +181,7 @@ export class Messages {
   }
 
   #scrolled() {
+    this.#fit();
     const { scrollTop, clientHeight, scrollHeight } = this.scroller;
     const [, end] = this.#settle();
     this.#anchor = this.#findAnchor();

@@ -181,9 +181,25 @@ test("what was kept on the device is shown at once, and made whole once it is co
   assert.deepEqual(shown(), ["a", "c", "d"]);
 });
 
+test("what is kept has no gap, and the newest message for the list", async (t) => {
+  const storage = new Storage();
+  const first = await connected(t, { storage });
+  void first.chat.open("2");
+  await first.socket().says(...page("a", "b"));
+  await first.chat.flush();
+  first.chat.close();
+  const { chat, socket } = await connected(t, { storage });
+  const live = (id, time) => ({ from: "2", to: "1", op_type: 40011, id, time, content: `${id}\n${id}` });
+  await socket().says(live("y", 8), live("z", 9));
+  await chat.flush();
+  const [{ messages, last }] = await storage.history("1");
+  assert.deepEqual([messages.map((message) => message.id), last.id], [["a", "b"], "z"]);
+});
+
 test("what is kept of a conversation is bounded, and nothing of another user is shown", async (t) => {
   const storage = new Storage();
   const conversation = new Conversation("2");
+  conversation.whole = true;
   conversation.add(Array.from({ length: 300 }, (_, time) => ({ key: `<${time}`, time, text: "x".repeat(1000) })));
   assert.equal(conversation.record().messages.length, 50);
   await storage.keep("another", "2", conversation.record());

@@ -66,7 +66,7 @@ async def test_times_are_written_as_the_region_writes_them(
     """And a long time ago is a short date in the list."""
     clock = HandClock()
     now = datetime.now(UTC)
-    clock.shift = (now.replace(month=1, day=2, hour=hour, minute=5) - now).total_seconds()
+    clock.shift = (now.replace(month=1, day=2, hour=hour, minute=5, second=0) - now).total_seconds()
     async with serving(tmp_path, clock) as server:
         await server.users("alice", "bob")
         await server.friends("alice", "bob")

@@ -85,8 +85,15 @@ async def test_a_changed_size_does_not_move_what_is_read(browser: Browser, serve
             await alice.page.set_viewport_size(size)
             await alice.page.evaluate(DRAWN)
             assert await first_seen(alice) == seen
+        await alice.page.evaluate(NARROWER_WHILE_SOMETHING_ELSE_CHANGES)
+        await alice.page.evaluate(DRAWN)
+        assert await first_seen(alice) == seen
 
 
+NARROWER_WHILE_SOMETHING_ELSE_CHANGES = """() => {
+  requestAnimationFrame(() => (document.querySelector(".shell").style.width = "320px"));
+  dispatchEvent(new Event("focus"));
+}"""
 DRAWN = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
