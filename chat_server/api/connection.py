@@ -208,6 +208,11 @@ class Connection:
         if not self._closing:
             self._put(deflated(frame, self._window) if self._window else frame)
 
+    def offer(self, frame: bytes) -> None:
+        """Send a text frame, unless so much waits for the reader that a few more might close the socket."""
+        if self.waiting < self._config.outbox_bytes // 2:
+            self.send(frame)
+
     def deliver(self, frame: bytes, receipt: Receipt) -> None:
         """Send a message's frame and report its receipt once a pong proves it; on a sync socket only op 4 does."""
         if self._closing:
@@ -344,8 +349,9 @@ class Connection:
     def _accept(self, data: str) -> None:
         """Take a frame to be worked on."""
         item = self._owner.decode(data)
-        self._inbox.append((item, len(data)))
-        self._inbox_bytes += len(data)
+        size = data.__sizeof__()  # of text with an emoji four bytes for each character
+        self._inbox.append((item, size))
+        self._inbox_bytes += size
         if self._worker is None:
             # A task begins with the next turn of the loop: by then all frames that arrived with this one are here.
             self._worker = self._loop.create_task(self._work())
@@ -412,7 +418,8 @@ class Connection:
         waiting += self._transport.get_write_buffer_size()
         # Our pings do not count as taken: the system takes them for a program that hangs.
         took = (self._waited or self._spoke) and (acked != self._acked or waiting < self._waited)
-        alive = self._heard or received != self._received or took or self._held
+        held = self._held and not self._ended  # not by a peer that takes nothing of what was asked for
+        alive = self._heard or received != self._received or took or held
         self._heard = self._spoke = False
         self._received, self._acked, self._waited = received, acked, waiting
         self._held = self._holding

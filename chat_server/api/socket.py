@@ -240,7 +240,7 @@ class Sockets:
         """Store a run of sends; what it returns answers them."""
         large = sum(len(request.content) for request in run) > LARGE
         try:
-            async with self._large.hold() if large else nullcontext():
+            async with self._large.hold(connection.user) if large else nullcontext():
                 return partial(self._answer, connection, run, await self._chat.store(connection, run))
         except StoreUnavailable:
             return partial(self._failed, connection, run, Reason.STORE_AWAY, "the store is busy, send it again")

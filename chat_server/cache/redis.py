@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
 from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict
-from chat_server.cache.sessions import SessionRecord
+from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.conf import Redis as Config
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
@@ -204,7 +204,10 @@ class RedisSessions:
 
     async def add(self, digest: bytes, user: str) -> None:
         keys = [_session(digest), f"sessions:{user}"]
-        await self._scripts.run("session_add", keys, [user, digest.hex(), self._lifetime, self._now()])
+        sessions = f"{self._scripts.prefix}session:"
+        await self._scripts.run(
+            "session_add", keys, [user, digest.hex(), self._lifetime, self._now(), sessions, MAX_SESSIONS]
+        )
 
     async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
         index, now = f"{self._scripts.prefix}sessions:", self._now()

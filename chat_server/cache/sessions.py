@@ -5,12 +5,16 @@ from typing import Protocol
 
 import msgspec
 
+# A user's sessions; beyond them a new one ends the one that was not used for longest. So a password change, which ends
+# all others, is one short transaction.
+MAX_SESSIONS = 100
+
 
 class SessionStore(Protocol):
     """Sessions, each with a lifetime in seconds that use renews. Raises StoreUnavailable throughout."""
 
     async def add(self, digest: bytes, user: str) -> None:
-        """Begin a session."""
+        """Begin a session, and end the user's oldest ones beyond MAX_SESSIONS."""
         ...
 
     async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
-from chat_server.cache.sessions import SessionRecord
+from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.sqlite import Database, Schema, portions, rows
@@ -59,10 +59,14 @@ class SqliteSessions:
         )
 
     async def add(self, digest: bytes, user: str) -> None:
-        values = (digest, user, self._clock.now() + self._lifetime)
-        await self._database.write(
-            lambda tx: tx.execute("INSERT INTO sessions (digest, user, expires) VALUES (?, ?, ?)", values).rowcount
-        )
+        expires = self._clock.now() + self._lifetime
+        oldest = "SELECT digest FROM sessions WHERE user = ? ORDER BY expires DESC LIMIT ? OFFSET ?"
+
+        def job(tx: sqlite3.Connection) -> None:
+            tx.execute("INSERT INTO sessions (digest, user, expires) VALUES (?, ?, ?)", (digest, user, expires))
+            tx.execute(f"DELETE FROM sessions WHERE digest IN ({oldest})", (user, SWEEP, MAX_SESSIONS))  # noqa: S608
+
+        await self._database.write(job)
 
     async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
         return await self._uses.submit(digests)

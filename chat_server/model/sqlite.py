@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain, islice
+from typing import NamedTuple
 
 import msgspec
 
@@ -175,7 +176,19 @@ _HIDE = """UPDATE conversations SET last = -last WHERE conv = ? AND last > 0
     AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = conversations.conv AND deleted = 0)"""
 _UNREAD_OF = """SELECT json_group_array(time) FROM messages
     WHERE time IN (SELECT value FROM json_each(?)) AND read = 0"""
+_NAMED = """SELECT time, side, m.id AS id, read, deleted FROM json_each(?) AS n CROSS JOIN messages AS m
+    WHERE conv = ? AND side = json_extract(n.value, '$[0]') AND m.id = json_extract(n.value, '$[1]') LIMIT 1000"""
 _MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each(?))"
+
+
+class _Place(NamedTuple):
+    """Where a message is, and what has become of it."""
+
+    time: int
+    side: int
+    id: str
+    read: int
+    deleted: int
 
 
 class SqliteMessages:
@@ -276,22 +289,21 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
-        def job(tx: sqlite3.Connection) -> tuple[set[str], list[str]]:
-            conv, side = _conversation(tx, sender, receiver), int(sender > receiver)
-            found, changed = set(), []
-            for id in ids:
-                row = tx.execute(
-                    "SELECT time, read FROM messages WHERE conv = ? AND side = ? AND id = ? AND deleted = 0",
-                    (conv, side, id),
-                ).fetchone()
-                if row is None:
-                    continue
-                found.add(id)
-                if not row[1]:
-                    tx.execute("UPDATE messages SET read = 1 WHERE time = ?", (row[0],))
-                    changed.append(id)
-            return found, changed
+        side = int(sender > receiver)
 
+        def look(connection: sqlite3.Connection) -> list[_Place]:
+            return _places(connection, _conversation(connection, sender, receiver), [(side, id) for id in ids])
+
+        def job(tx: sqlite3.Connection) -> tuple[set[str], list[str]]:
+            there = [place for place in look(tx) if not place.deleted]
+            unread = {place.id: place.time for place in there if not place.read}
+            tx.execute(_MARK, (_json(list(unread.values())),))
+            return {place.id for place in there}, [id for id in dict.fromkeys(ids) if id in unread]
+
+        # Only what changes something is written: all other writes would wait for it.
+        there = [place for place in await self._database.read(look) if not place.deleted]
+        if all(place.read for place in there):
+            return {place.id for place in there}, []
         return await self._database.write(job)
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
@@ -303,11 +315,18 @@ class SqliteMessages:
         return await self._database.write(job)
 
     async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
-        def job(tx: sqlite3.Connection) -> list[Name | None]:
-            conv = _conversation(tx, one, other)
-            low = min(one, other)
-            return [_bury_first(tx, conv, low, choices) for choices in names]
+        low = min(one, other)
+        sides = [(int(sender != low), id) for choices in names for sender, id in choices]
 
+        def look(connection: sqlite3.Connection) -> list[_Place]:
+            return _places(connection, _conversation(connection, one, other), sides)
+
+        def job(tx: sqlite3.Connection) -> list[Name | None]:
+            places = {(place.side, place.id): place for place in look(tx)}
+            return [_bury_first(tx, places, low, choices) for choices in names]
+
+        if all(place.deleted for place in await self._database.read(look)):
+            return [None] * len(names)
         return await self._database.write(job)
 
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
@@ -526,23 +545,28 @@ def _message(names: Sequence[str], time: int, side: int, id: str, text: str, rea
     return Message(names[side], names[1 - side], id, text, time, bool(read))
 
 
-def _bury_first(tx: sqlite3.Connection, conv: int | None, low: str, choices: Sequence[Name]) -> Name | None:
+def _places(connection: sqlite3.Connection, conv: int | None, named: Sequence[tuple[int, str]]) -> list[_Place]:
+    """Those of the messages, each named by side and id, that are there; by one statement."""
+    return [_Place(*row) for row in rows(connection, "time, side, id, read, deleted", _NAMED, (_json(named), conv))]
+
+
+def _bury_first(
+    tx: sqlite3.Connection, places: dict[tuple[int, str], _Place], low: str, choices: Sequence[Name]
+) -> Name | None:
     """Turn the first of the messages that is there into a tombstone; None if there is none, or it is one already."""
     for sender, id in choices:
-        row = tx.execute(
-            "SELECT time, text, deleted FROM messages WHERE conv = ? AND side = ? AND id = ?",
-            (conv, int(sender != low), id),
-        ).fetchone()
-        if row is not None:
-            time, text, deleted = row
-            if deleted:
+        key = (int(sender != low), id)
+        if place := places.get(key):
+            if place.deleted:
                 return None
-            _bury(tx, conv, time, text)
+            places[key] = place._replace(deleted=1)  # it may be named twice
+            _bury(tx, place.time)
             return sender, id
     return None
 
 
-def _bury(tx: sqlite3.Connection, conv: int | None, time: int, text: str) -> None:
+def _bury(tx: sqlite3.Connection, time: int) -> None:
+    conv, text = tx.execute("SELECT conv, text FROM messages WHERE time = ?", (time,)).fetchone()
     tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (digest(text), time))
     # The conversation's place is that of its newest message; without any it keeps its place, and is not listed.
     tx.execute(

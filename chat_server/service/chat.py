@@ -77,7 +77,8 @@ class Chat:
         self._timeline = timeline
         self._friends = friends
         self._delivered = Recent(DELIVERED)
-        self._reading = KeyedLock()  # by user: of one user's pages one is read at a time, however many sockets ask
+        # By user: however many sockets ask, one page is read at a time, and one request to mark or delete is worked on.
+        self._reading, self._changing = KeyedLock(), KeyedLock()
         self._marks: Batcher[tuple[Socket, list[Receipt]], None] = Batcher(
             self._mark_together, most=MARKS, gather=MARKED_AFTER
         )
@@ -316,7 +317,8 @@ class Chat:
         choices = _names(lines, socket.user, peer)
         # Only messages sent to me can be marked: of the names that a line may mean, those from the peer.
         ids = [next((id for sender, id in names if sender == peer), None) for names in choices]
-        found, changed = await self._messages.mark(peer, socket.user, [id for id in ids if id])
+        async with self._changing.hold(socket.user):
+            found, changed = await self._messages.mark(peer, socket.user, [id for id in ids if id])
         self._notify(socket, peer, Status.MARKED_READ, changed)
         _refuse_missing(failed, [line for line, id in zip(lines, ids, strict=True) if id not in found])
         return self._answer(socket, Status.MARKED_READ, request.content)
@@ -326,7 +328,8 @@ class Chat:
         while True:
             page = await self._messages.unread(peer, socket.user, after, LARGEST_PAGE)
             page = [message for message in page if message.time < until]
-            _, changed = await self._messages.mark(peer, socket.user, [message.id for message in page])
+            async with self._changing.hold(socket.user):
+                _, changed = await self._messages.mark(peer, socket.user, [message.id for message in page])
             self._notify(socket, peer, Status.MARKED_READ, changed)
             count += len(changed)
             if len(page) < LARGEST_PAGE:
@@ -338,7 +341,8 @@ class Chat:
         failed = Status.DELETE_FAILED
         peer = await self._peer(socket, request, failed)
         lines = _lines(failed, request.content)
-        deleted = await self._messages.delete(socket.user, peer, _names(lines, socket.user, peer))
+        async with self._changing.hold(socket.user):
+            deleted = await self._messages.delete(socket.user, peer, _names(lines, socket.user, peer))
         notice = [f"{'>' if name[0] == socket.user else '<'}{name[1]}" for name in deleted if name]
         self._notify(socket, peer, Status.DELETED, notice)
         _refuse_missing(failed, [line for line, name in zip(lines, deleted, strict=True) if not name])

@@ -46,6 +46,10 @@ class Socket(Protocol):
         """Send a frame; one that is closing takes it and forgets it. Never waits."""
         ...
 
+    def offer(self, frame: bytes) -> None:
+        """Send a frame that may be left out where much waits for the reader."""
+        ...
+
     def deliver(self, frame: bytes, receipt: Receipt) -> None:
         """Send a message's frame, and report the receipt once it has provably arrived."""
         ...
@@ -108,7 +112,7 @@ class Registry:
         for user, sockets in list(self._sockets.items()):
             for socket in sockets:
                 if user != sender.user or (socket.sync and socket is not sender):
-                    socket.send(frame)
+                    socket.offer(frame)
                     budget -= 1
             reached += user != sender.user
             if budget <= 0:

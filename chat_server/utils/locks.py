@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.fair import FairSemaphore
 
 
 class KeyedLock:
@@ -28,18 +29,18 @@ class KeyedLock:
 
 
 class Lane:
-    """Lets `width` at a time through to a store, whoever came first; nobody waits longer than `patience` seconds."""
+    """Lets `width` at a time through to a store. Keys take turns, and wait at most `patience` seconds."""
 
     def __init__(self, width: int, patience: float) -> None:
-        self._room = asyncio.Semaphore(width)
+        self._room = FairSemaphore(width)
         self._patience = patience
 
     @asynccontextmanager
-    async def hold(self) -> AsyncIterator[None]:
+    async def hold(self, key: str) -> AsyncIterator[None]:
         """Wait for room, and take it. Raises StoreUnavailable."""
         try:
             async with asyncio.timeout(self._patience):
-                await self._room.acquire()
+                await self._room.acquire(key)
         except TimeoutError as error:
             raise StoreUnavailable(f"no room within {self._patience:g} s") from error
         try:

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from chat_server.cache.sessions import SessionStore
+from chat_server.cache.sessions import MAX_SESSIONS, SessionStore
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import LIFETIME, Later
 
@@ -45,6 +45,17 @@ async def test_any_letters_may_be_a_user(sessions: SessionStore) -> None:
     assert await sessions.use([digest(number) for number in range(200)]) == {
         digest(number): name for number, name in enumerate(names)
     }
+
+
+async def test_a_new_session_ends_the_oldest_beyond_a_number(sessions: SessionStore, later: Later) -> None:
+    await sessions.add(digest(1000), "2")
+    for number in range(MAX_SESSIONS + 3):
+        await sessions.add(digest(number), "1")
+        await later(0.01)
+    found = await sessions.use([digest(number) for number in range(MAX_SESSIONS + 3)])
+    assert set(found) == {digest(number) for number in range(3, MAX_SESSIONS + 3)}
+    assert await sessions.use([digest(1000)]) == {digest(1000): "2"}
+    assert await sessions.end_others("1") == MAX_SESSIONS
 
 
 async def test_a_session_that_ended_is_gone_and_ends_no_other(sessions: SessionStore) -> None:

@@ -104,7 +104,7 @@ async def test_a_message_alone_is_one_statement(store: Store) -> None:
 async def test_beside_other_writes_messages_that_come_together_are_few_statements(store: Store) -> None:
     async def with_a_mark() -> None:
         runs = [store.run(pair) for pair in range(PAIRS)]
-        await asyncio.gather(store.messages.mark("a0", "b0", ["m"]), *map(store.messages.add, runs))
+        await asyncio.gather(store.messages.mark_delivered([1]), *map(store.messages.add, runs))
 
     statements = await store.written(with_a_mark)
     assert [statements[0], statements[-1]] == ["BEGIN IMMEDIATE", "COMMIT"]

@@ -73,7 +73,7 @@ async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> N
 
     async def work(number: int) -> None:
         nonlocal holding
-        async with lane.hold():
+        async with lane.hold("a"):
             holding += 1
             assert holding <= 3
             await asyncio.sleep(0)
@@ -84,11 +84,24 @@ async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> N
     assert order == list(range(10))
 
 
+async def test_a_key_that_waits_often_delays_no_other_in_a_lane() -> None:
+    lane = Lane(1, 5)
+    order = []
+
+    async def work(key: str) -> None:
+        async with lane.hold(key):
+            await asyncio.sleep(0)
+            order.append(key)
+
+    await asyncio.gather(*(work("a") for _ in range(10)), work("b"))
+    assert order.index("b") <= 2
+
+
 async def test_who_waits_too_long_for_a_lane_is_told_and_takes_no_room() -> None:
     lane = Lane(1, 0.01)
-    async with lane.hold():
+    async with lane.hold("a"):
         with pytest.raises(StoreUnavailable):
-            async with lane.hold():
+            async with lane.hold("a"):
                 pass
-    async with lane.hold():
+    async with lane.hold("a"):
         pass
