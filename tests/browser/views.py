@@ -88,6 +88,7 @@ async def views(ada: Window, server: Server) -> AsyncIterator[str]:
     await page.locator(".sheet .danger").click()
     yield "question"
     await page.keyboard.press("Escape")
+    await page.wait_for_function("!history.state?.dialog")  # the page goes back a step, and must not do so meanwhile
     await page.context.set_offline(False)
     await page.goto(server.url)
     await page.locator(".side .icon-button").click()
