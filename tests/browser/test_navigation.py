@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from tests.browser.person import at_a_browser, person
-from tests.harness import Server, serving
+from tests.harness import Server, serving, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -109,7 +109,7 @@ async def test_back_closes_a_dialog_and_nothing_else(browser: Browser, server: S
         await alice.page.get_by_role("button", name="Settings").click()
         await alice.page.get_by_role("button", name="Close").click()
         await expect(alice.page.get_by_role("dialog")).to_have_count(0)
-        await alice.page.wait_for_function("!history.state.dialog")
+        await until(lambda: alice.page.evaluate("!history.state.dialog"))
         await alice.page.go_back()
         await expect(alice.page.get_by_role("heading", level=2, name="bob")).to_be_hidden()
         await expect(alice.page.locator(".shell")).to_be_visible()

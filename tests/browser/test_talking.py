@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.person import at_a_browser, person
-from tests.harness import PASSWORD, Frame, Server, serving
+from tests.harness import PASSWORD, Frame, Server, serving, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -173,9 +173,9 @@ async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser
         await alice.page.evaluate("document.hasFocus = () => false")
         await bob.send("m1\none")
         await bob.send("m2\ntwo")
-        await alice.page.wait_for_function("noted.length === 2")
+        await until(lambda: alice.page.evaluate("noted.length === 2"))
         [first, second] = await alice.page.evaluate("noted")
         assert (first[:3], second[:3]) == (["bob", "one", True], ["bob", "one\ntwo", True])
         assert (await alice.page.request.get(second[3])).headers["content-type"] == "image/png"
         await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
-        await alice.page.wait_for_function("noted.at(-1) === 'closed'")
+        await until(lambda: alice.page.evaluate("noted.at(-1) === 'closed'"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.async_api import expect
 
 from tests.browser.person import Window
-from tests.harness import HandClock, Server, serving
+from tests.harness import HandClock, Server, serving, until
 
 DAY = 86_400
 LONG = "Wolfeschlegelsteinhausenbergerdorff.Hubert.Blaine_1914"
@@ -88,7 +88,7 @@ async def views(ada: Window, server: Server) -> AsyncIterator[str]:
     await page.locator(".sheet .danger").click()
     yield "question"
     await page.keyboard.press("Escape")
-    await page.wait_for_function("!history.state?.dialog")  # the page goes back a step, and must not do so meanwhile
+    await until(lambda: page.evaluate("!history.state?.dialog"))  # the page goes a step back by itself
     await page.context.set_offline(False)
     await page.goto(server.url)
     await page.locator(".side .icon-button").click()
