@@ -54,11 +54,13 @@ async def test_a_peer_that_neither_sends_nor_takes_is_cut_without_a_close_frame(
         await raw.gone(two)
 
 
-async def test_a_reader_that_stops_in_a_page_is_cut_without_a_close_frame(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [0, 2_000_000], ids=["silent", "with frames that wait"])
+async def test_a_reader_that_stops_in_a_page_is_cut_without_a_close_frame(tmp_path: Path, more: int) -> None:
     async with beating(tmp_path) as server:
         await raw.store(server, "1", "2", raw.HELD_BY_KERNEL // 16000 + 100)
         async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
+            await two.flood(raw.request(1, "\n😀" + "x" * 16000), more)
             await raw.gone(one)
             assert await two.closed() is None
 

@@ -19,6 +19,9 @@ MOST_MIB = {1: 32, 20: 64}  # that the server may grow by, for so many connectio
 SECONDS = 0.6
 CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
+LINE = b"X-A: " + b"a" * 8000 + b"\r\n"
+HEAD = (b"GET / HTTP/1.1\r\nHost: x\r\n" + LINE * 110 + b"\r\n") * 30
+
 # An attack: a connection, opened and greeted where it is a socket, and what is sent on it again and again.
 Attack = tuple[Callable[[Process], bytes], bytes]
 
@@ -43,6 +46,12 @@ ATTACKS: dict[str, Attack] = {
     "an endless body for a login": (http(chunked(b"/user/login")), CHUNK),
     "an endless body for no address": (http(chunked(b"/nothing")), CHUNK),
     "an endless body for a GET": (http(chunked(b"/ping").replace(b"POST", b"GET")), CHUNK),
+    "chunks of one byte": (http(chunked(b"/user/login")), b"1;a=b\r\nx\r\n" * 10_000),
+    "large heads behind answers that are not read": (
+        http(b""),
+        b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8 + HEAD,
+    ),
+    "unfinished heads": (http(b"GET / HTTP/1.1\r\n" + LINE * 100), b""),
     "a body of 100 GB": (http(b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n"), CHUNK),
     "pipelined requests": (http(b""), b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 100),
     "pipelined logins": (http(b""), b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" * 100),
