@@ -164,7 +164,7 @@ export class Chat extends EventTarget {
       const page = await this.#page(peer, `-${OLDER}@${first.key}`);
       if (!page) await this.#pause(SOME);
       else if (conversation.messages[0] === first) {
-        conversation.add(page);
+        conversation.add(page, true);
         conversation.complete = page.length < OLDER;
       }
     });
@@ -298,7 +298,7 @@ export class Chat extends EventTarget {
   async #ready() {
     for (const conversation of this.conversations.values()) {
       if (conversation.peer === EVERYBODY) continue;
-      conversation.whole = false;
+      conversation.interrupt();
       if (conversation.peer !== this.#current) conversation.trim(KEPT);
     }
     await this.#load();
@@ -323,10 +323,7 @@ export class Chat extends EventTarget {
     const conversation = this.conversation(peer);
     if (conversation.has(message.key) || conversation.heard === message.key) return;
     conversation.heard = message.key;
-    if (conversation.loaded) {
-      conversation.add([message]);
-      if (conversation.whole) conversation.place = message.key;
-    }
+    if (conversation.loaded || conversation.begun) conversation.receive(message);
     conversation.summary(message);
     if (!message.mine) {
       // The list may be newer than the message: it is read from the store, which has a message before it is delivered.
@@ -387,19 +384,19 @@ export class Chat extends EventTarget {
 
   /** Read the newest page; further ones if the first unread message is not in it. */
   async #readNewest(conversation) {
+    const known = conversation.keys();
     let read = [];
     let page;
     let size = PAGE;
+    let complete;
     do {
       page = await this.#page(conversation.peer, `-${size}${read.length ? `@${read[0].key}` : ""}`);
       if (!page) return this.#changed(conversation.peer);
       read = page.concat(read);
-      conversation.complete = page.length < size;
+      complete = page.length < size;
       size = LARGEST_PAGE;
-    } while (!conversation.complete && read.length < MOST_UNREAD && unreadOf(read) < conversation.unread);
-    conversation.add(read);
-    conversation.loaded = conversation.whole = true;
-    conversation.place = read.at(-1)?.key ?? null;
+    } while (!complete && read.length < MOST_UNREAD && unreadOf(read) < conversation.unread);
+    conversation.renew(read, known, complete);
     this.#changed(conversation.peer);
   }
 
@@ -423,7 +420,7 @@ export class Chat extends EventTarget {
   }
 
   async #readShown(conversation) {
-    const known = new Set(conversation.messages.map((message) => message.key));
+    const known = conversation.keys();
     const top = conversation.get(conversation.shown)?.time ?? Infinity;
     let read = [];
     let page;
@@ -433,7 +430,6 @@ export class Chat extends EventTarget {
       read = page.concat(read);
     } while (page.length === LARGEST_PAGE && read[0].time >= top);
     conversation.renew(read, known, page.length < LARGEST_PAGE);
-    conversation.whole = true;
     this.#changed(conversation.peer);
   }
 
@@ -527,7 +523,7 @@ export class Chat extends EventTarget {
     if (STORED.has(answer?.op_type)) {
       const sent = { key: `>${message.id}`, mine: true, from: this.me, id: message.id, text: message.text };
       Object.assign(sent, { time: answer.time, read: false });
-      if (conversation.loaded) conversation.add([sent]);
+      if (conversation.loaded || conversation.begun) conversation.add([sent]);
       else conversation.summary(sent);
       conversation.online = answer.op_type === 40018;
       conversation.refused = false;

@@ -20,6 +20,8 @@ export class Conversation {
   place = null;
   /** whether that was done since the last loss: from then on live messages follow it without a gap */
   whole = false;
+  /** keys of the messages that arrived before that: others may be missing above the first of them */
+  apart = new Set();
   /** the key of the oldest message that is on the screen: what is older need not be read anew */
   shown = null;
   /** keys of messages whose deletion can still be undone */
@@ -56,25 +58,46 @@ export class Conversation {
     return this.#known.get(key);
   }
 
-  /** Put messages where their times say, in the order in which they come; those known already are renewed. */
-  add(messages) {
+  /**
+   * Put messages where their times say, in the order in which they come; those known already are renewed. Of the same
+   * time, new messages stand below the known ones; if they are `older`, above them.
+   */
+  add(messages, older = false) {
     const fresh = messages
       .filter((message) => !this.#gone.has(message.key))
       .map((message) => {
         const known = this.#known.get(message.key);
         return known ? Object.assign(known, message, { read: known.read || message.read }) : message;
       });
-    for (const message of fresh) this.#known.set(message.key, message);
+    for (const message of fresh) {
+      this.#known.set(message.key, message);
+      this.apart.delete(message.key);
+    }
     const keys = new Set(fresh.map((message) => message.key));
     const rest = this.messages.filter((message) => !keys.has(message.key));
     const merged = [];
+    const precedes = older ? (one, other) => one.time < other.time : (one, other) => one.time <= other.time;
     let next = 0;
     for (const message of fresh) {
-      while (next < rest.length && rest[next].time <= message.time) merged.push(rest[next++]);
+      while (next < rest.length && precedes(rest[next], message)) merged.push(rest[next++]);
       merged.push(message);
     }
     this.messages = merged.concat(rest.slice(next));
     if (fresh.length) this.summary(fresh.at(-1));
+  }
+
+  /** Add a message that arrived live. */
+  receive(message) {
+    this.add([message]);
+    if (this.whole) this.place = message.key;
+    else this.apart.add(message.key);
+  }
+
+  /** Begin anew after a loss: drop the messages below a gap, as the next pages bring them and what is missing. */
+  interrupt() {
+    this.#keep(({ key }) => !this.apart.has(key));
+    this.apart.clear();
+    this.whole = false;
   }
 
   /** Let a message be what the list shows, if it is the newest. */
@@ -89,6 +112,8 @@ export class Conversation {
     const start = messages[0]?.time ?? 0;
     this.#keep(({ key, time, gone }) => keys.has(key) || (time >= start && (gone || !known.has(key))));
     this.complete = complete;
+    this.loaded = this.whole = true;
+    this.apart.clear();
     this.place = messages.at(-1)?.key ?? null;
   }
 
@@ -101,14 +126,10 @@ export class Conversation {
 
   /** As `remove`, but an empty message that is `gone` stays in each place until `clear`: somebody looks at them. */
   empty(keys) {
-    const messages = keys.map((key) => this.#known.get(key)).filter(Boolean);
-    const places = messages.map((message) => ({ ...message, text: "", gone: true, read: true }));
+    const deleted = new Set(keys);
+    const place = (message) => ({ ...message, text: "", gone: true, read: true });
+    this.messages = this.messages.map((message) => (deleted.has(message.key) ? place(message) : message));
     this.remove(keys);
-    for (const place of places) {
-      const index = this.messages.findIndex((message) => message.time > place.time);
-      this.messages.splice(index < 0 ? this.messages.length : index, 0, place);
-      this.#known.set(place.key, place);
-    }
   }
 
   /** Let go of the places of deleted messages. */
@@ -133,6 +154,7 @@ export class Conversation {
     this.messages = [];
     this.#known.clear();
     this.#gone.clear();
+    this.apart.clear();
     this.loaded = this.complete = false;
     this.place = this.shown = null;
   }
@@ -168,6 +190,11 @@ export class Conversation {
   /** The first message of the other that is unread. */
   firstUnread() {
     return this.messages.find((message) => !message.mine && !message.read) ?? null;
+  }
+
+  /** The keys of all messages. */
+  keys() {
+    return new Set(this.#known.keys());
   }
 
   #keep(wanted) {

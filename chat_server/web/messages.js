@@ -31,6 +31,7 @@ export class Messages {
   #anchor = null; // the row that keeps its place: `{row, top}`
   #placed = false; // whether the first unread message was looked for
   #divider = null; // its key
+  #gap = null; // the key of the message above which others are still to be loaded
   #news = 0; // how many messages were unread then
   #marking = 0;
   #dating = 0;
@@ -92,6 +93,7 @@ export class Messages {
     const conversation = this.#chat.conversation(this.#peer);
     const sent = conversation.messages.filter((message) => !conversation.hidden.has(message.key));
     this.#all = [...sent, ...this.#chat.waiting(this.#peer).map(waitingMessage)];
+    this.#gap = sent.find(({ key }) => conversation.apart.has(key))?.key ?? null;
     this.#fit();
     const found = this.#findUnread(conversation);
     const near = this.scroller.scrollTop < NEAR;
@@ -253,18 +255,23 @@ export class Messages {
     });
   }
 
-  /** What stands above a message: its day, and how many are new. */
+  /** What stands above a message: that others are to be loaded there, its day, and how many are new. */
   #headings(message, before) {
-    return [newDay(before, message) ? day(message.time) : "", message.key === this.#divider ? t.newMessages(this.#news) : ""];
+    return [
+      before && message.key === this.#gap ? t.loading : "",
+      newDay(before, message) ? day(message.time) : "",
+      message.key === this.#divider ? t.newMessages(this.#news) : "",
+    ];
   }
 
   #fill(element, message, before, after) {
-    const [date, news] = this.#headings(message, before);
+    const [gap, date, news] = this.#headings(message, before);
     const classes = ["row", message.mine ? "mine" : "theirs"];
-    if (together(before, message) && !news) classes.push("joined");
+    if (together(before, message) && !news && !gap) classes.push("joined");
     if (together(message, after)) classes.push("joins");
     element.className = classes.join(" ");
     element.replaceChildren(
+      ...(gap ? [h("p", { class: "gap" }, gap)] : []),
       ...(date ? [h("h3", { class: "day" }, date)] : []),
       ...(news ? [h("h3", { class: "news" }, news)] : []),
       message.gone ? h("div", { class: "bubble gone" }, h("p", { class: "text" }, t.removed)) : this.#bubble(message, before),

@@ -39,6 +39,8 @@ const page = (...ids) => [
   ...ids.map((id, index) => ({ from: "2", to: "1", op_type: 40005, id, time: index + 1, content: `${id}\n${id}`, read: true })),
   { op_type: 40005, content: String(ids.length) },
 ];
+const live = (id, time) => ({ from: "2", to: "1", op_type: 40011, id, time, content: `${id}\n${id}` });
+const ids = (chat) => chat.conversation("2").messages.map((message) => message.id);
 const noConversations = { op_type: 40023, content: "0" };
 
 async function begun(t, options = {}) {
@@ -189,7 +191,6 @@ test("what is kept has no gap, and the newest message for the list", async (t) =
   await first.chat.flush();
   first.chat.close();
   const { chat, socket } = await connected(t, { storage });
-  const live = (id, time) => ({ from: "2", to: "1", op_type: 40011, id, time, content: `${id}\n${id}` });
   await socket().says(live("y", 8), live("z", 9));
   await chat.flush();
   const [{ messages, last }] = await storage.history("1");
@@ -342,6 +343,78 @@ test("after a loss it asks for what it missed, then for what it shows", async (t
   assert.deepEqual(socket().of(2), ["+200@<c", "-200"]);
   await socket().says(...page("a", "c", "d"));
   assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a", "c", "d"]);
+});
+
+test("an older page stands above a message of the same time", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  const batch = Array.from({ length: 52 }, (_, number) => `m${number}`);
+  const at = (time, some) => page(...some).map((frame) => ({ ...frame, time }));
+  await socket().says(...at(7, batch.slice(2)));
+  void chat.older("2");
+  await socket().says(...at(7, batch.slice(0, 2)));
+  assert.deepEqual(ids(chat), batch);
+});
+
+test("a deleted message keeps its place among messages of the same time", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a", "b", "c").map((frame) => ({ ...frame, time: 7 })));
+  await socket().says({ from: "2", to: "1", op_type: 40013, content: ">b" });
+  assert.deepEqual(chat.conversation("2").messages.map(({ id, gone }) => [id, Boolean(gone)]), [["a", false], ["b", true], ["c", false]]);
+});
+
+test("own messages in a new conversation hide no gap after a loss", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page());
+  void chat.send("2", "mine");
+  await settled();
+  await socket().says({ op_type: 40018, id: socket().of(1)[0].split("\n")[0], time: 0 });
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(noConversations);
+  const newest = Array.from({ length: 50 }, (_, number) => `m${number}`);
+  await socket().says(...page(...newest));
+  assert.deepEqual([ids(chat), chat.conversation("2").complete], [newest, false]);
+  void chat.older("2");
+  assert.deepEqual(socket().of(2), ["-50", "-100@<m0"]);
+});
+
+test("a live message between two of the first pages is there", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  const last = { from: "2", to: "1", id: "m99", time: 100, content: "m99\nm99" };
+  await socket().says({ ...last, op_type: 40023, unread: 100, online: true }, { op_type: 40023, content: "1" });
+  void chat.open("2");
+  await settled();
+  const all = Array.from({ length: 100 }, (_, number) => `m${number}`);
+  const frames = page(...all).map((frame) => ({ ...frame, read: false }));
+  await socket().says(...frames.slice(50, 100), { op_type: 40005, content: "50" }, live("z", 200));
+  assert.deepEqual(socket().of(2), ["-50", "-200@<m50"]);
+  await socket().says(...frames.slice(0, 50), { op_type: 40005, content: "50" });
+  assert.deepEqual(ids(chat), [...all, "z"]);
+});
+
+test("a live message is apart until nothing is missing above it", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a"));
+  const apart = () => [...chat.conversation("2").apart];
+  const reconnect = async () => {
+    await socket().breaks();
+    await socket().says(greeting);
+  };
+  await reconnect();
+  await socket().says(noConversations, live("y", 8));
+  assert.deepEqual([ids(chat), apart()], [["a", "y"], ["<y"]]);
+  await reconnect(); // what came between y and z is missing, too
+  await socket().says(noConversations, live("z", 9));
+  assert.deepEqual([ids(chat), apart()], [["a", "z"], ["<z"]]);
+  const missed = page("a", "x", "y", "between", "z").map((frame, index) => ({ ...frame, time: 5 + index }));
+  await socket().says(...missed.slice(1, 5), { op_type: 40005, content: "4" });
+  await socket().says(...missed.slice(0, 5), { op_type: 40005, content: "5" });
+  assert.deepEqual([ids(chat), apart()], [["a", "x", "y", "between", "z"], []]);
 });
 
 test("a live message does not move the place before the page is complete", async (t) => {

@@ -120,6 +120,42 @@ async def test_what_was_missed_is_there_without_gaps_and_what_was_deleted_is_not
         assert seen[-231:] == ["stays", *(f"missed {number}" for number in range(230))]
 
 
+async def test_a_gap_is_shown_until_it_is_filled(browser: Browser, server: Server) -> None:
+    await server.friends("alice", "bob")
+    async with at_a_browser(browser, server, "alice") as someone:
+        alice = await someone.window()
+        await alice.log_in()
+        await alice.opens("bob")
+        await alice.shows(["hello", "hello"])
+        await someone.context.set_offline(True)
+        async with server.chat("bob", to="alice") as bob:
+            await bob.send("m1\nmissed")
+            # Hold back the pages of the next connection, and nothing else.
+            await alice.page.evaluate(WITHOUT_PAGES)
+            await someone.context.set_offline(False)
+            await expect(alice.page.get_by_role("link", name="bob").locator(".last")).to_have_text("missed")
+            await bob.send("m2\nlive")
+        await alice.shows(["hello", "hello", "live"])
+        await expect(alice.page.locator(".row").filter(has_text="live").get_by_text("Loading…")).to_be_visible()
+        await expect(alice.page.locator(".row .gap")).to_have_count(1)
+        await alice.page.evaluate("window.sendPages()")
+        await alice.shows(["hello", "hello", "missed", "live"])
+        await expect(alice.page.locator(".row .gap")).to_have_count(0)
+
+
+WITHOUT_PAGES = """() => {
+  const [send, held] = [WebSocket.prototype.send, []];
+  WebSocket.prototype.send = function (text) {
+    if (JSON.parse(text).op_type === 2) held.push([this, text]);
+    else send.call(this, text);
+  };
+  window.sendPages = () => {
+    WebSocket.prototype.send = send;
+    for (const [socket, text] of held) send.call(socket, text);
+  };
+}"""
+
+
 async def test_a_session_that_ended_elsewhere_asks_for_the_password_and_keeps_everything(
     browser: Browser, server: Server
 ) -> None:
