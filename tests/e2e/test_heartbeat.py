@@ -8,6 +8,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pytest
+
 from tests import raw
 from tests.harness import Chat, HandClock, Server, serving, until
 
