@@ -10,11 +10,11 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/python run.py
 
-# Several files at a time, the tests of one file in sequence. In the order of their names: the tests of the page, which
+# Several files at a time, one more than there are cores as tests often wait; the tests of one file in sequence. In the order of their names: the tests of the page, which
 # take longest, do not come last. The coverage data lie in a folder of their own, apart from those of another run.
 test: $(VENV)/.dev
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
-		$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
+		$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
 
 # As on a machine without the optional programs: collects all tests, and runs the ones that need most of them.
 test-bare: $(VENV)/.dev

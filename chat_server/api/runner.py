@@ -10,7 +10,7 @@ from functools import partial
 from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.typedefs import Handler, Middleware
 
 from chat_server.api.envelope import Envelope
@@ -42,7 +42,10 @@ class Protocol(web.RequestHandler):
     `on_bytes` is called with the number of bytes of each read; an open socket counts them.
     """
 
-    __slots__ = ("_broken", "_bytes", "_descriptors", "_envelope", "_pace", "_patience", "_request", "on_bytes")
+    __slots__ = (
+        *("_answered", "_body", "_broken", "_bytes", "_descriptors", "_envelope", "_pace", "_patience"),
+        "on_bytes",
+    )
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class Protocol(web.RequestHandler):
         self._pace = pace
         self._broken = False  # nothing that comes is read any more
         self._bytes = 0  # that have come since no request was under way
-        self._request: web.BaseRequest | None = None
+        self._answered = 0  # requests
+        self._body: StreamReader | None = None  # of the newest request; those before it are complete
         self.on_bytes: Callable[[int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,34 +90,33 @@ class Protocol(web.RequestHandler):
                 self.transport.abort()
             return
         super().data_received(data if len(data) <= room else data[:room])
-        self._look_for_errors()
-        if self._bytes > (REQUEST_BYTES if self._request or self._messages else HEAD_BYTES) and not self._broken:
+        self._look_at_requests()
+        if self._bytes > (REQUEST_BYTES if self._is_busy() else HEAD_BYTES) and not self._broken:
             self._refuse_more()
 
-    def started(self, request: web.BaseRequest) -> None:
-        """A request is under way."""
-        self._request = request
+    def _is_busy(self) -> bool:
+        """Whether a request has come that is not answered yet."""
+        return self._request_count > self._answered
 
     def _refuse_more(self) -> None:
         """Let the requests that have come be answered, and the connection end behind them."""
-        bodies = [body for _, body in self._messages] + ([self._request.content] if self._request else [])
-        if not bodies:
+        if not self._is_busy():
             super().data_received(b"\0")  # no head may contain it: the answer is 400
-            self._look_for_errors()
+            self._look_at_requests()
             return
         self._broken = True
         self.close()
-        for body in bodies:
-            if not body.is_eof():
-                body.set_exception(Refused(Status.BAD_REQUEST, Reason.TOO_LARGE, "the request is too large"))
+        if self._body and not self._body.is_eof():
+            self._body.set_exception(Refused(Status.BAD_REQUEST, Reason.TOO_LARGE, "the request is too large"))
 
-    def _look_for_errors(self) -> None:
-        """Read no more once something came that is no HTTP.
+    def _look_at_requests(self) -> None:
+        """Remember the newest body, and read no more once something came that is no HTTP.
 
         aiohttp keeps the error among the requests. With its traceback it would hold what was read, in a cycle, until
         the next collection; there is no other way to it.
         """
-        for request, _ in self._messages:
+        for request, body in self._messages:
+            self._body = body
             if error := getattr(request, "exc", None):
                 self._broken = True
                 error.__traceback__ = None
@@ -149,13 +152,13 @@ class Protocol(web.RequestHandler):
         try:
             async with asyncio.timeout(self._patience):
                 finished = await super().finish_response(request, resp, start_time)
-            self._look_for_errors()  # of what came behind an upgrade that was refused
+            self._look_at_requests()  # at what came behind an upgrade that was refused
         except TimeoutError:
             if request.transport:
                 request.transport.abort()
             return resp, True
-        self._request = None
-        if not self._messages:
+        self._answered += 1
+        if not self._is_busy():
             self._bytes = 0
         if unread:
             self._broken = True
@@ -168,8 +171,6 @@ def _admission(pace: Pace, envelope: Envelope) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if isinstance(protocol := request.protocol, Protocol):
-            protocol.started(request)
         await pace.turn()
         coding = ", ".join(request.headers.getall("Transfer-Encoding", ()))
         if coding and (coding.lower() != "chunked" or request.version < HttpVersion11):
