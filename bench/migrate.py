@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from chat_server.backends import movable
+from chat_server.backends import open_exportable
 from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import load
 from chat_server.model.messages import Record
@@ -109,7 +109,7 @@ def _report(what: str, moved: Moved, messages: int) -> str:
 
 
 async def _fill(path: Path, messages: int) -> None:
-    async with movable([load(path, {})], Clock(), print) as [stores]:
+    async with open_exportable([load(path, {})], Clock(), print) as [stores]:
         first, now = START, Clock().now()
         for number, size in enumerate(_sizes(messages)):
             one, other = f"user{2 * number}", f"user{2 * number + 1}"

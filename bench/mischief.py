@@ -23,7 +23,7 @@ import msgspec
 import uvloop
 
 from bench.client import PATIENCE, BenchError, Code, Heard, Peer, Say, connect, each, log_in
-from bench.rude import BINARY, CONTINUATION, Gone, Rude, frame, request
+from bench.rude import BINARY, CONTINUATION, Gone, RawClient, frame, request
 
 SMALL = 4096  # bytes that the kernel holds for a reader that does not read
 LONG = "x" * 16000  # nearly MaxTextBytes
@@ -41,11 +41,11 @@ class Scene:
         self.tokens = tokens
         self.done: Counter[str] = Counter()
         self.milliseconds: list[float] = []  # that each of several things took
-        self.open: list[Rude] = []  # sockets nobody reads; kept until the end
+        self.open: list[RawClient] = []  # sockets nobody reads; kept until the end
 
-    async def rude(self, uid: str, *, buffer: int = 0) -> Rude:
+    async def rude(self, uid: str, *, buffer: int = 0) -> RawClient:
         """Open a socket without manners."""
-        return await Rude.open(self.url, uid, self.tokens[uid], buffer=buffer)
+        return await RawClient.open(self.url, uid, self.tokens[uid], buffer=buffer)
 
     async def polite(self, uid: str) -> Peer:
         """Open a socket that takes whatever comes and answers pings."""
@@ -233,7 +233,7 @@ AT_ONCE = 10_000  # sockets; each is a file descriptor here and at the server
 async def _herd(scene: Scene) -> None:
     """Open AT_ONCE sockets at once, and reset all of them together; come back at once."""
 
-    async def come(uid: str) -> Rude | None:
+    async def come(uid: str) -> RawClient | None:
         try:
             rude = await scene.rude(uid)
         except (*Gone, OSError, BenchError, TimeoutError):

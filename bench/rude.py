@@ -34,7 +34,7 @@ def request(op_type: int, content: str = "", to: str = "") -> bytes:
     return frame(json.dumps({"op_type": op_type, "to": to, "content": content}).encode())
 
 
-class Rude:
+class RawClient:
     """An open socket. What it is not asked to read stays in the kernel, and then at the server."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,7 +42,7 @@ class Rude:
         self._writer = writer
 
     @classmethod
-    async def open(cls, url: str, uid: str, token: str, *, buffer: int = 0) -> Rude:
+    async def open(cls, url: str, uid: str, token: str, *, buffer: int = 0) -> RawClient:
         """Open a socket of `uid` at `url`; with a `buffer` the kernel takes little more than so many bytes."""
         address = urlsplit(url)
         sock = socket.socket()

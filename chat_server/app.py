@@ -8,16 +8,16 @@ from functools import partial
 
 from aiohttp import web
 
+from chat_server.api.connection_manager import SLOTS, ConnectionManager
 from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
 from chat_server.api.http import Http
-from chat_server.api.middleware import errors_become_answers, other_origins
+from chat_server.api.middleware import error_middleware, origin_middleware
 from chat_server.api.page import Page
-from chat_server.api.request import Edge
+from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.runner import listening
-from chat_server.api.socket import SLOTS, Sockets
-from chat_server.backends import Stores, by_backend, opened
-from chat_server.conf import Server, Settings
+from chat_server.backends import Stores, by_backend, open_stores
+from chat_server.conf import ServerSettings, Settings
 from chat_server.service.accounts import DAY, Accounts
 from chat_server.service.chat import Chat
 from chat_server.service.frames import Frames
@@ -26,7 +26,7 @@ from chat_server.service.registry import Registry
 from chat_server.status import Status
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
-from chat_server.utils.meter import OFF, Meter
+from chat_server.utils.metrics import NO_METRICS, Metrics
 from chat_server.utils.passwords import Passwords
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,10 @@ async def serving(
     """
     clock = clock or Clock()
     envelope = Envelope(settings.server.language)
-    meter, exposing = _metrics(settings.server, envelope)
+    metrics, exposing = _metrics(settings.server, envelope)
     passwords = Passwords(settings.accounts.password_cost, settings.accounts.password_wait)
     try:
-        async with opened(settings, clock, lost, meter) as stores:
+        async with open_stores(settings, clock, lost, metrics) as stores:
             try:
                 timeline = Timeline(clock, await stores.messages.newest())
             except StoreUnavailable as error:
@@ -69,7 +69,7 @@ async def serving(
                 log.warning("the newest message is from the future", extra={"ahead_seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port
             async with (
-                _application(settings, stores, passwords, timeline, envelope, meter) as application,
+                _application(settings, stores, passwords, timeline, envelope, metrics) as application,
                 exposing,
                 listening(application, envelope, host, port, settings.server.request_timeout) as address,
             ):
@@ -78,20 +78,20 @@ async def serving(
         passwords.close()
 
 
-def _metrics(config: Server, envelope: Envelope) -> tuple[Meter, AbstractAsyncContextManager[None]]:
-    """The meter, and what exposes it while it is open."""
+def _metrics(config: ServerSettings, envelope: Envelope) -> tuple[Metrics, AbstractAsyncContextManager[None]]:
+    """The metrics, and what exposes it while it is open."""
     if not config.metrics_port:
-        return OFF, nullcontext()
-    from chat_server.api.metrics import exposing  # noqa: PLC0415 - slow to import, and only needed here
-    from chat_server.utils.metrics import Metrics  # noqa: PLC0415
+        return NO_METRICS, nullcontext()
+    from chat_server.api.metrics_endpoint import exposing  # noqa: PLC0415 - slow to import, and only needed here
+    from chat_server.utils.prometheus import PrometheusMetrics  # noqa: PLC0415
 
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     return metrics, exposing(metrics, envelope, config.metrics_host, config.metrics_port, config.request_timeout)
 
 
 @asynccontextmanager
 async def _application(
-    settings: Settings, stores: Stores, passwords: Passwords, timeline: Timeline, envelope: Envelope, meter: Meter
+    settings: Settings, stores: Stores, passwords: Passwords, timeline: Timeline, envelope: Envelope, metrics: Metrics
 ) -> AsyncIterator[web.Application]:
     """The rooms, wired, with the work that goes on behind the requests."""
     registry = Registry()
@@ -101,11 +101,11 @@ async def _application(
     chat = Chat(
         settings.chat, accounts, stores.messages, stores.sending, stores.rates, registry, frames, timeline, friends
     )
-    edge = Edge(settings.server.trusted_proxies, settings.server.allowed_origins)
+    proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     for store, names in by_backend(settings).items():
-        meter.watch_health(store, partial(health.up, names))
-    http = Http(accounts, envelope, edge, health, settings.server.request_timeout)
+        metrics.watch_health(store, partial(health.up, names))
+    http = Http(accounts, envelope, proxy_policy, health, settings.server.request_timeout)
     page = Page(
         {
             "max-text": settings.chat.max_text_bytes,
@@ -114,11 +114,13 @@ async def _application(
             "registration": settings.accounts.registration,
         }
     )
-    sockets = Sockets(settings.sockets, accounts, chat, stores.sessions, registry, frames, edge, meter, page.instead)
-    meter.gauge("chat_sockets", "Open sockets.", sockets.open)
-    meter.gauge("chat_users_online", "Users with an open socket.", registry.users)
-    meter.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
-    meter.gauge("chat_passwords_waiting", "Passwords that wait to be hashed.", lambda: passwords.waiting)
+    sockets = ConnectionManager(
+        settings.sockets, accounts, chat, stores.sessions, registry, frames, proxy_policy, metrics, page.instead
+    )
+    metrics.gauge("chat_sockets", "Open sockets.", sockets.open)
+    metrics.gauge("chat_users_online", "Users with an open socket.", registry.users)
+    metrics.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
+    metrics.gauge("chat_passwords_waiting", "Passwords that wait to be hashed.", lambda: passwords.waiting)
 
     failures = {
         "/user/register": Status.REGISTER_FAILED,
@@ -127,7 +129,7 @@ async def _application(
         "/user/logout": Status.LOGOUT_FAILED,
     }
     application = web.Application(
-        middlewares=[other_origins(edge, envelope, failures), errors_become_answers(envelope)],
+        middlewares=[origin_middleware(proxy_policy, envelope, failures), error_middleware(envelope)],
         client_max_size=LARGEST_BODY,
     )
     application.add_routes(
@@ -154,12 +156,12 @@ async def _application(
     application.on_shutdown.append(end)
     behind = [
         asyncio.create_task(_for_ever(sockets.beat, settings.sockets.heartbeat_seconds / SLOTS)),
-        asyncio.create_task(_for_ever(chat.recheck, settings.sockets.heartbeat_seconds)),
+        asyncio.create_task(_for_ever(chat.refresh, settings.sockets.heartbeat_seconds)),
         asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
-        asyncio.create_task(meter.watch_loop()),
+        asyncio.create_task(metrics.watch_loop()),
     ]
     if settings.server.metrics_port:  # a scrape reads what was found last, and never waits for a store
-        behind.append(asyncio.create_task(_for_ever(health.look, HEALTH_SECONDS)))
+        behind.append(asyncio.create_task(_for_ever(health.probe, HEALTH_SECONDS)))
     try:
         yield application
     finally:

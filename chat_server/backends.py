@@ -10,18 +10,18 @@ from typing import TypeVar
 
 import msgspec
 
-from chat_server.cache.limits import MovableStrangers, RateStore, StrangerStore
-from chat_server.cache.sessions import MovableSessions, SessionStore
-from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteRates, SqliteSessions, SqliteStrangers, sweep
+from chat_server.cache.counters import ContactStore, ExportableContacts, RateStore
+from chat_server.cache.sessions import ExportableSessions, SessionStore
+from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteContacts, SqliteRates, SqliteSessions, sweep
 from chat_server.conf import Settings
-from chat_server.model.messages import MessageStore, MovableMessages
+from chat_server.model.messages import ExportableMessages, MessageStore
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessages, SqliteUsers
-from chat_server.model.users import MovableUsers, UserStore
-from chat_server.service.sending import OneTransaction, Sending, TwoSteps, Unguarded
+from chat_server.model.users import ExportableUsers, UserStore
+from chat_server.service.sending import SameDatabase, SendStrategy, SeparateStores, Unlimited
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.lease import LEASE_SECONDS, Lease
-from chat_server.utils.meter import OFF, Meter
+from chat_server.utils.metrics import NO_METRICS, Metrics
 from chat_server.utils.sqlite import Database, examine
 
 log = logging.getLogger(__name__)
@@ -41,33 +41,33 @@ class Stores(msgspec.Struct, frozen=True):
     messages: MessageStore
     sessions: SessionStore
     rates: RateStore
-    sending: Sending
+    sending: SendStrategy
     forget: Callable[[], Awaitable[None]]
 
 
-class Movable(msgspec.Struct, frozen=True):
+class ExportableStores(msgspec.Struct, frozen=True):
     """What can be moved from one set of stores to another. Rates cannot: they are too young to be missed."""
 
-    users: MovableUsers
-    messages: MovableMessages
-    sessions: MovableSessions
-    strangers: MovableStrangers
+    users: ExportableUsers
+    messages: ExportableMessages
+    sessions: ExportableSessions
+    contacts: ExportableContacts
 
 
 @asynccontextmanager
-async def opened(
-    settings: Settings, clock: Clock, lost: Callable[[str], None], meter: Meter = OFF
+async def open_stores(
+    settings: Settings, clock: Clock, lost: Callable[[str], None], metrics: Metrics = NO_METRICS
 ) -> AsyncIterator[Stores]:
     """The stores. Raises StartError, after at most StartTimeout for those that are away.
 
     `lost` is told, in a sentence, when another server took a store over: this one must end.
     """
     async with AsyncExitStack() as stack:
-        opening = _Opening(settings, clock, lost, stack, meter)
+        opening = _Opening(settings, clock, lost, stack, metrics)
         database = await opening.database() if _embedded(settings) else None
         users = await opening.users(database)
         messages = await opening.messages(database)
-        sessions, rates, strangers = await opening.cache(database, serving=True)
+        sessions, rates, contacts = await opening.cache(database, serving=True)
 
         async def forget() -> None:
             if database:
@@ -78,46 +78,48 @@ async def opened(
             if database:
                 await database.checkpoint()
 
-        sending = _sending(settings, database, messages, strangers)
+        sending = _send_strategy(settings, database, messages, contacts)
         yield Stores(users, messages, sessions, rates, sending, forget)
 
 
 @asynccontextmanager
-async def movable(
+async def open_exportable(
     sides: Sequence[Settings], clock: Clock, lost: Callable[[str], None]
-) -> AsyncIterator[Sequence[Movable]]:
-    """Several sets of stores, which may share some; no server runs on any of them. Raises StartError, as `opened`."""
+) -> AsyncIterator[Sequence[ExportableStores]]:
+    """Several sets of stores, which may share some; no server runs on any of them. Raises StartError."""
     async with AsyncExitStack() as stack:
         databases: dict[Path, Database] = {}
-        opened: list[Movable] = []
+        opened: list[ExportableStores] = []
         for settings in sides:
             calm = _unhurried(settings)
-            opening = _Opening(calm, clock, lost, stack, OFF, patience=calm.stores.store_timeout)
+            opening = _Opening(calm, clock, lost, stack, NO_METRICS, patience=calm.stores.store_timeout)
             database = databases.get(folder := settings.stores.data_dir.resolve())
             if not database and _embedded(settings):
                 database = databases[folder] = await opening.database()
             users, messages = await opening.users(database), await opening.messages(database)
-            sessions, _, strangers = await opening.cache(database)
-            opened.append(Movable(users, messages, sessions, strangers))
+            sessions, _, contacts = await opening.cache(database)
+            opened.append(ExportableStores(users, messages, sessions, contacts))
         yield opened
 
 
 @asynccontextmanager
-async def beside(settings: Settings, clock: Clock, *, make: bool) -> AsyncIterator[tuple[Movable, bool]]:
+async def open_alongside(
+    settings: Settings, clock: Clock, *, make: bool
+) -> AsyncIterator[tuple[ExportableStores, bool]]:
     """The stores, for a command: also beside a running server, whose lock, leases and schemas are left alone.
 
     `make`: where there is no embedded database yet, make one. The second value says whether it is certain that no
-    server runs. Raises StartError, as `opened`.
+    server runs. Raises StartError, as `open_stores`.
     """
     database_file = settings.stores.data_dir / "chat.db"
     if not make and _embedded(settings) and not database_file.exists():
         raise StartError(f"there is no {database_file}; check DataDir")
     async with AsyncExitStack() as stack:
-        opening = _Opening(_unhurried(settings), clock, lambda why: None, stack, OFF, beside=True)
+        opening = _Opening(_unhurried(settings), clock, lambda why: None, stack, NO_METRICS, alongside=True)
         database = await opening.database() if _embedded(settings) else None
         users, messages = await opening.users(database), await opening.messages(database)
-        sessions, _, strangers = await opening.cache(database)
-        yield Movable(users, messages, sessions, strangers), database is not None and database.alone
+        sessions, _, contacts = await opening.cache(database)
+        yield ExportableStores(users, messages, sessions, contacts), database is not None and database.owns_lock
 
 
 def _unhurried(settings: Settings) -> Settings:
@@ -141,19 +143,19 @@ async def _check_servers(settings: Settings) -> list[str]:
     if settings.mysql.db == "mysql":
         from chat_server.model import mysql  # noqa: PLC0415
 
-        found.append(await _looked_at("MySQL", mysql.look(settings.mysql, timeout)))
+        found.append(await _probed("MySQL", mysql.look(settings.mysql, timeout)))
     if settings.redis.redis_db == "redis":
         from chat_server.cache import redis  # noqa: PLC0415
 
-        found.append(await _looked_at("Redis", redis.look(settings.redis, timeout)))
+        found.append(await _probed("Redis", redis.look(settings.redis, timeout)))
     if settings.mongodb.mongodb == "mongodb":
         from chat_server.model import mongodb  # noqa: PLC0415
 
-        found.append(await _looked_at("MongoDB", mongodb.look(settings.mongodb, timeout)))
+        found.append(await _probed("MongoDB", mongodb.look(settings.mongodb, timeout)))
     return found
 
 
-async def _looked_at(name: str, look: Awaitable[str]) -> str:
+async def _probed(name: str, look: Awaitable[str]) -> str:
     try:
         return f"{name}: {await look}"
     except StoreUnavailable as error:
@@ -163,7 +165,7 @@ async def _looked_at(name: str, look: Awaitable[str]) -> str:
 class _Opening:
     """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted.
 
-    `beside`: a server may run on them; no lease is taken, no schema changed that it uses. `patience`: a store that
+    `alongside`: a server may run on them; no lease is taken, no schema changed that it uses. `patience`: a store that
     answers may have been slow for longer than a lease; so many seconds a write waits for the lease to be renewed.
     """
 
@@ -173,15 +175,15 @@ class _Opening:
         clock: Clock,
         lost: Callable[[str], None],
         stack: AsyncExitStack,
-        meter: Meter,
+        metrics: Metrics,
         *,
-        beside: bool = False,
+        alongside: bool = False,
         patience: float = 0.0,
     ) -> None:
-        self._beside = beside
+        self._alongside = alongside
         self._patience = patience
         self._settings = settings
-        self._meter = meter
+        self._metrics = metrics
         self._clock = clock
         self._lost = lost
         self._stack = stack
@@ -189,25 +191,25 @@ class _Opening:
 
     async def database(self) -> Database:
         stores = self._settings.stores
-        database = Database(stores.data_dir, timeout=stores.store_timeout, watch=self._meter.watch("embedded"))
+        database = Database(stores.data_dir, timeout=stores.store_timeout, watch=self._metrics.watch("embedded"))
         self._stack.push_async_callback(database.close)
-        await database.open(SCHEMAS, beside=self._beside)
+        await database.open(SCHEMAS, alongside=self._alongside)
         return database
 
-    async def users(self, database: Database | None) -> MovableUsers:
+    async def users(self, database: Database | None) -> ExportableUsers:
         config = self._settings.mysql
         if database and config.db == "embedded":
             return SqliteUsers(database)
         from chat_server.model import mysql  # noqa: PLC0415
 
-        timeout, watch = self._settings.stores.store_timeout, self._meter.watch("mysql")
-        users = await self._patiently(
-            mysql.address(config), lambda: mysql.connect(config, timeout, watch, beside=self._beside)
+        timeout, watch = self._settings.stores.store_timeout, self._metrics.watch("mysql")
+        users = await self._with_retry(
+            mysql.address(config), lambda: mysql.connect(config, timeout, watch, alongside=self._alongside)
         )
         self._stack.push_async_callback(users.close)
         return users
 
-    async def messages(self, database: Database | None) -> MovableMessages:
+    async def messages(self, database: Database | None) -> ExportableMessages:
         config, stores = self._settings.mongodb, self._settings.stores
         if database and config.mongodb == "embedded":
             return SqliteMessages(database)
@@ -216,17 +218,17 @@ class _Opening:
         client = mongodb.client(config, stores.store_timeout)
         self._stack.callback(client.close)
         database_, timeout, name = client[config.name], stores.store_timeout, mongodb.address(config)
-        await self._patiently(name, lambda: mongodb.reach(config, client, timeout))
-        if self._beside:
+        await self._with_retry(name, lambda: mongodb.reach(config, client, timeout))
+        if self._alongside:
             return mongodb.MongoMessages(database_, timeout, name=name)
         lease = Lease(mongodb.MongoLease(database_, timeout, name), "[MongoDB] MongoDBName", self._patience)
         await self._hold("mongodb", name, lease)
-        days, watch = stores.message_days, self._meter.watch("mongodb")
-        return await self._patiently(name, lambda: mongodb.connect(config, client, timeout, days, lease.held, watch))
+        days, watch = stores.message_days, self._metrics.watch("mongodb")
+        return await self._with_retry(name, lambda: mongodb.connect(config, client, timeout, days, lease.held, watch))
 
     async def cache(
         self, database: Database | None, *, serving: bool = False
-    ) -> tuple[MovableSessions, RateStore, MovableStrangers]:
+    ) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
         settings = self._settings
         lifetime, window = settings.accounts.session_days * DAY, settings.chat.stranger_window * DAY
         limit, kept = settings.chat.stranger_limit, settings.stores.message_days * DAY or window
@@ -234,7 +236,7 @@ class _Opening:
             return (
                 SqliteSessions(database, lifetime, self._clock),
                 SqliteRates(database, self._clock),
-                SqliteStrangers(database, limit, window, kept),
+                SqliteContacts(database, limit, window, kept),
             )
         from chat_server.cache import redis  # noqa: PLC0415
 
@@ -243,29 +245,29 @@ class _Opening:
         bare = redis.Scripts(client, settings.redis.redis_prefix, timeout)
         self._stack.push_async_callback(bare.close)
         # A command beside a server may only read, which a store that is full or read-only does as well.
-        await self._patiently(bare.name, bare.reach if self._beside else bare.ping)
+        await self._with_retry(bare.name, bare.reach if self._alongside else bare.ping)
         scripts = bare
-        if not self._beside:
+        if not self._alongside:
             lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)
             await self._hold("redis", bare.name, lease)
-            watch = self._meter.watch("redis")
+            watch = self._metrics.watch("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
-            self._stack.push_async_callback(scripts.settled)
+            self._stack.push_async_callback(scripts.flush)
         if serving and (forgetful := await bare.forgetful()):
             why = "killed, it may forget sessions, or bring back ended ones and old counts"
             log.warning("Redis may go back on what it answered", extra={"settings": forgetful, "why": why})
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
             redis.RedisRates(scripts, self._clock),
-            redis.RedisStrangers(scripts, limit, window, kept),
+            redis.RedisContacts(scripts, limit, window, kept),
         )
 
     async def _hold(self, store: str, name: str, lease: Lease) -> None:
         """Take the lease, and renew it until the end."""
         self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)  # it may have to run out first
-        await self._patiently(name, lease.take)
+        await self._with_retry(name, lease.take)
         self._stack.push_async_callback(lease.release)
-        self._meter.watch_lease(store, lease.left)
+        self._metrics.watch_lease(store, lease.left)
         keeping = asyncio.create_task(lease.keep(self._lost))
 
         async def stop() -> None:
@@ -274,7 +276,7 @@ class _Opening:
 
         self._stack.push_async_callback(stop)
 
-    async def _patiently(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
+    async def _with_retry(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
         """What `connect` returns, tried until StartTimeout is over; what waiting does not help ends it at once."""
         why = ""
         while True:
@@ -304,13 +306,13 @@ def _embedded(settings: Settings) -> bool:
     return "embedded" in (settings.mysql.db, settings.redis.redis_db, settings.mongodb.mongodb)
 
 
-def _sending(
-    settings: Settings, database: Database | None, messages: MessageStore, strangers: StrangerStore
-) -> Sending:
+def _send_strategy(
+    settings: Settings, database: Database | None, messages: MessageStore, contacts: ContactStore
+) -> SendStrategy:
     limit = settings.chat.stranger_limit
     window = int(settings.chat.stranger_window * DAY * MICROSECONDS)
     if not limit:
-        return Unguarded(messages)
-    if database and isinstance(messages, SqliteMessages) and isinstance(strangers, SqliteStrangers):
-        return OneTransaction(database.write, messages, strangers, limit, window)
-    return TwoSteps(messages, strangers, limit, window)
+        return Unlimited(messages)
+    if database and isinstance(messages, SqliteMessages) and isinstance(contacts, SqliteContacts):
+        return SameDatabase(database.write, messages, contacts, limit, window)
+    return SeparateStores(messages, contacts, limit, window)

@@ -14,7 +14,7 @@ from aiohttp import web
 from chat_server.api.connection import Connection, WebSocket
 from chat_server.api.envelope import Envelope
 from chat_server.api.runner import listening
-from chat_server.conf import Sockets as Config
+from chat_server.conf import SocketSettings
 from chat_server.service.frames import Request
 from chat_server.service.registry import Receipt
 from chat_server.status import Refused
@@ -68,7 +68,7 @@ class Echo:
 async def echoing(*, compress: bool = True) -> AsyncIterator[str]:
     """An echo server on a free port; yields its URL."""
     echo = Echo()
-    config = Config(outbox_bytes=4 * LARGEST, compress=compress)
+    config = SocketSettings(outbox_bytes=4 * LARGEST, compress=compress)
 
     async def upgrade(request: web.Request) -> web.StreamResponse:
         ws = WebSocket(autoclose=False, autoping=False, compress=compress, max_msg_size=LARGEST)

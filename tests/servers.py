@@ -142,21 +142,21 @@ def running() -> Iterator[list[DatabaseServer]]:
             server.stop()
 
 
-def mysql_config(server: DatabaseServer) -> conf.MySQL:
+def mysql_config(server: DatabaseServer) -> conf.MySQLSettings:
     """The settings for it."""
-    return conf.MySQL(db="mysql", db_port=server.port, db_user="chat", db_password="secret")
+    return conf.MySQLSettings(db="mysql", db_port=server.port, db_user="chat", db_password="secret")
 
 
-def mongodb_config(server: DatabaseServer | None, name: str) -> conf.MongoDB:
+def mongodb_config(server: DatabaseServer | None, name: str) -> conf.MongoDBSettings:
     """The settings for it, or for the one that CHAT_TEST_MONGODB names; `name` of the database."""
     if server is None:
-        return conf.MongoDB(mongodb="mongodb", addr=os.environ["CHAT_TEST_MONGODB"], name=name)
-    return conf.MongoDB(mongodb="mongodb", addr="127.0.0.1", port=server.port, name=name)
+        return conf.MongoDBSettings(mongodb="mongodb", addr=os.environ["CHAT_TEST_MONGODB"], name=name)
+    return conf.MongoDBSettings(mongodb="mongodb", addr="127.0.0.1", port=server.port, name=name)
 
 
-def redis_config(server: DatabaseServer, prefix: str = "chat_server:") -> conf.Redis:
+def redis_config(server: DatabaseServer, prefix: str = "chat_server:") -> conf.RedisSettings:
     """The settings for it."""
-    return conf.Redis(redis_db="redis", redis_addr=f"127.0.0.1:{server.port}", redis_prefix=prefix)
+    return conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{server.port}", redis_prefix=prefix)
 
 
 def environ(

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
-from chat_server.conf import Sockets as Config
+from chat_server.conf import SocketSettings
 from chat_server.service.frames import Request
 from chat_server.service.registry import Receipt
 from chat_server.status import Disconnect, Refused
 from chat_server.utils.tcp import progress
-from chat_server.utils.throttle import Bucket
+from chat_server.utils.token_bucket import TokenBucket
 from chat_server.utils.websocket import CLOSE, PING, PONG, deflated, frame
 
 # Requests of a socket that wait to be worked on, at most so many and so many bytes; then it is not read.
@@ -147,7 +147,7 @@ class Connection:
     def __init__(  # noqa: PLR0913 - what a socket is made of, each by name
         self,
         owner: Owner,
-        config: Config,
+        config: SocketSettings,
         ws: WebSocket,
         transport: asyncio.Transport,
         drain: Callable[[], Awaitable[None]],
@@ -158,7 +158,7 @@ class Connection:
         session: bytes,
         sync: bool,
         address: str,
-        bucket: Bucket | None,
+        bucket: TokenBucket | None,
         binary: bool = False,
     ) -> None:
         self.user = user

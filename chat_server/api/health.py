@@ -17,7 +17,7 @@ Ping = Callable[[], Awaitable[None]]
 EVERY = 0.9
 
 
-class State(msgspec.Struct, frozen=True):
+class HealthState(msgspec.Struct, frozen=True):
     """Of one store: `up` or `away`, since when (ms since the epoch), and how long its last answer took (ms).
 
     A store that answers but refuses to write is `away` as well.
@@ -33,11 +33,11 @@ class Health:
 
     def __init__(self, stores: Mapping[str, Ping]) -> None:
         self._stores = stores
-        self._states = dict.fromkeys(stores, State("up", _now(), 0))  # the server starts with all of them up
+        self._states = dict.fromkeys(stores, HealthState("up", _now(), 0))  # the server starts with all of them up
         self._asking: asyncio.Task[None] | None = None
         self._until = 0.0
 
-    async def look(self) -> tuple[bool, dict[str, State]]:
+    async def probe(self) -> tuple[bool, dict[str, HealthState]]:
         """Whether all stores are up, and the state of each."""
         if self._asking is None and time.monotonic() >= self._until:
             self._asking = asyncio.create_task(self._ask())
@@ -63,7 +63,7 @@ class Health:
         finally:
             self._asking = None
 
-    async def _state(self, name: str, ping: Ping) -> State:
+    async def _state(self, name: str, ping: Ping) -> HealthState:
         started = time.perf_counter()
         before = self._states[name]
         try:
@@ -76,7 +76,7 @@ class Health:
             if before.state != state:
                 log.warning("store unavailable", extra={"store": name, "error": str(error)})
         took = round((time.perf_counter() - started) * 1000, 1)
-        return State(state, before.since if state == before.state else _now(), took)
+        return HealthState(state, before.since if state == before.state else _now(), took)
 
 
 def _now() -> int:

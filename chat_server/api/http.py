@@ -7,7 +7,7 @@ from aiohttp import web
 
 from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
-from chat_server.api.request import Edge, body, delete_cookies, set_cookie
+from chat_server.api.proxy_policy import ProxyPolicy, body, delete_cookies, set_cookie
 from chat_server.service.accounts import Accounts, Session
 from chat_server.status import Status
 
@@ -36,10 +36,12 @@ class Name(msgspec.Struct):
 class Http:
     """The handlers of the HTTP endpoints; a body has `patience` seconds to come."""
 
-    def __init__(self, accounts: Accounts, envelope: Envelope, edge: Edge, health: Health, patience: float) -> None:
+    def __init__(
+        self, accounts: Accounts, envelope: Envelope, proxy_policy: ProxyPolicy, health: Health, patience: float
+    ) -> None:
         self._accounts = accounts
         self._envelope = envelope
-        self._edge = edge
+        self._proxy_policy = proxy_policy
         self._health = health
         self._patience = patience
         self._openapi = files("chat_server.api").joinpath("openapi.json").read_bytes()
@@ -50,7 +52,7 @@ class Http:
 
     async def health(self, request: web.Request) -> web.Response:
         """GET /health"""
-        up, data = await self._health.look()
+        up, data = await self._health.probe()
         return self._envelope.success(Status.OK, data) if up else self._envelope.away(data)
 
     async def openapi(self, request: web.Request) -> web.Response:
@@ -60,16 +62,16 @@ class Http:
     async def register(self, request: web.Request) -> web.Response:
         """POST /user/register"""
         asked = await body(request, Credentials, Status.REGISTER_FAILED, self._patience)
-        await self._accounts.register(asked.user_name, asked.password, self._edge.address(request))
+        await self._accounts.register(asked.user_name, asked.password, self._proxy_policy.address(request))
         return self._envelope.success(Status.REGISTERED)
 
     async def login(self, request: web.Request) -> web.Response:
         """POST /user/login"""
         asked = await body(request, Credentials, Status.LOGIN_FAILED, self._patience)
-        login = await self._accounts.login(asked.user_name, asked.password, self._edge.address(request))
+        login = await self._accounts.login(asked.user_name, asked.password, self._proxy_policy.address(request))
         response = self._envelope.success(Status.LOGGED_IN, msgspec.to_builtins(login))
-        if self._edge.foreign(request) is None:
-            set_cookie(response, login.token, login.expires_in, secure=self._edge.secure(request))
+        if self._proxy_policy.foreign(request) is None:
+            set_cookie(response, login.token, login.expires_in, secure=self._proxy_policy.secure(request))
         return response
 
     async def set_password(self, request: web.Request) -> web.Response:
@@ -77,7 +79,7 @@ class Http:
         session = await self._session(request)
         asked = await body(request, NewPassword, Status.SET_PASSWORD_FAILED, self._patience)
         await self._accounts.set_password(
-            session, asked.user_name, asked.old_password, asked.new_password, self._edge.address(request)
+            session, asked.user_name, asked.old_password, asked.new_password, self._proxy_policy.address(request)
         )
         return self._envelope.success(Status.PASSWORD_SET)
 
@@ -87,9 +89,9 @@ class Http:
         asked = await body(request, Name, Status.LOGOUT_FAILED, self._patience)
         await self._accounts.logout(session, asked.user_name)
         response = self._envelope.success(Status.LOGGED_OUT)
-        if self._edge.foreign(request) is None:
-            delete_cookies(response, secure=self._edge.secure(request))
+        if self._proxy_policy.foreign(request) is None:
+            delete_cookies(response, secure=self._proxy_policy.secure(request))
         return response
 
     async def _session(self, request: web.Request) -> Session:
-        return await self._accounts.session(self._edge.tokens(request))
+        return await self._accounts.session(self._proxy_policy.tokens(request))

@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from chat_server.api.envelope import Envelope
-from chat_server.api.request import Edge
+from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
 
@@ -20,7 +20,7 @@ _OF_HTTP_CODE = {
 }
 
 
-def errors_become_answers(
+def error_middleware(
     envelope: Envelope,
 ) -> Middleware:
     """The middleware that turns exceptions into the envelope."""
@@ -47,7 +47,7 @@ def errors_become_answers(
     return middleware
 
 
-def other_origins(edge: Edge, envelope: Envelope, failures: Mapping[str, Status]) -> Middleware:
+def origin_middleware(proxy_policy: ProxyPolicy, envelope: Envelope, failures: Mapping[str, Status]) -> Middleware:
     """The middleware that refuses POSTs from other sites' pages, and answers CORS for those allowed.
 
     `failures`: path -> the failure code of its endpoint. Upgrades are checked where they are made, in their order.
@@ -55,10 +55,10 @@ def other_origins(edge: Edge, envelope: Envelope, failures: Mapping[str, Status]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        origin = edge.foreign(request)
+        origin = proxy_policy.foreign(request)
         if origin is None:
             return await handler(request)
-        if not edge.allowed(origin):
+        if not proxy_policy.allowed(origin):
             failed = failures.get(request.path)
             return envelope.refusal(foreign(failed)) if failed and request.method != "GET" else await handler(request)
         preflight = request.method == "OPTIONS"

@@ -19,7 +19,7 @@ from chat_server.api.middleware import answer_to
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.descriptors import Descriptors
 from chat_server.utils.errors import StartError
-from chat_server.utils.pace import Pace
+from chat_server.utils.turn_queue import TurnQueue
 
 # Connections that the system holds for us until we accept them.
 BACKLOG = 1024
@@ -52,7 +52,7 @@ class Protocol(web.RequestHandler):
         envelope: Envelope,
         patience: float,
         descriptors: Descriptors,
-        pace: Pace,
+        pace: TurnQueue,
         manager: web.Server,
         **options: Any,
     ) -> None:
@@ -166,7 +166,7 @@ class Protocol(web.RequestHandler):
         return finished
 
 
-def _admission(pace: Pace, envelope: Envelope) -> Middleware:
+def _admission(pace: TurnQueue, envelope: Envelope) -> Middleware:
     """The first middleware: each request waits for its turn, and must say in one way where its body ends."""
 
     @web.middleware
@@ -189,7 +189,7 @@ async def listening(
 
     `patience`: as Protocol. `keys` is what the settings of host and port begin with.
     """
-    pace = Pace()
+    pace = TurnQueue()
     application.middlewares.insert(0, _admission(pace, envelope))
     application.on_response_prepare.append(secured)
     # A client that is gone cancels its handler: a password that nobody waits for leaves the queue.

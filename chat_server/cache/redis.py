@@ -14,14 +14,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
-from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict
+from chat_server.cache.counters import ContactRecord, ContactState, Decision, Permission, Rate
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
-from chat_server.conf import Redis as Config
+from chat_server.conf import RedisSettings
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.lease import Held, always
-from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 from chat_server.utils.tls import trouble
 
 # Connections at most: one carries the scripts, the others health checks and what is left of broken ones.
@@ -83,7 +83,7 @@ class Scripts:
         prefix: str,
         timeout: float,
         held: Held = always,
-        watch: Watch = UNWATCHED,
+        watch: StoreMetrics = NO_STORE_METRICS,
     ) -> None:
         self._held = held
         self._watch = watch
@@ -136,13 +136,13 @@ class Scripts:
             if found := answer[1]:
                 yield [key.decode().removeprefix(start) for key in found]
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Finish what was handed over."""
-        await self._calls.settled()
+        await self._calls.flush()
 
     async def close(self) -> None:
         """Finish what was handed over and close the connections."""
-        await self.settled()
+        await self.flush()
         await self._redis.aclose()
 
     async def _run_together(self, calls: list[Call]) -> Sequence[Any]:
@@ -287,8 +287,8 @@ class RedisRates:
         await self._scripts.ping()
 
 
-class RedisStrangers:
-    """StrangerStore on Redis; `window`, and how long messages are `kept`, in seconds."""
+class RedisContacts:
+    """ContactStore on Redis; `window`, and how long messages are `kept`, in seconds."""
 
     def __init__(self, scripts: Scripts, limit: int, window: float, kept: float) -> None:
         self._scripts = scripts
@@ -296,14 +296,16 @@ class RedisStrangers:
         self._window = int(window * MICROSECONDS)
         self._kept = int(kept * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+    async def take(
+        self, sender: str, receiver: str, id: str, now: int, rebuilt: ContactState | None = None
+    ) -> Decision:
         arguments: list[str | int] = [sender, id, now, self._limit, self._window, self._kept]
         if rebuilt:
             arguments += _fields(rebuilt)
-        verdict, lifted = await self._scripts.run("stranger_take", [_pair(sender, receiver)], arguments)
-        return Ruling(Verdict[verdict.decode()], bool(lifted))
+        verdict, lifted = await self._scripts.run("contact_take", [_pair(sender, receiver)], arguments)
+        return Decision(Permission[verdict.decode()], bool(lifted))
 
-    async def befriend(self, one: str, other: str, now: int) -> None:
+    async def allow(self, one: str, other: str, now: int) -> None:
         await self._scripts.run(
             "stranger_befriend", [_pair(one, other)], [now + self._window, 2 * self._window // 1000]
         )
@@ -311,20 +313,20 @@ class RedisStrangers:
     async def forget(self, one: str, other: str) -> None:
         await self._scripts.run("forget", [_pair(one, other)])
 
-    async def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
+    async def pages(self, count: int) -> AsyncIterator[list[ContactRecord]]:
         async for page in self._scripts.keys("stranger:", count):
             names = [key.partition("/") for key in page]
             yield await self.peek([(one, other) for one, _, other in names])
 
-    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[StrangerRecord]:
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[ContactRecord]:
         found = await asyncio.gather(*(self._scripts.run("stranger_peek", [_pair(*pair)]) for pair in pairs))
         return [
-            StrangerRecord(*pair, _stranger(*state[:5]), state[5] * 1000)
+            ContactRecord(*pair, _stranger(*state[:5]), state[5] * 1000)
             for pair, state in zip(pairs, found, strict=True)
             if state
         ]
 
-    async def put(self, states: Sequence[StrangerRecord]) -> None:
+    async def put(self, states: Sequence[ContactRecord]) -> None:
         puts = (
             self._scripts.run(
                 "stranger_put", [_pair(record.one, record.other)], [*_fields(record.state), record.expires // 1000]
@@ -349,7 +351,7 @@ class RedisLease:
         await self._scripts.run("lease_release", ["lease"], [holder])
 
 
-def client(config: Config, timeout: float) -> "aioredis.Redis":
+def client(config: RedisSettings, timeout: float) -> "aioredis.Redis":
     """The driver. Raises StartError for an address that is none."""
     try:
         pool = _pool(config, timeout)
@@ -373,7 +375,7 @@ def _code(error: Exception) -> str:
     return next((code for code in _REFUSALS if re.search(rf"\b{code}\b", words)), "")
 
 
-def _pool(config: Config, timeout: float) -> "aioredis.ConnectionPool":
+def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
     """Nothing is repeated by itself: a script that counts must not count twice."""
     is_uri = "://" in config.redis_addr
     uri = config.redis_addr if is_uri else f"redis://{config.redis_addr}"
@@ -393,7 +395,7 @@ def _pool(config: Config, timeout: float) -> "aioredis.ConnectionPool":
     )
 
 
-async def look(config: Config, timeout: float) -> str:
+async def look(config: RedisSettings, timeout: float) -> str:
     """What --check says of it."""
     scripts = Scripts(client(config, timeout), config.redis_prefix, timeout)
     try:
@@ -417,12 +419,12 @@ def _milliseconds(window: float) -> int:
     return max(1, int(window * 1000))
 
 
-def _fields(state: Stranger) -> list[str | int]:
+def _fields(state: ContactState) -> list[str | int]:
     return [state.sender, state.count, state.started, int(state.refused), state.until]
 
 
-def _stranger(sender: bytes, count: bytes, started: bytes, refused: bytes, until: bytes) -> Stranger:
-    return Stranger(sender.decode(), int(count), int(started), refused == b"1", int(until))
+def _stranger(sender: bytes, count: bytes, started: bytes, refused: bytes, until: bytes) -> ContactState:
+    return ContactState(sender.decode(), int(count), int(started), refused == b"1", int(until))
 
 
 def _pair(one: str, other: str) -> str:

@@ -42,7 +42,7 @@ class SessionRecord(msgspec.Struct, frozen=True):
     expires: int
 
 
-class MovableSessions(SessionStore, Protocol):
+class ExportableSessions(SessionStore, Protocol):
     """What moving sessions to another store needs besides."""
 
     def pages(self, count: int) -> AsyncIterator[list[SessionRecord]]:

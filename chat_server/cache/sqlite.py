@@ -7,11 +7,11 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from chat_server.cache.limits import Rate, Ruling, Stranger, StrangerRecord, Verdict, decide
+from chat_server.cache.counters import ContactRecord, ContactState, Decision, Permission, Rate, decide
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.sqlite import Database, Schema, portions, rows
+from chat_server.utils.sqlite import Database, Schema, chunks, rows
 
 # A lifetime is written anew once more than this part of it has passed, not at each use.
 RENEWAL = 0.01
@@ -81,7 +81,7 @@ class SqliteSessions:
 
         def job(connection: sqlite3.Connection) -> list[tuple[bytes, str, int]]:
             found = []
-            for some in portions(digests, LOOKED_UP):
+            for some in chunks(digests, LOOKED_UP):
                 names = ", ".join("?" * len(some))
                 query = f"SELECT digest, user, expires FROM sessions WHERE digest IN ({names}) AND expires > ?"  # noqa: S608
                 found += rows(connection, "hex(digest), user, expires", query, (*some, now))
@@ -171,8 +171,8 @@ class SqliteRates:
         await self._database.ping("rates")
 
 
-class SqliteStrangers:
-    """StrangerStore on the embedded database; `window`, and how long messages are `kept`, in seconds.
+class SqliteContacts:
+    """ContactStore on the embedded database; `window`, and how long messages are `kept`, in seconds.
 
     A state is kept for a window after it ended: so long, an ended one is known from one that was lost.
     """
@@ -183,7 +183,9 @@ class SqliteStrangers:
         self._window = int(window * MICROSECONDS)
         self._kept = int(kept * MICROSECONDS)
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+    async def take(
+        self, sender: str, receiver: str, id: str, now: int, rebuilt: ContactState | None = None
+    ) -> Decision:
         return await self._database.write(lambda tx: self.take_in(tx, sender, receiver, now, rebuilt, id))
 
     def take_in(
@@ -192,32 +194,32 @@ class SqliteStrangers:
         sender: str,
         receiver: str,
         now: int,
-        rebuilt: Stranger | None = None,
+        rebuilt: ContactState | None = None,
         id: str | None = None,
-    ) -> Ruling:
+    ) -> Decision:
         """What `take` does, inside a job; without an `id` where the same job stores the message."""
         low, high = sorted((sender, receiver))
         row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
-        state = msgspec.msgpack.decode(row[0], type=Stranger) if row else rebuilt
+        state = msgspec.msgpack.decode(row[0], type=ContactState) if row else rebuilt
         if state is None:
-            return Ruling(Verdict.UNKNOWN)
-        after, ruling = decide(state, sender, now, self._limit, self._window, id, self._kept)
+            return Decision(Permission.UNKNOWN)
+        after, decision = decide(state, sender, now, self._limit, self._window, id, self._kept)
         if after != state or not row:
             self._put(tx, low, high, after)
-        return ruling
+        return decision
 
-    async def befriend(self, one: str, other: str, now: int) -> None:
-        await self._database.write(lambda tx: self.befriend_in(tx, one, other, now))
+    async def allow(self, one: str, other: str, now: int) -> None:
+        await self._database.write(lambda tx: self.allow_in(tx, one, other, now))
 
-    def befriend_in(self, tx: sqlite3.Connection, one: str, other: str, now: int) -> None:
+    def allow_in(self, tx: sqlite3.Connection, one: str, other: str, now: int) -> None:
         """What `befriend` does, inside a job."""
-        self._put(tx, min(one, other), max(one, other), Stranger(until=now + self._window))
+        self._put(tx, min(one, other), max(one, other), ContactState(until=now + self._window))
 
     async def forget(self, one: str, other: str) -> None:
         delete, pair = "DELETE FROM strangers WHERE low = ? AND high = ?", sorted((one, other))
         await self._database.write(lambda tx: tx.execute(delete, pair).rowcount)
 
-    async def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
+    async def pages(self, count: int) -> AsyncIterator[list[ContactRecord]]:
         query = """SELECT low, high, state, expires FROM strangers
             WHERE (low, high) > (?, ?) ORDER BY low, high LIMIT ?"""
         after = ("", "")
@@ -225,20 +227,20 @@ class SqliteStrangers:
             after = (page[-1].one, page[-1].other)
             yield page
 
-    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[StrangerRecord]:
-        def job(connection: sqlite3.Connection) -> list[StrangerRecord]:
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[ContactRecord]:
+        def job(connection: sqlite3.Connection) -> list[ContactRecord]:
             query = "SELECT low, high, state, expires FROM strangers WHERE low = ? AND high = ?"
             rows = (connection.execute(query, pair).fetchone() for pair in pairs)
             return [_record(row) for row in rows if row]
 
         return await self._database.read(job)
 
-    async def put(self, states: Sequence[StrangerRecord]) -> None:
+    async def put(self, states: Sequence[ContactRecord]) -> None:
         insert = "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)"
         rows = [(one.one, one.other, msgspec.msgpack.encode(one.state), one.expires) for one in states]
         await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
 
-    def _put(self, tx: sqlite3.Connection, low: str, high: str, state: Stranger) -> None:
+    def _put(self, tx: sqlite3.Connection, low: str, high: str, state: ContactState) -> None:
         expires = (state.started + self._window if state.sender else state.until) + self._window
         tx.execute(
             "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)",
@@ -259,9 +261,9 @@ def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> in
     return tx.execute(query, values).rowcount
 
 
-def _record(row: tuple[str, str, bytes, int]) -> StrangerRecord:
-    state = msgspec.msgpack.decode(row[2], type=Stranger)
-    return StrangerRecord(row[0], row[1], replace(state, tries={}), row[3])
+def _record(row: tuple[str, str, bytes, int]) -> ContactRecord:
+    state = msgspec.msgpack.decode(row[2], type=ContactState)
+    return ContactRecord(row[0], row[1], replace(state, tries={}), row[3])
 
 
 def _key(rate: Rate) -> bytes:

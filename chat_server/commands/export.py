@@ -5,22 +5,22 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from chat_server.backends import Movable
-from chat_server.migrate.digest import LATEST, PAGE, stream
+from chat_server.backends import ExportableStores
+from chat_server.migrate.checksum import LATEST, PAGE, stream
 from chat_server.model.messages import Record
 from chat_server.model.users import User
 
 Line = dict[str, Any]
 
 
-async def export(stores: Movable, user: User, out: BinaryIO) -> None:
+async def export(stores: ExportableStores, user: User, out: BinaryIO) -> None:
     """Write what the stores hold about `user`, a page at a time. Raises StoreUnavailable."""
     async for line in _lines(stores, user):
         out.write(msgspec.json.encode(line) + b"\n")
     out.flush()
 
 
-async def _lines(stores: Movable, user: User) -> AsyncIterator[Line]:
+async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     yield {"kind": "user", "name": user.name, "state": user.state.name.lower(), "password_hash": user.password}
     sessions = {  # one may come twice
         session.digest: session.expires
@@ -36,7 +36,7 @@ async def _lines(stores: Movable, user: User) -> AsyncIterator[Line]:
                 yield _message(record)
     counters = {
         (record.one, record.other): record.state
-        async for states in stores.strangers.pages(PAGE)
+        async for states in stores.contacts.pages(PAGE)
         for record in states
         if user.name in (record.one, record.other)
     }

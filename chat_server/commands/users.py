@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import uvloop
 
-from chat_server.backends import Movable, beside
+from chat_server.backends import ExportableStores, open_alongside
 from chat_server.commands.export import export
 from chat_server.conf import Settings
-from chat_server.migrate.digest import LATEST, PAGE, stream
+from chat_server.migrate.checksum import LATEST, PAGE, stream
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
 from chat_server.utils.clock import Clock
@@ -27,7 +27,7 @@ HASHED_TOGETHER = 64
 # A line with a password, and all of what `add --many` reads, are at most so long, in bytes.
 MAX_LINE, MAX_INPUT = 4096, 67_108_864
 
-Prepared = Callable[["People"], Awaitable[None]]
+Prepared = Callable[["UserAdmin"], Awaitable[None]]
 
 
 class Entry(NamedTuple):
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
 
 def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
     if options.action == "list":
-        return People.list
+        return UserAdmin.list
     if options.action == "add" and options.many:
         entries = _entries(settings.accounts.min_password_length)
         return lambda people: people.add_many(entries)
@@ -91,18 +91,18 @@ def _prepared(options: argparse.Namespace, settings: Settings) -> Prepared:
             raise StartError(f"no name for a user: {RULES}")
         case "add" | "reset-password":
             password = _new_password(settings.accounts.min_password_length)
-            change = People.add if options.action == "add" else People.reset_password
+            change = UserAdmin.add if options.action == "add" else UserAdmin.reset_password
             return lambda people: change(people, name, password)
         case "remove":
             return lambda people: people.remove(name, keep=options.messages == "keep")
-    action = {"disable": People.disable, "enable": People.enable, "export": People.export}[options.action]
+    action = {"disable": UserAdmin.disable, "enable": UserAdmin.enable, "export": UserAdmin.export}[options.action]
     return lambda people: action(people, name)
 
 
 async def _with_stores(work: Prepared, settings: Settings, *, make: bool) -> None:
     try:
-        async with beside(settings, Clock(), make=make) as (stores, alone):
-            await work(People(stores, settings, alone=alone))
+        async with open_alongside(settings, Clock(), make=make) as (stores, alone):
+            await work(UserAdmin(stores, settings, alone=alone))
     except StoreUnavailable as error:
         raise StartError(f"{error}; try the same command again") from error
 
@@ -158,13 +158,13 @@ def _entry(number: int, line: str, shortest: int) -> Entry:
     return Entry(number, normal(name), password)
 
 
-class People:
+class UserAdmin:
     """The users, with all that belongs to them; `alone`: it is certain that no server runs.
 
     Methods print what was done. They raise StartError for what cannot be, and StoreUnavailable.
     """
 
-    def __init__(self, stores: Movable, settings: Settings, *, alone: bool) -> None:
+    def __init__(self, stores: ExportableStores, settings: Settings, *, alone: bool) -> None:
         self._users = stores.users
         self._stores = stores
         self._settings = settings
@@ -310,8 +310,8 @@ class People:
 
     async def _forget_counters(self, name: str) -> int:
         forgotten = set()
-        async for page in self._stores.strangers.pages(PAGE):
+        async for page in self._stores.contacts.pages(PAGE):
             for pair in {(record.one, record.other) for record in page if name in (record.one, record.other)}:
-                await self._stores.strangers.forget(*pair)
+                await self._stores.contacts.forget(*pair)
                 forgotten.add(pair)
         return len(forgotten)

@@ -2,27 +2,27 @@
 
 from chat_server.conf.load import ConfigError, load
 from chat_server.conf.settings import (
-    Accounts,
-    Chat,
-    MongoDB,
-    MySQL,
-    Redis,
-    Server,
+    AccountSettings,
+    ChatSettings,
+    MongoDBSettings,
+    MySQLSettings,
+    RedisSettings,
+    ServerSettings,
     Settings,
-    Sockets,
-    Stores,
+    SocketSettings,
+    StoreSettings,
 )
 
 __all__ = [
-    "Accounts",
-    "Chat",
+    "AccountSettings",
+    "ChatSettings",
     "ConfigError",
-    "MongoDB",
-    "MySQL",
-    "Redis",
-    "Server",
+    "MongoDBSettings",
+    "MySQLSettings",
+    "RedisSettings",
+    "ServerSettings",
     "Settings",
-    "Sockets",
-    "Stores",
+    "SocketSettings",
+    "StoreSettings",
     "load",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from chat_server.conf.origins import canonical
-from chat_server.conf.settings import SECTIONS, Group, Settings, Stores
+from chat_server.conf.settings import SECTIONS, Group, Settings, StoreSettings
 
 # A value as it was written, and where: ("8081", "config.ini").
 Written = tuple[str, str]
@@ -181,8 +181,8 @@ def _group(section: str, group: type[Group], written: Mapping[str, Written], pat
             except ValueError as error:  # msgspec.ValidationError is one
                 shown = "" if field.encode_name in SECRET_KEYS else f" = {text!r}"
                 raise ConfigError(f"{source}: [{section}] {field.encode_name}{shown}: {error}") from error
-    if group is Stores:
-        data_dir = values.get("data_dir", Stores().data_dir)
+    if group is StoreSettings:
+        data_dir = values.get("data_dir", StoreSettings().data_dir)
         from_file = "datadir" not in written or written["datadir"][1] == str(path)
         values["data_dir"] = (path.parent if path and from_file else Path.cwd()) / data_dir
     return group(**values)

@@ -20,7 +20,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     """A group of settings; a field's name in pascal case (or the name given) is its key in the file."""
 
 
-class Server(Group, frozen=True):
+class ServerSettings(Group, frozen=True):
     """[service]: where and how the server is reached. `request_timeout` in seconds."""
 
     app_mode: Literal["debug", "release"] = "debug"
@@ -34,7 +34,7 @@ class Server(Group, frozen=True):
     metrics_port: Port = 0
 
 
-class Stores(Group, frozen=True):
+class StoreSettings(Group, frozen=True):
     """[service]: what every store needs to know. Times in seconds, but `message_days` (0 keeps all)."""
 
     data_dir: Path = Path("data")
@@ -43,7 +43,7 @@ class Stores(Group, frozen=True):
     message_days: Annotated[float, Meta(ge=0, le=36500)] = 0
 
 
-class Accounts(Group, frozen=True):
+class AccountSettings(Group, frozen=True):
     """[service]: users, passwords and sessions. `login_window` in minutes, `password_wait` in seconds."""
 
     password_cost: Annotated[int, Meta(ge=4, le=16)] = 12
@@ -57,7 +57,7 @@ class Accounts(Group, frozen=True):
     password_wait: Duration = 10
 
 
-class Chat(Group, frozen=True):
+class ChatSettings(Group, frozen=True):
     """[service]: what may be sent to whom. `stranger_window` in days."""
 
     stranger_limit: Annotated[int, Meta(ge=0, le=1000)] = 5
@@ -66,7 +66,7 @@ class Chat(Group, frozen=True):
     broadcasts_per_minute: Count = 30
 
 
-class Sockets(Group, frozen=True):
+class SocketSettings(Group, frozen=True):
     """[service]: the limits of a socket. Sizes in bytes, rates in frames per second."""
 
     heartbeat_seconds: Annotated[float, Meta(ge=0.05, le=3600)] = 30
@@ -79,7 +79,7 @@ class Sockets(Group, frozen=True):
     compress: bool = False
 
 
-class MySQL(Group, frozen=True):
+class MySQLSettings(Group, frozen=True):
     """[mysql]: where the users are kept. A `db_host` that begins with / is the path of a Unix socket."""
 
     db: Literal["embedded", "mysql"] = "embedded"
@@ -92,7 +92,7 @@ class MySQL(Group, frozen=True):
     db_tls_ca: str = ""
 
 
-class Redis(Group, frozen=True):
+class RedisSettings(Group, frozen=True):
     """[redis]: where sessions, counters and limits are kept."""
 
     redis_db: Literal["embedded", "redis"] = "embedded"
@@ -102,7 +102,7 @@ class Redis(Group, frozen=True):
     redis_prefix: Text = "chat_server:"
 
 
-class MongoDB(Group, frozen=True):
+class MongoDBSettings(Group, frozen=True):
     """[MongoDB]: where the messages are kept."""
 
     mongodb: Literal["embedded", "mongodb"] = field(name="MongoDb", default="embedded")
@@ -116,27 +116,27 @@ class MongoDB(Group, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All groups; `source` names the file they came from, `warnings` are sentences about ignored variables."""
 
-    server: Server = Server()
-    stores: Stores = Stores()
-    accounts: Accounts = Accounts()
-    chat: Chat = Chat()
-    sockets: Sockets = Sockets()
-    mysql: MySQL = MySQL()
-    redis: Redis = Redis()
-    mongodb: MongoDB = MongoDB()
+    server: ServerSettings = ServerSettings()
+    stores: StoreSettings = StoreSettings()
+    accounts: AccountSettings = AccountSettings()
+    chat: ChatSettings = ChatSettings()
+    sockets: SocketSettings = SocketSettings()
+    mysql: MySQLSettings = MySQLSettings()
+    redis: RedisSettings = RedisSettings()
+    mongodb: MongoDBSettings = MongoDBSettings()
     source: str = "the defaults"
     warnings: tuple[str, ...] = ()
 
 
 SECTIONS: dict[str, dict[str, type[Group]]] = {
     "service": {
-        "server": Server,
-        "stores": Stores,
-        "accounts": Accounts,
-        "chat": Chat,
-        "sockets": Sockets,
+        "server": ServerSettings,
+        "stores": StoreSettings,
+        "accounts": AccountSettings,
+        "chat": ChatSettings,
+        "sockets": SocketSettings,
     },
-    "mysql": {"mysql": MySQL},
-    "redis": {"redis": Redis},
-    "MongoDB": {"mongodb": MongoDB},
+    "mysql": {"mysql": MySQLSettings},
+    "redis": {"redis": RedisSettings},
+    "MongoDB": {"mongodb": MongoDBSettings},
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from chat_server.backends import movable
+from chat_server.backends import open_exportable
 from chat_server.conf import Settings, load
 from chat_server.migrate.shared import Shared, shared
 from chat_server.utils.clock import Clock
@@ -58,16 +58,16 @@ async def _move(source: Settings, target: Settings, lost: Callable[[str], None])
         database = stores.data_dir / "chat.db"
         if not database.exists():
             raise StartError(f"--from {source.source}: there is no {database}; check DataDir")
-    async with movable((source, target), Clock(), lost) as (before, after):
+    async with open_exportable((source, target), Clock(), lost) as (before, after):
         await Move(before, after, same).run()
 
 
 async def _import(original: Settings, target: Settings, lost: Callable[[str], None], *, unregistered: bool) -> None:
-    from chat_server.migrate.original import Import  # noqa: PLC0415 - likewise, and it imports drivers
+    from chat_server.migrate.go_import import Import  # noqa: PLC0415 - likewise, and it imports drivers
 
     if (original.mysql.db, original.mongodb.mongodb) != ("mysql", "mongodb"):
         raise StartError(f"--from-go {original.source}: must name a [mysql] with Db = mysql, and a [MongoDB]")
-    async with movable((target,), Clock(), lost) as (after,):
+    async with open_exportable((target,), Clock(), lost) as (after,):
         await Import(original, after, target.chat.max_text_bytes, unregistered=unregistered).run()
 
 

@@ -26,7 +26,7 @@ class Spool:
 
     def __init__(self, table: str) -> None:
         self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("PRAGMA journal_mode = NO_METRICS")
         self._database.execute(table)
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class UserSpool(Spool):
         return int(self._database.execute("SELECT count(*) FROM users").fetchone()[0])
 
     async def pages(self, count: int) -> AsyncIterator[list[User]]:
-        """As MovableUsers.pages."""
+        """As ExportableUsers.pages."""
         cursor = self._database.execute("SELECT name, password FROM users ORDER BY name")
         while rows := cursor.fetchmany(count):
             yield [User(*row) for row in rows]

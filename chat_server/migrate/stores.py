@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 import msgspec
 from tqdm import tqdm
 
-from chat_server.backends import Movable
-from chat_server.cache.limits import MovableStrangers
-from chat_server.cache.sessions import MovableSessions, SessionRecord
-from chat_server.migrate.digest import LATEST, PAGE, Digest, Sum, stream
+from chat_server.backends import ExportableStores
+from chat_server.cache.counters import ExportableContacts
+from chat_server.cache.sessions import ExportableSessions, SessionRecord
+from chat_server.migrate.checksum import LATEST, PAGE, Digest, Sum, stream
 from chat_server.migrate.shared import Shared
 from chat_server.migrate.work import progress, together
-from chat_server.model.messages import MovableMessages
-from chat_server.model.users import MovableUsers, User
+from chat_server.model.messages import ExportableMessages
+from chat_server.model.users import ExportableUsers, User
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import Duplicate, StartError
 
@@ -28,7 +28,7 @@ EMPTY = "the target must be empty, or hold an earlier, unfinished copy of the sa
 class Move:
     """Copies `source` to `target`, but for what they share."""
 
-    def __init__(self, source: Movable, target: Movable, shared: Shared) -> None:
+    def __init__(self, source: ExportableStores, target: ExportableStores, shared: Shared) -> None:
         self._source = source
         self._target = target
         self._shared = shared
@@ -42,13 +42,13 @@ class Move:
             print(await _Messages(source.messages, target.messages).move())
         if not self._shared.cache:
             print(await _move_sessions(source.sessions, target.sessions))
-            print(await _move_strangers(source.strangers, target.strangers))
+            print(await _move_strangers(source.contacts, target.contacts))
 
 
 # --- users
 
 
-async def move_users(source: MovableUsers, target: MovableUsers) -> str:
+async def move_users(source: ExportableUsers, target: ExportableUsers) -> str:
     """Copy users; a sentence on it. Raises StartError if the target has others."""
     await _compare_users(source, target, finished=False)
     count = 0
@@ -61,7 +61,7 @@ async def move_users(source: MovableUsers, target: MovableUsers) -> str:
     return f"users: {count}, the same on both sides"
 
 
-async def _compare_users(source: MovableUsers, target: MovableUsers, *, finished: bool) -> None:
+async def _compare_users(source: ExportableUsers, target: ExportableUsers, *, finished: bool) -> None:
     """Raise StartError for a user whom the target has and the source has not, or, if finished, the reverse."""
     ours, theirs = _each(source), _each(target)
     wanted = await anext(ours, None)
@@ -80,7 +80,7 @@ async def _compare_users(source: MovableUsers, target: MovableUsers, *, finished
         raise StartError(f"user {wanted.name!r} is missing in the target")
 
 
-async def _each(users: MovableUsers) -> AsyncIterator[User]:
+async def _each(users: ExportableUsers) -> AsyncIterator[User]:
     async for page in users.pages(PAGE):
         for user in page:
             yield user
@@ -92,7 +92,7 @@ async def _each(users: MovableUsers) -> AsyncIterator[User]:
 class _Messages:
     """Copies conversations, several at a time, each page by page, and compares each when it is done."""
 
-    def __init__(self, source: MovableMessages, target: MovableMessages) -> None:
+    def __init__(self, source: ExportableMessages, target: ExportableMessages) -> None:
         self._source = source
         self._target = target
         self._sum = Sum()
@@ -155,7 +155,7 @@ class _Messages:
 # --- what expires
 
 
-async def _move_sessions(source: MovableSessions, target: MovableSessions) -> str:
+async def _move_sessions(source: ExportableSessions, target: ExportableSessions) -> str:
     async for page in source.pages(PAGE):
         await target.put(page)
     count, soon = 0, Clock().now() + SOON
@@ -168,7 +168,7 @@ async def _move_sessions(source: MovableSessions, target: MovableSessions) -> st
     return f"sessions: {count}, the same on both sides"
 
 
-async def _move_strangers(source: MovableStrangers, target: MovableStrangers) -> str:
+async def _move_strangers(source: ExportableContacts, target: ExportableContacts) -> str:
     async for page in source.pages(PAGE):
         await target.put(page)
     count, soon = 0, Clock().now() + SOON

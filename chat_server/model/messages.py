@@ -154,7 +154,7 @@ class MessageStore(Protocol):
         ...
 
 
-class MovableMessages(MessageStore, Protocol):
+class ExportableMessages(MessageStore, Protocol):
     """What moving messages to another store needs besides: they are read and written as they are kept."""
 
     async def count(self) -> int:

@@ -13,14 +13,14 @@ import pymongo
 from bson import Binary, Int64
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
-from chat_server.conf import MongoDB as Config
+from chat_server.conf import MongoDBSettings
 from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.lease import Held, always
-from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ LISTED = 200
 SETTLED = 3600 * MICROSECONDS
 
 
-def client(config: Config, timeout: float) -> Any:
+def client(config: MongoDBSettings, timeout: float) -> Any:
     """The driver. motor is past its end of life; its successor has the same calls:
 
     `return pymongo.AsyncMongoClient(address, **options)` is the whole change, and the contract suite runs with both.
@@ -76,7 +76,7 @@ def client(config: Config, timeout: float) -> Any:
         ) from None
 
 
-def client_options(config: Config, timeout: float) -> tuple[str, dict[str, Any]]:
+def client_options(config: MongoDBSettings, timeout: float) -> tuple[str, dict[str, Any]]:
     """Address and options of a client, whichever it is; `timeout` in seconds."""
     is_uri = config.addr.startswith(("mongodb://", "mongodb+srv://"))
     options: dict[str, Any] = {
@@ -104,7 +104,12 @@ class MongoMessages:
     """
 
     def __init__(
-        self, database: Any, timeout: float, held: Held = always, watch: Watch = UNWATCHED, name: str = "MongoDB"
+        self,
+        database: Any,
+        timeout: float,
+        held: Held = always,
+        watch: StoreMetrics = NO_STORE_METRICS,
+        name: str = "MongoDB",
     ) -> None:
         self._held = held
         self._name = name
@@ -485,7 +490,7 @@ class MongoLease:
         await _done(self._leases.delete_one({"_id": "server", "holder": holder}), self._timeout, self._name)
 
 
-async def reach(config: Config, mongo: Any, timeout: float) -> bool:
+async def reach(config: MongoDBSettings, mongo: Any, timeout: float) -> bool:
     """Whether the database holds our messages; return if the server answers and lets us in.
 
     Raises StoreUnavailable where it may help to wait, and StoreMisconfigured where it does not.
@@ -519,7 +524,7 @@ async def probe(messages: Any, conversations: Any, timeout: float, name: str) ->
     await _done(conversations.delete_many({"_id": {"$gte": "/", "$lt": "0"}}), timeout, name)
 
 
-async def look(config: Config, timeout: float) -> str:
+async def look(config: MongoDBSettings, timeout: float) -> str:
     """What --check says of it, having tried what the work needs. Raises as `reach`."""
     mongo, name = client(config, timeout), address(config)
     database = mongo[config.name]
@@ -535,7 +540,7 @@ async def look(config: Config, timeout: float) -> str:
 
 
 async def connect(
-    config: Config, mongo: Any, timeout: float, days: float, held: Held, watch: Watch = UNWATCHED
+    config: MongoDBSettings, mongo: Any, timeout: float, days: float, held: Held, watch: StoreMetrics = NO_STORE_METRICS
 ) -> MongoMessages:
     """The messages of that database, its indexes made. Raises StoreUnavailable."""
     messages = MongoMessages(mongo[config.name], timeout, held, watch, address(config))
@@ -544,7 +549,7 @@ async def connect(
     return messages
 
 
-def address(config: Config) -> str:
+def address(config: MongoDBSettings) -> str:
     """Where MongoDB is, for people: never the user and password of a URI."""
     hosts = re.sub(r"^mongodb(\+srv)?://", "", config.addr).rpartition("@")[2].partition("/")[0].partition("?")[0]
     return f"MongoDB at {hosts}" if "://" in config.addr else f"MongoDB at {hosts}:{config.port}"

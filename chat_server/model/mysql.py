@@ -12,10 +12,10 @@ import aiomysql
 import pymysql
 from pymysql.constants import ER
 
-from chat_server.conf import MySQL as Config
+from chat_server.conf import MySQLSettings
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
-from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 from chat_server.utils.tls import NotOfferedError, trouble
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ _SCHEMA_PROBE = ("CREATE TABLE chat_probe LIKE chat_nothing", "ALTER TABLE chat_
 class MySQLUsers:
     """UserStore on MySQL. An operation takes `timeout` seconds at most, waiting for a connection included."""
 
-    def __init__(self, pool: aiomysql.Pool, name: str, timeout: float, watch: Watch = UNWATCHED) -> None:
+    def __init__(self, pool: aiomysql.Pool, name: str, timeout: float, watch: StoreMetrics = NO_STORE_METRICS) -> None:
         self._pool = pool
         self._name = name  # for people
         self._timeout = timeout
@@ -172,7 +172,9 @@ def _user(row: tuple[str, bytes, int]) -> User:
     return User(name, password.decode(), State(state))
 
 
-async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED, *, beside: bool = False) -> MySQLUsers:
+async def connect(
+    config: MySQLSettings, timeout: float, watch: StoreMetrics = NO_STORE_METRICS, *, alongside: bool = False
+) -> MySQLUsers:
     """The users of that database, its schema up to date; with `beside` an earlier one that a server may use is refused.
 
     Raises StoreUnavailable where it may help to wait, StartError and StoreMisconfigured where it does not.
@@ -180,8 +182,8 @@ async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED, *, b
     pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
-            await _prepare(connection, timeout, beside)
-            if not beside:
+            await _prepare(connection, timeout, alongside)
+            if not alongside:
                 await _probe(connection)
     except BaseException:
         pool.terminate()
@@ -190,7 +192,7 @@ async def connect(config: Config, timeout: float, watch: Watch = UNWATCHED, *, b
     return MySQLUsers(pool, address(config), timeout, watch)
 
 
-async def look(config: Config, timeout: float) -> str:
+async def look(config: MySQLSettings, timeout: float) -> str:
     """What --check says of it, having tried all that a start and the work need. Raises as `connect`."""
     pool = make_pool(config)
     try:
@@ -248,7 +250,7 @@ async def _schema_step(connection: aiomysql.Connection) -> int:
     return int(done)
 
 
-async def _prepare(connection: aiomysql.Connection, timeout: float, beside: bool) -> None:
+async def _prepare(connection: aiomysql.Connection, timeout: float, alongside: bool) -> None:
     """Bring the schema up to date by the steps not recorded yet; a lock lets one process at a time do so."""
     async with connection.cursor() as cursor:
         await cursor.execute("SELECT GET_LOCK(%s, %s)", (_LOCK, timeout))
@@ -258,7 +260,7 @@ async def _prepare(connection: aiomysql.Connection, timeout: float, beside: bool
             done = await _schema_step(connection)
             if not done:
                 await cursor.execute("CREATE TABLE IF NOT EXISTS chat_schema (step INT NOT NULL PRIMARY KEY)")
-            if beside and 0 < done < len(STEPS):
+            if alongside and 0 < done < len(STEPS):
                 raise StartError("[mysql] the schema is that of an earlier chat_server; start this one first")
             for number, step in enumerate(STEPS[done:], done + 1):
                 await cursor.execute(step)
@@ -267,7 +269,7 @@ async def _prepare(connection: aiomysql.Connection, timeout: float, beside: bool
             await cursor.execute("SELECT RELEASE_LOCK(%s)", (_LOCK,))
 
 
-def make_pool(config: Config) -> aiomysql.Pool:
+def make_pool(config: MySQLSettings) -> aiomysql.Pool:
     """A pool that waits for ever: each use of it has its own time."""
     return aiomysql.Pool(
         minsize=0,
@@ -291,7 +293,7 @@ def make_pool(config: Config) -> aiomysql.Pool:
 
 
 @asynccontextmanager
-async def opening(config: Config, timeout: float) -> AsyncIterator[None]:
+async def opening(config: MySQLSettings, timeout: float) -> AsyncIterator[None]:
     """Turns what goes wrong with the first connection into our errors."""
     try:
         async with asyncio.timeout(timeout):
@@ -316,7 +318,7 @@ async def borrowed(pool: aiomysql.Pool) -> AsyncIterator[aiomysql.Connection]:
         pool.release(connection)
 
 
-def _tls(config: Config) -> ssl.SSLContext | None:
+def _tls(config: MySQLSettings) -> ssl.SSLContext | None:
     if config.db_tls == "off":
         return None
     try:
@@ -330,7 +332,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def address(config: Config) -> str:
+def address(config: MySQLSettings) -> str:
     """Where MySQL is, for people."""
     return f"MySQL at {config.db_host}" + ("" if config.db_host.startswith("/") else f":{config.db_port}")
 

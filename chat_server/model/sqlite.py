@@ -11,7 +11,7 @@ from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message
 from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate
-from chat_server.utils.sqlite import Database, Schema, portions, rows
+from chat_server.utils.sqlite import Database, Schema, chunks, rows
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
 KNOWN_CONVERSATIONS = 65536
@@ -524,7 +524,7 @@ def _json(value: object) -> str:
 def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], otherwise: str) -> int:
     """Insert rows by few statements; `otherwise` says what happens to one that is there. Returns how many changed."""
     changed = 0
-    for chunk in portions(rows, INSERTED):
+    for chunk in chunks(rows, INSERTED):
         values = ", ".join([f"({', '.join('?' * len(chunk[0]))})"] * len(chunk))
         statement = f"INSERT INTO {table} VALUES {values} ON CONFLICT {otherwise}"  # noqa: S608 - no names but ours
         changed += tx.execute(statement, list(chain.from_iterable(chunk))).rowcount

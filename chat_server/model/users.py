@@ -55,7 +55,7 @@ class UserStore(Protocol):
         ...
 
 
-class MovableUsers(UserStore, Protocol):
+class ExportableUsers(UserStore, Protocol):
     """What moving users to another store needs besides."""
 
     async def count(self) -> int:

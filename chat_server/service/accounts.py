@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import msgspec
 
-from chat_server.cache.limits import Rate, RateStore
+from chat_server.cache.counters import Rate, RateStore
 from chat_server.cache.sessions import SessionStore
-from chat_server.conf import Accounts as Config
+from chat_server.conf import AccountSettings
 from chat_server.model.users import State, User, UserStore
 from chat_server.service.names import RULES, is_available, is_name, normal
 from chat_server.service.registry import Registry
@@ -53,7 +53,7 @@ class Accounts:
 
     def __init__(
         self,
-        config: Config,
+        config: AccountSettings,
         users: UserStore,
         sessions: SessionStore,
         rates: RateStore,
@@ -137,7 +137,7 @@ class Accounts:
                 return Session(user, digest)
         raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
 
-    def knows(self, name: str) -> bool:
+    def is_cached(self, name: str) -> bool:
         """Whether it is known, without looking, that there is such a user."""
         return name in self._known
 
@@ -153,7 +153,7 @@ class Accounts:
         self._known[name] = None
         return True
 
-    async def recheck(self) -> None:
+    async def refresh(self) -> None:
         """Forget which names are known where another process has disabled or removed the user."""
         names = list(self._known)
         for start in range(0, len(names), PAGE):

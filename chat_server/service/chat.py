@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from chat_server.cache.limits import Rate, RateStore
-from chat_server.conf import Chat as Config
+from chat_server.cache.counters import Rate, RateStore
+from chat_server.conf import ChatSettings
 from chat_server.model.messages import Conversation, Message, MessageStore, Name
 from chat_server.service.accounts import Accounts
 from chat_server.service.frames import Frames, Request, given_id, is_id, split
-from chat_server.service.memory import Friends, Recent, Talk
+from chat_server.service.memory import Friends, Recent, Relation
 from chat_server.service.names import normal
 from chat_server.service.registry import Receipt, Registry, Socket
-from chat_server.service.sending import Outcome, Sending
+from chat_server.service.sending import Outcome, SendStrategy
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import Timeline
@@ -46,7 +46,7 @@ _COUNT = re.compile(r"[0-9]{1,3}")
 
 # Looked up once: before Python 3.12 each look at an enum's member is a call.
 _FAILED, _ONLINE, _OFFLINE = Status.SEND_FAILED, Status.RECEIVER_ONLINE, Status.RECEIVER_OFFLINE
-_FREE, _UNKNOWN = Talk.FREE, Talk.UNKNOWN
+_FREE, _UNKNOWN = Relation.FREE, Relation.UNKNOWN
 
 
 class Chat:
@@ -57,10 +57,10 @@ class Chat:
 
     def __init__(
         self,
-        config: Config,
+        config: ChatSettings,
         accounts: Accounts,
         messages: MessageStore,
-        sending: Sending,
+        sending: SendStrategy,
         rates: RateStore,
         registry: Registry,
         frames: Frames,
@@ -70,7 +70,7 @@ class Chat:
         self._config = config
         self._accounts = accounts
         self._messages = messages
-        self._sending = sending
+        self._send_strategy = sending
         self._rates = rates
         self._registry = registry
         self._frames = frames
@@ -140,12 +140,12 @@ class Chat:
         if not messages:
             return []
         newest = {message.receiver: message for message in messages}
-        talks = {to: self._friends.talk(message.sender, to, message.time) for to, message in newest.items()}
+        talks = {to: self._friends.lookup(message.sender, to, message.time) for to, message in newest.items()}
         try:
             if min(talks.values()) is _FREE:
                 return [Outcome(added, free=False) for added in await self._messages.add(messages)]
             known = [talks[message.receiver] is not _UNKNOWN for message in messages]
-            outcomes = await self._sending.add(messages, known)
+            outcomes = await self._send_strategy.add(messages, known)
         except StoreUnavailable as away:
             outcomes = [Outcome(away.with_traceback(None), free=False)] * len(messages)
         if errors := [outcome.added for outcome in outcomes if isinstance(outcome.added, StoreUnavailable)]:
@@ -154,7 +154,7 @@ class Chat:
 
     def _sent(self, socket: Socket, message: Message, outcome: Outcome) -> Status | Refused:
         """Deliver and acknowledge what was stored; or why it was not."""
-        if outcome.lifted:
+        if outcome.unblocked:
             again = self._frames.answer(message.receiver, Status.ALLOWED_AGAIN, message.sender)
             for other in self._registry.sockets(message.receiver):
                 other.send(again)
@@ -166,7 +166,7 @@ class Chat:
         if not added.same:
             return Refused(Status.SEND_FAILED, Reason.ID_USED, "this id was used with another text")
         if outcome.free:
-            self._friends.meet(message.sender, message.receiver, message.time)
+            self._friends.remember(message.sender, message.receiver, message.time)
         online = self._registry.online(message.receiver)
         if added.new or (added.unread and added.time not in self._delivered):
             self._deliver(socket, message, added.time)
@@ -193,7 +193,7 @@ class Chat:
         """Op 2: a page of the conversation."""
         failed = Status.HISTORY_FAILED
         peer = await self._peer(socket, request, failed)
-        await self._marks.settled()
+        await self._marks.flush()
         me = socket.user
         async with self._reading.hold(me):
             page = await self._page(me, peer, request.content)
@@ -227,7 +227,7 @@ class Chat:
         failed = Status.HISTORY_FAILED
         peer = await self._peer(socket, request, failed)
         left = _count(failed, request.content) if request.content else LATEST
-        await self._marks.settled()
+        await self._marks.flush()
         until = self._timeline.next()
 
         async def read_on(last: Message | None, most: int) -> list[Message]:
@@ -248,7 +248,7 @@ class Chat:
         if not match:
             raise Refused(failed, Reason.BAD_PAGE, "content is -N or -N@USER, N from 1 to 200")
         count = _count(failed, match[1])
-        await self._marks.settled()
+        await self._marks.flush()
         before = LATEST
         if match[2] is not None:
             peer = normal(match[2])
@@ -373,13 +373,13 @@ class Chat:
         if fresh:
             self._marks.submit((socket, fresh))
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Wait for the marks under way."""
-        await self._marks.settled()
+        await self._marks.flush()
 
-    async def recheck(self) -> None:
+    async def refresh(self) -> None:
         """Forget what is remembered of users whom another process has disabled or removed."""
-        await self._accounts.recheck()
+        await self._accounts.refresh()
         pairs = self._friends.pairs()
         for start in range(0, len(pairs), PAIRS):
             page = pairs[start : start + PAIRS]
@@ -421,7 +421,7 @@ class Chat:
     async def _other(self, socket: Socket, to: str, failed: Status) -> str:
         """The user that `to` names, whom the socket's may write to. Raises Refused."""
         peer = normal(to or socket.peer)
-        if self._accounts.knows(peer) and peer != socket.user:
+        if self._accounts.is_cached(peer) and peer != socket.user:
             return peer
         if peer == socket.user:
             raise Refused(failed, Reason.TO_YOURSELF, "to is the user of this socket", field="to")

@@ -32,7 +32,7 @@ class Recent:
         return place < len(self._numbers) and self._numbers[place] == number
 
 
-class Talk(IntEnum):
+class Relation(IntEnum):
     """What is known of two users."""
 
     UNKNOWN = 0  # whether they are friends: ask the counters
@@ -41,7 +41,7 @@ class Talk(IntEnum):
 
 
 # Looked up once: before Python 3.12 each look at an enum's member is a call.
-_UNKNOWN, _DUE, _FREE = Talk
+_UNKNOWN, _DUE, _FREE = Relation
 
 
 class Friends:
@@ -56,7 +56,7 @@ class Friends:
         self._most = most
         self._pairs: dict[Pair, tuple[int, int]] = {}  # -> free until, tell the counters from
 
-    def talk(self, one: str, other: str, now: int) -> Talk:
+    def lookup(self, one: str, other: str, now: int) -> Relation:
         """What is known of two users of whom one writes now, and so goes on to talk."""
         pair = (one, other) if one < other else (other, one)
         known = self._pairs.get(pair)
@@ -65,7 +65,7 @@ class Friends:
         self._pairs[pair] = (now + self._window, known[1])
         return _FREE if now < known[1] else _DUE
 
-    def meet(self, one: str, other: str, now: int) -> None:
+    def remember(self, one: str, other: str, now: int) -> None:
         """The counters know that the two talk freely from `now` on."""
         pair = (one, other) if one < other else (other, one)
         self._pairs.pop(pair, None)

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, rebuild
+from chat_server.cache.counters import ContactState, ContactStore, Decision, Permission, rebuild
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.utils.errors import StoreUnavailable
 
@@ -24,11 +24,11 @@ class Outcome(msgspec.Struct, frozen=True):
 
     added: Added | StoreUnavailable | None
     free: bool = True
-    lifted: bool = False
+    unblocked: bool = False
 
 
-class Sending(Protocol):
-    """Stores messages of which some may be to strangers."""
+class SendStrategy(Protocol):
+    """Stores messages some of which may be to strangers."""
 
     async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         """Decide on each message and store it, in this order; retries count for nothing. As MessageStore.add.
@@ -38,8 +38,8 @@ class Sending(Protocol):
         ...
 
 
-class Unguarded:
-    """Sending without a limit for strangers."""
+class Unlimited:
+    """SendStrategy without a limit for strangers."""
 
     def __init__(self, messages: MessageStore) -> None:
         self._messages = messages
@@ -48,7 +48,7 @@ class Unguarded:
         return [Outcome(added) for added in await self._messages.add(run)]
 
 
-class MessagesIn(Protocol[Tx_contra]):
+class MessagesInTransaction(Protocol[Tx_contra]):
     """What is needed of messages inside a transaction; the rules are those of MessageStore."""
 
     def add_in(self, tx: Tx_contra, run: Sequence[Message]) -> list[Added]: ...
@@ -57,17 +57,17 @@ class MessagesIn(Protocol[Tx_contra]):
     def has_written_in(self, tx: Tx_contra, sender: str, receiver: str) -> bool: ...
 
 
-class StrangersIn(Protocol[Tx_contra]):
-    """What is needed of the counters inside a transaction; the rules are those of StrangerStore."""
+class ContactsInTransaction(Protocol[Tx_contra]):
+    """What is needed of the counters inside a transaction; the rules are those of ContactStore."""
 
     def take_in(
-        self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: Stranger | None = None
-    ) -> Ruling: ...
-    def befriend_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
+        self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: ContactState | None = None
+    ) -> Decision: ...
+    def allow_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
 
 
-class OneTransaction(Generic[Tx]):
-    """Sending where messages and counters lie in one database: one transaction decides and stores.
+class SameDatabase(Generic[Tx]):
+    """SendStrategy where messages and counters lie in one database: one transaction decides and stores.
 
     `write` runs a function of a transaction, as utils.sqlite.Database.write does. `window` in microseconds.
     """
@@ -75,14 +75,14 @@ class OneTransaction(Generic[Tx]):
     def __init__(
         self,
         write: Callable[[Callable[[Tx], list[Outcome]]], Awaitable[list[Outcome]]],
-        messages: MessagesIn[Tx],
-        strangers: StrangersIn[Tx],
+        messages: MessagesInTransaction[Tx],
+        contacts: ContactsInTransaction[Tx],
         limit: int,
         window: int,
     ) -> None:
         self._write = write
         self._messages = messages
-        self._strangers = strangers
+        self._contacts = contacts
         self._limit = limit
         self._window = window
 
@@ -92,55 +92,55 @@ class OneTransaction(Generic[Tx]):
     def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
         if earlier := self._messages.find_in(tx, message):
             return Outcome(earlier, free=False)
-        ruling = self._rule(tx, message, free)
-        if ruling.verdict is Verdict.REFUSED:
+        decision = self._rule(tx, message, free)
+        if decision.verdict is Permission.REFUSED:
             return Outcome(None, free=False)
         [added] = self._messages.add_in(tx, [message])
-        return Outcome(added, free=ruling.verdict is Verdict.FREE, lifted=ruling.lifted)
+        return Outcome(added, free=decision.verdict is Permission.FREE, unblocked=decision.unblocked)
 
-    def _rule(self, tx: Tx, message: Message, free: bool) -> Ruling:
+    def _rule(self, tx: Tx, message: Message, free: bool) -> Decision:
         sender, receiver, now = message.sender, message.receiver, message.time
         if free:
-            self._strangers.befriend_in(tx, sender, receiver, now)
-            return Ruling(Verdict.FREE)
-        ruling = self._strangers.take_in(tx, sender, receiver, now)
-        if ruling.verdict is Verdict.UNKNOWN:
-            ruling = self._strangers.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
-        return ruling
+            self._contacts.allow_in(tx, sender, receiver, now)
+            return Decision(Permission.FREE)
+        decision = self._contacts.take_in(tx, sender, receiver, now)
+        if decision.verdict is Permission.UNKNOWN:
+            decision = self._contacts.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
+        return decision
 
-    def _rebuilt(self, tx: Tx, message: Message) -> Stranger:
+    def _rebuilt(self, tx: Tx, message: Message) -> ContactState:
         one, other = message.sender, message.receiver
         recent = self._messages.recent_in(tx, one, other, self._limit + 1)
         answered = self._messages.has_written_in(tx, *_silent(recent, one, other))
         return rebuild(recent, answered, message.time, self._limit, self._window)
 
 
-class TwoSteps:
-    """Sending where messages and counters lie in different stores: the limit is taken first, then stored.
+class SeparateStores:
+    """SendStrategy where messages and counters lie in different stores: the limit is taken first, then stored.
 
     Where it fails in between, the place is kept for the message's next try, while its window lasts: what was given up
     may be stored all the same, later than the next try looks for it. For all others the place is lost.
     `window` in microseconds.
     """
 
-    def __init__(self, messages: MessageStore, strangers: StrangerStore, limit: int, window: int) -> None:
+    def __init__(self, messages: MessageStore, contacts: ContactStore, limit: int, window: int) -> None:
         self._messages = messages
-        self._strangers = strangers
+        self._contacts = contacts
         self._limit = limit
         self._window = window
 
     async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         each = list(zip(run, free, strict=True))
         friends = iter(await self._to_friends([message for message, known in each if known]))
-        strangers = iter(await self._to_strangers([message for message, known in each if not known]))
-        return [next(friends if known else strangers) for known in free]
+        contacts = iter(await self._to_strangers([message for message, known in each if not known]))
+        return [next(friends if known else contacts) for known in free]
 
     async def _to_friends(self, run: Sequence[Message]) -> list[Outcome]:
         if not run:
             return []
         newest = {(message.sender, message.receiver): message.time for message in run}
         with suppress(StoreUnavailable):  # friends talk on while the counters are away
-            await asyncio.gather(*(self._strangers.befriend(*pair, time) for pair, time in newest.items()))
+            await asyncio.gather(*(self._contacts.allow(*pair, time) for pair, time in newest.items()))
         try:
             return [Outcome(added) for added in await self._messages.add(run)]
         except StoreUnavailable as away:
@@ -160,23 +160,23 @@ class TwoSteps:
             [earlier] = await self._messages.stored([message])
             if earlier:
                 return Outcome(earlier, free=False)
-            ruling = await self._rule(message)
-            if ruling.verdict is Verdict.REFUSED:
+            decision = await self._rule(message)
+            if decision.verdict is Permission.REFUSED:
                 return Outcome(None, free=False)
-            lifted = ruling.lifted  # also if the message is not stored: who writes frees the two
+            lifted = decision.unblocked  # also if the message is not stored: who writes frees the two
             [added] = await self._messages.add([message])
         except StoreUnavailable as away:
-            return Outcome(away, free=False, lifted=lifted)
-        return Outcome(added, free=ruling.verdict is Verdict.FREE, lifted=lifted)
+            return Outcome(away, free=False, unblocked=lifted)
+        return Outcome(added, free=decision.verdict is Permission.FREE, unblocked=lifted)
 
-    async def _rule(self, message: Message) -> Ruling:
+    async def _rule(self, message: Message) -> Decision:
         sender, receiver, id, now = message.sender, message.receiver, message.id, message.time
-        ruling = await self._strangers.take(sender, receiver, id, now)
-        if ruling.verdict is Verdict.UNKNOWN:
-            ruling = await self._strangers.take(sender, receiver, id, now, await self._rebuilt(message))
-        return ruling
+        decision = await self._contacts.take(sender, receiver, id, now)
+        if decision.verdict is Permission.UNKNOWN:
+            decision = await self._contacts.take(sender, receiver, id, now, await self._rebuilt(message))
+        return decision
 
-    async def _rebuilt(self, message: Message) -> Stranger:
+    async def _rebuilt(self, message: Message) -> ContactState:
         one, other = message.sender, message.receiver
         recent = await self._messages.recent(one, other, self._limit + 1)
         answered = await self._messages.has_written(*_silent(recent, one, other))

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from chat_server.utils.errors import StoreUnavailable
-from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class Batcher(Generic[Item, Result]):
         most: int = 1024,
         timeout: float | None = None,
         gather: float = 0,
-        watch: Watch = UNWATCHED,
+        watch: StoreMetrics = NO_STORE_METRICS,
         name: str = "the store",
     ) -> None:
         self._work = work
@@ -57,7 +57,7 @@ class Batcher(Generic[Item, Result]):
             self._begin(self._gather)
         return future
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Wait until everything handed over so far is done, whether it succeeded or failed."""
         if self._done < self._taken:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from chat_server.utils.errors import StoreUnavailable
-from chat_server.utils.fair import FairSemaphore
+from chat_server.utils.fair_semaphore import FairSemaphore
 
 
 class KeyedLock:
@@ -28,7 +28,7 @@ class KeyedLock:
                 self._locks[key] = (lock, users - 1)
 
 
-class Lane:
+class ConcurrencyLimiter:
     """Lets `width` at a time through to a store. Keys take turns, and wait at most `patience` seconds."""
 
     def __init__(self, width: int, patience: float) -> None:

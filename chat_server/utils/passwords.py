@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import bcrypt
 
-from chat_server.utils.fair import FairSemaphore
-from chat_server.utils.threads import step_back
+from chat_server.utils.fair_semaphore import FairSemaphore
+from chat_server.utils.threads import lower_priority
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Passwords:
         self._cost = cost
         self._patience = patience
         self._threads = max(1, min(4, (os.cpu_count() or 2) - 1))  # one core stays with the event loop
-        self._pool = ThreadPoolExecutor(self._threads, "passwords", initializer=step_back)
+        self._pool = ThreadPoolExecutor(self._threads, "passwords", initializer=lower_priority)
         self._turns = FairSemaphore(self._threads)
         self._seconds = 2**cost * 7e-5  # per turn: an estimate until the first measurement
 

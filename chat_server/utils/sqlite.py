@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from chat_server.utils.errors import StartError, StoreUnavailable
-from chat_server.utils.meter import UNWATCHED, Watch
-from chat_server.utils.threads import step_back
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
+from chat_server.utils.threads import lower_priority
 from chat_server.utils.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Database:
     answered others.
     """
 
-    def __init__(self, folder: Path, *, timeout: float, watch: Watch = UNWATCHED) -> None:
+    def __init__(self, folder: Path, *, timeout: float, watch: StoreMetrics = NO_STORE_METRICS) -> None:
         self.path = folder / "chat.db"
         self.timeout = timeout
         self._watch = watch
@@ -114,7 +114,7 @@ class Database:
         self._closed = False
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         self._readers = ThreadPoolExecutor(READERS - 1, "sqlite-reader")
-        self._slow_reader = ThreadPoolExecutor(1, "sqlite-slow-reader", initializer=step_back)
+        self._slow_reader = ThreadPoolExecutor(1, "sqlite-slow-reader", initializer=lower_priority)
         self._copier = ThreadPoolExecutor(1, "sqlite-copier")
         self._copying: Future[None] | None = None  # the log is being copied, beside the writer
         self._copied = 0.0  # when that last began, on the monotonic clock
@@ -125,16 +125,16 @@ class Database:
         self._reading = 0  # how many connections read
         self._writes: Writer[Write] = Writer(self._writer, self._write_batch, timeout=timeout, watch=watch)
 
-    async def open(self, schemas: Sequence[Schema], *, beside: bool = False) -> None:
+    async def open(self, schemas: Sequence[Schema], *, alongside: bool = False) -> None:
         """Lock the folder, open the file, bring the schema up to date. Raises StartError.
 
-        With `beside`, where a server holds the lock: go without it, and leave the schema alone. Then SQLite's own
+        With `alongside`, where a server holds the lock: go without it, and leave the schema alone. Then SQLite's own
         locks keep the two apart.
         """
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._open, schemas, beside)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._open, schemas, alongside)
 
     @property
-    def alone(self) -> bool:
+    def owns_lock(self) -> bool:
         """Whether it holds the folder's lock: no server runs on it."""
         return self._lock is not None
 
@@ -179,7 +179,7 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was handed over, close all connections, release the folder. Idempotent."""
-        await self._writes.settled()
+        await self._writes.flush()
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
@@ -235,7 +235,7 @@ class Database:
     def _transaction(self, batch: Sequence[Write]) -> Sequence[Any]:
         connection = self._writing or self._connect()
         results = _at_once(connection, batch) or _in_turn(connection, batch)
-        if self.alone:
+        if self.owns_lock:
             try:
                 self._keep_log_short()
             except Exception as error:  # whatever it was: what was asked for is durable, in the log
@@ -330,7 +330,7 @@ class Database:
             self._idle.get().close()
             self._reading -= 1
 
-    def _open(self, schemas: Sequence[Schema], beside: bool) -> None:
+    def _open(self, schemas: Sequence[Schema], alongside: bool) -> None:
         folder = self.path.parent
         try:
             make_folder(folder)
@@ -341,7 +341,7 @@ class Database:
             _refuse_foreign(self.path)
             _protect(self.path)
         except BlockingIOError as error:
-            if not beside:
+            if not alongside:
                 raise StartError(
                     f"DataDir {folder}: another chat_server is running on it; stop that one, or choose another DataDir"
                 ) from error
@@ -353,7 +353,7 @@ class Database:
             log.warning("data folder exposed", extra={"why": why})
         try:
             writing = self._connect()
-            if not self.alone:
+            if not self.owns_lock:
                 _refuse_older(writing, schemas, self.path)
                 return
             if self.path.stat().st_size <= CHECKED_AT_START:
@@ -372,7 +372,7 @@ class Database:
             self._lock = None
 
 
-def portions(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+def chunks(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
     """Parts of 1, 2, 4, ... items, at most so many: of a statement for each length only a few are ever prepared."""
     done = 0
     while done < len(items):

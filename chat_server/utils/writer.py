@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from chat_server.utils.batch import answer, expect_each
 from chat_server.utils.errors import StoreUnavailable
-from chat_server.utils.meter import UNWATCHED, Watch
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 
 Item = TypeVar("Item")
 
@@ -39,7 +39,7 @@ class Writer(Generic[Item]):
         *,
         timeout: float,
         most: int = 1024,
-        watch: Watch = UNWATCHED,
+        watch: StoreMetrics = NO_STORE_METRICS,
     ) -> None:
         self._thread = thread
         self._work = work
@@ -75,7 +75,7 @@ class Writer(Generic[Item]):
             self._alarm = loop.call_at(asked.since + self._timeout, self._give_up, loop)
         return asked.future
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Wait until nothing waits and the thread is at nothing that was handed over here."""
         while self._coming:
             await asyncio.get_running_loop().run_in_executor(self._thread, time.monotonic)

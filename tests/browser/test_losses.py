@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from tests.browser.door import bad_network, door
 from tests.browser.person import TELEPHONE, Window, at_a_browser, person
+from tests.browser.proxy import bad_network, door
 from tests.harness import PASSWORD, Server, process, serving, until
 from tests.servers import free_port
 

@@ -7,8 +7,8 @@ import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, ViewportSize, expect
 
-from tests.browser.door import door
 from tests.browser.person import Window, at_a_browser, person
+from tests.browser.proxy import door
 from tests.browser.views import ME, full, views
 from tests.e2e.answers import sql
 from tests.harness import PASSWORD, Server, serving

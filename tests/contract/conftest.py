@@ -18,9 +18,9 @@ import pytest
 from chat_server import conf
 from chat_server.backends import SCHEMAS
 from chat_server.cache import redis
-from chat_server.cache.limits import RateStore, StrangerStore
+from chat_server.cache.counters import ContactStore, RateStore
 from chat_server.cache.sessions import SessionStore
-from chat_server.cache.sqlite import SqliteRates, SqliteSessions, SqliteStrangers
+from chat_server.cache.sqlite import SqliteContacts, SqliteRates, SqliteSessions
 from chat_server.model import mongodb, mysql
 from chat_server.model.messages import MessageStore
 from chat_server.model.sqlite import SqliteMessages, SqliteUsers
@@ -114,7 +114,7 @@ def on_mongodb(make_client: Callable[..., Any]) -> Opened[MessageStore]:
     return opened
 
 
-def successor(config: conf.MongoDB, timeout: float) -> Any:
+def successor(config: conf.MongoDBSettings, timeout: float) -> Any:
     """motor's successor: pymongo's own."""
     address, options = mongodb.client_options(config, timeout)
     return pymongo.AsyncMongoClient(address, **options)
@@ -150,9 +150,9 @@ RATES: dict[str, Opened[RateStore]] = {
     "sqlite": on_sqlite(SqliteRates),
     "redis": on_redis(redis.RedisRates),
 }
-STRANGERS: dict[str, Opened[StrangerStore]] = {
-    "sqlite": on_sqlite(lambda database, _: SqliteStrangers(database, LIMIT, WINDOW, KEPT)),
-    "redis": on_redis(lambda scripts, _: redis.RedisStrangers(scripts, LIMIT, WINDOW, KEPT)),
+STRANGERS: dict[str, Opened[ContactStore]] = {
+    "sqlite": on_sqlite(lambda database, _: SqliteContacts(database, LIMIT, WINDOW, KEPT)),
+    "redis": on_redis(lambda scripts, _: redis.RedisContacts(scripts, LIMIT, WINDOW, KEPT)),
 }
 
 
@@ -206,7 +206,7 @@ async def rates(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
 
 
 @pytest.fixture(params=STRANGERS)
-async def strangers(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[StrangerStore]:
+async def strangers(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[ContactStore]:
     async with STRANGERS[request.param](tmp_path, clock) as store:
         yield store
 
@@ -242,6 +242,6 @@ async def rates_away(request: pytest.FixtureRequest, tmp_path: Path, clock: Hand
 @pytest.fixture(params=STRANGERS)
 async def strangers_away(
     request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
-) -> AsyncIterator[StrangerStore]:
+) -> AsyncIterator[ContactStore]:
     async with STRANGERS[request.param](tmp_path, clock, away=True) as store:
         yield store

@@ -5,10 +5,10 @@ from typing import cast
 
 import pytest
 
-from chat_server.cache.limits import MovableStrangers, Stranger, StrangerRecord, StrangerStore, Verdict
-from chat_server.cache.sessions import MovableSessions, SessionRecord, SessionStore
-from chat_server.model.messages import Message, MessageStore, MovableMessages, Record
-from chat_server.model.users import MovableUsers, State, User, UserStore
+from chat_server.cache.counters import ContactRecord, ContactState, ContactStore, ExportableContacts, Permission
+from chat_server.cache.sessions import ExportableSessions, SessionRecord, SessionStore
+from chat_server.model.messages import ExportableMessages, Message, MessageStore, Record
+from chat_server.model.users import ExportableUsers, State, User, UserStore
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.digest import digest
 from chat_server.utils.errors import Duplicate, StoreUnavailable
@@ -26,7 +26,7 @@ def record(sender: str, receiver: str, time: int, text: str | bytes = "text", *,
 
 
 async def test_users_come_in_the_order_of_their_code_points(users: UserStore) -> None:
-    store = cast("MovableUsers", users)
+    store = cast("ExportableUsers", users)
     names = ["-", "A", "Z", "a", "a-b", "a.b", "aa", "é", "ﬀ", "𐐀"]
     await store.put([User(name, f"hash of {name}") for name in reversed(names)])
     pages = [page async for page in store.pages(3)]
@@ -36,7 +36,7 @@ async def test_users_come_in_the_order_of_their_code_points(users: UserStore) ->
 
 
 async def test_users_keep_their_state(users: UserStore) -> None:
-    store = cast("MovableUsers", users)
+    store = cast("ExportableUsers", users)
     there = [User("1", "hash"), User("2", "hash", State.DISABLED), User("3", "", State.REMOVED)]
     await store.put(there)
     assert [user for page in [page async for page in store.pages(2)] for user in page] == there
@@ -45,7 +45,7 @@ async def test_users_keep_their_state(users: UserStore) -> None:
 
 
 async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
-    store = cast("MovableUsers", users)
+    store = cast("ExportableUsers", users)
     await store.add(User("1", "first"))
     await store.put([User("1", "second"), User("2", "new")])
     assert await store.get("1") == User("1", "first")
@@ -56,7 +56,7 @@ async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
 
 
 async def test_records_come_back_as_they_were_put_also_tombstones(messages: MessageStore) -> None:
-    store = cast("MovableMessages", messages)
+    store = cast("ExportableMessages", messages)
     there = [
         record("1", "2", 1, "\0 ' $ \u202e 🙂"),
         record("2", "1", 2, digest("deleted")),
@@ -81,7 +81,7 @@ async def test_records_come_back_as_they_were_put_also_tombstones(messages: Mess
 
 
 async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageStore) -> None:
-    store = cast("MovableMessages", messages)
+    store = cast("ExportableMessages", messages)
     await store.put([record("1", "2", 1), record("1", "2", 2), record("1", "2", 3)])
     now = [
         record("1", "2", 1),
@@ -105,7 +105,7 @@ async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageSt
     ids=["its time, by the other", "its time, elsewhere", "its id"],
 )
 async def test_no_record_takes_the_place_of_another(messages: MessageStore, other: Record) -> None:
-    store = cast("MovableMessages", messages)
+    store = cast("ExportableMessages", messages)
     await store.put([record("1", "2", 1)])
     with pytest.raises(Duplicate):
         await store.put([other])
@@ -114,7 +114,7 @@ async def test_no_record_takes_the_place_of_another(messages: MessageStore, othe
 
 
 async def test_a_conversation_settles_where_its_newest_message_is(messages: MessageStore) -> None:
-    store = cast("MovableMessages", messages)
+    store = cast("ExportableMessages", messages)
     await store.put([record("1", "2", 1), record("2", "1", 9, digest("deleted"))])
     await store.put([record("1", "3", 5)])
     await store.put([record("1", "4", 7, digest("deleted"))])
@@ -130,7 +130,7 @@ async def test_a_conversation_settles_where_its_newest_message_is(messages: Mess
 
 
 async def test_sessions_come_back_as_they_were_put(sessions: SessionStore) -> None:
-    store = cast("MovableSessions", sessions)
+    store = cast("ExportableSessions", sessions)
     ends = Clock().now() // 1000 * 1000 + 500 * MICROSECONDS
     there = [SessionRecord(bytes([n]) * 32, "user", ends + n * MICROSECONDS) for n in range(5)]
     await store.put(there)
@@ -144,19 +144,19 @@ async def test_sessions_come_back_as_they_were_put(sessions: SessionStore) -> No
 
 
 async def test_peeking_renews_nothing(sessions: SessionStore) -> None:
-    store = cast("MovableSessions", sessions)
+    store = cast("ExportableSessions", sessions)
     ends = Clock().now() // 1000 * 1000 + 100 * MICROSECONDS
     await store.put([SessionRecord(b"1" * 32, "1", ends)])
     assert await store.peek([b"1" * 32]) == await store.peek([b"1" * 32]) == [SessionRecord(b"1" * 32, "1", ends)]
 
 
-async def test_states_of_strangers_come_back_as_they_were_put(strangers: StrangerStore) -> None:
-    store = cast("MovableStrangers", strangers)
+async def test_states_of_strangers_come_back_as_they_were_put(strangers: ContactStore) -> None:
+    store = cast("ExportableContacts", strangers)
     now = Clock().now()
     there = [
-        StrangerRecord("1", "2", Stranger("2", 3, now, refused=True), now + 200 * MICROSECONDS),
-        StrangerRecord("1", "é.-@", Stranger("1", 1, now), now + 200 * MICROSECONDS),
-        StrangerRecord("A", "a", Stranger(until=now + 90 * MICROSECONDS), now + 200 * MICROSECONDS),
+        ContactRecord("1", "2", ContactState("2", 3, now, refused=True), now + 200 * MICROSECONDS),
+        ContactRecord("1", "é.-@", ContactState("1", 1, now), now + 200 * MICROSECONDS),
+        ContactRecord("A", "a", ContactState(until=now + 90 * MICROSECONDS), now + 200 * MICROSECONDS),
     ]
     await store.put(there)
     found = [one for page in [page async for page in store.pages(2)] for one in page]
@@ -164,25 +164,25 @@ async def test_states_of_strangers_come_back_as_they_were_put(strangers: Strange
     assert all(abs(one.expires - now - 200 * MICROSECONDS) < 5 * MICROSECONDS for one in found)
     [peeked] = await store.peek([("A", "a"), ("A", "b")])
     assert peeked.state == there[2].state
-    assert (await store.take("2", "1", "one", now + 1)).verdict is Verdict.REFUSED
-    assert (await store.take("a", "A", "one", now + 1)).verdict is Verdict.FREE
-    assert (await store.take("1", "é.-@", "one", now + 1)).verdict is Verdict.COUNTED
+    assert (await store.take("2", "1", "one", now + 1)).verdict is Permission.REFUSED
+    assert (await store.take("a", "A", "one", now + 1)).verdict is Permission.FREE
+    assert (await store.take("1", "é.-@", "one", now + 1)).verdict is Permission.COUNTED
     [counted] = await store.peek([("1", "é.-@")])
-    assert counted.state == Stranger("1", 2, now)
-    await store.put([StrangerRecord("1", "é.-@", Stranger("1", 3, now), now + 200 * MICROSECONDS)])
-    assert (await store.take("1", "é.-@", "one", now + 2)).verdict is Verdict.REFUSED
+    assert counted.state == ContactState("1", 2, now)
+    await store.put([ContactRecord("1", "é.-@", ContactState("1", 3, now), now + 200 * MICROSECONDS)])
+    assert (await store.take("1", "é.-@", "one", now + 2)).verdict is Permission.REFUSED
 
 
 # --- away
 
 
 async def test_users_that_are_away_say_so(users_away: UserStore) -> None:
-    store = cast("MovableUsers", users_away)
+    store = cast("ExportableUsers", users_away)
     await _all_fail(store.count(), store.put([User("1", "hash")]), anext(store.pages(1)))
 
 
 async def test_messages_that_are_away_say_so(messages_away: MessageStore) -> None:
-    store = cast("MovableMessages", messages_away)
+    store = cast("ExportableMessages", messages_away)
     await _all_fail(
         store.count(),
         store.put([record("1", "2", 1)]),
@@ -194,14 +194,14 @@ async def test_messages_that_are_away_say_so(messages_away: MessageStore) -> Non
 
 
 async def test_sessions_that_are_away_say_so(sessions_away: SessionStore) -> None:
-    store = cast("MovableSessions", sessions_away)
+    store = cast("ExportableSessions", sessions_away)
     session = SessionRecord(b"1", "1", Clock().now())
     await _all_fail(store.put([session]), store.peek([b"1"]), anext(store.pages(1)))
 
 
-async def test_strangers_that_are_away_say_so(strangers_away: StrangerStore) -> None:
-    store = cast("MovableStrangers", strangers_away)
-    state = StrangerRecord("1", "2", Stranger(), 1)
+async def test_strangers_that_are_away_say_so(strangers_away: ContactStore) -> None:
+    store = cast("ExportableContacts", strangers_away)
+    state = ContactRecord("1", "2", ContactState(), 1)
     await _all_fail(store.put([state]), store.peek([("1", "2")]), anext(store.pages(1)))
 
 

@@ -11,9 +11,9 @@ import pymongo
 import pymysql
 import pytest
 
-from chat_server.backends import Movable, movable
+from chat_server.backends import ExportableStores, open_exportable
 from chat_server.conf import Settings, load
-from chat_server.migrate.digest import LATEST
+from chat_server.migrate.checksum import LATEST
 from chat_server.model.messages import Record
 from chat_server.utils.clock import Clock
 from tests import servers
@@ -157,7 +157,7 @@ def settings(path: Path) -> Settings:
 
 async def held(path: Path, count: int = 3) -> dict[str, Any]:
     """All that the stores of a file hold, in terms that no backend has of its own; messages in pages of `count`."""
-    async with movable([settings(path)], Clock(), _lost) as [stores]:
+    async with open_exportable([settings(path)], Clock(), _lost) as [stores]:
         return {
             "users": sorted([user for page in [p async for p in stores.users.pages(2)] for user in page], key=str),
             "messages": {
@@ -175,12 +175,12 @@ async def held(path: Path, count: int = 3) -> dict[str, Any]:
                 for session in page
             },
             "strangers": {
-                (record.one, record.other): record.state async for page in stores.strangers.pages(2) for record in page
+                (record.one, record.other): record.state async for page in stores.contacts.pages(2) for record in page
             },
         }
 
 
-async def all_records(stores: Movable, pair: tuple[str, str], count: int) -> list[Record]:
+async def all_records(stores: ExportableStores, pair: tuple[str, str], count: int) -> list[Record]:
     """A conversation as it is kept, read in pages of `count`."""
     records: list[Record] = []
     while page := await stores.messages.records(*pair, records[-1].time if records else 0, LATEST, count):

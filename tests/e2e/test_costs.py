@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chat_server.api import socket
+from chat_server.api import connection_manager
 from chat_server.model.messages import Added, Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
@@ -95,7 +95,7 @@ async def test_of_many_large_texts_a_few_are_with_the_store_and_a_short_one_does
 async def test_a_large_text_that_waits_for_others_too_long_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "LARGE_PATIENCE", 0.05)
+    monkeypatch.setattr(connection_manager, "LARGE_PATIENCE", 0.05)
     async with serving(tmp_path) as server, AsyncExitStack() as stack:
         await server.users("1", "2")
         await server.friends("1", "2")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chat_server.api import socket
+from chat_server.api import connection_manager
 from tests import raw
 from tests.harness import Server, serving, until
 
@@ -44,7 +44,7 @@ class Turns(logging.Handler):
 @contextmanager
 def turns() -> Iterator[Turns]:
     """Count while the block lasts."""
-    logger, counting = logging.getLogger("chat_server.api.socket"), Turns()
+    logger, counting = logging.getLogger("chat_server.api.connection_manager"), Turns()
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(counting)
@@ -141,8 +141,8 @@ async def test_when_most_are_gone_what_python_keeps_of_them_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(socket, "MANY", 20)
-    monkeypatch.setattr(socket, "clear_free_lists", lambda: calls.append(1))
+    monkeypatch.setattr(connection_manager, "MANY", 20)
+    monkeypatch.setattr(connection_manager, "clear_free_lists", lambda: calls.append(1))
     async with serving(tmp_path, HeartbeatSeconds=0.5) as server:
         await server.users("a")
         async with server.chat("a"):

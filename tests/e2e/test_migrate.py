@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from chat_server.backends import Movable, movable
-from chat_server.cache.limits import Stranger, StrangerRecord
+from chat_server.backends import ExportableStores, open_exportable
+from chat_server.cache.counters import ContactRecord, ContactState
 from chat_server.cache.sessions import SessionRecord
 from chat_server.model.messages import Message, Record
 from chat_server.model.users import State, User
@@ -46,7 +46,7 @@ LEASE = 1.5  # of a move whose lease is short, in seconds
 
 async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
     """Users, conversations with read, unread and deleted messages, sessions and counters."""
-    async with movable([settings(path)], Clock(), print) as [stores]:
+    async with open_exportable([settings(path)], Clock(), print) as [stores]:
         await stores.users.put(
             [User(name, HASH[:-1] + "bcdefghijklmnopqrstuvwxyz"[i], State(i % 3)) for i, name in enumerate(NAMES)]
         )
@@ -66,15 +66,15 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
         await stores.sessions.put(
             [SessionRecord(bytes([i]) * 32, n, now + 10**9 * (i + 1)) for i, n in enumerate(NAMES)]
         )
-        await stores.strangers.put(
+        await stores.contacts.put(
             [
-                StrangerRecord("1", "𐐀𐐁", Stranger("𐐀𐐁", 3, now - 10, refused=True), now + 10**9),
-                StrangerRecord("A", "a", Stranger(until=now + 10**9), now + 10**10),
+                ContactRecord("1", "𐐀𐐁", ContactState("𐐀𐐁", 3, now - 10, refused=True), now + 10**9),
+                ContactRecord("A", "a", ContactState(until=now + 10**9), now + 10**10),
             ]
         )
 
 
-async def only_deleted(stores: Movable, time: int) -> None:
+async def only_deleted(stores: ExportableStores, time: int) -> None:
     """A conversation in which all was deleted."""
     await stores.messages.add([Message("a@b", "é", "gone", "gone", time + 1)])
     await stores.messages.delete("a@b", "é", [[("a@b", "gone")]])
@@ -123,7 +123,7 @@ async def test_what_changed_in_the_source_since_is_caught_up_with(places: Places
     source, target = places.ini("source"), places.ini("target", EVERYWHERE)
     await fill(source)
     await moved(source, target)
-    async with movable([settings(source)], Clock(), print) as [stores]:
+    async with open_exportable([settings(source)], Clock(), print) as [stores]:
         await stores.messages.mark("1", "a", ["m.1", "m:1", "m-1"])
         await stores.messages.delete("1", "a", [[("1", "M-1")], [("1", "m:1")]])
         await stores.messages.add([Message("1", "a", "late", "late", T + 10**6)])
@@ -266,7 +266,7 @@ async def test_a_server_that_runs_on_either_side_is_in_the_way(places: Places, s
 
 async def test_no_server_starts_while_a_move_is_under_way(places: Places) -> None:
     source, target = places.ini("source"), places.ini("target", EVERYWHERE)
-    async with movable([settings(source), settings(target)], Clock(), print):
+    async with open_exportable([settings(source), settings(target)], Clock(), print):
         for path in (source, target):
             child = await run_py("--config", str(path))
             _, err = await child.communicate()
@@ -294,7 +294,7 @@ async def embedded(folder: Path, name: str, user: str = "", *records: Record) ->
     """A file of embedded stores with a user and some messages."""
     path = folder / f"{name}.ini"
     path.write_text(f"[service]\nDataDir = {name}\n")
-    async with movable([settings(path)], Clock(), print) as [stores]:
+    async with open_exportable([settings(path)], Clock(), print) as [stores]:
         if user:
             await stores.users.put([User(user, HASH)])
         for record in records:
@@ -309,9 +309,9 @@ async def test_a_target_with_users_of_its_own_is_refused(tmp_path: Path) -> None
     before = await held(other)
     assert "user '2' is in the target, but not in the source" in await refused("--from", source, "--config", other)
     assert await held(other) == before
-    async with movable([settings(other)], Clock(), print) as [stores]:
+    async with open_exportable([settings(other)], Clock(), print) as [stores]:
         await stores.users.put([User("1", HASH.replace("a", "b"))])
-    async with movable([settings(source)], Clock(), print) as [stores]:
+    async with open_exportable([settings(source)], Clock(), print) as [stores]:
         await stores.users.put([User("2", HASH)])
     assert "user '1' has another password in the target" in await refused("--from", source, "--config", other)
 

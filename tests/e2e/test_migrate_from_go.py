@@ -8,7 +8,7 @@ import bcrypt
 import pytest
 from bson import ObjectId
 
-from chat_server.backends import movable
+from chat_server.backends import open_exportable
 from chat_server.model.messages import Message
 from chat_server.utils.clock import MICROSECONDS, Clock
 from tests.e2e.moving import Places, Ran, databases, held, migrate, places, refused, settings
@@ -138,7 +138,7 @@ async def test_a_second_time_nothing_is_doubled_and_what_came_later_is_added(pla
     assert await held(target) == first
     with places.mongodb() as database:
         database["p1SEP2p"].insert_one(doc("m4", "four", T + 4))
-    async with movable([settings(target)], Clock(), print) as [stores]:
+    async with open_exportable([settings(target)], Clock(), print) as [stores]:
         await stores.messages.delete("1", "2", [[("1", "m1")]])
         await stores.messages.add([Message("2", "1", "new", "written here", Clock().now())])
     assert "messages: 3 in 1 conversations; 1 new" in await brought_in(original, target)

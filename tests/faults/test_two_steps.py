@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from chat_server.backends import SCHEMAS
-from chat_server.cache.limits import Ruling, Stranger
-from chat_server.cache.sqlite import SqliteStrangers
+from chat_server.cache.counters import ContactState, Decision
+from chat_server.cache.sqlite import SqliteContacts
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.model.sqlite import SqliteMessages
-from chat_server.service.sending import Outcome, TwoSteps
+from chat_server.service.sending import Outcome, SeparateStores
 from chat_server.utils.clock import MICROSECONDS, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.sqlite import Database
@@ -62,18 +62,20 @@ class Lossy:
     """Counters that fail while `fails`, and count in `asked` how often they were waited for; `lose` empties them."""
 
     def __init__(self, database: Database) -> None:
-        self._strangers = SqliteStrangers(database, LIMIT, WINDOW, KEPT)
+        self._strangers = SqliteContacts(database, LIMIT, WINDOW, KEPT)
         self._database = database
         self.fails = False
         self.asked = 0
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+    async def take(
+        self, sender: str, receiver: str, id: str, now: int, rebuilt: ContactState | None = None
+    ) -> Decision:
         self._check()
         return await self._strangers.take(sender, receiver, id, now, rebuilt)
 
-    async def befriend(self, one: str, other: str, now: int) -> None:
+    async def allow(self, one: str, other: str, now: int) -> None:
         self._check()
-        await self._strangers.befriend(one, other, now)
+        await self._strangers.allow(one, other, now)
 
     async def lose(self) -> None:
         await self._database.write(lambda tx: tx.execute("DELETE FROM strangers"))
@@ -93,7 +95,7 @@ class Bench:
         self.strangers = strangers
         self._kept = messages
         self._timeline = Timeline(self.clock)
-        self._sending = TwoSteps(self.messages, strangers, LIMIT, WINDOW * MICROSECONDS)  # type: ignore[arg-type]
+        self._send_strategy = SeparateStores(self.messages, strangers, LIMIT, WINDOW * MICROSECONDS)  # type: ignore[arg-type]
 
     async def send(self, id: str, sender: str = "a", receiver: str = "b", *, free: bool = False) -> Added | None:
         """What became of the message; None if the limit refused it. Raises StoreUnavailable."""
@@ -105,7 +107,7 @@ class Bench:
     async def run(self, *each: tuple[str, str, str, bool]) -> list[Outcome]:
         """What became of messages that are sent together: of each id, sender, receiver, and are the two friends?"""
         messages = [Message(sender, receiver, id, "text", self._timeline.next()) for id, sender, receiver, _ in each]
-        return await self._sending.add(messages, [free for *_, free in each])
+        return await self._send_strategy.add(messages, [free for *_, free in each])
 
     async def fail(self, id: str) -> None:
         with pytest.raises(StoreUnavailable):
@@ -280,13 +282,13 @@ async def test_an_answer_frees_and_tells_so_also_where_it_is_not_known_to_be_sto
     bench.messages.fails, bench.messages.before = StoreUnavailable("no answer"), before
     [outcome] = await bench.run(("answer", "b", "a", False))
     assert isinstance(outcome.added, StoreUnavailable)
-    assert outcome.lifted
+    assert outcome.unblocked
     bench.messages.fails = None
     for n in range(2 * LIMIT):
         assert await bench.send(f"free-{n}")
     [outcome] = await bench.run(("answer", "b", "a", False))
     assert isinstance(outcome.added, Added)
-    assert not outcome.lifted
+    assert not outcome.unblocked
 
 
 async def test_messages_that_expire_within_a_window_give_no_places_back(bench: Bench) -> None:

@@ -119,7 +119,7 @@ async def test_what_comes_meanwhile_is_the_next_batch() -> None:
     await turns()
     assert work.batches == [[(1, FINE)], [(2, FINE), (3, FINE)]]
     work.permits.release()
-    await batcher.settled()
+    await batcher.flush()
 
 
 async def test_what_follows_on_a_result_is_in_the_next_batch_with_what_came_meanwhile() -> None:
@@ -169,7 +169,7 @@ async def test_an_item_that_is_not_done_in_time_is_given_up_and_the_next_goes_on
     for future in (late, later):
         with pytest.raises(StoreUnavailable):
             await future
-    await batcher.settled()
+    await batcher.flush()
     work.permits.release()
     assert await batcher.submit((3, FINE)) == 6
 
@@ -230,13 +230,13 @@ async def test_whoever_waits_until_all_is_settled_does_not_wait_for_others_to_co
         waiting_for(batcher, number)
         work.permits.release()
         async with asyncio.timeout(20):
-            await batcher.settled()
+            await batcher.flush()
     assert work.batches == [[(0, FINE)], [(1, FINE)]]
 
 
 async def test_settled_returns_at_once_if_nothing_is_under_way() -> None:
     batcher = Batcher(Work())
-    await batcher.settled()
+    await batcher.flush()
 
 
 async def test_settled_waits_for_what_is_in_flight_and_for_what_waits() -> None:
@@ -245,7 +245,7 @@ async def test_settled_waits_for_what_is_in_flight_and_for_what_waits() -> None:
     waiting_for(batcher, 1)
     await turns()
     waiting_for(batcher, 2)
-    settled = asyncio.create_task(batcher.settled())
+    settled = asyncio.create_task(batcher.flush())
     await turns()
     work.permits.release()
     await turns()
@@ -258,7 +258,7 @@ async def test_settled_waits_for_a_failure_and_does_not_raise_it() -> None:
     work = Work()
     batcher = Batcher(work)
     failure = batcher.submit((1, RAISES))
-    settled = asyncio.create_task(batcher.settled())
+    settled = asyncio.create_task(batcher.flush())
     await turns()
     assert not settled.done()
     work.permits.release()
@@ -274,7 +274,7 @@ async def test_settled_waits_though_the_last_caller_was_cancelled() -> None:
     await turns()
     stays, gone = waiting_for(batcher, 2, 3)
     gone.cancel()
-    settled = asyncio.create_task(batcher.settled())
+    settled = asyncio.create_task(batcher.flush())
     await turns()
     early = settled.done()
     work.permits.release()
@@ -290,7 +290,7 @@ async def test_settled_does_not_wait_for_what_came_after_it() -> None:
     batcher = Batcher(work)
     waiting_for(batcher, 1)
     await turns()
-    settled = asyncio.create_task(batcher.settled())
+    settled = asyncio.create_task(batcher.flush())
     await turns()
     waiting_for(batcher, 2)
     work.permits.release()

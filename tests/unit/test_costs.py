@@ -14,7 +14,7 @@ from chat_server.cache.sqlite import TOGETHER, SqliteSessions
 from chat_server.model.messages import Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.utils.clock import Clock, Timeline
-from chat_server.utils.meter import Watch
+from chat_server.utils.metrics import StoreMetrics
 from chat_server.utils.sqlite import READERS, Database
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ async def test_any_number_of_delivered_marks_takes_four_statements(store: Store)
     assert await store.messages.mark_delivered(times) == set()
 
 
-class Reads(Watch):
+class Reads(StoreMetrics):
     """Counts what a database is asked to read."""
 
     count = 0

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from chat_server.utils.memory import clear_free_lists
+from chat_server.utils.free_lists import clear_free_lists
 
 
 def kept(capfd: pytest.CaptureFixture[str]) -> int:

@@ -26,7 +26,7 @@ class Store:
 async def test_the_slowest_store_says_how_long_it_takes() -> None:
     stores = {name: Store(0.2) for name in "abc"}
     started = time.monotonic()
-    up, states = await Health({name: store.ping for name, store in stores.items()}).look()
+    up, states = await Health({name: store.ping for name, store in stores.items()}).probe()
     assert 0.2 <= time.monotonic() - started < 0.5
     assert up
     assert all(200 <= state.took_ms < 500 for state in states.values())
@@ -35,12 +35,12 @@ async def test_the_slowest_store_says_how_long_it_takes() -> None:
 async def test_however_many_ask_a_store_is_asked_once_a_second() -> None:
     store = Store(0.05)
     house = Health({"a": store.ping})
-    await asyncio.gather(*(house.look() for _ in range(1000)))
+    await asyncio.gather(*(house.probe() for _ in range(1000)))
     for _ in range(1000):
-        await house.look()
+        await house.probe()
     assert store.asked == 1
     await asyncio.sleep(health.EVERY)
-    await house.look()
+    await house.probe()
     assert store.asked == 2
 
 
@@ -48,16 +48,16 @@ async def test_each_store_has_its_own_state_and_time() -> None:
     away, up = Store(away=True), Store()
     house = Health({"away": away.ping, "up": up.ping})
     before = int(time.time() * 1000)
-    all_up, first = await house.look()
+    all_up, first = await house.probe()
     assert not all_up
     assert (first["away"].state, first["up"].state) == ("away", "up")
     assert before <= first["away"].since <= time.time() * 1000
     await asyncio.sleep(health.EVERY)
-    _, second = await house.look()
+    _, second = await house.probe()
     assert second["away"].since == first["away"].since  # still, not again
     away.away = False
     await asyncio.sleep(health.EVERY)
-    all_up, third = await house.look()
+    all_up, third = await house.probe()
     assert all_up
     assert third["away"].since > second["away"].since
     assert third["up"].since == first["up"].since
@@ -66,7 +66,7 @@ async def test_each_store_has_its_own_state_and_time() -> None:
 async def test_who_leaves_does_not_take_the_answer_from_the_others() -> None:
     store = Store(0.1)
     house = Health({"a": store.ping})
-    first, second = asyncio.create_task(house.look()), asyncio.create_task(house.look())
+    first, second = asyncio.create_task(house.probe()), asyncio.create_task(house.probe())
     await asyncio.sleep(0.01)
     first.cancel()
     up, _ = await second
@@ -76,7 +76,7 @@ async def test_who_leaves_does_not_take_the_answer_from_the_others() -> None:
 
 async def test_the_end_does_not_wait_for_a_store() -> None:
     house = Health({"a": Store(60).ping})
-    asking = asyncio.create_task(house.look())
+    asking = asyncio.create_task(house.probe())
     await asyncio.sleep(0.01)
     async with asyncio.timeout(30):
         await house.close()

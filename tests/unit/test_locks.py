@@ -1,11 +1,11 @@
-"""KeyedLock: one at a time, per key. Lane: a few at a time."""
+"""KeyedLock: one at a time, per key. ConcurrencyLimiter: a few at a time."""
 
 import asyncio
 
 import pytest
 
 from chat_server.utils.errors import StoreUnavailable
-from chat_server.utils.locks import KeyedLock, Lane
+from chat_server.utils.locks import ConcurrencyLimiter, KeyedLock
 from tests.harness import PATIENCE
 
 
@@ -67,7 +67,7 @@ async def test_a_key_that_nobody_holds_takes_no_memory() -> None:
 
 
 async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> None:
-    lane = Lane(3, 1)
+    lane = ConcurrencyLimiter(3, 1)
     holding = 0
     order = []
 
@@ -85,7 +85,7 @@ async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> N
 
 
 async def test_a_key_that_waits_often_delays_no_other_in_a_lane() -> None:
-    lane = Lane(1, 5)
+    lane = ConcurrencyLimiter(1, 5)
     order = []
 
     async def work(key: str) -> None:
@@ -98,7 +98,7 @@ async def test_a_key_that_waits_often_delays_no_other_in_a_lane() -> None:
 
 
 async def test_who_waits_too_long_for_a_lane_is_told_and_takes_no_room() -> None:
-    lane = Lane(1, 0.01)
+    lane = ConcurrencyLimiter(1, 0.01)
     async with lane.hold("a"):
         with pytest.raises(StoreUnavailable):
             async with lane.hold("a"):

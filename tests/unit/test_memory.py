@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_server.service.memory import Friends, Recent, Talk
+from chat_server.service.memory import Friends, Recent, Relation
 
 WINDOW = 1000
 
@@ -21,48 +21,48 @@ def test_the_greatest_are_remembered_and_at_most_twice_as_many(numbers: list[int
 
 
 def test_nothing_is_known_of_those_who_never_met() -> None:
-    assert Friends(WINDOW, 10).talk("1", "2", 0) is Talk.UNKNOWN
+    assert Friends(WINDOW, 10).lookup("1", "2", 0) is Relation.UNKNOWN
 
 
 def test_friends_are_friends_whoever_writes_and_nobody_else() -> None:
     friends = Friends(WINDOW, 10)
-    friends.meet("1", "2", 0)
-    assert friends.talk("1", "2", 1) is Talk.FREE
-    assert friends.talk("2", "1", 2) is Talk.FREE
-    assert friends.talk("1", "3", 2) is Talk.UNKNOWN
-    assert friends.talk("12", "", 2) is Talk.UNKNOWN
+    friends.remember("1", "2", 0)
+    assert friends.lookup("1", "2", 1) is Relation.FREE
+    assert friends.lookup("2", "1", 2) is Relation.FREE
+    assert friends.lookup("1", "3", 2) is Relation.UNKNOWN
+    assert friends.lookup("12", "", 2) is Relation.UNKNOWN
 
 
 def test_the_counters_are_due_to_hear_of_friends_again_and_again() -> None:
     """Whoever writes, and however often: else they would take them for strangers after a restart."""
     friends = Friends(WINDOW, 10)
     now = told = 0
-    friends.meet("1", "2", now)
+    friends.remember("1", "2", now)
     while now < 5 * WINDOW:
         now += 1
-        talk = friends.talk("1", "2", now)
-        assert talk is not Talk.UNKNOWN
-        if talk is Talk.DUE:
-            friends.meet("1", "2", now)
+        talk = friends.lookup("1", "2", now)
+        assert talk is not Relation.UNKNOWN
+        if talk is Relation.DUE:
+            friends.remember("1", "2", now)
             told = now
         assert now - told <= WINDOW // 10
 
 
 def test_friends_stay_due_until_the_counters_were_told() -> None:
     friends = Friends(WINDOW, 10)
-    friends.meet("1", "2", 0)
-    assert [friends.talk("2", "1", 500) for _ in range(3)] == [Talk.DUE] * 3
-    friends.meet("2", "1", 500)
-    assert friends.talk("1", "2", 501) is Talk.FREE
+    friends.remember("1", "2", 0)
+    assert [friends.lookup("2", "1", 500) for _ in range(3)] == [Relation.DUE] * 3
+    friends.remember("2", "1", 500)
+    assert friends.lookup("1", "2", 501) is Relation.FREE
 
 
 def test_the_oldest_acquaintance_makes_room() -> None:
     friends = Friends(WINDOW, 2)
-    friends.meet("1", "2", 0)
-    friends.meet("1", "3", 1)
-    friends.meet("1", "2", 2)  # again: now the youngest
-    friends.meet("1", "4", 3)
-    assert [name for name in "234" if friends.talk("1", name, 4)] == ["2", "4"]
+    friends.remember("1", "2", 0)
+    friends.remember("1", "3", 1)
+    friends.remember("1", "2", 2)  # again: now the youngest
+    friends.remember("1", "4", 3)
+    assert [name for name in "234" if friends.lookup("1", name, 4)] == ["2", "4"]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 600)), max_size=40))
@@ -71,9 +71,9 @@ def test_nobody_is_a_friend_a_window_after_the_last_message(steps: list[tuple[bo
     now, last = 0, -WINDOW
     for meet, gap in steps:
         now += gap
-        assert (friends.talk("1", "2", now) is not Talk.UNKNOWN) == (now < last + WINDOW)
+        assert (friends.lookup("1", "2", now) is not Relation.UNKNOWN) == (now < last + WINDOW)
         if now < last + WINDOW:
             last = now
         if meet:
-            friends.meet("1", "2", now)
+            friends.remember("1", "2", now)
             last = now

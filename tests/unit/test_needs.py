@@ -34,7 +34,7 @@ def test_where_all_is_required_what_is_missing_fails(tmp_path: Path) -> None:
 
 
 def test_the_threshold_applies_where_nothing_is_missing(tmp_path: Path) -> None:
-    code, output = run(tmp_path, "tests/unit/test_limits_rule.py")
+    code, output = run(tmp_path, "tests/unit/test_contact_limit.py")
     assert code == 1, output
     assert "is less than fail-under=95" in output
     assert "Missing" not in output

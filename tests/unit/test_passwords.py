@@ -10,7 +10,7 @@ from typing import Any, Literal
 import bcrypt
 import pytest
 
-from chat_server.conf import Accounts as Config
+from chat_server.conf import AccountSettings
 from chat_server.service.accounts import Accounts
 from chat_server.status import Reason, Refused
 from chat_server.utils.passwords import LONGEST, MAX_INPUT, Passwords, TooBusy, prepare
@@ -215,7 +215,7 @@ async def test_the_threads_are_few_and_end_with_it() -> None:
 async def test_a_login_that_would_wait_too_long_is_refused_before_a_store_is_asked() -> None:
     no_store: Any = None
     passwords = Passwords(SLOW, patience=0)
-    accounts = Accounts(Config(), no_store, no_store, no_store, passwords, no_store)
+    accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store)
     under_way = asyncio.create_task(passwords.hash("secret1"))
     await asyncio.sleep(0)  # it has its turn
     for refused in (accounts.login("1", "secret1", "192.0.2.1"), accounts.register("1", "secret1", "192.0.2.1")):

@@ -33,7 +33,7 @@ async def test_proofs_of_many_sockets_are_stored_together_and_do_not_fall_behind
     chat = Chat(none, none, store, none, none, none, none, none, none)
     for number in range(5000):  # as many sockets answer the pings of one batch of messages
         chat.proven(none, [Receipt("1", f"m{number}", number)])
-    await chat.settled()
+    await chat.flush()
     assert store.calls == 1
 
 
@@ -42,7 +42,7 @@ async def test_a_fault_while_marking_is_in_the_log_and_not_left_to_asyncio(caplo
     store: Any = Faulty()
     chat = Chat(none, none, store, none, none, none, none, none, none)
     chat.proven(none, [Receipt("1", "m1", 1)])
-    await chat.settled()
+    await chat.flush()
     gc.collect()  # asyncio speaks up when a future goes
     [record] = caplog.records
     assert (record.name, record.levelno) == ("chat_server.service.chat", logging.ERROR)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from chat_server.utils.errors import StoreUnavailable
-from chat_server.utils.meter import Watch
+from chat_server.utils.metrics import StoreMetrics
 from chat_server.utils.writer import Writer
 from tests.harness import PATIENCE, until
 
@@ -136,7 +136,7 @@ async def test_who_is_not_answered_in_time_is_told_and_what_was_not_begun_is_lef
 ) -> None:
     given_up = []
 
-    class Watching(Watch):
+    class Watching(StoreMetrics):
         def gave_up(self) -> None:
             given_up.append(1)
 
@@ -145,7 +145,7 @@ async def test_who_is_not_answered_in_time_is_told_and_what_was_not_begun_is_lef
     assert [type(result) for result in results] == [StoreUnavailable] * 3
     assert given_up
     work.permit()
-    await writer.settled()
+    await writer.flush()
     assert work.batches == [[0]]
 
 
@@ -170,7 +170,7 @@ async def test_while_the_thread_hangs_what_comes_is_refused_at_once_and_not_kept
     assert len(writer._waiting) <= 2
     assert not writer._open
     work.permit()
-    await writer.settled()
+    await writer.flush()
     assert not writer._waiting
     await works_again(writer, work)
     assert {number for batch in work.batches for number in batch} == {0, 21}
@@ -242,11 +242,11 @@ async def test_who_is_given_up_when_the_thread_is_back_already_stops_nobody(
 
 
 async def test_settled_waits_for_the_thread_though_every_caller_is_gone(writer: Writer[int], work: Work) -> None:
-    await writer.settled()
+    await writer.flush()
     begun = await busy(writer, work)
     waits = writer.submit(1)
     begun.cancel()
-    settled = asyncio.create_task(writer.settled())
+    settled = asyncio.create_task(writer.flush())
     await asyncio.sleep(0.01)
     assert not settled.done()
     work.permit(2)

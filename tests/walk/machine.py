@@ -12,8 +12,8 @@ from tests import raw
 from tests.e2e.answers import done, post, refused
 from tests.harness import PASSWORD
 from tests.walk.client import Client, connect, connect_in_time
-from tests.walk.house import House
 from tests.walk.model import SOCKETS, Model, Socket
+from tests.walk.server_thread import ServerThread
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def _pick(them: Sequence[T], number: int) -> T:
 class Walk(RuleBasedStateMachine):
     """Users of its own in a house that other walks use before and after it."""
 
-    house: ClassVar[House]
+    house: ClassVar[ServerThread]
 
     def __init__(self) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ def system(to: str, op_type: int, content: object = "") -> Frame:
 
 
 @dataclass(eq=False)
-class Talk:
+class Relation:
     """What two users have to do with each other. Times in seconds."""
 
     messages: list[Message] = field(default_factory=list)  # in the order in which they were stored
@@ -137,9 +137,9 @@ class Model:
     def __init__(self, users: Iterable[str]) -> None:
         self.users = list(users)
         self.sockets: list[Socket] = []
-        self._talks: dict[frozenset[str], Talk] = defaultdict(Talk)
+        self._talks: dict[frozenset[str], Relation] = defaultdict(Relation)
 
-    def talk(self, one: str, other: str) -> Talk:
+    def talk(self, one: str, other: str) -> Relation:
         """What is between the two."""
         return self._talks[frozenset((one, other))]
 

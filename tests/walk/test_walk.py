@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests import servers
-from tests.walk.house import House
 from tests.walk.machine import Walk
+from tests.walk.server_thread import ServerThread
 
 STEPS = 40
 # The same walks each time; where CHAT_TEST_WALKS is set, so many other ones.
@@ -18,7 +18,7 @@ WALKS = int(os.environ.get("CHAT_TEST_WALKS", "0"))
 
 def walk(folder: Path, stores: Mapping[str, str], walks: int) -> None:
     """Go so many walks."""
-    house = Walk.house = House(folder, stores)
+    house = Walk.house = ServerThread(folder, stores)
     try:
         run_state_machine_as_test(
             Walk,

@@ -11,7 +11,7 @@ from tests.walk.model import LIMIT, SOCKETS, WINDOW
 T = TypeVar("T")
 
 
-class House:
+class ServerThread:
     """A server on a loop that runs whenever something is to be done."""
 
     def __init__(self, folder: Path, stores: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import msgspec
 
-from chat_server.model.messages import MovableMessages, Record
+from chat_server.model.messages import ExportableMessages, Record
 
 # So many records are in memory at a time, for each conversation that is being copied.
 PAGE = 1000
@@ -51,7 +51,9 @@ class Sum:
         return f"{self._sum:064x}"[:32]
 
 
-async def stream(messages: MovableMessages, one: str, other: str, bounds: Sequence[int]) -> AsyncIterator[list[Record]]:
+async def stream(
+    messages: ExportableMessages, one: str, other: str, bounds: Sequence[int]
+) -> AsyncIterator[list[Record]]:
     """The records after the first of `bounds` and up to the last, a page at a time; each bound ends a page.
 
     So one side is read in the other's steps: a range with two ends costs no store more than what is in it.

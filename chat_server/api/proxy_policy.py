@@ -38,7 +38,7 @@ Address = IPv4Address | IPv6Address
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-class Edge:
+class ProxyPolicy:
     """Where requests come from. The headers of proxies count only if the proxy is in `trusted_proxies`."""
 
     def __init__(self, trusted_proxies: Sequence[str], allowed_origins: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ class Rate(msgspec.Struct, frozen=True):
     window: float
 
 
-class Stranger(msgspec.Struct, frozen=True):
+class ContactState(msgspec.Struct, frozen=True):
     """The state of two users' talk, times in microseconds.
 
     Either `sender` has sent `count` messages since `started` that were not answered, and `refused` says
@@ -35,7 +35,7 @@ class Stranger(msgspec.Struct, frozen=True):
     tries: dict[str, int] = {}
 
 
-class Verdict(Enum):
+class Permission(Enum):
     """May this message be sent?"""
 
     FREE = "yes, as every other between the two"
@@ -44,11 +44,11 @@ class Verdict(Enum):
     UNKNOWN = "there is no counter: rebuild it from the messages and ask again"
 
 
-class Ruling(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True):
     """A verdict; `lifted`: whether the receiver, refused before, may write again because of this message."""
 
-    verdict: Verdict
-    lifted: bool = False
+    verdict: Permission
+    unblocked: bool = False
 
 
 class RateStore(Protocol):
@@ -78,10 +78,12 @@ class RateStore(Protocol):
         ...
 
 
-class StrangerStore(Protocol):
+class ContactStore(Protocol):
     """Who may write to whom (protocol section 3, promise 4). Raises StoreUnavailable throughout."""
 
-    async def take(self, sender: str, receiver: str, id: str, now: int, rebuilt: Stranger | None = None) -> Ruling:
+    async def take(
+        self, sender: str, receiver: str, id: str, now: int, rebuilt: ContactState | None = None
+    ) -> Decision:
         """Decide on the message `id` at `now` (microseconds), and count it if it counts, in one atomic step.
 
         A message that was counted keeps its place while its window lasts and it would not have expired: tried again it
@@ -90,7 +92,7 @@ class StrangerStore(Protocol):
         """
         ...
 
-    async def befriend(self, one: str, other: str, now: int) -> None:
+    async def allow(self, one: str, other: str, now: int) -> None:
         """Remember that the two are known to talk freely at `now`."""
         ...
 
@@ -99,7 +101,7 @@ class StrangerStore(Protocol):
         ...
 
 
-class StrangerRecord(msgspec.Struct, frozen=True):
+class ContactRecord(msgspec.Struct, frozen=True):
     """The state of two users' talk as it is kept, the lesser name first; `expires` in microseconds since the epoch.
 
     It is without `tries`: none of a server that has stopped is under way.
@@ -107,29 +109,29 @@ class StrangerRecord(msgspec.Struct, frozen=True):
 
     one: str
     other: str
-    state: Stranger
+    state: ContactState
     expires: int
 
 
-class MovableStrangers(StrangerStore, Protocol):
+class ExportableContacts(ContactStore, Protocol):
     """What moving the counters to another store needs besides."""
 
-    def pages(self, count: int) -> AsyncIterator[list[StrangerRecord]]:
+    def pages(self, count: int) -> AsyncIterator[list[ContactRecord]]:
         """All states, about `count` at a time, in no order; one may come twice."""
         ...
 
-    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[StrangerRecord]:
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[ContactRecord]:
         """The states of those pairs, each with the lesser name first, that exist."""
         ...
 
-    async def put(self, states: Sequence[StrangerRecord]) -> None:
+    async def put(self, states: Sequence[ContactRecord]) -> None:
         """Keep these states as they are."""
         ...
 
 
 def decide(
-    state: Stranger, sender: str, now: int, limit: int, window: int, id: str | None = None, kept: int = 0
-) -> tuple[Stranger, Ruling]:
+    state: ContactState, sender: str, now: int, limit: int, window: int, id: str | None = None, kept: int = 0
+) -> tuple[ContactState, Decision]:
     """The rule itself: the next state, and may `sender` send one message now? Times in microseconds.
 
     A window begins with the first message that counts. The other side's message within it is an answer:
@@ -138,36 +140,36 @@ def decide(
     message would have expired, `kept` after it was sent.
     """
     tried = {id: now} if id else {}
-    free = Stranger(until=now + window)
+    free = ContactState(until=now + window)
     if not state.sender:
         if now < state.until:
-            return free, Ruling(Verdict.FREE)
+            return free, Decision(Permission.FREE)
     elif now < state.started + window:
         if sender != state.sender:
-            return free, Ruling(Verdict.FREE, lifted=state.refused)
+            return free, Decision(Permission.FREE, unblocked=state.refused)
         if id in state.tries and now < state.tries[id] + kept:
-            return state, Ruling(Verdict.COUNTED)
+            return state, Decision(Permission.COUNTED)
         if state.count >= limit:
-            return replace(state, refused=True), Ruling(Verdict.REFUSED)
+            return replace(state, refused=True), Decision(Permission.REFUSED)
         started = min(state.started, now)  # two that came at once may be counted the other way round
         counted = replace(state, count=state.count + 1, started=started, tries={**state.tries, **tried})
-        return counted, Ruling(Verdict.COUNTED)
-    return Stranger(sender=sender, count=1, started=now, tries=tried), Ruling(Verdict.COUNTED)
+        return counted, Decision(Permission.COUNTED)
+    return ContactState(sender=sender, count=1, started=now, tries=tried), Decision(Permission.COUNTED)
 
 
-def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: int, window: int) -> Stranger:
+def rebuild(recent: Sequence[tuple[str, int]], answered: bool, now: int, limit: int, window: int) -> ContactState:
     """The state at `now` that the messages tell of: `recent` is sender and time of the newest `limit` + 1, backwards.
 
     The rule is applied to each as if it were sent again. One that it refuses was sent all the same: then the two
     were free, if the other side ever wrote (`answered`). Where there are more messages than are seen, it is hidden
     when a stranger's window began: then all that was sent within the last one counts.
     """
-    state = Stranger()
+    state = ContactState()
     for sender, time in reversed(recent):
-        state, ruling = decide(state, sender, time, limit, window)
-        if ruling.verdict is Verdict.REFUSED and answered:
-            state = Stranger(until=time + window)
+        state, decision = decide(state, sender, time, limit, window)
+        if decision.verdict is Permission.REFUSED and answered:
+            state = ContactState(until=time + window)
     if state.sender and len(recent) > limit:
         lately = [time for sender, time in recent if sender == state.sender and time > now - window][:limit]
-        return Stranger(sender=state.sender, count=len(lately), started=lately[-1]) if lately else Stranger()
+        return ContactState(sender=state.sender, count=len(lately), started=lately[-1]) if lately else ContactState()
     return replace(state, refused=False)

@@ -7,17 +7,17 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_server.cache.limits import Ruling, Stranger, Verdict, decide, rebuild
+from chat_server.cache.counters import ContactState, Decision, Permission, decide, rebuild
 
 WINDOW = 100
-FREE, COUNTED, REFUSED = Verdict.FREE, Verdict.COUNTED, Verdict.REFUSED
+FREE, COUNTED, REFUSED = Permission.FREE, Permission.COUNTED, Permission.REFUSED
 Attempt = tuple[str, int]
 
 
 class Ruled(NamedTuple):
     sender: str
     time: int
-    ruling: Ruling
+    decision: Decision
 
 
 limits = st.integers(1, 5)
@@ -31,26 +31,26 @@ talks = st.lists(st.tuples(senders, gaps), max_size=30).map(
 
 def judge(attempts: Sequence[Attempt], limit: int) -> list[Ruled]:
     """What becomes of attempts to send, from the first message between the two on."""
-    state, ruled = Stranger(), []
+    state, ruled = ContactState(), []
     for sender, now in attempts:
-        state, ruling = decide(state, sender, now, limit, WINDOW)
-        ruled.append(Ruled(sender, now, ruling))
+        state, decision = decide(state, sender, now, limit, WINDOW)
+        ruled.append(Ruled(sender, now, decision))
     return ruled
 
 
 def accepted(ruled: Sequence[Ruled]) -> list[Attempt]:
     """The messages that are stored."""
-    return [(sender, time) for sender, time, ruling in ruled if ruling.verdict is not REFUSED]
+    return [(sender, time) for sender, time, decision in ruled if decision.verdict is not REFUSED]
 
 
-def state_after(messages: Sequence[Attempt], limit: int) -> Stranger:
-    state = Stranger()
+def state_after(messages: Sequence[Attempt], limit: int) -> ContactState:
+    state = ContactState()
     for sender, now in messages:
         state, _ = decide(state, sender, now, limit, WINDOW)
     return state
 
 
-def rebuilt_from(messages: Sequence[Attempt], limit: int, now: int | None = None) -> Stranger:
+def rebuilt_from(messages: Sequence[Attempt], limit: int, now: int | None = None) -> ContactState:
     """The state that the stored messages tell of, by the look-up that the service makes."""
     recent = messages[: -limit - 2 : -1]
     silent = {"1", "2"} - {sender for sender, _ in recent[:1]}
@@ -58,16 +58,16 @@ def rebuilt_from(messages: Sequence[Attempt], limit: int, now: int | None = None
     return rebuild(recent, answered, (recent[0][1] if recent else 0) if now is None else now, limit, WINDOW)
 
 
-def rule(state: Stranger, sender: str, now: int, limit: int) -> Verdict:
+def rule(state: ContactState, sender: str, now: int, limit: int) -> Permission:
     return decide(state, sender, now, limit, WINDOW)[1].verdict
 
 
-def let_through(state: Stranger, sender: str, now: int, limit: int) -> int:
+def let_through(state: ContactState, sender: str, now: int, limit: int) -> int:
     """How many messages of a stranger get through at `now`."""
     for count in range(limit + 1):
-        state, ruling = decide(state, sender, now, limit, WINDOW)
-        assert ruling.verdict is not FREE
-        if ruling.verdict is REFUSED:
+        state, decision = decide(state, sender, now, limit, WINDOW)
+        assert decision.verdict is not FREE
+        if decision.verdict is REFUSED:
             return count
     raise AssertionError(f"more than {limit}")
 
@@ -75,10 +75,10 @@ def let_through(state: Stranger, sender: str, now: int, limit: int) -> int:
 @given(talks, limits)
 def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempts: list[Attempt], limit: int) -> None:
     begun, count, writer = 0, 0, ""
-    for sender, time, ruling in judge(attempts, limit):
-        if ruling.verdict is FREE:
+    for sender, time, decision in judge(attempts, limit):
+        if decision.verdict is FREE:
             writer = ""
-        elif ruling.verdict is COUNTED:
+        elif decision.verdict is COUNTED:
             if sender != writer or time >= begun + WINDOW:  # the window begins with the first that counts
                 begun, count, writer = time, 0, sender
             count += 1
@@ -88,13 +88,13 @@ def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempt
 @given(talks, limits)
 def test_nobody_is_refused_who_has_less_than_the_limit_unanswered(attempts: list[Attempt], limit: int) -> None:
     ruled = judge(attempts, limit)
-    for index, (sender, time, ruling) in enumerate(ruled):
-        if ruling.verdict is REFUSED:
+    for index, (sender, time, decision) in enumerate(ruled):
+        if decision.verdict is REFUSED:
             unanswered: list[int] = []
             for earlier in reversed(ruled[:index]):
                 if earlier.sender != sender or earlier.time <= time - WINDOW:
                     break
-                if earlier.ruling.verdict is COUNTED:
+                if earlier.decision.verdict is COUNTED:
                     unanswered.append(earlier.time)
             assert len(unanswered) >= limit
 
@@ -105,44 +105,50 @@ def test_who_is_answered_talks_freely_for_a_window_that_each_message_renews(
 ) -> None:
     ruled = judge(attempts, limit)
     for before, after in pairwise(ruled):
-        if before.ruling.verdict is FREE:
-            assert (after.ruling.verdict is FREE) == (after.time < before.time + WINDOW)
-        elif before.ruling.verdict is COUNTED and before.sender != after.sender and after.time < before.time + WINDOW:
+        if before.decision.verdict is FREE:
+            assert (after.decision.verdict is FREE) == (after.time < before.time + WINDOW)
+        elif before.decision.verdict is COUNTED and before.sender != after.sender and after.time < before.time + WINDOW:
             begun = next(
                 one.time
                 for index, one in enumerate(ruled)
                 if one.sender == before.sender
-                and one.ruling.verdict is COUNTED
+                and one.decision.verdict is COUNTED
                 and before.time < one.time + WINDOW
-                and all(other.ruling.verdict is not FREE for other in ruled[index : ruled.index(before)])
+                and all(other.decision.verdict is not FREE for other in ruled[index : ruled.index(before)])
             )
             if after.time < begun + WINDOW:
-                assert after.ruling.verdict is FREE
+                assert after.decision.verdict is FREE
 
 
 @given(talks, limits)
 def test_it_is_lifted_for_those_who_were_refused_and_for_nobody_else(attempts: list[Attempt], limit: int) -> None:
     refused: set[str] = set()
-    for sender, _, ruling in judge(attempts, limit):
-        if ruling.verdict is REFUSED:
+    for sender, _, decision in judge(attempts, limit):
+        if decision.verdict is REFUSED:
             refused.add(sender)
         else:
             other = "2" if sender == "1" else "1"
-            assert not ruling.lifted or other in refused
-            if ruling.verdict is FREE:
-                assert ruling.lifted == (other in refused)
+            assert not decision.unblocked or other in refused
+            if decision.verdict is FREE:
+                assert decision.unblocked == (other in refused)
             refused.clear()
 
 
 def test_the_limit_to_the_message_and_the_window_to_the_microsecond() -> None:
     attempts = [("1", 0), ("1", 1), ("1", 2), ("1", WINDOW - 1), ("1", WINDOW), ("1", WINDOW + 1), ("1", WINDOW + 2)]
-    verdicts = [ruling.verdict for _, _, ruling in judge(attempts, 2)]
+    verdicts = [decision.verdict for _, _, decision in judge(attempts, 2)]
     assert verdicts == [COUNTED, COUNTED, REFUSED, REFUSED, COUNTED, COUNTED, REFUSED]
 
 
 def test_the_answer_lifts_it_and_says_so_once() -> None:
-    rulings = [ruling for _, _, ruling in judge([("1", 0), ("1", 1), ("2", 2), ("2", 3), ("1", 4)], 1)]
-    assert rulings == [Ruling(COUNTED), Ruling(REFUSED), Ruling(FREE, lifted=True), Ruling(FREE), Ruling(FREE)]
+    rulings = [decision for _, _, decision in judge([("1", 0), ("1", 1), ("2", 2), ("2", 3), ("1", 4)], 1)]
+    assert rulings == [
+        Decision(COUNTED),
+        Decision(REFUSED),
+        Decision(FREE, unblocked=True),
+        Decision(FREE),
+        Decision(FREE),
+    ]
 
 
 @given(st.lists(senders, max_size=12), limits)
@@ -174,9 +180,9 @@ def test_rebuild_never_gives_a_stranger_more(between: list[int], limit: int, wai
 def test_rebuild_knows_friends_of_whom_one_wrote_alone_of_late(limit: int) -> None:
     """More unanswered messages than a stranger might have sent are a friend's, if the other ever wrote."""
     recent = [("1", 50 - number) for number in range(limit + 1)]
-    assert rebuild(recent, True, 50, limit, WINDOW) == Stranger(until=50 + WINDOW)
+    assert rebuild(recent, True, 50, limit, WINDOW) == ContactState(until=50 + WINDOW)
     assert rebuild(recent, False, 50, limit, WINDOW).sender == "1"
 
 
 def test_rebuild_of_nothing_is_nothing() -> None:
-    assert rebuild([], False, 1, 5, WINDOW) == Stranger()
+    assert rebuild([], False, 1, 5, WINDOW) == ContactState()

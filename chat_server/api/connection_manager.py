@@ -12,10 +12,10 @@ from aiohttp import web
 
 from chat_server.api.connection import SEND, Connection, WebSocket
 from chat_server.api.middleware import foreign
-from chat_server.api.request import Edge
+from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.runner import Protocol
 from chat_server.cache.sessions import SessionStore
-from chat_server.conf import Sockets as Config
+from chat_server.conf import SocketSettings
 from chat_server.service.accounts import Accounts, Session
 from chat_server.service.chat import Chat
 from chat_server.service.frames import Frames, Request, decode, given_id
@@ -23,10 +23,10 @@ from chat_server.service.names import normal
 from chat_server.service.registry import Receipt, Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
-from chat_server.utils.locks import Lane
-from chat_server.utils.memory import clear_free_lists
-from chat_server.utils.meter import Meter
-from chat_server.utils.throttle import Bucket
+from chat_server.utils.free_lists import clear_free_lists
+from chat_server.utils.locks import ConcurrencyLimiter
+from chat_server.utils.metrics import Metrics
+from chat_server.utils.token_bucket import TokenBucket
 
 log = logging.getLogger(__name__)
 
@@ -49,19 +49,19 @@ class Op(NamedTuple):
     failed: Status
 
 
-class Sockets:
+class ConnectionManager:
     """All sockets of this process: makes them, hands their requests to Chat, keeps them alive, ends them."""
 
     def __init__(
         self,
-        config: Config,
+        config: SocketSettings,
         accounts: Accounts,
         chat: Chat,
         sessions: SessionStore,
         registry: Registry,
         frames: Frames,
-        edge: Edge,
-        meter: Meter,
+        proxy_policy: ProxyPolicy,
+        metrics: Metrics,
         page: Callable[[web.Request], web.Response | None],
     ) -> None:
         self._config = config
@@ -70,8 +70,8 @@ class Sockets:
         self._sessions = sessions
         self._registry = registry
         self._frames = frames
-        self._edge = edge
-        self._meter = meter
+        self._proxy_policy = proxy_policy
+        self._metrics = metrics
         self._page = page  # what a browser is shown that opens a socket's address as a page
         self._ops = {
             2: Op(chat.history, Status.HISTORY_FAILED),
@@ -84,9 +84,9 @@ class Sockets:
         self._slots: deque[set[Connection]] = deque(set() for _ in range(SLOTS))
         self._addresses: Counter[str] = Counter()
         self._users: Counter[str] = Counter()
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._workers: set[asyncio.Task[None]] = set()
-        self._large = Lane(LARGE_AT_ONCE, LARGE_PATIENCE)
+        self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_PATIENCE)
         self._most_open = 0  # since memory was last given back
         self._ending = False
         self._none_open = asyncio.Event()
@@ -109,17 +109,17 @@ class Sockets:
             raise Refused(failed, Reason.NO_UPGRADE, "this address is for WebSocket (RFC 6455, version 13)")
         if self._ending:
             raise Refused(failed, Reason.TOO_MANY, "the server is going away", retry_after=5)
-        origin = self._edge.foreign(request)
-        if origin is not None and not self._edge.allowed(origin):
+        origin = self._proxy_policy.foreign(request)
+        if origin is not None and not self._proxy_policy.allowed(origin):
             raise foreign(failed)
         endings = self._registry.endings
-        session = await self._accounts.session(self._edge.tokens(request, socket=True))
+        session = await self._accounts.session(self._proxy_policy.tokens(request, socket=True))
         if normal(request.query.get("uid", "")) != session.user:
             raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
         peer = normal(request.query.get("to_uid", ""))
         if peer and not await self._accounts.exists(peer, removed=True):
             raise Refused(Status.NO_SUCH_USER, Reason.NO_SUCH_USER, "no such user as to_uid", field="to_uid")
-        address = self._edge.address(request)
+        address = self._proxy_policy.address(request)
         self._reserve(session.user, address)
         try:
             return await self._serve(request, ws, session, peer, address, endings)
@@ -202,12 +202,12 @@ class Sockets:
                 return 1013, "whether the session still exists cannot be told now"
         return (1001, "the server is going away") if self._ending else None
 
-    def _bucket(self, user: str) -> Bucket | None:
+    def _bucket(self, user: str) -> TokenBucket | None:
         if not self._config.frames_per_second:
             return None
         if user not in self._buckets:
             now = asyncio.get_running_loop().time()
-            self._buckets[user] = Bucket(self._config.frames_per_second, self._config.frames_burst, now)
+            self._buckets[user] = TokenBucket(self._config.frames_per_second, self._config.frames_burst, now)
         return self._buckets[user]
 
     # --- what a connection needs of its owner
@@ -223,7 +223,7 @@ class Sockets:
         """Answer a request that is no send."""
         op = self._ops[request.op_type]
         try:
-            self._meter.answered(request.op_type, [await op.do(connection, request)])
+            self._metrics.answered(request.op_type, [await op.do(connection, request)])
         except Refused as refused:
             self.refuse(connection, refused, request.op_type)
         except StoreUnavailable as error:
@@ -250,7 +250,7 @@ class Sockets:
 
     def _answer(self, connection: Connection, run: Sequence[Request], answer: Callable[[], Sequence[Status]]) -> None:
         try:
-            self._meter.answered(SEND, answer())
+            self._metrics.answered(SEND, answer())
         except Exception:
             log.exception("failed", extra={"op": SEND})
             self._failed(connection, run)
@@ -261,12 +261,12 @@ class Sockets:
         refused = Refused(Status.SEND_FAILED, reason, why)
         for request in run:
             connection.send(self._frames.refusal(connection.user, refused, given_id(request.content)))
-        self._meter.answered(SEND, [refused.status] * len(run))
+        self._metrics.answered(SEND, [refused.status] * len(run))
 
     def refuse(self, connection: Connection, refused: Refused, op: int = 0) -> None:
         """Say why not; `op` is 0 where it was no request."""
         connection.send(self._frames.refusal(connection.user, refused))
-        self._meter.answered(op, [refused.status])
+        self._metrics.answered(op, [refused.status])
 
     def proven(self, connection: Connection, receipts: Iterable[Receipt]) -> None:
         """These messages have arrived."""
@@ -278,7 +278,7 @@ class Sockets:
 
     def too_slow(self) -> None:
         """A connection is closed because its peer reads too slowly."""
-        self._meter.too_slow()
+        self._metrics.too_slow()
 
     def working(self, task: asyncio.Task[None]) -> None:
         """A task to wait for before the stores close."""
@@ -333,7 +333,7 @@ class Sockets:
         await self._none_open.wait()  # each peer has answered the close frame, or had LINGER seconds to do so
         if self._workers:
             await asyncio.wait(self._workers)
-        await self._chat.settled()
+        await self._chat.flush()
 
     def open(self) -> int:
         """How many sockets are open, those that are closing too."""

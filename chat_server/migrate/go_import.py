@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from tqdm import tqdm
 
-from chat_server.backends import Movable
+from chat_server.backends import ExportableStores
 from chat_server.conf import Settings
-from chat_server.migrate.digest import PAGE, Digest, Sum, stream
-from chat_server.migrate.leftout import LeftOut
+from chat_server.migrate.checksum import PAGE, Digest, Sum, stream
+from chat_server.migrate.skip_report import SkipReport
 from chat_server.migrate.spool import Draft, MessageSpool, UserSpool
 from chat_server.migrate.work import listed, progress, together
+from chat_server.model.go_source import SEPARATOR, Document, Original
 from chat_server.model.messages import Message, Record
-from chat_server.model.original import SEPARATOR, Document, Original
 from chat_server.model.users import User
 from chat_server.service.frames import is_id
 from chat_server.service.names import is_name, normal
@@ -35,14 +35,14 @@ class Import:
     With `unregistered`, conversations whose users are not all registered come too.
     """
 
-    def __init__(self, original: Settings, target: Movable, longest: int, *, unregistered: bool) -> None:
+    def __init__(self, original: Settings, target: ExportableStores, longest: int, *, unregistered: bool) -> None:
         self._settings = original
         self._target = target
         self._longest = longest
         self._unregistered = unregistered
         self._users = UserSpool()
-        self._left = LeftOut()
-        self._notes = LeftOut()
+        self._left = SkipReport()
+        self._notes = SkipReport()
         self._sum = Sum()
         self._there = 0
         self._writing = asyncio.Lock()  # times are looked for and used by one at a time

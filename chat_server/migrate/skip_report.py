@@ -3,7 +3,7 @@
 NAMED = 5
 
 
-class LeftOut:
+class SkipReport:
     """Counts by kind, a sentence such as "messages with a text too long"."""
 
     def __init__(self) -> None:

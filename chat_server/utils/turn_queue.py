@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Pace:
+class TurnQueue:
     """Makes the calls handed to it in order, one in a turn of the event loop.
 
     Nothing waits for time to pass: where there is nothing else to do, one turn follows another at once.

@@ -1,11 +1,11 @@
-"""Pace: one in each turn of the loop, in order."""
+"""TurnQueue: one in each turn of the loop, in order."""
 
 import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_server.utils.pace import Pace
+from chat_server.utils.turn_queue import TurnQueue
 
 
 @given(st.lists(st.booleans(), max_size=30))
@@ -18,7 +18,7 @@ def test_calls_are_made_in_order_and_one_in_a_turn_whatever_they_raise(fail: lis
         loop, turn = asyncio.get_running_loop(), 0
         failed: list[object] = []
         loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
-        pace = Pace()
+        pace = TurnQueue()
 
         def call(number: int) -> None:
             made.append((number, turn))

@@ -1,20 +1,20 @@
-"""Bucket: who sends too fast is read more slowly, and nothing is refused."""
+"""TokenBucket: who sends too fast is read more slowly, and nothing is refused."""
 
 from itertools import accumulate
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_server.utils.throttle import Bucket
+from chat_server.utils.token_bucket import TokenBucket
 
 
 def test_a_burst_passes_at_once_and_the_next_wait_longer_and_longer() -> None:
-    bucket = Bucket(rate=2, burst=3, now=0)
+    bucket = TokenBucket(rate=2, burst=3, now=0)
     assert [bucket.take(0) for _ in range(6)] == [0, 0, 0, 0.5, 1.0, 1.5]
 
 
 def test_time_that_passed_fills_it_up_to_the_burst_and_not_beyond() -> None:
-    bucket = Bucket(rate=2, burst=3, now=0)
+    bucket = TokenBucket(rate=2, burst=3, now=0)
     for _ in range(3):
         bucket.take(0)
     assert not bucket.full(1)
@@ -28,7 +28,7 @@ def test_time_that_passed_fills_it_up_to_the_burst_and_not_beyond() -> None:
     st.lists(st.integers(0, 1000), min_size=1, max_size=60),
 )
 def test_in_no_stretch_of_time_more_pass_than_burst_and_rate_allow(rate: int, burst: int, gaps: list[int]) -> None:
-    bucket = Bucket(rate, burst, 0)
+    bucket = TokenBucket(rate, burst, 0)
     times = [gap / 1000 for gap in accumulate(gaps)]
     passed = [now + bucket.take(now) for now in times]
     assert passed == sorted(passed)
@@ -39,5 +39,5 @@ def test_in_no_stretch_of_time_more_pass_than_burst_and_rate_allow(rate: int, bu
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 60))
 def test_who_keeps_to_the_rate_never_waits(rate: int, burst: int, count: int) -> None:
-    bucket = Bucket(rate, burst, 0)
+    bucket = TokenBucket(rate, burst, 0)
     assert all(bucket.take((number + 1) / rate) < 1e-6 for number in range(count))

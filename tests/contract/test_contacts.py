@@ -1,4 +1,4 @@
-"""StrangerStore, whatever the backend: the rule of cache.limits.decide, one atomic step at a time."""
+"""ContactStore, whatever the backend: the rule of cache.limits.decide, one atomic step at a time."""
 
 import asyncio
 import uuid
@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_server.cache.limits import Ruling, Stranger, StrangerStore, Verdict, decide
+from chat_server.cache.counters import ContactState, ContactStore, Decision, Permission, decide
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import KEPT, LIMIT, WINDOW
 from tests.harness import HandClock
 
-FREE, COUNTED, REFUSED, UNKNOWN = Verdict.FREE, Verdict.COUNTED, Verdict.REFUSED, Verdict.UNKNOWN
+FREE, COUNTED, REFUSED, UNKNOWN = Permission.FREE, Permission.COUNTED, Permission.REFUSED, Permission.UNKNOWN
 LAPSE, LIFE = int(WINDOW * MICROSECONDS), int(KEPT * MICROSECONDS)
-NOTHING = Stranger()
+NOTHING = ContactState()
 
 
 def new() -> str:
@@ -24,68 +24,68 @@ def new() -> str:
     return uuid.uuid4().hex
 
 
-async def attempts(store: StrangerStore, sender: str, receiver: str, now: int, count: int) -> list[Verdict]:
+async def attempts(store: ContactStore, sender: str, receiver: str, now: int, count: int) -> list[Permission]:
     return [(await store.take(sender, receiver, new(), now + step, NOTHING)).verdict for step in range(count)]
 
 
-async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     for _ in range(LIMIT + 1):
-        assert await strangers.take("1", "2", new(), now) == Ruling(UNKNOWN)
+        assert await strangers.take("1", "2", new(), now) == Decision(UNKNOWN)
     assert await attempts(strangers, "1", "2", now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
-    rebuilt = Stranger(sender="1", count=LIMIT - 1, started=now - 10)
+    rebuilt = ContactState(sender="1", count=LIMIT - 1, started=now - 10)
     assert (await strangers.take("1", "2", new(), now, rebuilt)).verdict is COUNTED
     assert (await strangers.take("1", "2", new(), now + 1, NOTHING)).verdict is REFUSED
-    assert (await strangers.take("1", "2", new(), now + 2, Stranger(until=now + LAPSE))).verdict is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 2, ContactState(until=now + LAPSE))).verdict is REFUSED
     assert (await strangers.take("1", "2", new(), now + 3)).verdict is REFUSED
 
 
 async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
-    strangers: StrangerStore, clock: HandClock
+    strangers: ContactStore, clock: HandClock
 ) -> None:
     now = clock.now()
-    rebuilt = Stranger(sender="1", count=LIMIT, started=now - 10)
-    assert await strangers.take("1", "2", new(), now, rebuilt) == Ruling(REFUSED)
-    assert await strangers.take("2", "1", new(), now + 1) == Ruling(FREE, lifted=True)
+    rebuilt = ContactState(sender="1", count=LIMIT, started=now - 10)
+    assert await strangers.take("1", "2", new(), now, rebuilt) == Decision(REFUSED)
+    assert await strangers.take("2", "1", new(), now + 1) == Decision(FREE, unblocked=True)
 
 
-async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
-    assert await strangers.take("2", "1", new(), now, Stranger(until=now + 1)) == Ruling(FREE)
+    assert await strangers.take("2", "1", new(), now, ContactState(until=now + 1)) == Decision(FREE)
     assert await attempts(strangers, "1", "2", now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
-async def test_befriended_they_are_free_for_a_window(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "3", "1", now, LIMIT + 1)
     for one, other in (("1", "2"), ("1", "3")):  # of one pair it never heard, of the other it did
-        await strangers.befriend(one, other, now)
+        await strangers.allow(one, other, now)
         assert (await strangers.take(other, one, new(), now + 1)).verdict is FREE
         assert await attempts(strangers, one, other, now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
         assert (await strangers.take(one, other, new(), now + 2 * LAPSE)).verdict is COUNTED
     assert (await strangers.take("2", "3", new(), now)).verdict is UNKNOWN
 
 
-async def test_the_answer_frees_both_and_lifts_once(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT + 1)
-    assert await strangers.take("2", "1", new(), now + 10) == Ruling(FREE, lifted=True)
-    assert await strangers.take("2", "1", new(), now + 11) == Ruling(FREE)
+    assert await strangers.take("2", "1", new(), now + 10) == Decision(FREE, unblocked=True)
+    assert await strangers.take("2", "1", new(), now + 11) == Decision(FREE)
     assert await attempts(strangers, "1", "2", now + 12, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
-async def test_a_window_begins_with_the_first_that_counts(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_a_window_begins_with_the_first_that_counts(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     assert (await strangers.take("1", "2", new(), now + LAPSE - 1)).verdict is REFUSED
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_freedom_ends_a_window_after_the_last_message(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_freedom_ends_a_window_after_the_last_message(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", new(), now, NOTHING)
     await strangers.take("2", "1", new(), now + 1)
@@ -97,7 +97,7 @@ async def test_freedom_ends_a_window_after_the_last_message(strangers: StrangerS
     assert await attempts(strangers, "1", "2", ended, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_pairs_do_not_mix(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_pairs_do_not_mix(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     names = ["1", "2", "12", "1.2", "a", "A", "b", "a.b", "a-b", "a_b", "a@b", "名", "אב", "𠀀", "ß", "ss"]
     pairs = [(one, other) for one in names for other in names if one < other]
@@ -106,68 +106,68 @@ async def test_pairs_do_not_mix(strangers: StrangerStore, clock: HandClock) -> N
         assert await attempts(strangers, sender, receiver, now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_of_many_at_once_no_more_get_through(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_of_many_at_once_no_more_get_through(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(*(strangers.take("1", "2", new(), now + step, NOTHING) for step in range(30)))
-    assert [ruling.verdict for ruling in rulings].count(COUNTED) == LIMIT
-    assert [ruling.verdict for ruling in rulings].count(REFUSED) == 30 - LIMIT
+    assert [decision.verdict for decision in rulings].count(COUNTED) == LIMIT
+    assert [decision.verdict for decision in rulings].count(REFUSED) == 30 - LIMIT
 
 
-async def test_of_both_at_once_the_second_is_the_answer(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(
         *(strangers.take(*pair, new(), now + step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
     )
-    verdicts = [ruling.verdict for ruling in rulings]
+    verdicts = [decision.verdict for decision in rulings]
     assert verdicts.count(FREE) + verdicts.count(COUNTED) == 20
     assert 1 <= verdicts.count(COUNTED) <= LIMIT
 
 
-async def test_a_message_that_was_counted_keeps_its_place(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_a_message_that_was_counted_keeps_its_place(strangers: ContactStore, clock: HandClock) -> None:
     """Its next try is let through, whatever was refused meanwhile, and takes no second place."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     for step in range(3):
-        assert await strangers.take("1", "2", "one", now + 1 + step) == Ruling(COUNTED)
+        assert await strangers.take("1", "2", "one", now + 1 + step) == Decision(COUNTED)
     assert await attempts(strangers, "1", "2", now + 10, LIMIT) == [COUNTED] * (LIMIT - 1) + [REFUSED]
-    assert await strangers.take("1", "2", "one", now + 20) == Ruling(COUNTED)
-    assert await strangers.take("2", "1", new(), now + 21) == Ruling(FREE, lifted=True)
+    assert await strangers.take("1", "2", "one", now + 20) == Decision(COUNTED)
+    assert await strangers.take("2", "1", new(), now + 21) == Decision(FREE, unblocked=True)
 
 
-async def test_a_message_that_was_refused_has_no_place(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_a_message_that_was_refused_has_no_place(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     for step in range(3):
-        assert await strangers.take("1", "2", "one", now + 10 + step) == Ruling(REFUSED)
+        assert await strangers.take("1", "2", "one", now + 10 + step) == Decision(REFUSED)
 
 
-async def test_a_place_lasts_as_long_as_its_window(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_a_place_lasts_as_long_as_its_window(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT) == [COUNTED] * LIMIT
-    assert await strangers.take("1", "2", "one", now + LAPSE + 10) == Ruling(REFUSED)
+    assert await strangers.take("1", "2", "one", now + LAPSE + 10) == Decision(REFUSED)
     await strangers.take("3", "4", "one", now, NOTHING)
     await strangers.take("4", "3", new(), now + 1)  # an answer, which ends it too
     ended = now + 1 + LAPSE
     assert await attempts(strangers, "3", "4", ended, LIMIT) == [COUNTED] * LIMIT
-    assert await strangers.take("3", "4", "one", ended + 10) == Ruling(REFUSED)
+    assert await strangers.take("3", "4", "one", ended + 10) == Decision(REFUSED)
 
 
-async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: ContactStore, clock: HandClock) -> None:
     """Nothing is left of it then, so sent again it counts as any other."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
-    assert await strangers.take("1", "2", "one", now + LIFE - 1) == Ruling(COUNTED)
+    assert await strangers.take("1", "2", "one", now + LIFE - 1) == Decision(COUNTED)
     for step in range(3):
-        assert await strangers.take("1", "2", "one", now + LIFE + step) == Ruling(COUNTED)
+        assert await strangers.take("1", "2", "one", now + LIFE + step) == Decision(COUNTED)
     assert await attempts(strangers, "1", "2", now + LIFE + 10, LIMIT) == [COUNTED] * (LIMIT - 2) + [REFUSED] * 2
-    assert await strangers.take("1", "2", "one", now + LIFE + 20) == Ruling(COUNTED)
-    assert await strangers.take("1", "2", "one", now + 2 * LIFE) == Ruling(REFUSED)
+    assert await strangers.take("1", "2", "one", now + LIFE + 20) == Decision(COUNTED)
+    assert await strangers.take("1", "2", "one", now + 2 * LIFE) == Decision(REFUSED)
 
 
-async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
-    await strangers.befriend("2", "1", now)
+    await strangers.allow("2", "1", now)
     await attempts(strangers, "1", "11", now, LIMIT)
     await attempts(strangers, "11", "2", now, LIMIT)
     await strangers.forget("1", "2")
@@ -178,14 +178,14 @@ async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: StrangerSto
     assert (await strangers.take("11", "2", new(), now + 5)).verdict is REFUSED
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(strangers: StrangerStore, clock: HandClock) -> None:
+async def test_a_caller_who_goes_takes_nobody_with_him(strangers: ContactStore, clock: HandClock) -> None:
     now = clock.now()
     tasks = [asyncio.create_task(strangers.take("1", str(2 + number), new(), now, NOTHING)) for number in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
         task.cancel()
     rulings = await asyncio.gather(*tasks, return_exceptions=True)
-    assert rulings[1::2] == [Ruling(COUNTED)] * 5
+    assert rulings[1::2] == [Decision(COUNTED)] * 5
 
 
 pairs_of_users = (f"u{number}" for number in range(10**9))
@@ -197,21 +197,21 @@ steps = st.tuples(st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_
 @given(st.lists(steps, max_size=15))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_it_rules_as_the_rule_says(
-    strangers: StrangerStore, clock: HandClock, talk: list[tuple[str, str, int]]
+    strangers: ContactStore, clock: HandClock, talk: list[tuple[str, str, int]]
 ) -> None:
     one, other = next(pairs_of_users), next(pairs_of_users)
     names = {"1": (one, other), "2": (other, one)}
     state = NOTHING
     for (who, id, _), now in zip(talk, accumulate((gap for *_, gap in talk), initial=clock.now()), strict=False):
         sender, receiver = names[who]
-        state, ruling = decide(state, sender, now, LIMIT, LAPSE, id, LIFE)
-        assert await strangers.take(sender, receiver, id, now, NOTHING) == ruling
+        state, decision = decide(state, sender, now, LIMIT, LAPSE, id, LIFE)
+        assert await strangers.take(sender, receiver, id, now, NOTHING) == decision
 
 
-async def test_a_store_that_is_away_says_so(strangers_away: StrangerStore) -> None:
+async def test_a_store_that_is_away_says_so(strangers_away: ContactStore) -> None:
     for asked in (
         strangers_away.take("1", "2", new(), 1, NOTHING),
-        strangers_away.befriend("1", "2", 1),
+        strangers_away.allow("1", "2", 1),
         strangers_away.forget("1", "2"),
     ):
         with pytest.raises(StoreUnavailable):

@@ -1,7 +1,7 @@
 """Flood control that refuses nothing: who sends too fast is read more slowly."""
 
 
-class Bucket:
+class TokenBucket:
     """Lets through `rate` a second, after a burst of `burst`. Times in seconds of a monotonic clock."""
 
     __slots__ = ("_burst", "_rate", "_tokens", "_when")

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from chat_server.utils.fair import FairSemaphore
+from chat_server.utils.fair_semaphore import FairSemaphore
 
 
 class Work:
