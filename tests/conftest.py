@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.harness import Server, serving
+from tests.harness import ServerHandle, serving
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Collect no garbage while a failure is put into words.
+    """Disable garbage collection while pytest formats a failure.
 
-    pytest parses sources then. The warning of something unclosed that is collected meanwhile is put into words too,
-    which parses as well, and Python 3.11 takes one parse within another for a SystemError: that ends the whole run.
+    pytest parses source files to format a failure. If an unclosed resource is collected meanwhile, its warning is
+    formatted too, which parses again. Python 3.11 raises SystemError for the nested parse, and the whole run ends.
     """
     gc.disable()
     try:
@@ -26,13 +26,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: workers often wait."""
+    """Start one worker more than there are cores, because workers often wait."""
     return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Let pytest-cov, which checks the threshold after this, check none if something was missing."""
+    """Disable the coverage threshold, which pytest-cov checks later, if a test was skipped for a missing program."""
     result = yield
     coverage = session.config.pluginmanager.get_plugin("_cov")
     if coverage and _missing(session.config):
@@ -42,20 +42,20 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was missing, in one line."""
+    """Print one line about missing programs and rights."""
     if line := _missing(terminalreporter.config):
         terminalreporter.write_line(line, yellow=True)
 
 
 def _missing(config: pytest.Config) -> str:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter else []  # a worker has no reporter
+    skipped = reporter.stats.get("skipped", []) if reporter else []  # an xdist worker has no reporter
     return needs.summary(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple))
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    """A server with the users 1 and 2, who have not written to each other yet."""
+async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
+    """Run a server with the users 1 and 2, who have not written to each other."""
     async with serving(tmp_path) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         yield server

@@ -1,7 +1,7 @@
-"""Sends the same bytes to a server as fast as it takes them and reads nothing: a process of its own, for tests.
+"""Send the same bytes to a server as fast as it accepts them, without reading. Tests run this as a separate process.
 
-It reads from stdin, as JSON, what begins a connection and what is then repeated, in hexadecimal. A connection that ends
-is opened again. It stops by itself after --seconds.
+stdin contains a JSON list of two hexadecimal strings: the bytes that begin each connection and the bytes to repeat.
+When a connection ends, a new one is opened. The process stops after --seconds.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from contextlib import suppress
 
 
 def flood(address: tuple[str, int], begin: bytes, data: bytes, deadline: float) -> None:
-    """Open connections one after the other, and send."""
+    """Open connections one after the other and send on each until it ends or the deadline (time.monotonic) passes."""
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(address, 5) as sock:
             sock.settimeout(0.2)
@@ -26,7 +26,7 @@ def flood(address: tuple[str, int], begin: bytes, data: bytes, deadline: float) 
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host")
     parser.add_argument("port", type=int)

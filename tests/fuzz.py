@@ -25,7 +25,7 @@ from typing import NamedTuple
 import psutil
 
 from tests import raw, slow
-from tests.harness import PATIENCE, Process, Server, process, until
+from tests.harness import TIMEOUT, ServerHandle, SubprocessServer, subprocess_server, wait_until
 
 FUZZERS = ("f0", "f1", "f2", "f3")
 AT_ONCE = 24  # sockets
@@ -124,7 +124,7 @@ def rubbish(random: Random, most: int) -> list[bytes]:
     return (frames + [random.choice(FATAL)(random) for _ in range(random.randint(0, 5))])[:most]
 
 
-async def fuzz(server: Process, frames: int, seed: int) -> Report:
+async def fuzz(server: SubprocessServer, frames: int, seed: int) -> Report:
     """Send so many. Users a and b must be friends. Raises AssertionError."""
     left = sockets = 0
 
@@ -149,13 +149,13 @@ async def fuzz(server: Process, frames: int, seed: int) -> Report:
         await asyncio.gather(*map(work, range(AT_ONCE)))
         neighbours.ending = True
     seconds = time.monotonic() - started
-    await until(lambda: seen.num_fds() <= files)
+    await wait_until(lambda: seen.num_fds() <= files)
     return Report(frames, sockets, seconds, neighbours.messages, neighbours.slowest, before, seen.memory_info().rss)
 
 
-async def _throw(server: Server, user: str, data: bytes, random: Random) -> None:
+async def _throw(server: ServerHandle, user: str, data: bytes, random: Random) -> None:
     """Open a socket, send the data in pieces, read what comes, and leave in some way."""
-    with suppress(raw.Cut, ConnectionError):
+    with suppress(raw.ConnectionCut, ConnectionError):
         async with raw.chat(server, user, random.choice(FUZZERS)) as one:
             reading = asyncio.create_task(_drain(one))
             try:
@@ -166,22 +166,22 @@ async def _throw(server: Server, user: str, data: bytes, random: Random) -> None
                 match random.randrange(20):
                     case 0:
                         one.half_close()
-                        await asyncio.wait_for(reading, PATIENCE)
+                        await asyncio.wait_for(reading, TIMEOUT)
                     case 1:
                         one.reset()
                     case 2:
                         one.vanish()
                     case _:
                         await one.write(raw.frame(b"", raw.CLOSE))
-                        await asyncio.wait_for(reading, PATIENCE)
+                        await asyncio.wait_for(reading, TIMEOUT)
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _drain(one: raw.Raw) -> None:
+async def _drain(one: raw.RawSocket) -> None:
     """Read until it is over or the server says so; whatever it answers is as docs/asyncapi.yaml has it."""
-    with suppress(raw.Cut):
+    with suppress(raw.ConnectionCut):
         while (read := await one.read()).opcode != raw.CLOSE:
             if read.opcode == raw.TEXT:
                 one.json(read)
@@ -190,7 +190,7 @@ async def _drain(one: raw.Raw) -> None:
 class _Neighbours:
     """Users a and b, who chat meanwhile: each message is acknowledged and arrives, the next one after it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerHandle) -> None:
         self._server = server
         self.ending = False
         self.messages = 0
@@ -215,20 +215,20 @@ class _Neighbours:
 
 async def slowest(folder: Path, examples: int, seed: int) -> tuple[slow.Found, slow.Found]:
     """A server of its own, and a search for frames and requests that are slow. Raises AssertionError."""
-    async with process(folder, coverage=False, FramesPerSecond=0) as server:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+    async with subprocess_server(folder, coverage=False, FramesPerSecond=0) as server:
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         return await asyncio.to_thread(slow.search, server, examples, seed)
 
 
 async def run(folder: Path, frames: int, seed: int) -> Report:
     """A server of its own, and rubbish for it. Raises AssertionError."""
-    async with process(folder, FramesPerSecond=0, BroadcastsPerMinute=30) as server:
-        await server.users("a", "b", *FUZZERS)
-        await server.friends("a", "b")
+    async with subprocess_server(folder, FramesPerSecond=0, BroadcastsPerMinute=30) as server:
+        await server.add_users("a", "b", *FUZZERS)
+        await server.make_contacts("a", "b")
         report = await fuzz(server, frames, seed)
         server.process.terminate()
-        assert await server.ended() == 0
+        assert await server.wait() == 0
         errors = [line for line in server.log.read_text("utf-8").splitlines() if " ERROR " in line]
         assert not errors, errors[:3]
     return report

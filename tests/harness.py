@@ -1,7 +1,7 @@
-"""What all tests share: a server on real sockets, and clients that read like the protocol.
+"""The server and the client that all tests share. Both use real sockets, and the calls follow the protocol.
 
 async with serving(tmp_path, StrangerLimit=2) as server:
-    await server.users("1", "2")
+    await server.add_users("1", "2")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         ack = await one.send("m1\\nhello")
         assert (await two.receive())["content"] == "m1\\nhello"
@@ -24,19 +24,19 @@ import websockets
 
 from chat_server import app, conf
 from chat_server.utils.clock import MICROSECONDS, Clock
-from tests import described
+from tests import api_schemas
 
 Frame = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSWORD = "secret1"
-# The Node that Playwright brings along.
+# The Node.js that Playwright contains.
 NODE = str(Path(playwright.__file__).with_name("driver") / "node")
-# A test that waits longer than this, in seconds, for what must come has failed. A machine with other work is slow.
-PATIENCE = 60.0
-# The environment of a process: nothing but the path, and what lets its lines be counted as covered.
-BARE = {key: value for key, value in os.environ.items() if key == "PATH" or key.startswith("COVERAGE_")}
-# Quick to hash, and no limit in the way of a test that is not about it.
+# The longest wait, in seconds, for an expected event. It is generous because a busy machine is slow.
+TIMEOUT = 60.0
+# The environment of a child process: only PATH and the variables that coverage needs to measure the process.
+CLEAN_ENVIRON = {key: value for key, value in os.environ.items() if key == "PATH" or key.startswith("COVERAGE_")}
+# Cheap password hashes, and no limits: a test of a limit sets it.
 DEFAULTS = {
     "HttpPort": 0,
     "Language": "en",
@@ -47,8 +47,8 @@ DEFAULTS = {
 }
 
 
-class HandClock(Clock):
-    """The machine's clock, moved by hand."""
+class ManualClock(Clock):
+    """The system clock plus `shift` seconds, which the test sets."""
 
     def __init__(self) -> None:
         self.shift = 0.0
@@ -57,9 +57,9 @@ class HandClock(Clock):
         return super().now() + int(self.shift * MICROSECONDS)
 
 
-async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str = "") -> None:
-    """Wait until `condition` holds; fail after PATIENCE."""
-    async with asyncio.timeout(PATIENCE):
+async def wait_until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str = "") -> None:
+    """Wait until `condition` returns True; raise TimeoutError after TIMEOUT."""
+    async with asyncio.timeout(TIMEOUT):
         while True:
             held = condition()
             if held if isinstance(held, bool) else await held:
@@ -71,8 +71,8 @@ def _request(op_type: int, content: str, keys: Mapping[str, Any]) -> str:
     return json.dumps({"op_type": op_type, "content": content, **keys})
 
 
-class Chat:
-    """A client's socket; `user` chats with `peer`."""
+class ChatClient:
+    """The client's end of a socket of `user`, who chats with `peer`."""
 
     def __init__(self, connection: websockets.ClientConnection, user: str, peer: str) -> None:
         self.connection = connection
@@ -80,54 +80,56 @@ class Chat:
         self.peer = peer
 
     async def put(self, op_type: int, content: str = "", **keys: Any) -> None:
-        """Send a frame and wait for nothing."""
-        await self.raw(_request(op_type, content, keys))
+        """Send a request; do not wait for the answer."""
+        await self.send_text(_request(op_type, content, keys))
 
-    async def raw(self, text: str) -> None:
-        """Send a text frame as it is."""
+    async def send_text(self, text: str) -> None:
+        """Send `text` unchanged as one text frame."""
         await self.connection.send(text)
 
     async def receive(self) -> Frame:
-        """The next frame, whatever it is."""
-        async with asyncio.timeout(PATIENCE):
+        """Return the next frame of any kind."""
+        async with asyncio.timeout(TIMEOUT):
             text = await self.connection.recv(decode=True)
-        described.frame(text)
+        api_schemas.check_frame(text)
         frame: Frame = json.loads(text)
         return frame
 
     async def ask(self, op_type: int, content: str = "", **keys: Any) -> list[Frame]:
-        """Send a frame; all frames that come, up to and with the server's answer, the last."""
+        """Send a request; return all frames up to and including the server's answer, which is the last."""
         text = _request(op_type, content, keys)
-        await self.raw(text)
+        await self.send_text(text)
         frames = [await self.receive()]
         while frames[-1]["from"] != "System":
             frames.append(await self.receive())
-        understood = frames[-1]["op_type"] != 40000
-        assert understood == described.request(text), f"docs/asyncapi.yaml knows better: {text[:500]}"
+        accepted = frames[-1]["op_type"] != 40000
+        assert accepted == api_schemas.is_valid_request(text), (
+            f"docs/asyncapi.yaml disagrees with the server: {text[:500]}"
+        )
         return frames
 
     async def answer(self, op_type: int, content: str = "", **keys: Any) -> Frame:
-        """Send a frame; the server's answer alone."""
+        """Send a request; return only the server's answer."""
         return (await self.ask(op_type, content, **keys))[-1]
 
     async def send(self, content: str, **keys: Any) -> Frame:
-        """Op 1; the server's answer."""
+        """Send a message (op 1); return the server's answer."""
         return await self.answer(1, content, type=1, **keys)
 
-    async def silent(self) -> None:
-        """Fail if anything has come that was not received: a ping that was answered came after it."""
-        async with asyncio.timeout(PATIENCE):
+    async def expect_nothing(self) -> None:
+        """Fail if an unread frame exists. The answer to a ping shows that earlier frames have arrived."""
+        async with asyncio.timeout(TIMEOUT):
             await (await self.connection.ping())
         try:
             async with asyncio.timeout(0.05):
                 frame = await self.connection.recv()
         except TimeoutError:
             return
-        raise AssertionError(f"{self.user} heard {frame!r}")
+        raise AssertionError(f"unexpected frame for user {self.user}: {frame!r}")
 
-    async def closed(self) -> int:
-        """Wait until the server closes it; the close code."""
-        async with asyncio.timeout(PATIENCE):
+    async def wait_closed(self) -> int:
+        """Wait until the server closes the socket; return the close code."""
+        async with asyncio.timeout(TIMEOUT):
             try:
                 while True:
                     await self.connection.recv()
@@ -138,13 +140,13 @@ class Chat:
         return code
 
 
-async def _described(response: httpx.Response) -> None:
+async def _check_described_response(response: httpx.Response) -> None:
     await response.aread()
-    described.answer(response)
+    api_schemas.check_response(response)
 
 
-class Server:
-    """A running server, seen from outside."""
+class ServerHandle:
+    """The address of a running server, and the tokens of its users."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -153,42 +155,42 @@ class Server:
         self.tokens: dict[str, str] = {}
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """An HTTP client of its own, with its own cookies."""
-        # Without TLS: to load the authorities takes longer than all the rest.
-        hooks = {"response": [_described]}
+        """Return a new HTTP client with its own cookies."""
+        # verify=False: loading the certificate authorities takes longer than the request.
+        hooks = {"response": [_check_described_response]}
         return httpx.AsyncClient(
-            base_url=self.url, timeout=PATIENCE, trust_env=False, event_hooks=hooks, **{"verify": False, **options}
+            base_url=self.url, timeout=TIMEOUT, trust_env=False, event_hooks=hooks, **{"verify": False, **options}
         )
 
     async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> httpx.Response:
-        """POST JSON without cookies."""
+        """POST JSON without cookies; return the response."""
         async with self.client() as client:
             return await client.post(path, json=body, **options)
 
-    async def users(self, *names: str) -> None:
-        """Register users and log them in."""
+    async def add_users(self, *names: str) -> None:
+        """Register users, log them in and keep their tokens."""
         for name in names:
             response = await self.post("/user/register", {"user_name": name, "password": PASSWORD})
             assert response.status_code == 200, response.text
             self.tokens[name] = await self.login(name)
 
     async def login(self, name: str, password: str = PASSWORD) -> str:
-        """The token of a new session."""
+        """Log in; return the token of the new session."""
         response = await self.post("/user/login", {"user_name": name, "password": password})
         assert response.status_code == 200, response.text
         token: str = response.json()["data"]["token"]
         return token
 
     def socket_url(self, user: str, to: str = "", *, sync: bool = False) -> str:
-        """Where to connect, without a token."""
+        """Return the URL of a socket, without a token."""
         query = httpx.QueryParams({"uid": user} | ({"to_uid": to} if to else {}) | ({"sync": "1"} if sync else {}))
         return f"ws://{self.host}:{self.port}/chat/test?{query}"
 
     @asynccontextmanager
     async def chat(
         self, user: str, to: str = "", *, sync: bool = False, token: str | None = None, **options: Any
-    ) -> AsyncIterator[Chat]:
-        """An open socket of `user`, greeted."""
+    ) -> AsyncIterator[ChatClient]:
+        """Open a socket of `user` and read the greeting (40003)."""
         headers = {"Authorization": f"Bearer {token or self.tokens[user]}"}
         async with websockets.connect(
             self.socket_url(user, to, sync=sync),
@@ -196,13 +198,13 @@ class Server:
             proxy=None,
             **{"max_queue": None, **options},
         ) as connection:
-            chat = Chat(connection, user, to)
+            chat = ChatClient(connection, user, to)
             greeting = await chat.receive()
             assert greeting["op_type"] == 40003, greeting
             yield chat
 
-    async def friends(self, one: str, other: str) -> None:
-        """Two users who have written to each other, so that no limit is between them."""
+    async def make_contacts(self, one: str, other: str) -> None:
+        """Let two users write to each other, so that the contact limit does not apply to them."""
         async with self.chat(one, other) as first:
             await first.send(f"hello-{one}-{other}\nhello")
         async with self.chat(other, one) as second:
@@ -212,19 +214,19 @@ class Server:
 @asynccontextmanager
 async def serving(
     folder: Path, clock: Clock | None = None, *, stores: Mapping[str, str] | None = None, **settings: Any
-) -> AsyncIterator[Server]:
-    """A server in this process, on a free port, with its data in `folder`.
+) -> AsyncIterator[ServerHandle]:
+    """Run a server in this process, on a free port, with its data in `folder`.
 
-    `stores` are environment variables that name other stores, such as CHAT_REDIS_REDISDB.
+    `stores` contains environment variables that select other stores, such as CHAT_REDIS_REDISDB.
     """
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in {**DEFAULTS, **settings}.items()}
     environ |= {"CHAT_SERVICE_DATADIR": str(folder), **(stores or {})}
     async with app.serving(conf.load(None, environ), clock) as (host, port):
-        yield Server(host, port)
+        yield ServerHandle(host, port)
 
 
-class Process(Server):
-    """A server in a process of its own: python run.py."""
+class SubprocessServer(ServerHandle):
+    """A server that runs in its own process (`python run.py`)."""
 
     def __init__(self, host: str, port: int, process: asyncio.subprocess.Process, log: Path) -> None:
         super().__init__(host, port)
@@ -235,9 +237,9 @@ class Process(Server):
         """kill -9."""
         self.process.kill()
 
-    async def ended(self) -> int:
-        """Wait until it has ended; its exit code."""
-        async with asyncio.timeout(PATIENCE):
+    async def wait(self) -> int:
+        """Wait until the process ends; return the exit code."""
+        async with asyncio.timeout(TIMEOUT):
             return await self.process.wait()
 
 
@@ -247,9 +249,9 @@ async def run_py(
     environ: Mapping[str, str] | None = None,
     stdin: int | None = None,
 ) -> asyncio.subprocess.Process:
-    """python run.py with these arguments, output to be read; only PATH and `environ` in its environment.
+    """Start `python run.py` with these arguments and with pipes for its output.
 
-    `prefix` is a command that runs it.
+    Its environment contains only CLEAN_ENVIRON and `environ`. `prefix` is a command that runs it, such as strace.
     """
     return await asyncio.create_subprocess_exec(
         *prefix,
@@ -259,12 +261,12 @@ async def run_py(
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**BARE, **(environ or {})},
+        env={**CLEAN_ENVIRON, **(environ or {})},
     )
 
 
 def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
-    """A `prefix` that runs run.py as it is, but with a lease that ends so soon."""
+    """Return a `prefix` that runs run.py unchanged except for a lease of `seconds`."""
     launcher = folder / "launcher.py"
     launcher.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -275,18 +277,18 @@ def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def process(
+async def subprocess_server(
     folder: Path,
     *,
     prefix: tuple[str, ...] = (),
     stores: Mapping[str, str] | None = None,
     coverage: bool = True,
     **settings: Any,
-) -> AsyncIterator[Process]:
-    """A server in a process of its own with its data in `folder`, killed at the end if it still runs.
+) -> AsyncIterator[SubprocessServer]:
+    """Run a server in its own process with its data in `folder`; kill it at the end if it still runs.
 
-    `stores` are environment variables that name other stores. `prefix` is a command that runs it, such as strace.
-    Without `coverage` its lines are not counted: to count them takes CPU time. Its log is in folder/../server.log.
+    `stores` contains environment variables that select other stores. `prefix` is a command that runs it (strace).
+    `coverage=False` saves the CPU time of the measurement. The log is in folder/../server.log.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
@@ -301,15 +303,15 @@ async def process(
             str(config),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env={**(BARE if coverage else {"PATH": BARE["PATH"]}), **(stores or {})},
+            env={**(CLEAN_ENVIRON if coverage else {"PATH": CLEAN_ENVIRON["PATH"]}), **(stores or {})},
         )
     assert child.stdout
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             ready = (await child.stdout.readline()).decode()
-        match = re.search(r"ready.*http://(\S+):(\d+)", ready)  # in release mode as JSON
+        match = re.search(r"ready.*http://(\S+):(\d+)", ready)  # text, or JSON in release mode
         assert match, (ready, log.read_text())
-        yield Process(match[1], int(match[2]), child, log)
+        yield SubprocessServer(match[1], int(match[2]), child, log)
     finally:
         if child.returncode is None:
             child.send_signal(signal.SIGKILL)

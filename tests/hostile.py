@@ -1,11 +1,11 @@
-"""Hostile input: texts that are slow to parse, match or normalise, and what they cost the server in CPU time."""
+"""Hostile input: texts that are slow to parse, match or normalise, and the CPU time that they may cost."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Each is repeated to the size wanted. Most have slowed down a regular expression, a parser or a table of Unicode.
+# Each pattern is repeated to the wanted size. Most have slowed a regular expression, a parser or a Unicode table.
 PATTERNS = {
     "zeros": "0",
     "digits": "9",
@@ -62,7 +62,7 @@ PATTERNS = {
 }
 
 
-# What one frame and one request may cost, in seconds of CPU time.
+# The maximum CPU time, in seconds, of one frame and of one HTTP request.
 MAX_FRAME_SECONDS, MAX_REQUEST_SECONDS = 0.1, 0.02
 HEADERS = (
     *(
@@ -88,16 +88,16 @@ BODIES = {
 
 
 def of_size(pattern: str, size: int, encoding: str = "utf-8") -> str:
-    """The pattern again and again, as many times as fit into `size` bytes."""
+    """Return the pattern, repeated as often as fits into `size` bytes."""
     return pattern * (size // len(pattern.encode(encoding)))
 
 
 def cpu(pid: int) -> float:
-    """The CPU time in seconds that all threads of a process have used, to the nanosecond (Linux)."""
-    return sum(_ran(Path(f"/proc/{pid}/task"))) / 1e9
+    """Return the CPU time in seconds that all threads of a process have used, with nanosecond resolution (Linux)."""
+    return sum(_thread_nanoseconds(Path(f"/proc/{pid}/task"))) / 1e9
 
 
-def _ran(tasks: Path) -> Iterator[int]:
+def _thread_nanoseconds(tasks: Path) -> Iterator[int]:
     for task in tasks.iterdir():
         try:
             yield int((task / "schedstat").read_text().split()[0])
@@ -106,6 +106,6 @@ def _ran(tasks: Path) -> Iterator[int]:
 
 
 def needs_cpu_time() -> None:
-    """Skip the test where the system does not tell how long a thread has run."""
+    """Skip the test if the system does not report the CPU time of a thread."""
     if not Path("/proc/self/schedstat").exists():
-        pytest.skip("/proc/self/schedstat is missing: this is no Linux, or one without scheduler statistics")
+        pytest.skip("/proc/self/schedstat is missing: the system is not Linux or has no scheduler statistics")

@@ -1,9 +1,10 @@
-"""What tests need of the system that may be missing: programs and rights.
+"""Programs and rights that tests need and that the system may lack.
 
-A test that asks for something missing is skipped, and one line at the end of the run says what to install.
+A test that needs a missing program or right is skipped. One line at the end of the run says what to install.
 
-CHAT_TEST_ALL=1 lets such a test fail instead. CHAT_TEST_HIDE="chromium mount", or CHAT_TEST_HIDE=all, hides what is
-there. `python3 tests/needs.py` prints the Debian packages that are missing; it needs nothing but Python.
+CHAT_TEST_ALL=1 makes such a test fail instead. CHAT_TEST_HIDE="chromium mount" treats these as missing, and
+CHAT_TEST_HIDE=all treats everything as missing. `python3 tests/needs.py` prints the missing Debian packages; it needs
+only the Python standard library.
 """
 
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-# A program, or a library to preload -> its Debian packages.
+# Program or preloaded library -> its Debian packages.
 PACKAGES = {
     "caddy": "caddy",
     "chromium": "chromium fonts-noto-cjk fonts-noto-color-emoji",
@@ -26,9 +27,9 @@ PACKAGES = {
     "redis-server": "redis-server",
     "strace": "strace",
 }
-# Root has these rights, but for some containers.
+# Root has these rights, except in some containers.
 RIGHTS = {"mount": "mount a disk", "netns": "make a network", "ptrace": "trace a process"}
-# Not every user's PATH has the last two.
+# The PATH of an ordinary user may lack the last two.
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 HIDDEN = set(os.environ.get("CHAT_TEST_HIDE", "").split())
 if unknown := HIDDEN - {"all", *PACKAGES, *RIGHTS}:
@@ -36,24 +37,27 @@ if unknown := HIDDEN - {"all", *PACKAGES, *RIGHTS}:
 
 
 def program(name: str) -> str:
-    """The path of a program or library; skips the test if it is missing."""
+    """Return the path of a program or library; skip the test if it is missing."""
     return _find(name) or _skip(name)
 
 
 def right(name: str, granted: Callable[[], bool]) -> None:
-    """Skip the test unless a right is granted."""
+    """Skip the test unless `granted` returns True for the right `name`."""
     if _hidden(name) or not granted():
         _skip(name)
 
 
 def missing(*names: str) -> str:
-    """The Debian packages to install for these programs, or for all; empty if all are there."""
+    """Return the missing Debian packages for these programs (default: all programs), separated by spaces."""
     packages = {package for name in names or PACKAGES if not _find(name) for package in PACKAGES[name].split()}
     return " ".join(sorted(packages))
 
 
 def summary(reasons: Iterable[str]) -> str:
-    """One line about the tests that were skipped for want of something; empty if none was. Takes all skips' reasons."""
+    """Return one line about the tests that lacked a program or right; empty if none did.
+
+    `reasons` are the reasons of all skipped tests.
+    """
     wanted = [found[1] for reason in reasons if (found := re.search(r"needs (\S+) of the system", reason))]
     if not wanted:
         return ""
@@ -82,7 +86,7 @@ def _hidden(name: str) -> bool:
 
 
 def _skip(name: str) -> NoReturn:
-    import pytest  # noqa: PLC0415 - this module also runs as a script, without packages
+    import pytest  # noqa: PLC0415 - as a script, this module must run without pytest
 
     reason = f"needs {name} of the system"
     if os.environ.get("CHAT_TEST_ALL"):

@@ -28,7 +28,7 @@ import psutil
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from tests.harness import PASSWORD, PATIENCE, Process, process
+from tests.harness import PASSWORD, TIMEOUT, SubprocessServer, subprocess_server
 
 EACH = 32  # sockets of a user: SocketsPerUser
 WRITER = "writer"
@@ -115,7 +115,7 @@ class _Writer(_Listener):
 
     async def newest(self, user: str, *, late: bool = False) -> str:
         """The id of the newest message from `user`; if `late`, something is sent to them, which nobody may hear."""
-        async with self._turn, asyncio.timeout(PATIENCE):
+        async with self._turn, asyncio.timeout(TIMEOUT):
             self.say(2, "-20", user)
             newest = ""
             while (frame := await self._answers.get())["type"] == 2:
@@ -180,18 +180,18 @@ class _Socket(_Listener):
             self.transport.send_close()
 
 
-async def _open(server: Process, name: str, token: str, listener: _Listener) -> None:
+async def _open(server: SubprocessServer, name: str, token: str, listener: _Listener) -> None:
     await ws_connect(
         lambda: listener,
         server.socket_url(name),
         extra_headers={"Authorization": f"Bearer {token}"},
         enable_auto_pong=False,
     )
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await listener.greeted
 
 
-async def _open_all(server: Process, users: Sequence[_Ended], each: int) -> None:
+async def _open_all(server: SubprocessServer, users: Sequence[_Ended], each: int) -> None:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def one(user: _Ended) -> None:
@@ -201,7 +201,7 @@ async def _open_all(server: Process, users: Sequence[_Ended], each: int) -> None
     await asyncio.gather(*(one(user) for user in users for _ in range(each)))
 
 
-async def revoke(server: Process, users: Sequence[_Ended], each: int) -> Report:
+async def revoke(server: SubprocessServer, users: Sequence[_Ended], each: int) -> Report:
     """End the sessions of all of them, each under so many sockets. Raises AssertionError."""
     writer = _Writer()
     await _open(server, WRITER, server.tokens[WRITER], writer)
@@ -220,11 +220,11 @@ async def revoke(server: Process, users: Sequence[_Ended], each: int) -> Report:
 
         used = -_cpu(program), -time.process_time()
         await asyncio.gather(*map(end, users))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while any(len(user.codes) < each for user in users):
                 await asyncio.sleep(0.01)
         used = used[0] + _cpu(program), used[1] + time.process_time()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*(socket.gone for user in users for socket in user.sockets))
         greeting.cancel()
     for user in users:
@@ -246,9 +246,9 @@ def _cpu(program: psutil.Process) -> float:
 async def run(folder: Path, users: int, each: int, by: Sequence[str] = BY, cost: int = 4) -> Report:
     """A server of its own, in a process of its own; users by turns with each of `by`. Raises AssertionError."""
     limits: dict[str, Any] = {"StrangerLimit": 0, "SocketsPerUser": each + 1, "PasswordWait": 1000}
-    async with process(folder, HeartbeatSeconds=3600, PasswordCost=cost, **limits) as server:
+    async with subprocess_server(folder, HeartbeatSeconds=3600, PasswordCost=cost, **limits) as server:
         names = [f"u{number}" for number in range(users)]
-        await server.users(WRITER, *names)
+        await server.add_users(WRITER, *names)
         ways = zip(names, itertools.cycle(by), strict=False)
         return await revoke(
             server, [_Ended(name, way, server.tokens[name], await server.login(name)) for name, way in ways], each

@@ -1,7 +1,7 @@
-"""Real database servers for the tests, each started once, on a free port, with its data in a temporary folder.
+"""Real database servers for the tests. Each listens on a free port and keeps its data in a temporary folder.
 
-MariaDB and Redis come from the system; a test that starts a missing one is skipped (tests/needs.py). secantusd (PyPI:
-SecantusDB) stands in for mongod, which is in no package registry; CHAT_TEST_MONGODB names the URI of a real mongod.
+MariaDB and Redis are system packages. A test that needs a missing one is skipped (tests/needs.py). secantusd (PyPI:
+SecantusDB) replaces mongod, which no package registry offers; CHAT_TEST_MONGODB is the URI of a real mongod.
 """
 
 import atexit
@@ -21,11 +21,11 @@ from pathlib import Path
 from chat_server import conf
 from tests import needs
 
-PATIENCE = 60.0  # seconds
+TIMEOUT = 60.0  # seconds
 
 
 class DatabaseServer:
-    """A server process on `port`, that can be killed, stopped and started again on the same data."""
+    """A database server on `port`. A test can kill it, freeze it and start it again with the same data."""
 
     def __init__(self, name: str, folder: Path, command: Callable[["DatabaseServer"], Sequence[str]]) -> None:
         self.name = name
@@ -35,12 +35,12 @@ class DatabaseServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it accepts connections."""
+        """Start the server and wait until it accepts connections."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(self), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 1):
@@ -53,24 +53,24 @@ class DatabaseServer:
                 time.sleep(0.05)
 
     def send(self, signal_: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the server."""
         if self._process:
             self._process.send_signal(signal_)
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Kill the server (SIGKILL) and wait until it ends."""
         if self._process and self._process.poll() is None:
             self._process.kill()
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT)
 
     def stop(self) -> None:
-        """End it and remove its data."""
+        """Kill the server and remove its data."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def redis(*options: str) -> DatabaseServer:
-    """A Redis that keeps nothing on disk; `options` are its own."""
+    """Start a Redis server without persistence. `options` are command-line options."""
     program = needs.program("redis-server")
     return _started(
         "redis",
@@ -83,7 +83,7 @@ def redis(*options: str) -> DatabaseServer:
 
 
 def mysql(*options: str) -> DatabaseServer:
-    """A MariaDB with the database chat_demo for the user chat; `options` are its own."""
+    """Start a MariaDB server with the database chat_demo for the account chat. `options` are command-line options."""
     install, program = needs.program("mariadb-install-db"), needs.program("mariadbd")
 
     def command(server: DatabaseServer) -> Sequence[str]:
@@ -119,7 +119,7 @@ def mysql(*options: str) -> DatabaseServer:
 
 
 def mongodb() -> DatabaseServer:
-    """A secantusd that syncs before it answers."""
+    """Start a secantusd that syncs to disk before it answers."""
     return _started(
         "mongodb",
         lambda server: [
@@ -131,7 +131,7 @@ def mongodb() -> DatabaseServer:
 
 @contextmanager
 def running() -> Iterator[list[DatabaseServer]]:
-    """A MySQL, a MongoDB, and a Redis that keeps its data as an operator's should."""
+    """Run MySQL, MongoDB and a Redis that syncs every write, as docs/operations.md recommends."""
     started: list[DatabaseServer] = []
     try:
         for start in (mysql, mongodb, lambda: redis("--appendonly", "yes", "--appendfsync", "always")):
@@ -143,26 +143,26 @@ def running() -> Iterator[list[DatabaseServer]]:
 
 
 def mysql_config(server: DatabaseServer) -> conf.MySQLSettings:
-    """The settings for it."""
+    """Return the settings for this MySQL server."""
     return conf.MySQLSettings(db="mysql", db_port=server.port, db_user="chat", db_password="secret")
 
 
 def mongodb_config(server: DatabaseServer | None, name: str) -> conf.MongoDBSettings:
-    """The settings for it, or for the one that CHAT_TEST_MONGODB names; `name` of the database."""
+    """Return the settings for this MongoDB server (None: the one in CHAT_TEST_MONGODB) and the database `name`."""
     if server is None:
         return conf.MongoDBSettings(mongodb="mongodb", addr=os.environ["CHAT_TEST_MONGODB"], name=name)
     return conf.MongoDBSettings(mongodb="mongodb", addr="127.0.0.1", port=server.port, name=name)
 
 
 def redis_config(server: DatabaseServer, prefix: str = "chat_server:") -> conf.RedisSettings:
-    """The settings for it."""
+    """Return the settings for this Redis server."""
     return conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{server.port}", redis_prefix=prefix)
 
 
 def environ(
     *, mysql: DatabaseServer | None = None, mongodb: DatabaseServer | None = None, redis: DatabaseServer | None = None
 ) -> dict[str, str]:
-    """The environment variables that name these servers."""
+    """Return the environment variables that select these servers."""
     variables: dict[str, str] = {}
     if mysql:
         variables |= {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBPORT": str(mysql.port)}
@@ -186,9 +186,9 @@ def _started(name: str, command: Callable[[DatabaseServer], Sequence[str]]) -> D
 
 
 def claim() -> int:
-    """A number below 10,000 that no other test process on this machine gets while this one lives.
+    """Return a number below 10,000 that no other test process on this machine gets while this process runs.
 
-    A UDP port, bound and not used, is the claim.
+    A bound but unused UDP port reserves the number.
     """
     while True:
         number = secrets.randbelow(10_000)
@@ -203,9 +203,9 @@ def claim() -> int:
 
 
 def free_port() -> int:
-    """A free port of 127.0.0.1.
+    """Return a free port of 127.0.0.1.
 
-    It lies below the ports that the system gives out by itself, so it stays free while a killed server is away.
+    It is below the range of ephemeral ports, so it stays free between the end and the restart of a killed server.
     """
     while True:
         port = 12_000 + claim()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.harness import Process
+from tests.harness import SubprocessServer
 from tests.hostile import BODIES, HEADERS, MAX_FRAME_SECONDS, MAX_REQUEST_SECONDS, PATTERNS, cpu
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ _posts = st.builds(
 requests = _gets | _posts
 
 
-def search(server: Process, examples: int, number: int) -> tuple[Found, Found]:
+def search(server: SubprocessServer, examples: int, number: int) -> tuple[Found, Found]:
     """The dearest frame and the dearest request among so many of each. Raises AssertionError if one is too dear."""
     pid = server.process.pid
 
@@ -114,7 +114,7 @@ def search(server: Process, examples: int, number: int) -> tuple[Found, Found]:
 class Sockets:
     """Socket of user 1, opened again when the server has closed it."""
 
-    def __init__(self, server: Process) -> None:
+    def __init__(self, server: SubprocessServer) -> None:
         self._server = server
         self._stack = ExitStack()
         self._socket: ClientConnection | None = None
@@ -153,7 +153,7 @@ class Sockets:
 class Sender:
     """Sends HTTP requests, each on a connection of its own."""
 
-    def __init__(self, server: Process) -> None:
+    def __init__(self, server: SubprocessServer) -> None:
         self._server = server
 
     def send(self, request: Request) -> int:

@@ -7,7 +7,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
 from tests import needs
-from tests.harness import Server, serving
+from tests.harness import ServerHandle, serving
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -20,8 +20,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server with the users alice, bob and 小明, and no limit between them."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("alice", "bob", "小明")
+        await server.add_users("alice", "bob", "小明")
         yield server

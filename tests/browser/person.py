@@ -12,9 +12,9 @@ from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect
 
-from tests.harness import PASSWORD, PATIENCE, Server
+from tests.harness import PASSWORD, TIMEOUT, ServerHandle
 
-MILLISECONDS = PATIENCE * 1000
+MILLISECONDS = TIMEOUT * 1000
 # Options for the browser of somebody with a telephone.
 TELEPHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 expect.set_options(timeout=MILLISECONDS)
@@ -85,7 +85,7 @@ class Window:
 class Person:
     """A person with a browser profile of their own, which may have several windows."""
 
-    def __init__(self, context: BrowserContext, server: Server, name: str) -> None:
+    def __init__(self, context: BrowserContext, server: ServerHandle, name: str) -> None:
         self.context = context
         self.server = server
         self.name = name
@@ -100,7 +100,7 @@ class Person:
 
 
 @asynccontextmanager
-async def at_a_browser(browser: Browser, server: Server, name: str, **options: Any) -> AsyncIterator[Person]:
+async def at_a_browser(browser: Browser, server: ServerHandle, name: str, **options: Any) -> AsyncIterator[Person]:
     """Somebody who is not logged in. At the end, no window may have complained about anything."""
     context = await browser.new_context(**{"locale": "en-GB", **options})
     try:
@@ -113,7 +113,9 @@ async def at_a_browser(browser: Browser, server: Server, name: str, **options: A
 
 
 @asynccontextmanager
-async def person(browser: Browser, server: Server, name: str, path: str = "/", **options: Any) -> AsyncIterator[Window]:
+async def person(
+    browser: Browser, server: ServerHandle, name: str, path: str = "/", **options: Any
+) -> AsyncIterator[Window]:
     """The one window of somebody who has logged in."""
     async with at_a_browser(browser, server, name, **options) as someone:
         window = await someone.window(path)

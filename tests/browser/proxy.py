@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from tests.harness import Server
+from tests.harness import ServerHandle
 
 
 class Door(NamedTuple):
     """The server as it is seen from before the door, and what opens that."""
 
-    outside: Server
+    outside: ServerHandle
     opened: asyncio.Event
 
 
 @asynccontextmanager
-async def door(server: Server) -> AsyncIterator[Door]:
+async def door(server: ServerHandle) -> AsyncIterator[Door]:
     """A closed door."""
     opened = asyncio.Event()
 
@@ -32,11 +32,11 @@ async def door(server: Server) -> AsyncIterator[Door]:
 
     listener = await asyncio.start_server(serve, server.host, 0)
     async with listener:
-        yield Door(Server(server.host, listener.sockets[0].getsockname()[1]), opened)
+        yield Door(ServerHandle(server.host, listener.sockets[0].getsockname()[1]), opened)
 
 
 @asynccontextmanager
-async def bad_network(server: Server, delay: float, cut_after: int) -> AsyncIterator[Server]:
+async def bad_network(server: ServerHandle, delay: float, cut_after: int) -> AsyncIterator[ServerHandle]:
     """Everything takes `delay` seconds in either direction, and each of the first connections is cut after so many
     bytes from the browser, twice as many each time."""
     limits = [cut_after * 2**times for times in range(4)]
@@ -64,7 +64,7 @@ async def bad_network(server: Server, delay: float, cut_after: int) -> AsyncIter
 
     listener = await asyncio.start_server(serve, server.host, 0)
     async with listener:
-        yield Server(server.host, listener.sockets[0].getsockname()[1])
+        yield ServerHandle(server.host, listener.sockets[0].getsockname()[1])
 
 
 async def carry(

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, async_playwright, expect
 from tests import needs
 from tests.browser.person import Window, at_a_browser
 from tests.browser.views import FRIEND, ME, OTHERS, full, talk, views
-from tests.harness import ROOT, Server
+from tests.harness import ROOT, ServerHandle
 
 IMAGES = ROOT / "docs" / "images"
 HEIGHTS = {360: 740, 768: 900}
@@ -39,7 +39,7 @@ async def main(folder: Path, widths: Sequence[int]) -> None:
 
 
 @asynccontextmanager
-async def window(browser: Browser, server: Server, width: int, scheme: str, locale: str) -> AsyncIterator[Window]:
+async def window(browser: Browser, server: ServerHandle, width: int, scheme: str, locale: str) -> AsyncIterator[Window]:
     """ada's window, before the login."""
     looks = {
         "viewport": {"width": width, "height": HEIGHTS.get(width, 900)},
@@ -53,7 +53,7 @@ async def window(browser: Browser, server: Server, width: int, scheme: str, loca
         yield await ada.window()
 
 
-async def of_the_readme(browser: Browser, server: Server, folder: Path) -> None:
+async def of_the_readme(browser: Browser, server: ServerHandle, folder: Path) -> None:
     """The few that say it all."""
     for width, scheme, locale, name in (
         (1280, "light", "en-GB", "wide-light"),
@@ -70,7 +70,9 @@ async def of_the_readme(browser: Browser, server: Server, folder: Path) -> None:
             await ada.page.screenshot(path=folder / f"{name}.png")
 
 
-async def every_view(browser: Browser, server: Server, folder: Path, width: int, scheme: str, locale: str) -> None:
+async def every_view(
+    browser: Browser, server: ServerHandle, folder: Path, width: int, scheme: str, locale: str
+) -> None:
     """All that one can see."""
     async with window(browser, server, width, scheme, locale) as ada:
         async for view in views(ada, server):

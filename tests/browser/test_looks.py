@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from tests.browser.person import Window, at_a_browser, person
-from tests.harness import HandClock, Server, serving
+from tests.harness import ManualClock, ServerHandle, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -22,7 +22,7 @@ async def style(window: Window, selector: str, name: str) -> str:
     return value
 
 
-async def test_a_dialog_is_as_high_as_its_content(browser: Browser, server: Server) -> None:
+async def test_a_dialog_is_as_high_as_its_content(browser: Browser, server: ServerHandle) -> None:
     """WebKit stretches a dialog that is a grid to the height of the window."""
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("button", name="Settings").click()
@@ -31,7 +31,9 @@ async def test_a_dialog_is_as_high_as_its_content(browser: Browser, server: Serv
 
 
 @pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(243, 242, 237)"), ("dark", "rgb(16, 19, 18)")])
-async def test_there_are_colours_without_light_dark(browser: Browser, server: Server, scheme: str, ground: str) -> None:
+async def test_there_are_colours_without_light_dark(
+    browser: Browser, server: ServerHandle, scheme: str, ground: str
+) -> None:
     async def old(route: Route) -> None:
         """A browser that does not know light-dark()."""
         answer = await route.fetch()
@@ -47,8 +49,8 @@ async def test_there_are_colours_without_light_dark(browser: Browser, server: Se
         assert await style(alice, "body", "backgroundColor") != ground
 
 
-async def test_forced_colours_leave_the_edges_of_bubbles(browser: Browser, server: Server) -> None:
-    await server.friends("alice", "bob")
+async def test_forced_colours_leave_the_edges_of_bubbles(browser: Browser, server: ServerHandle) -> None:
+    await server.make_contacts("alice", "bob")
     async with person(browser, server, "alice", forced_colors="active") as alice:
         await alice.opens("bob")
         await expect(alice.page.locator(".bubble")).to_have_count(2)
@@ -64,12 +66,12 @@ async def test_times_are_written_as_the_region_writes_them(
     browser: Browser, tmp_path: Path, locale: str, hour: int, shown: str
 ) -> None:
     """And a long time ago is a short date in the list."""
-    clock = HandClock()
+    clock = ManualClock()
     now = datetime.now(UTC)
     clock.shift = (now.replace(month=1, day=2, hour=hour, minute=5, second=0) - now).total_seconds()
     async with serving(tmp_path, clock) as server:
-        await server.users("alice", "bob")
-        await server.friends("alice", "bob")
+        await server.add_users("alice", "bob")
+        await server.make_contacts("alice", "bob")
         clock.shift = 0
         async with person(browser, server, "alice", locale=locale, timezone_id="UTC") as alice:
             row = alice.page.locator(".conversations a").filter(has_text="bob")
@@ -82,8 +84,8 @@ async def test_times_are_written_as_the_region_writes_them(
 
 async def test_a_device_whose_clock_is_a_day_wrong_says_today(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        await server.users("alice", "bob")
-        await server.friends("alice", "bob")
+        await server.add_users("alice", "bob")
+        await server.make_contacts("alice", "bob")
         async with at_a_browser(browser, server, "alice") as someone:
             await someone.context.clock.install(time=datetime.now(UTC).timestamp() + DAY)
             alice = await someone.window()
@@ -93,7 +95,7 @@ async def test_a_device_whose_clock_is_a_day_wrong_says_today(browser: Browser, 
             await expect(alice.page.get_by_role("link", name="bob").locator("time")).to_contain_text(":")
 
 
-async def test_a_message_to_everyone_is_never_read(browser: Browser, server: Server) -> None:
+async def test_a_message_to_everyone_is_never_read(browser: Browser, server: ServerHandle) -> None:
     """Nobody marks it: neither where it was written nor on another device of its sender."""
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, Route, expect
 
 from tests.browser.person import TELEPHONE, Window, at_a_browser, person
 from tests.browser.proxy import bad_network, door
-from tests.harness import PASSWORD, Server, process, serving, until
+from tests.harness import PASSWORD, ServerHandle, serving, subprocess_server, wait_until
 from tests.servers import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -18,26 +18,28 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 async def test_the_server_is_killed_while_messages_are_under_way(browser: Browser, tmp_path: Path) -> None:
     data, texts = tmp_path / "data", [f"message {number}" for number in range(40)]
     port = free_port()
-    async with process(data, StrangerLimit=0, HttpPort=port) as first:
-        await first.users("alice", "bob")
+    async with subprocess_server(data, StrangerLimit=0, HttpPort=port) as first:
+        await first.add_users("alice", "bob")
         async with person(browser, first, "alice") as alice, person(browser, first, "bob") as bob:
             await bob.opens("alice")
             await alice.page.bring_to_front()
             await alice.opens("bob")
             await alice.writes(*texts[:15])
             first.kill()
-            await first.ended()
+            await first.wait()
             await alice.writes(*texts[15:30])
             await expect(alice.page.get_by_text("Not connected")).to_be_visible()
             await alice.page.get_by_role("button", name="Retry now").click()
-            async with process(data, StrangerLimit=0, HttpPort=port):
+            async with subprocess_server(data, StrangerLimit=0, HttpPort=port):
                 await alice.writes(*texts[30:])
                 await expect(alice.page.get_by_role("img", name="waiting")).to_have_count(0)
                 for window in (alice, bob):
                     await window.shows(texts)
 
 
-async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(browser: Browser, server: Server) -> None:
+async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(
+    browser: Browser, server: ServerHandle
+) -> None:
     async with door(server) as (outside, opened), person(browser, outside, "alice") as alice:
         find = alice.page.get_by_role("textbox", name="Search")
         await find.fill("bob")
@@ -54,7 +56,7 @@ async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(br
         await alice.sees("hello", "sent")
 
 
-async def test_what_was_written_without_a_network_survives_a_reload(browser: Browser, server: Server) -> None:
+async def test_what_was_written_without_a_network_survives_a_reload(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -75,7 +77,7 @@ async def test_what_was_written_without_a_network_survives_a_reload(browser: Bro
             assert message["content"].endswith("\nwritten offline")
 
 
-async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Browser, server: Server) -> None:
+async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Browser, server: ServerHandle) -> None:
     texts = [f"message {number}" for number in range(20)]
     async with (
         bad_network(server, 0.2, 300) as slow,
@@ -92,9 +94,9 @@ async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Br
 
 
 async def test_what_was_missed_is_there_without_gaps_and_what_was_deleted_is_not(
-    browser: Browser, server: Server
+    browser: Browser, server: ServerHandle
 ) -> None:
-    await server.friends("alice", "bob")
+    await server.make_contacts("alice", "bob")
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -124,8 +126,8 @@ async def test_what_was_missed_is_there_without_gaps_and_what_was_deleted_is_not
     strict=False,
     reason="once in nine runs, beside other tests, the two older messages did not come back after the gap was filled",
 )
-async def test_a_gap_is_shown_until_it_is_filled(browser: Browser, server: Server) -> None:
-    await server.friends("alice", "bob")
+async def test_a_gap_is_shown_until_it_is_filled(browser: Browser, server: ServerHandle) -> None:
+    await server.make_contacts("alice", "bob")
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -161,7 +163,7 @@ WITHOUT_PAGES = """() => {
 
 
 async def test_a_session_that_ended_elsewhere_asks_for_the_password_and_keeps_everything(
-    browser: Browser, server: Server
+    browser: Browser, server: ServerHandle
 ) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
@@ -184,7 +186,7 @@ async def test_a_session_that_ended_elsewhere_asks_for_the_password_and_keeps_ev
         await expect(alice.composer).to_have_value("a draft")
 
 
-async def test_a_socket_whose_session_ends_shows_the_login_at_once(browser: Browser, server: Server) -> None:
+async def test_a_socket_whose_session_ends_shows_the_login_at_once(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         new = {"user_name": "alice", "old_password": PASSWORD, "new_password": "another1"}
@@ -212,7 +214,7 @@ STORED = """() => new Promise((resolve) => {
 async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browser, tmp_path: Path) -> None:
     """Nor in another window; and although the socket is closed with 4001 before the logout is answered."""
     async with serving(tmp_path, StrangerLimit=1) as server, at_a_browser(browser, server, "alice") as someone:
-        await server.users("alice", "bob")
+        await server.add_users("alice", "bob")
         alice = await someone.window()
         await alice.log_in()
         await alice.opens("bob")
@@ -221,7 +223,7 @@ async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browse
         await alice.composer.fill("a draft")
         other = await someone.window("/chat/test?uid=alice&to_uid=bob")
         await expect(other.composer).to_have_value("a draft")
-        await until(lambda: keeps(alice, "not sent", "a draft", "sent"))
+        await wait_until(lambda: keeps(alice, "not sent", "a draft", "sent"))
         answered = asyncio.Event()
 
         async def late(route: Route) -> None:
@@ -242,7 +244,7 @@ async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browse
             await expect(window.page).to_have_url(server.url + "/")
             await expect(window.page.locator("#name")).to_have_value("")
             await expect(window.page.get_by_text("alice")).to_have_count(0)
-            await until(lambda window=window: empty(window))
+            await wait_until(lambda window=window: empty(window))
             assert "alice" not in await window.page.evaluate("JSON.stringify(localStorage)")
         await alice.page.go_back()
         await expect(alice.page).to_have_url(server.url + "/")
@@ -259,15 +261,15 @@ async def empty(window: Window) -> bool:
     return not await window.page.evaluate(STORED)
 
 
-async def test_what_was_loaded_is_shown_without_a_network(browser: Browser, server: Server) -> None:
-    await server.friends("alice", "bob")
+async def test_what_was_loaded_is_shown_without_a_network(browser: Browser, server: ServerHandle) -> None:
+    await server.make_contacts("alice", "bob")
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
         await alice.opens("bob")
         await alice.shows(["hello", "hello"])
         await alice.page.evaluate("navigator.serviceWorker.ready")
-        await until(lambda: keeps(alice, "hello"))
+        await wait_until(lambda: keeps(alice, "hello"))
         await someone.context.set_offline(True)
         await alice.page.goto(server.url)
         await alice.page.get_by_role("link", name="bob").click()
@@ -281,7 +283,7 @@ async def test_what_was_loaded_is_shown_without_a_network(browser: Browser, serv
         await alice.sees("written offline", "Sent")
 
 
-async def test_the_page_works_with_a_database_that_never_answers(browser: Browser, server: Server) -> None:
+async def test_the_page_works_with_a_database_that_never_answers(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         await someone.context.add_init_script("IDBFactory.prototype.open = () => ({})")
         alice = await someone.window()
@@ -291,7 +293,7 @@ async def test_the_page_works_with_a_database_that_never_answers(browser: Browse
         await alice.sees("hello", "sent")
 
 
-async def test_the_page_works_with_a_database_that_stops_answering(browser: Browser, server: Server) -> None:
+async def test_the_page_works_with_a_database_that_stops_answering(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.page.evaluate("IDBObjectStore.prototype.put = IDBObjectStore.prototype.getAll = () => ({})")
         await alice.page.evaluate(

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from tests.browser.person import at_a_browser, person
-from tests.harness import Server, serving, until
+from tests.harness import ServerHandle, serving, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -16,9 +16,9 @@ NARROW = {"width": 360, "height": 740}
 async def test_a_search_finds_conversations_far_down_the_list(browser: Browser, tmp_path: Path) -> None:
     """Whatever the case of their names."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("alice", "BOB")
+        await server.add_users("alice", "BOB")
         names = [f"user{number}" for number in range(120)]
-        await server.users(*names)
+        await server.add_users(*names)
         async with server.chat("alice") as chat:
             for name in ("BOB", *names):
                 await chat.answer(1, "hello", to=name)
@@ -33,20 +33,20 @@ async def test_a_search_finds_conversations_far_down_the_list(browser: Browser, 
             await expect(alice.page.get_by_role("heading", level=2, name="BOB")).to_be_visible()
 
 
-async def test_a_new_conversation_is_in_the_list_at_once(browser: Browser, server: Server) -> None:
+async def test_a_new_conversation_is_in_the_list_at_once(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await expect(alice.page.get_by_role("link", name="bob")).to_have_attribute("aria-current", "page")
 
 
-async def test_a_link_survives_the_login(browser: Browser, server: Server) -> None:
+async def test_a_link_survives_the_login(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window("/chat/test?to_uid=bob")
         await alice.log_in()
         await expect(alice.page.get_by_role("heading", level=2, name="bob")).to_be_visible()
 
 
-async def test_a_link_for_another_user_says_who_is_logged_in(browser: Browser, server: Server) -> None:
+async def test_a_link_for_another_user_says_who_is_logged_in(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -57,10 +57,10 @@ async def test_a_link_for_another_user_says_who_is_logged_in(browser: Browser, s
         await expect(alice.page).to_have_url(server.url + "/")
 
 
-async def test_keys_work_wherever_the_focus_is(browser: Browser, server: Server) -> None:
-    await server.users("carol")
+async def test_keys_work_wherever_the_focus_is(browser: Browser, server: ServerHandle) -> None:
+    await server.add_users("carol")
     for name in ("bob", "carol"):
-        await server.friends("alice", name)
+        await server.make_contacts("alice", name)
     async with person(browser, server, "alice") as alice:
         keyboard = alice.page.keyboard
         links = alice.page.locator(".conversations a")
@@ -83,7 +83,7 @@ async def test_keys_work_wherever_the_focus_is(browser: Browser, server: Server)
         await expect(alice.composer).to_be_hidden()
 
 
-async def test_back_on_the_page_and_of_the_browser_are_the_same_step(browser: Browser, server: Server) -> None:
+async def test_back_on_the_page_and_of_the_browser_are_the_same_step(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice", viewport=NARROW) as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -98,7 +98,7 @@ async def test_back_on_the_page_and_of_the_browser_are_the_same_step(browser: Br
         await expect(alice.page.get_by_role("textbox", name="Search")).to_be_visible()
 
 
-async def test_back_closes_a_dialog_and_nothing_else(browser: Browser, server: Server) -> None:
+async def test_back_closes_a_dialog_and_nothing_else(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.page.get_by_role("button", name="Settings").click()
@@ -109,20 +109,20 @@ async def test_back_closes_a_dialog_and_nothing_else(browser: Browser, server: S
         await alice.page.get_by_role("button", name="Settings").click()
         await alice.page.get_by_role("button", name="Close").click()
         await expect(alice.page.get_by_role("dialog")).to_have_count(0)
-        await until(lambda: alice.page.evaluate("!history.state.dialog"))
+        await wait_until(lambda: alice.page.evaluate("!history.state.dialog"))
         await alice.page.go_back()
         await expect(alice.page.get_by_role("heading", level=2, name="bob")).to_be_hidden()
         await expect(alice.page.locator(".shell")).to_be_visible()
 
 
-async def test_a_message_to_everyone_is_sent_after_a_warning(browser: Browser, server: Server) -> None:
+async def test_a_message_to_everyone_is_sent_after_a_warning(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob") as bob:
         await alice.page.get_by_role("link", name="Everyone online").click()
         await alice.writes("hello, all")
         warning = alice.page.get_by_role("alertdialog", name="everyone")
         await warning.get_by_role("button", name="Cancel").click()
         await expect(alice.composer).to_have_value("hello, all")
-        await bob.silent()
+        await bob.expect_nothing()
         await alice.composer.press("Enter")
         await warning.get_by_role("button", name="Send").click()
         assert (await bob.receive())["content"] == "hello, all"
@@ -130,7 +130,7 @@ async def test_a_message_to_everyone_is_sent_after_a_warning(browser: Browser, s
         assert (await bob.receive())["content"] == "again"
 
 
-async def test_an_open_page_offers_to_load_its_new_version(browser: Browser, server: Server) -> None:
+async def test_an_open_page_offers_to_load_its_new_version(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()

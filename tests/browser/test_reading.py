@@ -4,12 +4,12 @@ import pytest
 from playwright.async_api import Browser, Locator, ViewportSize, expect
 
 from tests.browser.person import Window, at_a_browser, person
-from tests.harness import Server
+from tests.harness import ServerHandle
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
-async def unread(server: Server, user: str) -> int:
+async def unread(server: ServerHandle, user: str) -> int:
     """How many messages of the newest conversation the server has as unread."""
     async with server.chat(user) as chat:
         [conversation, _] = await chat.ask(7, "-1")
@@ -17,8 +17,8 @@ async def unread(server: Server, user: str) -> int:
         return count
 
 
-async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser, server: Server) -> None:
-    await server.friends("alice", "bob")
+async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser, server: ServerHandle) -> None:
+    await server.make_contacts("alice", "bob")
     async with server.chat("bob", to="alice") as bob:
         for number in range(300):
             await bob.put(1, f"m{number}\nmessage {number}")
@@ -38,7 +38,7 @@ async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser
         assert await unread(server, "alice") == 0
 
 
-async def test_what_arrives_while_nobody_looks_is_not_scrolled_past(browser: Browser, server: Server) -> None:
+async def test_what_arrives_while_nobody_looks_is_not_scrolled_past(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await bob.send("m\nseen")
         await alice.page.get_by_role("link", name="bob").click()
@@ -56,7 +56,7 @@ async def test_what_arrives_while_nobody_looks_is_not_scrolled_past(browser: Bro
         await expect(alice.page).not_to_have_title("Chat")
 
 
-async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, server: Server) -> None:
+async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, server: ServerHandle) -> None:
     """Where it fills the window; the one below it is not yet seen."""
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:
         for id in ("m1", "m2"):
@@ -65,10 +65,10 @@ async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, se
         await expect(alice.page.get_by_role("heading", name="2 new messages")).to_be_in_viewport()
         await alice.page.locator(".scroller").evaluate("element => element.scrollTop += 1500")
         assert (await bob.receive())["content"] == "m1"
-        await bob.silent()
+        await bob.expect_nothing()
 
 
-async def test_a_changed_size_does_not_move_what_is_read(browser: Browser, server: Server) -> None:
+async def test_a_changed_size_does_not_move_what_is_read(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
         for number in range(60):
             await bob.put(1, f"m{number}\nmessage {number}" + " and more" * 20)
@@ -106,7 +106,7 @@ async def first_seen(window: Window) -> str:
     return text
 
 
-async def test_a_lost_network_is_told_at_once(browser: Browser, server: Server) -> None:
+async def test_a_lost_network_is_told_at_once(browser: Browser, server: ServerHandle) -> None:
     """And who is online is no longer known."""
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice") as bob:
         alice = await someone.window()
@@ -123,7 +123,7 @@ async def test_a_lost_network_is_told_at_once(browser: Browser, server: Server) 
         await expect(presence).to_have_text("online")
 
 
-async def test_what_the_other_deletes_leaves_its_place_for_a_while(browser: Browser, server: Server) -> None:
+async def test_what_the_other_deletes_leaves_its_place_for_a_while(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         for id in ("one", "two", "three"):
             await bob.send(f"{id}\n{id}")

@@ -6,12 +6,12 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.person import at_a_browser, person
-from tests.harness import PASSWORD, Frame, Server, serving, until
+from tests.harness import PASSWORD, Frame, ServerHandle, serving, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
-async def test_two_people_chat(browser: Browser, server: Server) -> None:
+async def test_two_people_chat(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, person(browser, server, "bob") as bob:
         await alice.opens("bob")
         await alice.writes("hello", "two\nlines")
@@ -27,7 +27,7 @@ async def test_two_people_chat(browser: Browser, server: Server) -> None:
             await window.shows(["hello", "two\nlines", "hi, alice"])
 
 
-async def test_somebody_registers_and_is_logged_in(browser: Browser, server: Server) -> None:
+async def test_somebody_registers_and_is_logged_in(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "carol") as carol:
         window = await carol.window()
         await window.page.get_by_role("button", name="Register").click()
@@ -37,8 +37,8 @@ async def test_somebody_registers_and_is_logged_in(browser: Browser, server: Ser
         await expect(window.page.get_by_text("No conversations yet")).to_be_visible()
 
 
-async def test_two_windows_of_one_person_show_the_same(browser: Browser, server: Server) -> None:
-    await server.friends("alice", "bob")
+async def test_two_windows_of_one_person_show_the_same(browser: Browser, server: ServerHandle) -> None:
+    await server.make_contacts("alice", "bob")
     async with at_a_browser(browser, server, "alice") as alice:
         one = await alice.window()
         await one.log_in()
@@ -59,7 +59,7 @@ async def test_two_windows_of_one_person_show_the_same(browser: Browser, server:
 
 
 async def test_a_message_is_read_when_it_is_on_the_screen_of_a_window_that_has_the_focus(
-    browser: Browser, server: Server
+    browser: Browser, server: ServerHandle
 ) -> None:
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice", sync=True) as bob:
         alice = await someone.window()
@@ -67,7 +67,7 @@ async def test_a_message_is_read_when_it_is_on_the_screen_of_a_window_that_has_t
         await bob.send("m1\nnot open")
         await expect(alice.page).to_have_title("(1) Chat")
         await expect(alice.page.get_by_role("link", name="bob")).to_contain_text("1")
-        await bob.silent()
+        await bob.expect_nothing()
         await alice.opens("bob")
         await alice.sees("not open")
         assert await bob.receive() == notice_of("m1")
@@ -75,7 +75,7 @@ async def test_a_message_is_read_when_it_is_on_the_screen_of_a_window_that_has_t
         await alice.page.evaluate("document.hasFocus = () => false")  # a browser without a screen always has it
         await bob.send("m2\nnot looked at")
         await alice.sees("not looked at")
-        await bob.silent()
+        await bob.expect_nothing()
         await expect(alice.page).to_have_title("(1) Chat")
         await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
         assert await bob.receive() == notice_of("m2")
@@ -85,8 +85,8 @@ def notice_of(id: str) -> Frame:
     return {"from": "alice", "to": "bob", "type": 2, "op_type": 40007, "content": id, "msg": "marked as read"}
 
 
-async def test_a_deletion_can_be_taken_back_before_it_is_sent(browser: Browser, server: Server) -> None:
-    await server.friends("alice", "bob")
+async def test_a_deletion_can_be_taken_back_before_it_is_sent(browser: Browser, server: ServerHandle) -> None:
+    await server.make_contacts("alice", "bob")
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:
         await alice.opens("bob")
         row = alice.page.locator(".row").first
@@ -98,7 +98,7 @@ async def test_a_deletion_can_be_taken_back_before_it_is_sent(browser: Browser, 
         assert (await bob.answer(2, "-10"))["content"] == "2"
 
 
-async def test_everybody_online_hears_the_group(browser: Browser, server: Server) -> None:
+async def test_everybody_online_hears_the_group(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, person(browser, server, "bob") as bob:
         for window in (alice, bob):
             await window.page.bring_to_front()
@@ -112,7 +112,7 @@ async def test_everybody_online_hears_the_group(browser: Browser, server: Server
 
 async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=1) as server:
-        await server.users("alice", "bob")
+        await server.add_users("alice", "bob")
         async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
             await alice.opens("bob")
             await alice.writes("first", "second")
@@ -126,7 +126,9 @@ async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browse
             await expect(alice.page.get_by_text("You’ve reached the limit")).to_be_hidden()
 
 
-async def test_the_password_is_changed_and_a_logout_reaches_every_window(browser: Browser, server: Server) -> None:
+async def test_the_password_is_changed_and_a_logout_reaches_every_window(
+    browser: Browser, server: ServerHandle
+) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -165,7 +167,7 @@ localStorage.setItem("notify", "on");
 """
 
 
-async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser, server: Server) -> None:
+async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice") as bob:
         await someone.context.add_init_script(NOTIFICATIONS)
         alice = await someone.window()
@@ -173,9 +175,9 @@ async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser
         await alice.page.evaluate("document.hasFocus = () => false")
         await bob.send("m1\none")
         await bob.send("m2\ntwo")
-        await until(lambda: alice.page.evaluate("noted.length === 2"))
+        await wait_until(lambda: alice.page.evaluate("noted.length === 2"))
         [first, second] = await alice.page.evaluate("noted")
         assert (first[:3], second[:3]) == (["bob", "one", True], ["bob", "one\ntwo", True])
         assert (await alice.page.request.get(second[3])).headers["content-type"] == "image/png"
         await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
-        await until(lambda: alice.page.evaluate("noted.at(-1) === 'closed'"))
+        await wait_until(lambda: alice.page.evaluate("noted.at(-1) === 'closed'"))

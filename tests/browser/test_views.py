@@ -11,7 +11,7 @@ from tests.browser.person import Window, at_a_browser, person
 from tests.browser.proxy import door
 from tests.browser.views import ME, full, views
 from tests.e2e.answers import sql
-from tests.harness import PASSWORD, Server, serving
+from tests.harness import PASSWORD, ServerHandle, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -66,7 +66,7 @@ async def focused(window: Window) -> str:
     return tag
 
 
-async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: Server) -> None:
+async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice", sync=True) as bob:
         alice = await someone.window()
         keyboard = alice.page.keyboard
@@ -106,7 +106,7 @@ async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: 
         await expect(alice.composer).to_be_focused()
 
 
-async def test_enter_belongs_to_the_input_method_while_it_composes(browser: Browser, server: Server) -> None:
+async def test_enter_belongs_to_the_input_method_while_it_composes(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         devtools = await alice.page.context.new_cdp_session(alice.page)
@@ -118,7 +118,7 @@ async def test_enter_belongs_to_the_input_method_while_it_composes(browser: Brow
         await alice.sees("你好", "sent")
 
 
-async def test_hostile_texts_are_only_text(browser: Browser, server: Server) -> None:
+async def test_hostile_texts_are_only_text(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await alice.opens("bob")
         for number, text in enumerate(HOSTILE):
@@ -131,7 +131,7 @@ async def test_hostile_texts_are_only_text(browser: Browser, server: Server) -> 
         assert await alice.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-async def test_hostile_names_are_only_names(browser: Browser, server: Server) -> None:
+async def test_hostile_names_are_only_names(browser: Browser, server: ServerHandle) -> None:
     name = "<img src=x onerror=hacked=1>\u202e"
     async with person(browser, server, "alice") as alice:
         find = alice.page.get_by_role("textbox", name="Search")
@@ -144,7 +144,7 @@ async def test_hostile_names_are_only_names(browser: Browser, server: Server) ->
         assert await alice.page.evaluate("typeof hacked") == "undefined"
 
 
-async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server: Server) -> None:
+async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server: ServerHandle) -> None:
     """The server would close the socket for good; the service worker shows the page for any address."""
     async with person(browser, server, "alice") as alice:
         await alice.page.evaluate("navigator.serviceWorker.ready")
@@ -157,7 +157,7 @@ async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server
 
 
 @pytest.mark.parametrize("name", ["Call 555 now", "nobody\u202e", "System"])
-async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: Server, name: str) -> None:
+async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: ServerHandle, name: str) -> None:
     """The name in an address is shown once the server has confirmed that there is such a user."""
     async with door(server) as (outside, opened), at_a_browser(browser, outside, "alice") as someone:
         alice = await someone.window(f"/chat/test?{httpx.QueryParams({'uid': 'alice', 'to_uid': name})}#{name}")
@@ -171,7 +171,7 @@ async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: S
         await expect(alice.page.get_by_text(name)).to_have_count(0)
 
 
-async def test_a_link_names_a_user_that_exists(browser: Browser, server: Server) -> None:
+async def test_a_link_names_a_user_that_exists(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window("/chat/test?uid=alice&to_uid=bob")
         await alice.log_in()
@@ -191,7 +191,7 @@ LINKS = {
 }
 
 
-async def test_links_show_where_they_lead(browser: Browser, server: Server) -> None:
+async def test_links_show_where_they_lead(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await alice.opens("bob")
         for number, (text, shown) in enumerate(LINKS.items()):
@@ -204,7 +204,7 @@ async def test_links_show_where_they_lead(browser: Browser, server: Server) -> N
                 assert href[1] in shown
 
 
-async def test_stacked_accents_stay_within_their_row(browser: Browser, server: Server) -> None:
+async def test_stacked_accents_stay_within_their_row(browser: Browser, server: ServerHandle) -> None:
     """The row above looks the same, pixel for pixel, whether they are drawn or not."""
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await alice.opens("bob")
@@ -220,7 +220,7 @@ async def test_stacked_accents_stay_within_their_row(browser: Browser, server: S
 async def test_a_name_cannot_turn_the_words_around_it(browser: Browser, tmp_path: Path) -> None:
     """Names in other directions are isolated, and what is invisible in a name is shown as such."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("alice", "\u05d0\u05d1", "bob")
+        await server.add_users("alice", "\u05d0\u05d1", "bob")
         older = "bob\u034f"  # as users of earlier versions may be called
         sql(tmp_path, "UPDATE users SET name = ? WHERE name = 'bob'", older)
         server.tokens[older] = await server.login(older)
@@ -232,7 +232,7 @@ async def test_a_name_cannot_turn_the_words_around_it(browser: Browser, tmp_path
             await expect(alice.page.get_by_role("link", name="bob\ufffd")).to_be_visible()
 
 
-async def test_a_megabyte_is_refused_with_words(browser: Browser, server: Server) -> None:
+async def test_a_megabyte_is_refused_with_words(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.composer.fill("x" * 1_000_000)
@@ -244,7 +244,7 @@ async def test_a_megabyte_is_refused_with_words(browser: Browser, server: Server
         await alice.sees("short", "sent")
 
 
-async def test_errors_stand_beside_the_field_they_belong_to(browser: Browser, server: Server) -> None:
+async def test_errors_stand_beside_the_field_they_belong_to(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         name, password = alice.page.locator("#name"), alice.page.locator("#password")
@@ -272,7 +272,7 @@ async def test_errors_stand_beside_the_field_they_belong_to(browser: Browser, se
         await expect(alice.page.locator("#name-error")).to_have_text("这个名字已被使用")
 
 
-async def test_the_password_stays_in_its_field_and_can_be_shown(browser: Browser, server: Server) -> None:
+async def test_the_password_stays_in_its_field_and_can_be_shown(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         password = alice.page.locator("#password")
@@ -287,7 +287,7 @@ async def test_the_password_stays_in_its_field_and_can_be_shown(browser: Browser
 
 async def test_a_limit_says_how_long_to_wait(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, LoginWindow=4) as server:
-        await server.users("alice")
+        await server.add_users("alice")
         async with at_a_browser(browser, server, "alice") as someone:
             alice = await someone.window()
             await alice.page.locator("#name").fill("alice")
@@ -321,7 +321,9 @@ SCROLL_UP = """async () => {
 }"""
 
 
-async def test_ten_thousand_messages_scroll_and_the_document_stays_small(browser: Browser, server: Server) -> None:
+async def test_ten_thousand_messages_scroll_and_the_document_stays_small(
+    browser: Browser, server: ServerHandle
+) -> None:
     async with server.chat("bob", to="alice") as bob:
         for number in range(10_000):
             await bob.put(1, f"m{number}\nmessage {number}")

@@ -4,12 +4,12 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.person import TELEPHONE, Window, person
-from tests.harness import Server
+from tests.harness import ServerHandle
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
-async def test_enter_breaks_the_line_on_a_telephone(browser: Browser, server: Server) -> None:
+async def test_enter_breaks_the_line_on_a_telephone(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice", **TELEPHONE) as alice:
         await alice.opens("bob")
         await alice.composer.fill("one")
@@ -20,7 +20,7 @@ async def test_enter_breaks_the_line_on_a_telephone(browser: Browser, server: Se
         await alice.sees("one\ntwo", "Sent")
 
 
-async def test_a_long_press_offers_actions_and_a_tap_does_not(browser: Browser, server: Server) -> None:
+async def test_a_long_press_offers_actions_and_a_tap_does_not(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice", **TELEPHONE) as alice:
         await alice.opens("bob")
         await alice.writes("hello")
@@ -50,7 +50,7 @@ async def long_press(window: Window, selector: str) -> None:
     await expect(window.page.locator("dialog")).to_be_visible()
 
 
-async def test_a_right_click_offers_actions_beside_the_message(browser: Browser, server: Server) -> None:
+async def test_a_right_click_offers_actions_beside_the_message(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.writes("hello")
@@ -66,7 +66,7 @@ async def test_a_right_click_offers_actions_beside_the_message(browser: Browser,
         await expect(alice.page.get_by_text("Copied")).to_be_visible()
 
 
-async def test_a_toast_is_seen_above_a_dialog(browser: Browser, server: Server) -> None:
+async def test_a_toast_is_seen_above_a_dialog(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("button", name="Settings").click()
         await alice.page.evaluate("Notification.requestPermission = async () => 'denied'")
@@ -81,7 +81,7 @@ async def test_a_toast_is_seen_above_a_dialog(browser: Browser, server: Server) 
         await expect(toast).to_be_visible()
 
 
-async def test_code_links_and_emoji_are_shown_as_such(browser: Browser, server: Server) -> None:
+async def test_code_links_and_emoji_are_shown_as_such(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.writes(
@@ -104,7 +104,9 @@ async def test_code_links_and_emoji_are_shown_as_such(browser: Browser, server: 
     ("text", "beside"),
     [("short", True), ("long " * 60 + "\nend", True), ("שלום " * 60 + "\nסוף", True), ("x" * 300, False)],
 )
-async def test_the_time_stands_in_the_last_line(browser: Browser, server: Server, text: str, beside: bool) -> None:
+async def test_the_time_stands_in_the_last_line(
+    browser: Browser, server: ServerHandle, text: str, beside: bool
+) -> None:
     """Beside the text if there is room, and never over it."""
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")

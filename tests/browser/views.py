@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.async_api import expect
 
 from tests.browser.person import Window
-from tests.harness import HandClock, Server, serving, until
+from tests.harness import ManualClock, ServerHandle, serving, wait_until
 
 DAY = 86_400
 LONG = "Wolfeschlegelsteinhausenbergerdorff.Hubert.Blaine_1914"
@@ -32,12 +32,12 @@ OTHERS = {
 
 
 @asynccontextmanager
-async def full(folder: Path) -> AsyncIterator[Server]:
+async def full(folder: Path) -> AsyncIterator[ServerHandle]:
     """A server on which something has been going on for some days."""
-    clock = HandClock()
+    clock = ManualClock()
     clock.shift = -2 * DAY
     async with serving(folder, clock, StrangerLimit=6) as server:
-        await server.users(ME, FRIEND, "nobody", *OTHERS)
+        await server.add_users(ME, FRIEND, "nobody", *OTHERS)
         for number, (name, text) in enumerate(OTHERS.items()):
             clock.shift = (number - len(OTHERS)) * DAY
             async with server.chat(name, to=ME) as chat:
@@ -51,7 +51,7 @@ async def full(folder: Path) -> AsyncIterator[Server]:
         yield server
 
 
-async def views(ada: Window, server: Server) -> AsyncIterator[str]:
+async def views(ada: Window, server: ServerHandle) -> AsyncIterator[str]:
     """Go through all views, and name each while it is shown. `ada` is not logged in yet."""
     page = ada.page
     await page.locator("#name").press("Enter")
@@ -88,7 +88,7 @@ async def views(ada: Window, server: Server) -> AsyncIterator[str]:
     await page.locator(".sheet .danger").click()
     yield "question"
     await page.keyboard.press("Escape")
-    await until(lambda: page.evaluate("!history.state?.dialog"))  # the page goes a step back by itself
+    await wait_until(lambda: page.evaluate("!history.state?.dialog"))  # the page goes a step back by itself
     await page.context.set_offline(False)
     await page.goto(server.url)
     await page.locator(".side .icon-button").click()

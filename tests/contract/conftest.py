@@ -29,7 +29,7 @@ from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.lease import always
 from chat_server.utils.sqlite import Database
 from tests import servers
-from tests.harness import HandClock
+from tests.harness import ManualClock
 
 LIFETIME = 1000.0  # of a session, in seconds
 LIMIT, WINDOW, KEPT = 3, 100.0, 40.0  # for strangers; in seconds
@@ -157,16 +157,16 @@ STRANGERS: dict[str, Opened[ContactStore]] = {
 
 
 @pytest.fixture
-def clock() -> HandClock:
+def clock() -> ManualClock:
     """The clock of the stores."""
-    return HandClock()
+    return ManualClock()
 
 
 Later = Callable[[float], Awaitable[None]]
 
 
 @pytest.fixture
-def later(clock: HandClock) -> Later:
+def later(clock: ManualClock) -> Later:
     """Lets so many seconds pass for the stores; a backend that keeps time by itself is to be told here as well."""
 
     async def let_pass(seconds: float) -> None:
@@ -176,50 +176,50 @@ def later(clock: HandClock) -> Later:
 
 
 @pytest.fixture
-def timeline(clock: HandClock) -> Timeline:
+def timeline(clock: ManualClock) -> Timeline:
     """The times of messages."""
     return Timeline(clock)
 
 
 @pytest.fixture(params=USERS)
-async def users(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[UserStore]:
+async def users(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[UserStore]:
     async with USERS[request.param](tmp_path, clock) as store:
         yield store
 
 
 @pytest.fixture(params=MESSAGES)
-async def messages(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[MessageStore]:
+async def messages(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[MessageStore]:
     async with MESSAGES[request.param](tmp_path, clock) as store:
         yield store
 
 
 @pytest.fixture(params=SESSIONS)
-async def sessions(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[SessionStore]:
+async def sessions(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[SessionStore]:
     async with SESSIONS[request.param](tmp_path, clock) as store:
         yield store
 
 
 @pytest.fixture(params=RATES)
-async def rates(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[RateStore]:
+async def rates(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[RateStore]:
     async with RATES[request.param](tmp_path, clock) as store:
         yield store
 
 
 @pytest.fixture(params=STRANGERS)
-async def strangers(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[ContactStore]:
+async def strangers(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[ContactStore]:
     async with STRANGERS[request.param](tmp_path, clock) as store:
         yield store
 
 
 @pytest.fixture(params=USERS)
-async def users_away(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[UserStore]:
+async def users_away(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[UserStore]:
     async with USERS[request.param](tmp_path, clock, away=True) as store:
         yield store
 
 
 @pytest.fixture(params=MESSAGES)
 async def messages_away(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
+    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
 ) -> AsyncIterator[MessageStore]:
     async with MESSAGES[request.param](tmp_path, clock, away=True) as store:
         yield store
@@ -227,21 +227,21 @@ async def messages_away(
 
 @pytest.fixture(params=SESSIONS)
 async def sessions_away(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
+    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
 ) -> AsyncIterator[SessionStore]:
     async with SESSIONS[request.param](tmp_path, clock, away=True) as store:
         yield store
 
 
 @pytest.fixture(params=RATES)
-async def rates_away(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[RateStore]:
+async def rates_away(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[RateStore]:
     async with RATES[request.param](tmp_path, clock, away=True) as store:
         yield store
 
 
 @pytest.fixture(params=STRANGERS)
 async def strangers_away(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
+    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
 ) -> AsyncIterator[ContactStore]:
     async with STRANGERS[request.param](tmp_path, clock, away=True) as store:
         yield store

@@ -12,7 +12,7 @@ from chat_server.cache.counters import ContactState, ContactStore, Decision, Per
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import KEPT, LIMIT, WINDOW
-from tests.harness import HandClock
+from tests.harness import ManualClock
 
 FREE, COUNTED, REFUSED, UNKNOWN = Permission.FREE, Permission.COUNTED, Permission.REFUSED, Permission.UNKNOWN
 LAPSE, LIFE = int(WINDOW * MICROSECONDS), int(KEPT * MICROSECONDS)
@@ -28,14 +28,14 @@ async def attempts(store: ContactStore, sender: str, receiver: str, now: int, co
     return [(await store.take(sender, receiver, new(), now + step, NOTHING)).verdict for step in range(count)]
 
 
-async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: ContactStore, clock: HandClock) -> None:
+async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     for _ in range(LIMIT + 1):
         assert await strangers.take("1", "2", new(), now) == Decision(UNKNOWN)
     assert await attempts(strangers, "1", "2", now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: ContactStore, clock: HandClock) -> None:
+async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rebuilt = ContactState(sender="1", count=LIMIT - 1, started=now - 10)
     assert (await strangers.take("1", "2", new(), now, rebuilt)).verdict is COUNTED
@@ -45,7 +45,7 @@ async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: Co
 
 
 async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
-    strangers: ContactStore, clock: HandClock
+    strangers: ContactStore, clock: ManualClock
 ) -> None:
     now = clock.now()
     rebuilt = ContactState(sender="1", count=LIMIT, started=now - 10)
@@ -53,13 +53,13 @@ async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
     assert await strangers.take("2", "1", new(), now + 1) == Decision(FREE, unblocked=True)
 
 
-async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: ContactStore, clock: HandClock) -> None:
+async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     assert await strangers.take("2", "1", new(), now, ContactState(until=now + 1)) == Decision(FREE)
     assert await attempts(strangers, "1", "2", now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
-async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, clock: HandClock) -> None:
+async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "3", "1", now, LIMIT + 1)
     for one, other in (("1", "2"), ("1", "3")):  # of one pair it never heard, of the other it did
@@ -70,7 +70,7 @@ async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, cl
     assert (await strangers.take("2", "3", new(), now)).verdict is UNKNOWN
 
 
-async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clock: HandClock) -> None:
+async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT + 1)
     assert await strangers.take("2", "1", new(), now + 10) == Decision(FREE, unblocked=True)
@@ -78,14 +78,14 @@ async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clo
     assert await attempts(strangers, "1", "2", now + 12, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
-async def test_a_window_begins_with_the_first_that_counts(strangers: ContactStore, clock: HandClock) -> None:
+async def test_a_window_begins_with_the_first_that_counts(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     assert (await strangers.take("1", "2", new(), now + LAPSE - 1)).verdict is REFUSED
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_freedom_ends_a_window_after_the_last_message(strangers: ContactStore, clock: HandClock) -> None:
+async def test_freedom_ends_a_window_after_the_last_message(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", new(), now, NOTHING)
     await strangers.take("2", "1", new(), now + 1)
@@ -97,7 +97,7 @@ async def test_freedom_ends_a_window_after_the_last_message(strangers: ContactSt
     assert await attempts(strangers, "1", "2", ended, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_pairs_do_not_mix(strangers: ContactStore, clock: HandClock) -> None:
+async def test_pairs_do_not_mix(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     names = ["1", "2", "12", "1.2", "a", "A", "b", "a.b", "a-b", "a_b", "a@b", "名", "אב", "𠀀", "ß", "ss"]
     pairs = [(one, other) for one in names for other in names if one < other]
@@ -106,14 +106,14 @@ async def test_pairs_do_not_mix(strangers: ContactStore, clock: HandClock) -> No
         assert await attempts(strangers, sender, receiver, now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_of_many_at_once_no_more_get_through(strangers: ContactStore, clock: HandClock) -> None:
+async def test_of_many_at_once_no_more_get_through(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(*(strangers.take("1", "2", new(), now + step, NOTHING) for step in range(30)))
     assert [decision.verdict for decision in rulings].count(COUNTED) == LIMIT
     assert [decision.verdict for decision in rulings].count(REFUSED) == 30 - LIMIT
 
 
-async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore, clock: HandClock) -> None:
+async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(
         *(strangers.take(*pair, new(), now + step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
@@ -123,7 +123,7 @@ async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore,
     assert 1 <= verdicts.count(COUNTED) <= LIMIT
 
 
-async def test_a_message_that_was_counted_keeps_its_place(strangers: ContactStore, clock: HandClock) -> None:
+async def test_a_message_that_was_counted_keeps_its_place(strangers: ContactStore, clock: ManualClock) -> None:
     """Its next try is let through, whatever was refused meanwhile, and takes no second place."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
@@ -134,14 +134,14 @@ async def test_a_message_that_was_counted_keeps_its_place(strangers: ContactStor
     assert await strangers.take("2", "1", new(), now + 21) == Decision(FREE, unblocked=True)
 
 
-async def test_a_message_that_was_refused_has_no_place(strangers: ContactStore, clock: HandClock) -> None:
+async def test_a_message_that_was_refused_has_no_place(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     for step in range(3):
         assert await strangers.take("1", "2", "one", now + 10 + step) == Decision(REFUSED)
 
 
-async def test_a_place_lasts_as_long_as_its_window(strangers: ContactStore, clock: HandClock) -> None:
+async def test_a_place_lasts_as_long_as_its_window(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT) == [COUNTED] * LIMIT
@@ -153,7 +153,7 @@ async def test_a_place_lasts_as_long_as_its_window(strangers: ContactStore, cloc
     assert await strangers.take("3", "4", "one", ended + 10) == Decision(REFUSED)
 
 
-async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: ContactStore, clock: HandClock) -> None:
+async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: ContactStore, clock: ManualClock) -> None:
     """Nothing is left of it then, so sent again it counts as any other."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
@@ -165,7 +165,7 @@ async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: Contac
     assert await strangers.take("1", "2", "one", now + 2 * LIFE) == Decision(REFUSED)
 
 
-async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStore, clock: HandClock) -> None:
+async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await strangers.allow("2", "1", now)
     await attempts(strangers, "1", "11", now, LIMIT)
@@ -178,7 +178,7 @@ async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStor
     assert (await strangers.take("11", "2", new(), now + 5)).verdict is REFUSED
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(strangers: ContactStore, clock: HandClock) -> None:
+async def test_a_caller_who_goes_takes_nobody_with_him(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     tasks = [asyncio.create_task(strangers.take("1", str(2 + number), new(), now, NOTHING)) for number in range(10)]
     await asyncio.sleep(0)
@@ -197,7 +197,7 @@ steps = st.tuples(st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_
 @given(st.lists(steps, max_size=15))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_it_rules_as_the_rule_says(
-    strangers: ContactStore, clock: HandClock, talk: list[tuple[str, str, int]]
+    strangers: ContactStore, clock: ManualClock, talk: list[tuple[str, str, int]]
 ) -> None:
     one, other = next(pairs_of_users), next(pairs_of_users)
     names = {"1": (one, other), "2": (other, one)}

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import websockets
 
-from tests.harness import PASSWORD, PATIENCE, Chat, Server
+from tests.harness import PASSWORD, TIMEOUT, ChatClient, ServerHandle
 
 # The closed list of protocol section 4.
 REASONS = {
@@ -88,52 +88,54 @@ def refused(response: httpx.Response, code: int, status: int, reason: str, field
         assert int(response.headers["Retry-After"]) >= 1
 
 
-async def ask(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+async def ask(server: ServerHandle, method: str, path: str, **options: Any) -> httpx.Response:
     """One request, without cookies."""
     async with server.client(verify=False) as client:
         return await client.request(method, path, **options)
 
 
-async def post(server: Server, path: str, token: str | None = None, /, **body: Any) -> httpx.Response:
+async def post(server: ServerHandle, path: str, token: str | None = None, /, **body: Any) -> httpx.Response:
     """POST JSON, with a session where one is given."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return await ask(server, "POST", path, json=body, headers=headers)
 
 
-async def try_login(server: Server, name: str, password: str = PASSWORD, address: str = "") -> httpx.Response:
+async def try_login(server: ServerHandle, name: str, password: str = PASSWORD, address: str = "") -> httpx.Response:
     """Log in, by way of a proxy where an address is given."""
     headers = {"X-Forwarded-For": address} if address else {}
     return await ask(server, "POST", "/user/login", json={"user_name": name, "password": password}, headers=headers)
 
 
-async def try_upgrade(server: Server, headers: Mapping[str, str] | None = None, **query: str) -> httpx.Response:
+async def try_upgrade(server: ServerHandle, headers: Mapping[str, str] | None = None, **query: str) -> httpx.Response:
     """Ask for a socket, in order to be refused."""
     return await ask(server, "GET", "/chat/test", params=query, headers={**UPGRADE, **(headers or {})})
 
 
 @asynccontextmanager
-async def opened(server: Server, user: str, token: str | None = None, **headers: str) -> AsyncIterator[Chat]:
+async def opened(
+    server: ServerHandle, user: str, token: str | None = None, **headers: str
+) -> AsyncIterator[ChatClient]:
     """An open socket whose token stands in the URL, as browsers do it, with more headers (`_` in them is `-`)."""
     url = f"{server.socket_url(user)}&token={token or server.tokens[user]}"
     more = {name.replace("_", "-"): value for name, value in headers.items()}
     async with websockets.connect(url, additional_headers=more, proxy=None) as connection:
-        chat = Chat(connection, user, "")
+        chat = ChatClient(connection, user, "")
         assert (await chat.receive())["op_type"] == 40003
         yield chat
 
 
-async def lives(server: Server, token: str) -> bool:
+async def lives(server: ServerHandle, token: str) -> bool:
     """Whether this is a session's token: it may then not log out somebody else. Thereby it is used."""
     response = await post(server, "/user/logout", token, user_name="somebody else")
     assert response.status_code in (401, 403), response.text
     return response.status_code == 403
 
 
-async def speak(server: Server, request: bytes) -> httpx.Response:
+async def speak(server: ServerHandle, request: bytes) -> httpx.Response:
     """Send these bytes on a connection of their own; the answer."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             writer.write(request)
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
             headers = httpx.Headers([(name, value) for name, _, value in (line.partition(": ") for line in lines)])

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.e2e.answers import refused
-from tests.harness import PATIENCE, Chat, Server, run_py, serving
+from tests.harness import TIMEOUT, ChatClient, ServerHandle, run_py, serving
 
 # HeartbeatSeconds and StoreTimeout of the servers under test, and of the commands.
 SOON: dict[str, Any] = {"HeartbeatSeconds": 0.3, "StoreTimeout": 1}
@@ -25,7 +25,7 @@ class Place:
         self.settings = {**SOON, **settings}
 
     @asynccontextmanager
-    async def serving(self, **settings: Any) -> AsyncIterator[Server]:
+    async def serving(self, **settings: Any) -> AsyncIterator[ServerHandle]:
         """A server on it, in this process."""
         async with serving(self.folder, stores=self.stores, **self.settings, **settings) as server:
             yield server
@@ -39,7 +39,7 @@ class Place:
     async def command(self, *arguments: str | Path, typed: str = "") -> tuple[int | None, str, str]:
         """python run.py ...: exit code, output, errors. `typed` is its standard input."""
         child = await run_py(*map(str, arguments), environ=self.environ, stdin=asyncio.subprocess.PIPE)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             out, err = await child.communicate(typed.encode())
         return child.returncode, out.decode(), err.decode()
 
@@ -67,7 +67,7 @@ def wrong(response: httpx.Response) -> None:
     refused(response, 401, 41010, "wrong_password")
 
 
-async def said(chat: Chat) -> list[str]:
+async def said(chat: ChatClient) -> list[str]:
     """The texts of the conversation."""
     *page, _ = await chat.ask(2, "-200")
     return [frame["content"].partition("\n")[2] for frame in page if frame["op_type"] == 40005]

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from tests.harness import BARE, PATIENCE, ROOT
+from tests.harness import CLEAN_ENVIRON, ROOT, TIMEOUT
 
 # Frames, pings, reserved bits and opcodes, fragments, UTF-8, closing, limits; and a few compressed ones.
 QUICK = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.7.1", "9.8.1", "10.*", "12.1.1", "12.2.3", "13.3.1")
@@ -12,9 +12,9 @@ QUICK = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.7.1", "9.8.1", "10.
 async def test_no_case_of_the_autobahn_suite_fails() -> None:
     command = (sys.executable, "-m", "tests.autobahn", *QUICK)
     run = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=ROOT, env=BARE
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=ROOT, env=CLEAN_ENVIRON
     )
-    async with asyncio.timeout(6 * PATIENCE):
+    async with asyncio.timeout(6 * TIMEOUT):
         output, _ = await run.communicate()
     assert output.decode().splitlines()[-1] == "all passed", output.decode()
     assert run.returncode == 0

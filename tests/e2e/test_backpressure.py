@@ -10,29 +10,29 @@ import pytest
 
 from chat_server import conf
 from tests import raw
-from tests.harness import PATIENCE, Chat, Process, Server, process, serving, until
+from tests.harness import TIMEOUT, ChatClient, ServerHandle, SubprocessServer, serving, subprocess_server, wait_until
 
 TEXT = "x" * 16000
 # So many messages of that size are more than may wait for a reader that has stopped, wherever they wait.
-MANY = (raw.HELD_BY_KERNEL + 2_000_000) // len(TEXT)
+MANY = (raw.MAX_KERNEL_BYTES + 2_000_000) // len(TEXT)
 MIB = 1 << 20
 
 
 @asynccontextmanager
-async def open_house(folder: Path, *users: str, **settings: Any) -> AsyncIterator[Server]:
+async def open_house(folder: Path, *users: str, **settings: Any) -> AsyncIterator[ServerHandle]:
     """A server in this process without a limit between these users."""
     async with serving(folder, StrangerLimit=0, **settings) as server:
-        await server.users(*users)
+        await server.add_users(*users)
         yield server
 
 
-def memory(server: Process) -> int:
+def memory(server: SubprocessServer) -> int:
     """The server's resident memory, in bytes."""
     pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
     return pages * 4096
 
 
-async def page(two: raw.Raw, count: int) -> None:
+async def page(two: raw.RawSocket, count: int) -> None:
     """Read a page of `count` messages to its end."""
     assert [(await two.receive()).get("id") for _ in range(count)] == [f"m{n}" for n in range(count)]
     assert (await two.receive())["content"] == str(count)
@@ -43,10 +43,10 @@ async def page(two: raw.Raw, count: int) -> None:
 
 async def test_a_page_and_op_3_wait_for_a_reader_that_stopped_and_go_on_when_it_reads(tmp_path: Path) -> None:
     async with open_house(tmp_path, "1", "2") as server:
-        await raw.store(server, "1", "2", MANY)
+        await raw.store_messages(server, "1", "2", MANY)
         async with raw.chat(server, "2", to="1", buffer=4096) as two, server.chat("1", to="2") as one:
             await two.write(raw.request(3) + raw.request(2, "-200") + raw.request(3) + raw.request(7, "-1"))
-            await two.stalled()
+            await two.wait_stalled()
             assert (await one.answer(7, "-1"))["op_type"] == 40023  # others do not wait
             await page(two, MANY)
             newest = [f"m{n}" for n in range(MANY)][-200:]
@@ -57,11 +57,11 @@ async def test_a_page_and_op_3_wait_for_a_reader_that_stopped_and_go_on_when_it_
 
 async def test_many_short_pages_wait_for_the_reader_like_a_long_one(tmp_path: Path) -> None:
     async with open_house(tmp_path, "1", "2") as server:
-        await raw.store(server, "1", "2", 20, "x" * 1000)
+        await raw.store_messages(server, "1", "2", 20, "x" * 1000)
         count = 2 * MANY * len(TEXT) // (20 * 1000)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             asking = asyncio.create_task(two.write(raw.request(2, "-20") * count))
-            await two.stalled()
+            await two.wait_stalled()
             for _ in range(count):
                 await page(two, 20)
             await asking
@@ -73,23 +73,23 @@ async def test_a_page_never_closes_a_socket_however_small_outbox_bytes_is(tmp_pa
         conf.load(None, {"CHAT_SERVICE_OUTBOXBYTES": "4096"})
     least = int(str(refused.value).rpartition("at least ")[2])
     async with open_house(tmp_path, "1", "2", OutboxBytes=least, MaxFrameBytes=131072) as server:
-        await raw.store(server, "1", "2", MANY, text)
+        await raw.store_messages(server, "1", "2", MANY, text)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
-            await two.stalled()
+            await two.wait_stalled()
             await page(two, MANY)
 
 
 async def test_memory_stays_bounded_while_many_readers_stop_in_a_long_page(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", StrangerLimit=0) as server:
-        await server.users("1", "2")
-        await raw.store(server, "1", "2", MANY)
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
+        await server.add_users("1", "2")
+        await raw.store_messages(server, "1", "2", MANY)
         before = memory(server)
         sockets = [raw.chat(server, "2", to="1", buffer=4096) for _ in range(20)]
         readers = [await one.__aenter__() for one in sockets]
         for reader in readers:
             await reader.put(3)
-        await asyncio.gather(*(reader.stalled() for reader in readers))
+        await asyncio.gather(*(reader.wait_stalled() for reader in readers))
         grown = memory(server) - before
         for one in sockets:
             await one.__aexit__(None, None, None)
@@ -101,14 +101,14 @@ async def test_live_messages_over_outbox_bytes_close_with_1013_but_a_reader_that
 ) -> None:
     async with open_house(tmp_path, "1", "2", OutboxBytes=262144) as server:
         async with raw.chat(server, "2", buffer=4096) as slow, raw.chat(server, "2") as quick:
-            await asyncio.gather(raw.store(server, "1", "2", MANY), received(quick, MANY))
-            assert await slow.closed() in (1013, None)  # None: it was too late for the close frame
+            await asyncio.gather(raw.store_messages(server, "1", "2", MANY), received(quick, MANY))
+            assert await slow.wait_closed() in (1013, None)  # None: it was too late for the close frame
         async with raw.chat(server, "2", to="1") as two:
             await two.put(3)
             await page(two, MANY)
 
 
-async def received(two: raw.Raw, count: int) -> None:
+async def received(two: raw.RawSocket, count: int) -> None:
     """Read so many live messages, answering no ping."""
     assert [(await two.receive())["id"] for _ in range(count)] == [f"m{n}" for n in range(count)]
 
@@ -134,23 +134,23 @@ async def test_a_sender_that_never_reads_its_answers_is_stopped_and_its_neighbou
             chats += 1
         assert chats
         await sending
-        assert await one.closed() in (1013, None)
+        assert await one.wait_closed() in (1013, None)
 
 
-async def until_cut(one: raw.Raw, data: bytes) -> None:
+async def until_cut(one: raw.RawSocket, data: bytes) -> None:
     """Send `data` again and again until the server has ended the connection."""
     with suppress(ConnectionError):
-        async with asyncio.timeout(3 * PATIENCE):
+        async with asyncio.timeout(3 * TIMEOUT):
             while True:
                 await one.flood(data, 1 << 40)
 
 
 async def test_a_client_is_not_read_while_its_own_requests_wait(tmp_path: Path) -> None:
     async with open_house(tmp_path, "1", "2") as server:
-        await raw.store(server, "1", "2", MANY)
+        await raw.store_messages(server, "1", "2", MANY)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
-            await two.stalled()
+            await two.wait_stalled()
             frames = [raw.request(1, f"r{n:04}\n{TEXT}") for n in range(2000)]
             size = len(frames[0])
             taken = await two.flood(b"".join(frames), 2000 * size)
@@ -164,44 +164,44 @@ async def test_a_client_is_not_read_while_its_own_requests_wait(tmp_path: Path) 
 # --- peers that vanish
 
 
-async def idle(one: raw.Raw) -> None:
+async def idle(one: raw.RawSocket) -> None:
     """Nothing under way."""
 
 
-async def half_a_frame(one: raw.Raw) -> None:
+async def half_a_frame(one: raw.RawSocket) -> None:
     """In the middle of a frame."""
     await one.write(raw.request(1, "half")[:20])
 
 
-async def in_a_page(one: raw.Raw) -> None:
+async def in_a_page(one: raw.RawSocket) -> None:
     """The server waits for it to read."""
     await one.put(3, to="2")
-    await one.stalled()
+    await one.wait_stalled()
 
 
-async def in_a_burst(one: raw.Raw) -> None:
+async def in_a_burst(one: raw.RawSocket) -> None:
     """Requests wait to be answered."""
     await one.write(b"".join(raw.request(1, f"burst{n}\nhello") for n in range(1000)))
 
 
-async def throttled(one: raw.Raw) -> None:
+async def throttled(one: raw.RawSocket) -> None:
     """The server waits before it reads on."""
     await one.write(raw.frame(b"", raw.PING) * 10000)
 
 
-async def closing(one: raw.Raw) -> None:
+async def closing(one: raw.RawSocket) -> None:
     """Closed by the server, and the close frame not answered."""
     await one.write(raw.frame(b"", raw.BINARY))
 
 
-async def unproven(one: raw.Raw) -> None:
+async def unproven(one: raw.RawSocket) -> None:
     """A delivered message waits for its pong."""
 
 
-WAYS: dict[str, Callable[[raw.Raw], None]] = {
-    "RST": raw.Raw.reset,
-    "killed": raw.Raw.vanish,
-    "half-close": raw.Raw.half_close,
+WAYS: dict[str, Callable[[raw.RawSocket], None]] = {
+    "RST": raw.RawSocket.reset,
+    "killed": raw.RawSocket.vanish,
+    "half-close": raw.RawSocket.half_close,
 }
 
 
@@ -211,7 +211,7 @@ async def test_nothing_is_left_of_sockets_that_vanish(tmp_path: Path, way: str) 
     if way != "half-close":  # then it may read on, until the heartbeat says that it does not: test_heartbeat.py
         states.append(in_a_page)
     async with open_house(tmp_path, "1", "2", "3", FramesPerSecond=2000, FramesBurst=2000) as server:
-        await raw.store(server, "2", "1", MANY)
+        await raw.store_messages(server, "2", "1", MANY)
         async with server.chat("2", to="1", max_queue=None) as two, server.chat("3") as three:
             await settled(two)
             before = asyncio.all_tasks()
@@ -221,17 +221,17 @@ async def test_nothing_is_left_of_sockets_that_vanish(tmp_path: Path, way: str) 
                         assert (await two.send("hello"))["op_type"] == 40018
                     await state(one)
                     WAYS[way](one)
-                    await raw.gone(two)
+                    await raw.wait_offline(two)
                     assert (await three.answer(6, "hello"))["content"] == "1"  # user 2
                     while (await two.receive())["from"] != "3":  # those of the burst come first
                         pass
-                await until(lambda: asyncio.all_tasks() <= before, state.__name__)
+                await wait_until(lambda: asyncio.all_tasks() <= before, state.__name__)
 
 
-async def settled(chat: Chat) -> None:
+async def settled(chat: ChatClient) -> None:
     """Wait until all is done that a request of this socket began."""
     await chat.answer(7, "-1")
-    await chat.silent()
+    await chat.expect_nothing()
 
 
 async def test_nothing_is_left_of_clients_that_vanish_while_they_connect(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ async def test_nothing_is_left_of_clients_that_vanish_while_they_connect(tmp_pat
             for part in (b"", upgrade[:50], upgrade):
                 sock = await raw.connect(server)
                 sock.send(part)
-                raw.Raw(sock, "1").reset()
-        await raw.gone(two)
-        await until(lambda: asyncio.all_tasks() <= before)
+                raw.RawSocket(sock, "1").reset()
+        await raw.wait_offline(two)
+        await wait_until(lambda: asyncio.all_tasks() <= before)
         async with server.chat("1"), server.chat("1"):  # and no place is taken
             pass
 
@@ -257,5 +257,5 @@ async def test_a_user_who_comes_and_goes_two_hundred_times_leaves_nothing(tmp_pa
         for _ in range(200):
             async with raw.chat(server, "1", to="2") as one:
                 one.reset()
-        await raw.gone(two)
-        await until(lambda: asyncio.all_tasks() <= before)
+        await raw.wait_offline(two)
+        await wait_until(lambda: asyncio.all_tasks() <= before)

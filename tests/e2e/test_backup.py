@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.answers import lives
 from tests.e2e.operating import Place, said
 from tests.e2e.test_cli import SPOILT, snapshot
-from tests.harness import process, serving
+from tests.harness import serving, subprocess_server
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     async def make() -> None:
         place = Place(folder / "data")
         async with place.serving() as server:
-            await server.users("1", "2")
-            await server.friends("1", "2")
+            await server.add_users("1", "2")
+            await server.make_contacts("1", "2")
             await place.does("backup", folder / "copy.db")
 
     asyncio.run(make())
@@ -56,7 +56,7 @@ async def test_a_backup_of_a_busy_server_ends_and_holds_all_that_was_acknowledge
     """In order, without a gap; nobody who sends meanwhile waits for it."""
     file = place.folder.parent / "copy.db"
     async with place.serving(StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         acked: list[str] = []
         backing = asyncio.Event()
 
@@ -88,12 +88,12 @@ async def test_a_backup_of_a_busy_server_ends_and_holds_all_that_was_acknowledge
 
 async def test_a_backup_of_what_a_killed_server_left_holds_all(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
-    async with process(tmp_path / "data") as server:
-        await server.users("1", "2")
+    async with subprocess_server(tmp_path / "data") as server:
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as chat:
             await chat.send("hello")
         server.kill()
-        await server.ended()
+        await server.wait()
     await place.does("backup", tmp_path / "copy.db")
     assert texts(tmp_path / "copy.db") == ["hello"]
 
@@ -143,7 +143,7 @@ async def test_a_copy_that_is_not_sound_is_told_and_not_touched(
 
 async def test_what_a_server_uses_is_no_copy(place: Place, tmp_path: Path) -> None:
     async with place.serving() as server:
-        await server.users("1")
+        await server.add_users("1")
         assert "a server uses it" in await place.fails("verify", place.folder / "chat.db")
     assert "no such file" in await place.fails("verify", tmp_path / "nothing.db")
     (tmp_path / "empty.db").touch()
@@ -168,7 +168,7 @@ async def test_a_restored_server_has_all_of_it_and_ends_the_sessions_of_then(pla
 
 async def test_sessions_can_be_kept(place: Place, copy: Path, tmp_path: Path) -> None:
     async with place.serving() as server:
-        await server.users("1")
+        await server.add_users("1")
         await place.does("backup", tmp_path / "mine.db")
     other = Place(tmp_path / "other")
     await other.does("restore", tmp_path / "mine.db", "--keep-sessions")
@@ -178,7 +178,7 @@ async def test_sessions_can_be_kept(place: Place, copy: Path, tmp_path: Path) ->
 
 async def test_nothing_is_restored_over_anything(place: Place, copy: Path) -> None:
     async with place.serving() as server:
-        await server.users("1")
+        await server.add_users("1")
         assert "is running on it" in await place.fails("restore", copy)
     for left in ("chat.db", "chat.db-wal"):
         before = snapshot(place.folder)

@@ -32,7 +32,7 @@ SIZES = sorted(
 
 async def test_a_text_of_every_size_arrives_whole_and_over_the_limit_is_refused_clearly(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         async with server.chat("a", "z") as a, server.chat("z", "a") as z:
             for start in range(0, len(SIZES), 50):
                 sizes = SIZES[start : start + 50]
@@ -48,10 +48,10 @@ async def test_a_text_of_every_size_arrives_whole_and_over_the_limit_is_refused_
             while page := (await z.ask(2, f"{len(stored)}-200"))[:-1]:
                 stored += page
             assert [len(frame["content"]) for frame in stored] == [len(f"m{n}\n") + n for n in SIZES]
-            await z.silent()
+            await z.expect_nothing()
         async with raw.chat(server, "a", "z") as one:
             await one.put(1, "x" * 70_000)
-            assert await one.closed() == 1009
+            assert await one.wait_closed() == 1009
 
 
 async def test_a_list_of_very_many_conversations_can_be_walked_and_each_is_there_once(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ async def test_a_list_of_very_many_conversations_can_be_walked_and_each_is_there
         await store.add([Message(other, "a", "m", "hello", timeline.next()) for other in others[start : start + 5000]])
     await database.close()
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         async with server.chat("a") as a:
             found: list[str] = []
             while page := (await a.ask(7, f"-200@{found[-1]}" if found else "-200"))[:-1]:
@@ -78,7 +78,7 @@ async def test_a_list_of_very_many_conversations_can_be_walked_and_each_is_there
 
 async def test_twice_the_sockets_of_a_user_are_refused_clearly_and_those_that_are_open_chat_on(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0, SocketsPerUser=16) as server, AsyncExitStack() as stack:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         sockets = [await stack.enter_async_context(server.chat("z", "a")) for _ in range(16)]
 
         async def refused() -> tuple[int, int, bool]:

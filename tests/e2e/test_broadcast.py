@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Chat, Frame, HandClock, Server, serving, until
+from tests.harness import ChatClient, Frame, ManualClock, ServerHandle, serving, wait_until
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server with the users 1 to 4."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2", "3", "4")
+        await server.add_users("1", "2", "3", "4")
         yield server
 
 
@@ -21,7 +21,7 @@ def short(frame: Frame) -> tuple[int, str, str | None]:
     return frame["op_type"], frame["content"], frame.get("reason")
 
 
-async def refused(chat: Chat, content: str) -> str:
+async def refused(chat: ChatClient, content: str) -> str:
     """Why the message to everybody was refused."""
     frame = await chat.answer(6, content)
     assert (frame["op_type"], frame["from"]) == (40008, "System")
@@ -29,7 +29,7 @@ async def refused(chat: Chat, content: str) -> str:
     return why
 
 
-async def test_it_reaches_every_other_user_who_is_online_on_every_socket(server: Server) -> None:
+async def test_it_reaches_every_other_user_who_is_online_on_every_socket(server: ServerHandle) -> None:
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(server.chat("1", to="2"))
         others = [await stack.enter_async_context(server.chat(user)) for user in ("2", "2", "3")]
@@ -45,10 +45,10 @@ async def test_it_reaches_every_other_user_who_is_online_on_every_socket(server:
                 "content": "hello",
                 "msg": "message received",
             }
-            await other.silent()
+            await other.expect_nothing()
 
 
-async def test_the_answer_says_how_many_users_it_reached(server: Server) -> None:
+async def test_the_answer_says_how_many_users_it_reached(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert short(await one.answer(6, "hello")) == (40009, "0", None)
         async with server.chat("2"), server.chat("3"), server.chat("3"), server.chat("1"):
@@ -57,10 +57,10 @@ async def test_the_answer_says_how_many_users_it_reached(server: Server) -> None
         async def alone() -> bool:
             return short(await one.answer(6, "hello")) == (40009, "0", None)
 
-        await until(alone)
+        await wait_until(alone)
 
 
-async def test_of_the_sender_s_sockets_only_the_other_sync_ones_hear_it(server: Server) -> None:
+async def test_of_the_sender_s_sockets_only_the_other_sync_ones_hear_it(server: ServerHandle) -> None:
     async with (
         server.chat("1", to="2", sync=True) as one,
         server.chat("1", to="2", sync=True) as sync,
@@ -70,14 +70,14 @@ async def test_of_the_sender_s_sockets_only_the_other_sync_ones_hear_it(server: 
         frame = await sync.receive()
         assert (frame["from"], frame["to"], frame["op_type"], frame["content"]) == ("1", "ALL", 40011, "hello")
         for chat in (one, sync, plain):
-            await chat.silent()
+            await chat.expect_nothing()
         assert short(await plain.answer(6, "again")) == (40009, "0", None)
         for chat in (one, sync):
             assert (await chat.receive())["content"] == "again"
-        await plain.silent()
+        await plain.expect_nothing()
 
 
-async def test_it_is_not_stored(server: Server) -> None:
+async def test_it_is_not_stored(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.answer(6, "hello")
         await two.receive()
@@ -85,10 +85,10 @@ async def test_it_is_not_stored(server: Server) -> None:
             for op_type, content in ((2, "0-10"), (3, ""), (7, "-10")):
                 assert [frame["content"] for frame in await chat.ask(op_type, content)] == ["0"]
         async with server.chat("4", to="1") as late:
-            await late.silent()
+            await late.expect_nothing()
 
 
-async def test_all_of_the_content_is_the_text(server: Server) -> None:
+async def test_all_of_the_content_is_the_text(server: ServerHandle) -> None:
     async with server.chat("1") as one, server.chat("2") as two:
         for content in ("a\nb", "no id!\nhello", "\nhello", "\n", "\0", "אבג", "😀", "名" * 5461 + "a"):
             assert short(await one.answer(6, content)) == (40009, "1", None)
@@ -97,14 +97,14 @@ async def test_all_of_the_content_is_the_text(server: Server) -> None:
             assert "id" not in frame
 
 
-async def test_an_empty_text_or_one_that_is_too_long_is_refused(server: Server) -> None:
+async def test_an_empty_text_or_one_that_is_too_long_is_refused(server: ServerHandle) -> None:
     async with server.chat("1") as one, server.chat("2") as two:
         assert await refused(one, "") == "empty"
         assert await refused(one, "名" * 5461 + "ab") == "too_long"
-        await two.silent()
+        await two.expect_nothing()
 
 
-async def test_to_plays_no_part_in_it(server: Server) -> None:
+async def test_to_plays_no_part_in_it(server: ServerHandle) -> None:
     async with server.chat("1", to="3") as one, server.chat("2") as two:
         frame = await one.answer(6, "hello", to="2")
         assert short(frame) == (40009, "1", None)
@@ -112,9 +112,9 @@ async def test_to_plays_no_part_in_it(server: Server) -> None:
 
 
 async def test_a_user_may_send_broadcasts_per_minute_of_them_from_all_his_sockets(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = ManualClock()
     async with serving(tmp_path, clock, BroadcastsPerMinute=3) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1") as one, server.chat("1") as again, server.chat("2") as two:
             assert await refused(one, "") == "empty"
             for chat in (one, again, one):
@@ -122,7 +122,7 @@ async def test_a_user_may_send_broadcasts_per_minute_of_them_from_all_his_socket
                 await two.receive()
             for chat in (one, again):
                 assert await refused(chat, "one more") == "too_many"
-            await two.silent()
+            await two.expect_nothing()
             assert (await two.answer(6, "mine"))["op_type"] == 40009
             for chat in (one, again):
                 assert (await chat.receive())["content"] == "mine"
@@ -132,7 +132,7 @@ async def test_a_user_may_send_broadcasts_per_minute_of_them_from_all_his_socket
 
 async def test_it_is_no_answer_to_a_stranger_and_counts_for_none(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=1) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             for _ in range(3):
                 assert (await one.answer(6, "hello"))["op_type"] == 40009

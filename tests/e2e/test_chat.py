@@ -13,14 +13,14 @@ import pytest
 from chat_server.api.connection import LONGEST_RUN
 from tests import raw
 from tests.e2e.answers import sql
-from tests.harness import Chat, Frame, Server, serving, until
+from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server with the users 1, 2 and 3, and no limit between them."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         yield server
 
 
@@ -29,12 +29,12 @@ def short(frame: Frame) -> tuple[Any, ...]:
     return frame["op_type"], frame.get("reason"), frame.get("id")
 
 
-async def stored(chat: Chat) -> list[str]:
+async def stored(chat: ChatClient) -> list[str]:
     """The contents of all stored messages between the socket's user and its peer."""
     return [frame["content"] for frame in (await chat.ask(2, "0-200"))[:-1]]
 
 
-async def burst(chat: Chat, *contents: str) -> list[Frame]:
+async def burst(chat: ChatClient, *contents: str) -> list[Frame]:
     """Send many at once; the answers."""
     for content in contents:
         await chat.put(1, content)
@@ -45,7 +45,7 @@ async def burst(chat: Chat, *contents: str) -> list[Frame]:
     return answers
 
 
-async def test_a_message_reaches_the_receiver_and_is_acknowledged(server: Server) -> None:
+async def test_a_message_reaches_the_receiver_and_is_acknowledged(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         ack = await one.send("m1\nhello")
         assert (ack["op_type"], ack["from"], ack["to"], ack["id"]) == (40018, "System", "1", "m1")
@@ -65,7 +65,7 @@ async def test_a_message_reaches_the_receiver_and_is_acknowledged(server: Server
 # --- ID\nTEXT
 
 
-async def test_an_id_may_be_left_to_the_server(server: Server) -> None:
+async def test_an_id_may_be_left_to_the_server(server: ServerHandle) -> None:
     """By sending no newline at all, or an empty first line."""
     contents = {"hello": "hello", "\nhello": "hello", "\na\nb\n\n": "a\nb\n\n", " ": " ", "\n\n": "\n", "m1": "m1"}
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
@@ -78,7 +78,7 @@ async def test_an_id_may_be_left_to_the_server(server: Server) -> None:
         assert (await one.send(f"{acks[0]['id']}\nhello"))["time"] == acks[0]["time"]  # it is an id like any other
 
 
-async def test_the_first_line_is_the_id_and_all_the_rest_is_the_text(server: Server) -> None:
+async def test_the_first_line_is_the_id_and_all_the_rest_is_the_text(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         contents = [f"m{n}\n{text}" for n, text in enumerate(["a\nb", "a\n", "\na", "m1\nm1\nm1", "a\r\nb"])]
         for number, content in enumerate(contents):
@@ -87,13 +87,13 @@ async def test_the_first_line_is_the_id_and_all_the_rest_is_the_text(server: Ser
         assert await stored(one) == contents
 
 
-async def test_an_id_has_1_to_64_of_its_letters(server: Server) -> None:
+async def test_an_id_has_1_to_64_of_its_letters(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for id in ("a", "0", "A-Z_a.z:0-9", ":", "x" * 64):
             assert short(await one.send(f"{id}\nhello")) == (40019, None, id)
 
 
-async def test_a_first_line_that_is_no_id_is_refused_and_nothing_is_guessed(server: Server) -> None:
+async def test_a_first_line_that_is_no_id_is_refused_and_nothing_is_guessed(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for id in ("a b", "é", "x" * 65, "m1\r", "a/b", " ", "m1 ", ">m1", "*", "\0", "m,n", "m1\u2028"):
             refusal = await one.send(f"{id}\nhello")
@@ -102,7 +102,7 @@ async def test_a_first_line_that_is_no_id_is_refused_and_nothing_is_guessed(serv
         assert await stored(one) == []
 
 
-async def test_a_text_arrives_and_is_stored_letter_by_letter(server: Server) -> None:
+async def test_a_text_arrives_and_is_stored_letter_by_letter(server: ServerHandle) -> None:
     texts = [
         *("\0", "a\0b", "'\"\\`", "$ne", "a.b", "%_*?", "null", "1", "1e400"),
         *("אבג", "\u202eabc", "😀👩‍👩‍👧", "名字", "e\u0301", "\u2028", "\ufeff", "\uffff", "\U0010ffff"),
@@ -118,7 +118,7 @@ async def test_a_text_arrives_and_is_stored_letter_by_letter(server: Server) -> 
 # --- from, to, type, other keys
 
 
-async def test_from_may_be_missing_empty_or_oneself(server: Server) -> None:
+async def test_from_may_be_missing_empty_or_oneself(server: ServerHandle) -> None:
     keys: list[dict[str, str]] = [{}, {"from": ""}, {"from": "1"}]
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         for sender in keys:
@@ -131,7 +131,7 @@ async def test_from_may_be_missing_empty_or_oneself(server: Server) -> None:
     [(1, "m1\nhello"), (2, "-5"), (3, ""), (4, "m0"), (5, "m0"), (6, "hello"), (7, "-5")],
 )
 async def test_from_somebody_else_is_refused_with_40008_whatever_the_op(
-    server: Server, op_type: int, content: str
+    server: ServerHandle, op_type: int, content: str
 ) -> None:
     async with server.chat("2", to="1") as two:
         await two.send("m0\nfirst")
@@ -141,7 +141,7 @@ async def test_from_somebody_else_is_refused_with_40008_whatever_the_op(
             assert short(refusal) == (40008, "wrong_from", "m1" if op_type == 1 else None)
         [page, _] = await one.ask(2, "0-200")
         assert (page["content"], page["read"]) == ("m0\nfirst", False)
-        await two.silent()
+        await two.expect_nothing()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_from_somebody_else_is_refused_with_40008_whatever_the_op(
     [(1, "m1\nhello", 40008), (2, "-5", 40004), (3, "", 40004), (4, "m0", 40006), (5, "m0", 40012)],
 )
 async def test_to_an_unknown_user_or_oneself_is_refused_with_the_op_s_own_code(
-    server: Server, op_type: int, content: str, code: int
+    server: ServerHandle, op_type: int, content: str, code: int
 ) -> None:
     id = "m1" if op_type == 1 else None
     async with server.chat("1", to="2") as one, server.chat("1") as without:
@@ -160,7 +160,7 @@ async def test_to_an_unknown_user_or_oneself_is_refused_with_the_op_s_own_code(
         assert await stored(one) == []
 
 
-async def test_to_is_the_other_user_and_without_it_to_uid(server: Server) -> None:
+async def test_to_is_the_other_user_and_without_it_to_uid(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two, server.chat("3") as three:
         await one.send("m1\nhello")
         await one.send("m2\nhello", to="")
@@ -168,12 +168,12 @@ async def test_to_is_the_other_user_and_without_it_to_uid(server: Server) -> Non
         await one.send("m4\nhello", to="2")
         assert [(await two.receive())["id"] for _ in range(3)] == ["m1", "m2", "m4"]
         assert (await three.receive())["id"] == "m3"
-        await two.silent()
-        await three.silent()
+        await two.expect_nothing()
+        await three.expect_nothing()
 
 
-async def test_a_name_is_normalised_wherever_it_is_given(server: Server) -> None:
-    await server.users("é")
+async def test_a_name_is_normalised_wherever_it_is_given(server: ServerHandle) -> None:
+    await server.add_users("é")
     async with server.chat("1", to="e\u0301") as one, server.chat("é", to="1") as two:
         assert (await one.send("m1\nhello"))["op_type"] == 40018
         assert (await one.send("m2\nhello", to="e\u0301"))["op_type"] == 40018
@@ -183,7 +183,7 @@ async def test_a_name_is_normalised_wherever_it_is_given(server: Server) -> None
         assert short(await two.send("m4\nhello", to="e\u0301")) == (40008, "to_yourself", "m4")
 
 
-async def test_type_is_1_or_missing(server: Server) -> None:
+async def test_type_is_1_or_missing(server: ServerHandle) -> None:
     types: list[Any] = [0, 2, -1, "1", True, None, 1.5, [1]]
     async with server.chat("1", to="2") as one:
         assert short(await one.answer(1, "hello"))[0] == 40019
@@ -193,7 +193,7 @@ async def test_type_is_1_or_missing(server: Server) -> None:
         assert len(await stored(one)) == 1
 
 
-async def test_unknown_keys_are_ignored(server: Server) -> None:
+async def test_unknown_keys_are_ignored(server: ServerHandle) -> None:
     more = {"id": "other", "time": 1, "read": True, "reason": None, "x": {"op_type": 2, "from": ["3"]}, "": 0}
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         assert short(await one.send("m1\nhello", **more)) == (40018, None, "m1")
@@ -203,7 +203,7 @@ async def test_unknown_keys_are_ignored(server: Server) -> None:
 # --- the text
 
 
-async def test_an_empty_text_is_refused(server: Server) -> None:
+async def test_an_empty_text_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert short(await one.send("")) == (40008, "empty", None)
         assert short(await one.send("\n")) == (40008, "empty", None)
@@ -214,7 +214,7 @@ async def test_an_empty_text_is_refused(server: Server) -> None:
 
 async def test_a_text_has_max_text_bytes_of_utf8_and_not_one_more(tmp_path: Path) -> None:
     async with serving(tmp_path, MaxTextBytes=24, StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one:
             for size, letter in enumerate(("a", "é", "名", "😀"), 1):
                 longest = letter * (24 // size)
@@ -225,7 +225,7 @@ async def test_a_text_has_max_text_bytes_of_utf8_and_not_one_more(tmp_path: Path
             assert len(await stored(one)) == 8
 
 
-async def test_a_text_has_16_kib_unless_it_is_set_otherwise(server: Server) -> None:
+async def test_a_text_has_16_kib_unless_it_is_set_otherwise(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert short(await one.send("m1\n" + "名" * 5461 + "a")) == (40019, None, "m1")
         assert short(await one.send("m2\n" + "名" * 5461 + "ab")) == (40008, "too_long", "m2")
@@ -234,7 +234,7 @@ async def test_a_text_has_16_kib_unless_it_is_set_otherwise(server: Server) -> N
 # --- the answer
 
 
-async def test_the_ack_says_whether_the_receiver_is_online(server: Server) -> None:
+async def test_the_ack_says_whether_the_receiver_is_online(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert (await one.send("hello"))["op_type"] == 40019
         async with server.chat("2"):
@@ -243,10 +243,10 @@ async def test_the_ack_says_whether_the_receiver_is_online(server: Server) -> No
         async def offline() -> bool:
             return bool((await one.send("hello"))["op_type"] == 40019)
 
-        await until(offline)
+        await wait_until(offline)
 
 
-async def test_answers_come_in_the_order_of_the_requests(server: Server) -> None:
+async def test_answers_come_in_the_order_of_the_requests(server: ServerHandle) -> None:
     """Whatever the ops, and whether they are done or refused."""
     async with server.chat("1", to="2") as one:
         for _ in range(5):
@@ -254,7 +254,7 @@ async def test_answers_come_in_the_order_of_the_requests(server: Server) -> None
             await one.put(1, "m/1\nhello")
             await one.put(1, "hello", to="nobody")
             await one.put(7, "-1")
-            await one.raw("no json")
+            await one.send_text("no json")
             await one.put(2, "no page")
             await one.put(6, "hello")
             await one.put(1, "hello", to="3")
@@ -266,7 +266,7 @@ async def test_answers_come_in_the_order_of_the_requests(server: Server) -> None
         assert codes == [40019, 40008, 40008, 40023, 40000, 40004, 40009, 40019, 40006] * 5
 
 
-async def test_messages_are_acknowledged_delivered_and_listed_in_the_order_they_were_sent(server: Server) -> None:
+async def test_messages_are_acknowledged_delivered_and_listed_in_the_order_they_were_sent(server: ServerHandle) -> None:
     ids = [f"m{number}" for number in range(200)]
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         acks = await burst(one, *(f"{id}\nhello" for id in ids))
@@ -276,7 +276,7 @@ async def test_messages_are_acknowledged_delivered_and_listed_in_the_order_they_
         assert await stored(two) == [f"{id}\nhello" for id in ids]
 
 
-async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: Server) -> None:
+async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: ServerHandle) -> None:
     contents = ["a\n1", "b b\n2", "c\n", "d\n4", "a\n1", "a\n6", "e\n7"]
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         answers = [short(answer) for answer in await burst(one, *contents)]
@@ -290,10 +290,10 @@ async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: Server)
             (40018, None, "e"),
         ]
         assert [(await two.receive())["content"] for _ in range(3)] == ["a\n1", "d\n4", "e\n7"]
-        await two.silent()
+        await two.expect_nothing()
 
 
-async def test_answers_keep_their_order_where_a_run_is_answered_while_the_next_is_stored(server: Server) -> None:
+async def test_answers_keep_their_order_where_a_run_is_answered_while_the_next_is_stored(server: ServerHandle) -> None:
     async with raw.chat(server, "1", "2") as one:
         stored = [raw.request(1, f"m{n}\nhello") for n in range(LONGEST_RUN)]  # a run; those behind it are the next
         refused = [raw.request(1, f"r{n}\n") for n in range(8)]
@@ -312,7 +312,7 @@ async def test_answers_keep_their_order_where_a_run_is_answered_while_the_next_i
 # --- several devices, and nobody else
 
 
-async def test_each_socket_of_a_user_receives_everything_sent_to_him(server: Server) -> None:
+async def test_each_socket_of_a_user_receives_everything_sent_to_him(server: ServerHandle) -> None:
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(server.chat("1", to="2"))
         devices = [await stack.enter_async_context(server.chat("2", to=to)) for to in ("1", "3", "", "1")]
@@ -324,12 +324,12 @@ async def test_each_socket_of_a_user_receives_everything_sent_to_him(server: Ser
         await one.send("m2\nhello")
         for device in devices[1:]:
             assert (await device.receive())["content"] == "m2\nhello"
-            await device.silent()
-        await one.silent()
-        await three.silent()
+            await device.expect_nothing()
+        await one.expect_nothing()
+        await three.expect_nothing()
 
 
-async def test_a_socket_reads_and_writes_only_its_own_user_s_conversations(server: Server) -> None:
+async def test_a_socket_reads_and_writes_only_its_own_user_s_conversations(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two, server.chat("3", to="1") as three:
         await one.send("m1\nsecret")
         await two.receive()
@@ -347,7 +347,7 @@ async def test_a_socket_reads_and_writes_only_its_own_user_s_conversations(serve
 # --- the same id again
 
 
-async def test_a_retry_is_stored_once_and_acknowledged_with_the_same_time(server: Server) -> None:
+async def test_a_retry_is_stored_once_and_acknowledged_with_the_same_time(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("1") as other:
         acks = [await one.send("m1\nhello"), await other.send("m1\nhello", to="2")]
         acks += await burst(one, *["m1\nhello"] * 3)
@@ -355,20 +355,20 @@ async def test_a_retry_is_stored_once_and_acknowledged_with_the_same_time(server
         assert await stored(one) == ["m1\nhello"]
 
 
-async def test_a_retry_of_what_was_put_on_a_socket_is_not_delivered_again(server: Server) -> None:
+async def test_a_retry_of_what_was_put_on_a_socket_is_not_delivered_again(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         first = await one.send("m1\nhello")
         await two.receive()
         again = await one.send("m1\nhello")
         assert short(again) == (40018, None, "m1")
         assert again["time"] == first["time"]
-        await two.silent()
+        await two.expect_nothing()
         async with server.chat("2") as later:
             await one.send("m1\nhello")
-            await later.silent()
+            await later.expect_nothing()
 
 
-async def test_a_retry_of_what_was_on_no_socket_yet_is_delivered_with_its_first_time(server: Server) -> None:
+async def test_a_retry_of_what_was_on_no_socket_yet_is_delivered_with_its_first_time(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         first = await one.send("m1\nhello")
         async with server.chat("2") as two:
@@ -377,21 +377,21 @@ async def test_a_retry_of_what_was_on_no_socket_yet_is_delivered_with_its_first_
             frame = await two.receive()
             assert (frame["content"], frame["id"], frame["time"]) == ("m1\nhello", "m1", first["time"])
             await one.send("m1\nhello")
-            await two.silent()
+            await two.expect_nothing()
 
 
-async def test_a_retry_of_what_was_read_is_not_delivered(server: Server) -> None:
+async def test_a_retry_of_what_was_read_is_not_delivered(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("m1\nhello")
         async with server.chat("2", to="1") as two:
             assert (await two.answer(4, "m1"))["op_type"] == 40007
             assert (await one.send("m1\nhello"))["op_type"] == 40018
-            await two.silent()
+            await two.expect_nothing()
 
 
 async def test_after_a_restart_a_retry_delivers_what_is_unread_and_nothing_else(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one:
             times = [(await one.send(content))["time"] for content in ("m1\nhello", "m2\nhello")]
         async with server.chat("2", to="1") as two:
@@ -402,20 +402,20 @@ async def test_after_a_restart_a_retry_delivers_what_is_unread_and_nothing_else(
             assert [(await one.send(content))["time"] for content in ("m1\nhello", "m2\nhello")] == times
             frame = await two.receive()
             assert (frame["id"], frame["time"]) == ("m2", times[1])
-            await two.silent()
+            await two.expect_nothing()
 
 
-async def test_the_same_id_with_another_text_is_refused_and_changes_nothing(server: Server) -> None:
+async def test_the_same_id_with_another_text_is_refused_and_changes_nothing(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         await one.send("m1\nhello")
         await two.receive()
         for text in ("Hello", "hello ", "hello\n"):
             assert short(await one.send(f"m1\n{text}")) == (40008, "id_used", "m1")
-        await two.silent()
+        await two.expect_nothing()
         assert await stored(one) == ["m1\nhello"]
 
 
-async def test_an_id_is_unique_per_direction_of_a_conversation(server: Server) -> None:
+async def test_an_id_is_unique_per_direction_of_a_conversation(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two, server.chat("3") as three:
         assert short(await one.send("m1\nfrom one")) == (40018, None, "m1")
         assert (await two.receive())["content"] == "m1\nfrom one"
@@ -426,7 +426,7 @@ async def test_an_id_is_unique_per_direction_of_a_conversation(server: Server) -
         assert short(await one.send("M1\ngreater")) == (40018, None, "M1")
 
 
-async def test_the_id_of_a_deleted_message_stays_used(server: Server) -> None:
+async def test_the_id_of_a_deleted_message_stays_used(server: ServerHandle) -> None:
     """Its retry is acknowledged, and nothing is stored or delivered."""
     async with server.chat("1", to="2") as one:
         first = await one.send("m1\nhello")
@@ -436,12 +436,12 @@ async def test_the_id_of_a_deleted_message_stays_used(server: Server) -> None:
             assert short(again) == (40018, None, "m1")
             assert again["time"] == first["time"]
             assert short(await one.send("m1\nother")) == (40008, "id_used", "m1")
-            await two.silent()
+            await two.expect_nothing()
             assert await stored(two) == []
             assert [frame["content"] for frame in await two.ask(3)] == ["0"]
 
 
-async def test_the_same_id_on_many_sockets_at_once_is_one_message(server: Server) -> None:
+async def test_the_same_id_on_many_sockets_at_once_is_one_message(server: ServerHandle) -> None:
     async with AsyncExitStack() as stack:
         devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
         two = await stack.enter_async_context(server.chat("2", to="1"))
@@ -449,12 +449,12 @@ async def test_the_same_id_on_many_sockets_at_once_is_one_message(server: Server
         assert {short(answer) for answer in answers} == {(40018, None, "m1")}
         assert len({answer["time"] for answer in answers}) == 1
         assert (await two.receive())["time"] == answers[0]["time"]
-        await two.silent()
+        await two.expect_nothing()
         assert await stored(two) == ["m1\nhello"]
 
 
 async def test_of_different_texts_with_the_same_id_at_once_one_is_sent_and_the_others_are_refused(
-    server: Server,
+    server: ServerHandle,
 ) -> None:
     async with AsyncExitStack() as stack:
         devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
@@ -463,13 +463,13 @@ async def test_of_different_texts_with_the_same_id_at_once_one_is_sent_and_the_o
         codes = [answer["op_type"] for answer in answers]
         assert sorted(codes) == [40008] * 9 + [40018]
         assert (await two.receive())["content"] == f"m1\n{codes.index(40018)}"
-        await two.silent()
+        await two.expect_nothing()
 
 
 async def test_what_the_store_did_not_confirm_is_refused_and_its_retry_delivers_it_once(tmp_path: Path) -> None:
     """An attempt that was answered 40008 because the store failed may have been stored all the same."""
     async with serving(tmp_path, StoreTimeout=0.5, StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             await one.send("m0\nhello")
             await two.receive()
@@ -477,7 +477,7 @@ async def test_what_the_store_did_not_confirm_is_refused_and_its_retry_delivers_
                 database.execute("BEGIN IMMEDIATE")  # nobody else can write
                 refusal = await one.send("m1\nhello")
                 assert short(refusal) == (40008, "store_away", "m1")
-                await two.silent()
+                await two.expect_nothing()
                 database.execute("ROLLBACK")
             acks: list[Frame] = []
 
@@ -486,15 +486,15 @@ async def test_what_the_store_did_not_confirm_is_refused_and_its_retry_delivers_
                 assert acks[-1].get("reason") in (None, "store_away")
                 return bool(acks[-1]["op_type"] == 40018)
 
-            await until(acknowledged)
+            await wait_until(acknowledged)
             frame = await two.receive()
             assert (frame["content"], frame["time"]) == ("m1\nhello", acks[-1]["time"])
             assert await stored(one) == ["m0\nhello", "m1\nhello"]
-            await two.silent()
+            await two.expect_nothing()
 
 
 async def test_while_the_store_of_users_is_away_chat_goes_on_with_those_who_are_known(
-    server: Server, tmp_path: Path
+    server: ServerHandle, tmp_path: Path
 ) -> None:
     async with server.chat("1", to="2") as one:
         sql(tmp_path, "ALTER TABLE users RENAME TO away")
@@ -504,7 +504,7 @@ async def test_while_the_store_of_users_is_away_chat_goes_on_with_those_who_are_
         assert short(await one.send("m1\nhello", to="3")) == (40019, None, "m1")
 
 
-async def test_every_frame_is_one_json_object_in_utf8(server: Server) -> None:
+async def test_every_frame_is_one_json_object_in_utf8(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         await one.put(1, "m1\n名😀")
         for chat in (one, two):

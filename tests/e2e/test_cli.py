@@ -20,7 +20,7 @@ import websockets
 from chat_server import __version__
 from chat_server.cli import main
 from tests.e2e.answers import ask, done, lives
-from tests.harness import PATIENCE, ROOT, Process, process, run_py, serving
+from tests.harness import ROOT, TIMEOUT, SubprocessServer, run_py, serving, subprocess_server
 
 # The issue: SIGTERM and SIGINT end it within so many seconds.
 ENDING = 10
@@ -41,7 +41,7 @@ async def run(*arguments: str, environ: Mapping[str, str] | None = None) -> Ran:
     """python run.py, to its end."""
     child = await run_py(*arguments, environ=environ)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             out, err = await child.communicate()
     finally:
         if child.returncode is None:
@@ -110,7 +110,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     async def live() -> None:
         async with serving(folder) as server:
-            await server.users("1", "2")
+            await server.add_users("1", "2")
             async with server.chat("1", to="2") as chat:
                 await chat.send("hello")
                 await chat.send("x" * 16_000)
@@ -166,8 +166,8 @@ async def test_check_says_what_it_found_and_changes_nothing(tmp_path: Path, data
 
 
 async def test_check_beside_a_running_server_changes_nothing_and_disturbs_nobody(tmp_path: Path) -> None:
-    async with process(tmp_path / "data") as server:
-        await server.users("1", "2")
+    async with subprocess_server(tmp_path / "data") as server:
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as chat:
             before = snapshot(tmp_path)
             ran = await run("--check", "--config", str(tmp_path / "server.ini"))
@@ -180,10 +180,10 @@ async def test_check_beside_a_running_server_changes_nothing_and_disturbs_nobody
 async def test_check_of_what_a_killed_server_left_changes_nothing(tmp_path: Path) -> None:
     """It looks at the stores read-only: no lock, nothing created or migrated."""
     whole, part = tmp_path / "data", tmp_path / "part"
-    async with process(whole) as server:
-        await server.users("1")
+    async with subprocess_server(whole) as server:
+        await server.add_users("1")
         server.kill()
-        await server.ended()
+        await server.wait()
     assert (whole / "chat.db-wal").stat().st_size
     shutil.copytree(whole, part, ignore=shutil.ignore_patterns("*-shm"))
     before = snapshot(tmp_path)
@@ -343,8 +343,8 @@ def test_a_folder_in_which_nothing_can_be_made_is_told(command: Command) -> None
 
 async def test_a_second_process_on_the_same_data_is_refused_and_the_first_unharmed(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    async with process(folder) as first:
-        await first.users("1", "2")
+    async with subprocess_server(folder) as first:
+        await first.add_users("1", "2")
         async with first.chat("1", to="2") as one, first.chat("2", to="1") as two:
             line = await fails(environ=settings(folder))
             assert f"DataDir {folder}" in line
@@ -352,8 +352,8 @@ async def test_a_second_process_on_the_same_data_is_refused_and_the_first_unharm
             assert (await one.send("m\nhello"))["op_type"] == 40018
             assert (await two.receive())["id"] == "m"
         first.kill()
-        await first.ended()
-    async with process(folder) as again:  # the lock of one that was killed is in nobody's way
+        await first.wait()
+    async with subprocess_server(folder) as again:  # the lock of one that was killed is in nobody's way
         assert await lives(again, first.tokens["1"])
 
 
@@ -454,7 +454,7 @@ async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: 
     child = await run_py(environ=settings(tmp_path, HttpHost=host))
     try:
         assert child.stdout
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             line = (await child.stdout.readline()).decode()
         match = re.fullmatch(
             rf"chat-server {re.escape(__version__)} is ready on http://{re.escape(shown)}:(\d+)\n", line
@@ -470,7 +470,7 @@ async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: 
 
 
 async def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
-    async with process(
+    async with subprocess_server(
         tmp_path / "data", prefix=("sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"', "sh")
     ) as server:
         assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
@@ -480,7 +480,7 @@ async def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -
 
 
 @asynccontextmanager
-async def stubborn(server: Process) -> AsyncIterator[None]:
+async def stubborn(server: SubprocessServer) -> AsyncIterator[None]:
     """Peers that do nothing to help: one idle, one in the middle of a request, one that never reads its socket."""
     requests = [
         b"",
@@ -497,7 +497,7 @@ async def stubborn(server: Process) -> AsyncIterator[None]:
         writers.append(writer)
         writer.write(request)
         if request.endswith(b"\r\n\r\n"):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await reader.readuntil(b"\r\n\r\n")
     try:
         yield
@@ -510,9 +510,9 @@ async def stubborn(server: Process) -> AsyncIterator[None]:
 
 async def test_sigterm_ends_it_politely_whatever_its_peers_do(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    async with process(folder) as server:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+    async with subprocess_server(folder) as server:
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         async with stubborn(server), server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             sent = [f"m{number}" for number in range(200)]
             for id in sent:
@@ -523,8 +523,8 @@ async def test_sigterm_ends_it_politely_whatever_its_peers_do(tmp_path: Path) ->
             with suppress(websockets.ConnectionClosed):
                 while True:
                     acked.append((await one.receive())["id"])
-            assert await one.closed() == 1001
-            assert await two.closed() == 1001
+            assert await one.wait_closed() == 1001
+            assert await two.wait_closed() == 1001
             async with asyncio.timeout(ENDING):
                 assert await server.process.wait() == 0
         assert server.process.stdout
@@ -538,8 +538,8 @@ async def test_sigterm_ends_it_politely_whatever_its_peers_do(tmp_path: Path) ->
 
 
 async def test_sigint_ends_it_too(tmp_path: Path) -> None:
-    async with process(tmp_path / "data") as server:
-        await server.users("1")
+    async with subprocess_server(tmp_path / "data") as server:
+        await server.add_users("1")
         server.process.send_signal(signal.SIGINT)
         async with asyncio.timeout(ENDING):
             assert await server.process.wait() == 0
@@ -547,15 +547,15 @@ async def test_sigint_ends_it_too(tmp_path: Path) -> None:
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    async with process(tmp_path / "data") as server:
-        await server.users("1", "2")
+    async with subprocess_server(tmp_path / "data") as server:
+        await server.add_users("1", "2")
         async with stubborn(server):
             server.process.send_signal(signal.SIGTERM)
             assert server.process.stdout
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 assert await server.process.stdout.readline() == b"chat-server is ending\n"
             server.process.send_signal(signal.SIGTERM)
-            assert await server.ended() == -signal.SIGTERM
-    async with process(tmp_path / "data") as again:
+            assert await server.wait() == -signal.SIGTERM
+    async with subprocess_server(tmp_path / "data") as again:
         done(await ask(again, "GET", "/health"), 200)
         assert await lives(again, server.tokens["1"])

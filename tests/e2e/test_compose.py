@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from tests import needs, servers
-from tests.harness import BARE, NODE, ROOT, process, run_py, serving
+from tests.harness import CLEAN_ENVIRON, NODE, ROOT, run_py, serving, subprocess_server
 from tests.unit.test_compose import DOCKERFILE, SERVICES, make_secrets, server_environment
 
 SCRIPTS = ROOT / "docs" / "compose"
@@ -135,7 +135,7 @@ def start_redis(folder: Path, secrets: Path) -> servers.DatabaseServer:
 
 async def test_server_works_with_these_accounts_and_after_a_restart(composed: Composed, tmp_path: Path) -> None:
     for registered in (False, True):
-        async with process(tmp_path / "data", stores=composed.environment, MessageDays=7) as server:
+        async with subprocess_server(tmp_path / "data", stores=composed.environment, MessageDays=7) as server:
             if not registered:
                 await server.post("/user/register", {"user_name": "1", "password": "secret1"})
                 await server.post("/user/register", {"user_name": "2", "password": "secret1"})
@@ -155,7 +155,7 @@ async def test_server_works_with_these_accounts_and_after_a_restart(composed: Co
             async with server.client() as client:
                 assert (await client.get("/health")).status_code == 200
             server.process.terminate()
-            assert await server.ended() == 0
+            assert await server.wait() == 0
 
 
 async def test_commands_work_with_these_accounts(composed: Composed) -> None:
@@ -238,7 +238,7 @@ async def test_image_health_check_passes_and_fails(tmp_path: Path) -> None:
     _, *arguments = json.loads(found[1])
 
     async def exit_code(port: int) -> int:
-        environ = {**BARE, "CHAT_SERVICE_HTTPPORT": str(port)}
+        environ = {**CLEAN_ENVIRON, "CHAT_SERVICE_HTTPPORT": str(port)}
         error = asyncio.subprocess.DEVNULL
         child = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environ, stderr=error)
         return await child.wait()

@@ -14,7 +14,7 @@ import pytest
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from tests import raw
-from tests.harness import Server, process, serving, until
+from tests.harness import ServerHandle, serving, subprocess_server, wait_until
 
 LARGEST = 65536  # MaxFrameBytes as shipped
 
@@ -36,7 +36,7 @@ def cut(text: bytes, *at: int) -> list[bytes]:
 # --- how a frame may arrive
 
 
-async def test_a_message_in_fragments_is_one_message_wherever_it_was_cut(server: Server) -> None:
+async def test_a_message_in_fragments_is_one_message_wherever_it_was_cut(server: ServerHandle) -> None:
     text = json.dumps({"op_type": 1, "content": "m1\n漢字 😀"}, ensure_ascii=False).encode()
     async with raw.chat(server, "1", to="2") as one:
         for frame in cut(text, 0, 5, text.index("😀".encode()) + 2, len(text)):
@@ -46,7 +46,7 @@ async def test_a_message_in_fragments_is_one_message_wherever_it_was_cut(server:
         assert (await two.ask(3))[0]["content"] == "m1\n漢字 😀"
 
 
-async def test_a_ping_between_fragments_is_answered_before_the_message_is_whole(server: Server) -> None:
+async def test_a_ping_between_fragments_is_answered_before_the_message_is_whole(server: ServerHandle) -> None:
     first, second = cut(padded(100), 50)
     async with raw.chat(server, "1", to="2") as one:
         await one.write(first + raw.frame(b"are you there", raw.PING))
@@ -55,14 +55,14 @@ async def test_a_ping_between_fragments_is_answered_before_the_message_is_whole(
         assert (await one.answer())["id"] == "m1"
 
 
-async def test_frames_that_come_together_are_answered_one_by_one_in_order(server: Server) -> None:
-    await server.friends("1", "2")
+async def test_frames_that_come_together_are_answered_one_by_one_in_order(server: ServerHandle) -> None:
+    await server.make_contacts("1", "2")
     async with raw.chat(server, "1", to="2") as one:
         await one.write(b"".join(raw.request(1, f"m{n}\nhello") for n in range(300)))
         assert [(await one.answer())["id"] for _ in range(300)] == [f"m{n}" for n in range(300)]
 
 
-async def test_a_frame_may_come_one_byte_at_a_time(server: Server) -> None:
+async def test_a_frame_may_come_one_byte_at_a_time(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         for byte in raw.request(1, "m1\nhello"):
             await one.write(bytes([byte]))
@@ -70,7 +70,7 @@ async def test_a_frame_may_come_one_byte_at_a_time(server: Server) -> None:
         assert (await one.answer())["id"] == "m1"
 
 
-async def test_a_frame_without_a_mask_is_read_like_any_other(server: Server) -> None:
+async def test_a_frame_without_a_mask_is_read_like_any_other(server: ServerHandle) -> None:
     # RFC 6455 section 5.1 asks a server to close; aiohttp is lenient, and it harms nobody.
     async with raw.chat(server, "1", to="2") as one:
         await one.write(raw.frame(padded(100), mask=b""))
@@ -78,7 +78,7 @@ async def test_a_frame_without_a_mask_is_read_like_any_other(server: Server) -> 
         assert (await one.ask(1, "m2\nhello"))["id"] == "m2"
 
 
-async def test_frames_right_behind_the_upgrade_are_answered(server: Server) -> None:
+async def test_frames_right_behind_the_upgrade_are_answered(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2", early=raw.request(1, "m1\nhello")) as one:
         assert (await one.answer())["id"] == "m1"
 
@@ -86,16 +86,16 @@ async def test_frames_right_behind_the_upgrade_are_answered(server: Server) -> N
 # --- what closes a socket
 
 
-async def closes(server: Server, data: bytes, code: int) -> None:
+async def closes(server: ServerHandle, data: bytes, code: int) -> None:
     """`data`, sent after a request, closes the socket with `code`; the request was answered, and others chat on."""
     async with raw.chat(server, "1", to="2") as one, server.chat("2", to="1") as two:
         await one.write(raw.request(1, "before\nhello") + data)  # the first time a message, then a retry
         assert (await one.answer())["id"] == "before"
-        assert await one.closed() == code, data[:60]
+        assert await one.wait_closed() == code, data[:60]
         assert (await two.answer(2, "-1"))["content"] == "1"
 
 
-async def test_text_that_is_not_utf8_closes_with_1007(server: Server) -> None:
+async def test_text_that_is_not_utf8_closes_with_1007(server: ServerHandle) -> None:
     for data in (
         raw.frame(b'{"op_type": 1, "content": "\xff"}'),
         raw.frame(b"\xed\xa0\x80"),  # a surrogate
@@ -104,7 +104,7 @@ async def test_text_that_is_not_utf8_closes_with_1007(server: Server) -> None:
         await closes(server, data, 1007)
 
 
-async def test_a_binary_frame_closes_with_1003(server: Server) -> None:
+async def test_a_binary_frame_closes_with_1003(server: ServerHandle) -> None:
     for data in (
         raw.frame(padded(100), raw.BINARY),
         raw.frame(b"", raw.BINARY),
@@ -113,7 +113,7 @@ async def test_a_binary_frame_closes_with_1003(server: Server) -> None:
         await closes(server, data, 1003)
 
 
-async def test_a_frame_over_max_frame_bytes_closes_with_1009(server: Server) -> None:
+async def test_a_frame_over_max_frame_bytes_closes_with_1009(server: ServerHandle) -> None:
     for data in (
         raw.frame(padded(LARGEST + 1)),
         raw.header(LARGEST + 1),
@@ -126,7 +126,7 @@ async def test_a_frame_over_max_frame_bytes_closes_with_1009(server: Server) -> 
         await closes(server, data, 1009)
 
 
-async def test_a_frame_of_exactly_max_frame_bytes_is_fine_whole_and_in_fragments(server: Server) -> None:
+async def test_a_frame_of_exactly_max_frame_bytes_is_fine_whole_and_in_fragments(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         await one.write(raw.frame(padded(LARGEST)))
         assert (await one.answer())["id"] == "m1"
@@ -137,14 +137,14 @@ async def test_a_frame_of_exactly_max_frame_bytes_is_fine_whole_and_in_fragments
 @pytest.mark.parametrize("size", [256, 5000])
 async def test_max_frame_bytes_is_a_setting(tmp_path: Path, size: int) -> None:
     async with serving(tmp_path, MaxFrameBytes=size) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with raw.chat(server, "1", to="2") as one:
             await one.write(raw.frame(padded(size)))
             assert (await one.answer())["id"] == "m1"
         await closes(server, raw.frame(padded(size + 1)), 1009)
 
 
-async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(server: Server) -> None:
+async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(server: ServerHandle) -> None:
     for data in (
         *(raw.frame(padded(100), rsv=rsv) for rsv in (1, 2, 4)),
         *(raw.frame(b"", opcode) for opcode in (3, 7, 11, 15)),  # that mean nothing
@@ -163,22 +163,22 @@ async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(serve
         await closes(server, data, 1002)
 
 
-async def test_a_hundred_bad_frames_in_a_row_are_answered_and_close_with_1008(server: Server) -> None:
+async def test_a_hundred_bad_frames_in_a_row_are_answered_and_close_with_1008(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         await one.write(raw.frame(b"bad") * 100)
         assert [(await one.answer())["op_type"] for _ in range(100)] == [40000] * 100
-        assert await one.closed() == 1008
+        assert await one.wait_closed() == 1008
 
 
-async def test_a_hundred_bad_frames_one_after_the_other_are_answered_and_close_with_1008(server: Server) -> None:
+async def test_a_hundred_bad_frames_one_after_the_other_are_answered_and_close_with_1008(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         for _ in range(100):
             await one.write(raw.frame(b"bad"))
             assert (await one.answer())["op_type"] == 40000
-        assert await one.closed() == 1008
+        assert await one.wait_closed() == 1008
 
 
-async def test_a_good_frame_after_99_bad_ones_is_forgiven(server: Server) -> None:
+async def test_a_good_frame_after_99_bad_ones_is_forgiven(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         for n in range(3):
             await one.write(raw.frame(b"bad") * 99 + raw.request(1, f"m{n}\nhello"))
@@ -227,8 +227,8 @@ BAD = (
 )
 
 
-async def test_a_bad_frame_is_answered_40000_with_why_and_the_socket_stays_open(server: Server) -> None:
-    await server.friends("1", "2")
+async def test_a_bad_frame_is_answered_40000_with_why_and_the_socket_stays_open(server: ServerHandle) -> None:
+    await server.make_contacts("1", "2")
     async with raw.chat(server, "1", to="2") as one:
         for data, reason in BAD:
             await one.write(raw.frame(data))
@@ -238,7 +238,7 @@ async def test_a_bad_frame_is_answered_40000_with_why_and_the_socket_stays_open(
             assert (await one.ask(1, "hello"))["op_type"] == 40019
 
 
-async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_included(server: Server) -> None:
+async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_included(server: ServerHandle) -> None:
     requests = {
         40019: raw.request(1, "hello"),
         40000: raw.frame(b"bad"),
@@ -249,7 +249,7 @@ async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_incl
         40009: raw.request(6, "all"),
     }
     order = [*requests, *reversed(requests), *requests] * 10
-    await server.friends("1", "2")
+    await server.make_contacts("1", "2")
     async with raw.chat(server, "1", to="2") as one:
         await one.write(b"".join(requests[code] for code in order))
         assert [(await one.answer())["op_type"] for _ in order] == order
@@ -258,7 +258,7 @@ async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_incl
 # --- closing
 
 
-async def test_a_close_frame_is_answered_with_its_code(server: Server) -> None:
+async def test_a_close_frame_is_answered_with_its_code(server: ServerHandle) -> None:
     for payload, code in (
         (b"", 1000),
         (b"\x03\xe8", 1000),
@@ -268,23 +268,25 @@ async def test_a_close_frame_is_answered_with_its_code(server: Server) -> None:
     ):
         async with raw.chat(server, "1", to="2") as one:
             await one.write(raw.frame(payload, raw.CLOSE))
-            assert await one.closed() == code
-            with pytest.raises(raw.Cut):  # and then the server ends the connection
+            assert await one.wait_closed() == code
+            with pytest.raises(raw.ConnectionCut):  # and then the server ends the connection
                 await one.read_bytes()
 
 
-async def test_what_was_sent_before_a_close_frame_is_still_answered_and_what_comes_after_is_not(server: Server) -> None:
+async def test_what_was_sent_before_a_close_frame_is_still_answered_and_what_comes_after_is_not(
+    server: ServerHandle,
+) -> None:
     async with raw.chat(server, "1", to="2") as one:
         sends = b"".join(raw.request(1, f"m{n}\nhello") for n in range(5))
         await one.write(sends + raw.frame(b"bad") + raw.close(1000) + raw.request(1, "late\nhello"))
         assert [(await one.answer())["op_type"] for _ in range(6)] == [40019] * 5 + [40000]
         assert (await one.read()).opcode == raw.CLOSE
-        assert await one.rest() == []
+        assert await one.read_to_end() == []
     async with server.chat("2", to="1") as two:
         assert [frame["id"] for frame in (await two.ask(3))[:-1]] == [f"m{n}" for n in range(5)]
 
 
-async def test_a_polite_client_closes_normally(server: Server) -> None:
+async def test_a_polite_client_closes_normally(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("hello")
         await one.connection.close(4321, "bye")
@@ -294,19 +296,19 @@ async def test_a_polite_client_closes_normally(server: Server) -> None:
 
 
 async def test_sigterm_closes_every_socket_with_1001(tmp_path: Path) -> None:
-    async with process(tmp_path / "data") as server:
-        await server.users("1", "2")
+    async with subprocess_server(tmp_path / "data") as server:
+        await server.add_users("1", "2")
         async with server.chat("1") as one, server.chat("2") as two, server.chat("2") as other:
             server.process.send_signal(signal.SIGTERM)
-            assert [await one.closed(), await two.closed(), await other.closed()] == [1001] * 3
-        assert await server.ended() == 0
+            assert [await one.wait_closed(), await two.wait_closed(), await other.wait_closed()] == [1001] * 3
+        assert await server.wait() == 0
 
 
 async def test_a_reader_that_stops_is_closed_with_1013_its_messages_stay_unread_and_others_chat_on(
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path, StrangerLimit=0, OutboxBytes=262144) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         async with (
             raw.chat(server, "2", to="1", buffer=4096) as slow,
             server.chat("1", to="2") as one,
@@ -333,49 +335,49 @@ async def test_a_reader_that_stops_is_closed_with_1013_its_messages_stay_unread_
 
 async def test_a_session_whose_row_is_gone_closes_its_sockets_with_4001(tmp_path: Path) -> None:
     async with serving(tmp_path, HeartbeatSeconds=0.2) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1") as one, server.chat("1") as other, server.chat("2") as two:
             with closing(sqlite3.connect(tmp_path / "chat.db")) as database, database:
                 database.execute("DELETE FROM sessions WHERE user = '1'")
-            assert [await one.closed(), await other.closed()] == [4001, 4001]
-            await two.silent()
+            assert [await one.wait_closed(), await other.wait_closed()] == [4001, 4001]
+            await two.expect_nothing()
 
 
 async def test_a_store_that_is_away_closes_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(tmp_path, HeartbeatSeconds=0.2) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one:
             with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
                 database.execute("ALTER TABLE sessions RENAME TO away")
-                await until(lambda: caplog.text.count("sessions not renewed") >= 3)
+                await wait_until(lambda: caplog.text.count("sessions not renewed") >= 3)
                 assert (await one.send("m1\nhello"))["op_type"] == 40019
                 database.execute("ALTER TABLE away RENAME TO sessions")
             async with server.chat("1", to="2"):
                 assert (await one.send("m2\nhello"))["op_type"] == 40019
 
 
-async def test_the_close_frame_arrives_although_the_client_is_still_sending(server: Server) -> None:
+async def test_the_close_frame_arrives_although_the_client_is_still_sending(server: ServerHandle) -> None:
     for data, code in ((raw.frame(b"", raw.BINARY), 1003), (raw.header(2**40), 1009)):
         async with raw.chat(server, "1", to="2") as one:
             await one.write(data)
             for _ in range(50):  # which the server takes, so that no RST runs over the close frame
                 await one.write(raw.frame(b"x" * 60000))
                 await asyncio.sleep(0.001)
-            assert await one.closed() == code
+            assert await one.wait_closed() == code
 
 
 async def test_the_close_frame_arrives_although_much_was_unread(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2")
-        await raw.store(server, "1", "2", raw.HELD_BY_KERNEL // 16000 + 100)
+        await server.add_users("1", "2")
+        await raw.store_messages(server, "1", "2", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
-            await two.stalled()
+            await two.wait_stalled()
             response = await server.post(
                 "/user/logout", {"user_name": "2"}, headers={"Authorization": f"Bearer {server.tokens['2']}"}
             )
             assert response.json()["status"] == 41015
-            assert await two.closed() == 4001
+            assert await two.wait_closed() == 4001
 
 
 # --- compression
@@ -383,7 +385,7 @@ async def test_the_close_frame_arrives_although_much_was_unread(tmp_path: Path) 
 MANIFOLD = "".join(map(chr, range(0x4E00, 0x4E00 + 2500))) * 2  # repeats itself, but not within a small window
 
 
-async def compressed(server: Server, **options: Any) -> None:
+async def compressed(server: ServerHandle, **options: Any) -> None:
     """Both directions work, small and large, live and from the history."""
     async with server.chat("1", to="2", **options) as one, server.chat("2", to="1", **options) as two:
         assert one.connection.protocol.extensions
@@ -406,7 +408,7 @@ async def compressed(server: Server, **options: Any) -> None:
 )
 async def test_with_compress_both_directions_are_compressed(tmp_path: Path, parameters: dict[str, Any]) -> None:
     async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         await compressed(server, compression=None, extensions=[ClientPerMessageDeflateFactory(**parameters)])
 
 
@@ -414,7 +416,7 @@ async def test_with_compress_a_large_frame_is_smaller_on_the_wire_and_a_client_w
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with (
             raw.chat(server, "2", extensions="permessage-deflate") as packed,
             raw.chat(server, "2") as plain,
@@ -430,7 +432,7 @@ async def test_with_compress_a_large_frame_is_smaller_on_the_wire_and_a_client_w
 
 async def test_with_compress_a_frame_needs_no_larger_window_than_was_agreed_on(tmp_path: Path) -> None:
     async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         offer = "permessage-deflate; server_max_window_bits=9"
         async with raw.chat(server, "2", extensions=offer) as two, server.chat("1", to="2") as one:
             assert b"server_max_window_bits=9" in two.response
@@ -443,13 +445,13 @@ async def test_with_compress_a_frame_needs_no_larger_window_than_was_agreed_on(t
 
 async def test_with_compress_what_is_too_large_once_unpacked_closes_with_1009(tmp_path: Path) -> None:
     async with serving(tmp_path, Compress="yes") as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one:
-            await one.raw("x" * 5_000_000)
-            assert await one.closed() == 1009
+            await one.send_text("x" * 5_000_000)
+            assert await one.wait_closed() == 1009
 
 
-async def test_without_compress_it_is_not_agreed_on(server: Server) -> None:
+async def test_without_compress_it_is_not_agreed_on(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2", extensions="permessage-deflate; client_max_window_bits") as one:
         assert b"sec-websocket-extensions" not in one.response.lower()
     async with server.chat("1", to="2", compression="deflate") as polite:

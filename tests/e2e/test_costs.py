@@ -15,7 +15,7 @@ from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
 from tests import raw
 from tests.faults.tools import strace
-from tests.harness import process, serving, until
+from tests.harness import serving, subprocess_server, wait_until
 
 RUN = 48
 
@@ -27,9 +27,9 @@ def writing(trace: Path) -> tuple[str, ...]:
 
 async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_few_writes(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    async with process(tmp_path / "data", prefix=writing(trace)) as server:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+    async with subprocess_server(tmp_path / "data", prefix=writing(trace)) as server:
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         async with raw.chat(server, "1", "2") as one, raw.chat(server, "2", "1") as two:
             before = writes(trace)
             await one.write(b"".join(raw.request(1, f"m{n}\nhello") for n in range(RUN)))
@@ -42,9 +42,9 @@ async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_f
 
 async def test_a_run_of_long_messages_is_stored_in_steps_between_which_others_have_their_turn(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    async with process(tmp_path / "data", prefix=writing(trace)) as server:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+    async with subprocess_server(tmp_path / "data", prefix=writing(trace)) as server:
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         async with raw.chat(server, "1", "2") as one:
             before = writes(trace)
             await one.write(b"".join(raw.request(1, f"m{n}\n" + "x" * 16000) for n in range(RUN)))
@@ -76,13 +76,13 @@ async def test_of_many_large_texts_a_few_are_with_the_store_and_a_short_one_does
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(tmp_path) as server, AsyncExitStack() as stack:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         held = HeldBack(monkeypatch)
         chats = [await stack.enter_async_context(server.chat("1", "2")) for _ in range(12)]
         for number, chat in enumerate(chats):
             await chat.put(1, f"m{number}\n" + "x" * 16000, type=1)
-        await until(lambda: held.now == 4)
+        await wait_until(lambda: held.now == 4)
         async with server.chat("2", "1") as other:
             assert (await other.send("short\nhello"))["id"] == "short"
         held.gate.set()
@@ -97,14 +97,14 @@ async def test_a_large_text_that_waits_for_others_too_long_is_refused(
 ) -> None:
     monkeypatch.setattr(connection_manager, "LARGE_PATIENCE", 0.05)
     async with serving(tmp_path) as server, AsyncExitStack() as stack:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         held = HeldBack(monkeypatch)
         chats = [await stack.enter_async_context(server.chat("1", "2")) for _ in range(5)]
         text = "\n" + "x" * 16000
         for chat in chats[1:]:
             await chat.put(1, text, type=1)
-        await until(lambda: held.now == 4)
+        await wait_until(lambda: held.now == 4)
         refused = await chats[0].send("m1" + text)
         assert (refused["op_type"], refused["reason"], refused["id"]) == (40008, "store_away", "m1")
         held.gate.set()
@@ -130,7 +130,7 @@ async def test_a_message_to_everybody_is_encoded_once_however_many_hear_it(
 
     names = [str(number) for number in range(20)]
     async with serving(tmp_path) as server, AsyncExitStack() as stack:
-        await server.users(*names)
+        await server.add_users(*names)
         chats = [await stack.enter_async_context(server.chat(name)) for name in names for _ in range(2)]
         monkeypatch.setattr(frames, "_encode", counted)
         await chats[0].put(6, "hello")
@@ -142,7 +142,7 @@ async def test_a_message_to_everybody_is_encoded_once_however_many_hear_it(
 
 async def test_an_idle_socket_has_no_task_but_the_two_of_aiohttp(tmp_path: Path) -> None:
     async with serving(tmp_path, SocketsPerUser=1000) as server, AsyncExitStack() as stack:
-        await server.users("1")
+        await server.add_users("1")
         await stack.enter_async_context(raw.chat(server, "1"))
         before = len(asyncio.all_tasks())
         for _ in range(20):
@@ -151,8 +151,8 @@ async def test_an_idle_socket_has_no_task_but_the_two_of_aiohttp(tmp_path: Path)
 
 
 async def test_an_idle_socket_takes_less_than_twenty_four_kibibytes(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", SocketsPerUser=1000) as server, AsyncExitStack() as stack:
-        await server.users("1")
+    async with subprocess_server(tmp_path / "data", SocketsPerUser=1000) as server, AsyncExitStack() as stack:
+        await server.add_users("1")
         for _ in range(50):  # what is made once
             await stack.enter_async_context(raw.chat(server, "1"))
         before = resident(server.process.pid)

@@ -11,7 +11,16 @@ import pytest
 
 from chat_server import app
 from tests.e2e.operating import SOON, Place
-from tests.harness import PASSWORD, HandClock, Process, Server, process, run_py, serving, until
+from tests.harness import (
+    PASSWORD,
+    ManualClock,
+    ServerHandle,
+    SubprocessServer,
+    run_py,
+    serving,
+    subprocess_server,
+    wait_until,
+)
 
 DAY = 86400
 # Root without the right to access everything; another user has no such right anyway.
@@ -24,8 +33,8 @@ def modes(folder: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def with_umask(folder: Path, umask: str) -> AsyncIterator[Process]:
-    async with process(folder, prefix=("sh", "-c", f'umask {umask}; exec "$@"', "sh")) as server:
+async def with_umask(folder: Path, umask: str) -> AsyncIterator[SubprocessServer]:
+    async with subprocess_server(folder, prefix=("sh", "-c", f'umask {umask}; exec "$@"', "sh")) as server:
         yield server
 
 
@@ -39,7 +48,7 @@ async def test_only_the_owner_can_access_the_files(tmp_path: Path, umask: str) -
     open_.mkdir()
     open_.chmod(0o777)
     async with with_umask(open_, umask) as server:
-        await server.users("1")
+        await server.add_users("1")
         assert set(modes(open_)) >= {"chat.db", "chat.db-wal", "chat.db-shm", "chat.lock"}
         assert set(modes(open_).values()) == {"600"}
     assert stat.S_IMODE(open_.stat().st_mode) == 0o777
@@ -51,13 +60,13 @@ async def test_only_the_owner_can_access_the_files(tmp_path: Path, umask: str) -
 async def test_files_that_others_could_access_are_closed_to_them(tmp_path: Path) -> None:
     """As an earlier version made them; a log that a killed server left is one of them."""
     folder = tmp_path / "data"
-    async with process(folder) as server:
-        await server.users("1")
+    async with subprocess_server(folder) as server:
+        await server.add_users("1")
         server.kill()
-        await server.ended()
+        await server.wait()
     for path in folder.iterdir():
         path.chmod(0o666)
-    async with process(folder) as server:
+    async with subprocess_server(folder) as server:
         await server.login("1")
         assert set(modes(folder).values()) == {"600"}
 
@@ -88,14 +97,14 @@ async def test_a_folder_that_others_can_access_is_told(tmp_path: Path) -> None:
         place.folder.chmod(mode)
         told = f"other users can access {place.folder} (mode {mode:04o})"
         assert told in await place.does("--check")
-        async with process(place.folder) as server:
-            await until(lambda told=told: told in server.log.read_text())
+        async with subprocess_server(place.folder) as server:
+            await wait_until(lambda told=told: told in server.log.read_text())
             server.log.unlink()
         assert told in await place.does("--check")
     place.folder.chmod(0o700)
     assert "other users" not in await place.does("--check")
-    async with process(place.folder) as server:
-        await server.users("2")
+    async with subprocess_server(place.folder) as server:
+        await server.add_users("2")
         assert "other users" not in server.log.read_text()
 
 
@@ -106,10 +115,10 @@ async def test_a_folder_that_others_can_access_is_told(tmp_path: Path) -> None:
 async def test_a_folder_without_access_is_told_as_that(tmp_path: Path, spoilt: str) -> None:
     """Not as damage, against which a backup would help."""
     place = Place(tmp_path / "data")
-    async with process(place.folder) as server:
-        await server.users("1")
+    async with subprocess_server(place.folder) as server:
+        await server.add_users("1")
         server.kill()
-        await server.ended()
+        await server.wait()
     path = place.folder / {"file": "chat.db", "log": "chat.db-wal"}.get(spoilt, "")
     path.chmod(0o500 if spoilt == "read-only folder" else 0)
     try:
@@ -145,7 +154,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "SWEEP_SECONDS", 0.2)
 
 
-async def say(server: Server, *texts: str) -> None:
+async def say(server: ServerHandle, *texts: str) -> None:
     """User 1 says this to user 2."""
     async with server.chat("1", to="2") as one:
         for number, text in enumerate(texts):
@@ -153,7 +162,7 @@ async def say(server: Server, *texts: str) -> None:
 
 
 async def gone(folder: Path, *texts: str) -> None:
-    await until(lambda: not any(text.encode() in raw(folder) for text in texts))
+    await wait_until(lambda: not any(text.encode() in raw(folder) for text in texts))
 
 
 # One that fits beside others on a page, and one that needs pages of its own.
@@ -163,7 +172,7 @@ TEXTS = ("attack at dawn 4711", "attack at noon 0815 " * 800)
 @pytest.mark.usefixtures("soon")
 async def test_a_deleted_text_is_gone_from_the_disk(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         await say(server, *TEXTS)
         assert all(text[:18].encode() in raw(tmp_path) for text in TEXTS)
         async with server.chat("1", to="2") as one:
@@ -176,7 +185,7 @@ async def test_a_deleted_text_is_gone_from_the_disk(tmp_path: Path) -> None:
 async def test_texts_of_a_removed_user_are_gone_from_the_disk(tmp_path: Path) -> None:
     place = Place(tmp_path, StrangerLimit=0)
     async with place.serving() as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         await say(server, *TEXTS)
         await place.does("user", "remove", "2", "--messages", "delete")
         await gone(tmp_path, *(text[:18] for text in TEXTS))
@@ -185,7 +194,7 @@ async def test_texts_of_a_removed_user_are_gone_from_the_disk(tmp_path: Path) ->
 async def test_texts_of_a_user_removed_without_a_server_are_gone(tmp_path: Path) -> None:
     place = Place(tmp_path, StrangerLimit=0)
     async with place.serving() as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         await say(server, *TEXTS)
     await place.does("user", "remove", "2", "--messages", "delete")
     assert not any(text[:18].encode() in raw(tmp_path) for text in TEXTS)
@@ -193,9 +202,9 @@ async def test_texts_of_a_user_removed_without_a_server_are_gone(tmp_path: Path)
 
 @pytest.mark.usefixtures("soon")
 async def test_expired_texts_are_gone_from_the_disk(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = ManualClock()
     async with serving(tmp_path, clock, StrangerLimit=0, MessageDays=1, **SOON) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         await say(server, *TEXTS)
         clock.shift = 2 * DAY
         await gone(tmp_path, *(text[:18] for text in TEXTS))
@@ -207,7 +216,7 @@ async def test_expired_texts_are_gone_from_the_disk(tmp_path: Path) -> None:
 async def test_a_deleted_text_is_gone_although_others_read_and_write(tmp_path: Path) -> None:
     """A log that readers use cannot be emptied: the server waits for them, and tries again."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         await say(server, *TEXTS)
         done = asyncio.Event()
 

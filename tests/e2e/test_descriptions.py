@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import described
+from tests import api_schemas
 from tests.e2e.answers import ask
-from tests.harness import BARE, PATIENCE, ROOT, Server, process
+from tests.harness import CLEAN_ENVIRON, ROOT, TIMEOUT, ServerHandle, subprocess_server
 
 # Not part of what schemathesis asks for: an upgrade, without which this address is always 426.
 CONFIG = """
@@ -29,15 +29,15 @@ negative_data_rejection.expected-statuses = [401, 426]
 """
 
 
-async def test_the_description_that_is_served_is_the_one_in_docs(server: Server) -> None:
+async def test_the_description_that_is_served_is_the_one_in_docs(server: ServerHandle) -> None:
     response = await ask(server, "GET", "/openapi.json")
     assert response.headers["Content-Type"] == "application/json"
-    assert response.json() == described.description("openapi.yaml"), "make openapi"
+    assert response.json() == api_schemas.document("openapi.yaml"), "make openapi"
 
 
 async def test_the_endpoints_are_those_of_the_protocol() -> None:
     table = re.findall(r"^\| `(GET|POST) (/[^`]*)`", (ROOT / "docs/protocol.md").read_text("utf-8"), re.MULTILINE)
-    paths = described.description("openapi.yaml")["paths"]
+    paths = api_schemas.document("openapi.yaml")["paths"]
     found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     assert found == set(table) - {("GET", path) for path in ("/", "/sw.js", "/web/{version}/{name}")}
 
@@ -46,8 +46,10 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Every check it has, on requests that fit the description and on such that do not."""
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    async with process(tmp_path / "data", LoginFailures=1_000_000, LoginFailuresPerAddress=1_000_000) as server:
-        await server.users("1")
+    async with subprocess_server(
+        tmp_path / "data", LoginFailures=1_000_000, LoginFailuresPerAddress=1_000_000
+    ) as server:
+        await server.add_users("1")
         command = [
             *("--config-file", str(config), "run", f"{server.url}/openapi.json"),
             *("--checks", "all", "--max-examples", "15", "--generation-database", "none", "--no-color"),
@@ -56,7 +58,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             *("-H", f"Authorization: Bearer {server.tokens['1']}"),
         ]
         program = str(Path(sys.executable).with_name("st"))
-        environ = {**BARE, "PYTHONPATH": str(ROOT)}
+        environ = {**CLEAN_ENVIRON, "PYTHONPATH": str(ROOT)}
         run = await asyncio.create_subprocess_exec(
             program,
             *command,
@@ -65,7 +67,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             env=environ,
             cwd=tmp_path,  # it leaves notes where it runs
         )
-        async with asyncio.timeout(6 * PATIENCE):
+        async with asyncio.timeout(6 * TIMEOUT):
             output, _ = await run.communicate()
     assert run.returncode == 0, output.decode()
     assert "7 selected / 7 total" in output.decode()
@@ -78,22 +80,22 @@ ANSWER = {"from": "System", "to": "1", "type": 1, "op_type": 40018, "content": "
 
 @pytest.mark.parametrize("wrong", [{"more": 1}, {"type": 2}, {"from": "2"}, {"op_type": 40017}, {"time": "1"}])
 def test_a_frame_that_is_not_described_fails(wrong: dict[str, object]) -> None:
-    described.frame(json.dumps(ANSWER))
+    api_schemas.check_frame(json.dumps(ANSWER))
     with pytest.raises(AssertionError):
-        described.frame(json.dumps(ANSWER | wrong))
+        api_schemas.check_frame(json.dumps(ANSWER | wrong))
 
 
 def test_a_frame_that_lacks_something_fails() -> None:
     for key in ANSWER:
         with pytest.raises(AssertionError):
-            described.frame(json.dumps({other: value for other, value in ANSWER.items() if other != key}))
+            api_schemas.check_frame(json.dumps({other: value for other, value in ANSWER.items() if other != key}))
 
 
 def test_a_request_is_described_or_not() -> None:
     for right in ('{"op_type": 1}', '{"op_type": 7, "content": "-1", "from": "", "to": "2", "type": 1, "more": 1}'):
-        assert described.request(right)
+        assert api_schemas.is_valid_request(right)
     for wrong in ("", "null", "[]", "{}", '{"op_type": 8}', '{"op_type": "1"}', '{"op_type": 1, "to": 2}'):
-        assert not described.request(wrong)
+        assert not api_schemas.is_valid_request(wrong)
 
 
 FAILURE = {"status": 41010, "data": {"reason": "wrong_password", "field": None}, "msg": "wrong", "error": "wrong"}
@@ -104,7 +106,7 @@ def test_an_answer_that_is_not_described_fails() -> None:
         request = httpx.Request("POST", "http://chat.example/user/login")
         return httpx.Response(code, json=FAILURE | keys, request=request)
 
-    described.answer(answer(401))
+    api_schemas.check_response(answer(401))
     for wrong in (answer(402), answer(429), answer(401, status=41012), answer(401, error=""), answer(401, more=1)):
         with pytest.raises(AssertionError):
-            described.answer(wrong)
+            api_schemas.check_response(wrong)

@@ -14,7 +14,7 @@ from aiohttp import web
 from chat_server.api.headers import secure
 from tests import raw
 from tests.e2e.answers import ENDPOINTS, UPGRADE, ask, done, lives, opened, post, refused, speak, try_login, try_upgrade
-from tests.harness import PASSWORD, PATIENCE, Server, serving, until
+from tests.harness import PASSWORD, TIMEOUT, ServerHandle, serving, wait_until
 from tests.servers import free_port
 
 HOST = b"Host: chat.example\r\n"
@@ -38,7 +38,7 @@ def careful(response: httpx.Response) -> None:
 
 async def test_no_answer_is_without_its_headers(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, AllowedOrigins="https://friend.example") as server:
-        await server.users("1")
+        await server.add_users("1")
         login = {"user_name": "1", "password": PASSWORD}
         friend = {"Origin": "https://friend.example"}
         answers = [
@@ -91,17 +91,17 @@ def test_a_page_keeps_the_headers_that_it_brings() -> None:
 
 
 @pytest.fixture
-async def hasty(tmp_path: Path) -> AsyncIterator[Server]:
+async def hasty(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server that waits half a second for a request, and a user who has registered in time."""
     async with serving(tmp_path) as server:
-        await server.users("1")
+        await server.add_users("1")
         tokens = server.tokens
     async with serving(tmp_path, RequestTimeout=0.5) as server:
         server.tokens.update(tokens)
         yield server
 
 
-async def drip(server: Server, start: bytes, more: bytes) -> bytes:
+async def drip(server: ServerHandle, start: bytes, more: bytes) -> bytes:
     """Send the beginning of a request, then a little more again and again; what came until the server cut it."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     came = bytearray()
@@ -113,7 +113,7 @@ async def drip(server: Server, start: bytes, more: bytes) -> bytes:
 
     hearing = asyncio.create_task(hear())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             writer.write(start)
             while not hearing.done():
                 if more:
@@ -136,27 +136,29 @@ async def drip(server: Server, start: bytes, more: bytes) -> bytes:
     ],
     ids=["nothing", "a word", "headers", "a header", "empty lines"],
 )
-async def test_a_head_that_never_ends_does_not_hold_a_connection(hasty: Server, start: bytes, more: bytes) -> None:
+async def test_a_head_that_never_ends_does_not_hold_a_connection(
+    hasty: ServerHandle, start: bytes, more: bytes
+) -> None:
     assert await drip(hasty, start, more) == b""
     done(await ask(hasty, "GET", "/ping"), 200)
 
 
-async def test_a_second_head_that_never_ends_does_not_hold_a_connection(hasty: Server) -> None:
+async def test_a_second_head_that_never_ends_does_not_hold_a_connection(hasty: ServerHandle) -> None:
     answer = await drip(hasty, b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\nGET /ping HTTP/1.1\r\n", b"X-Header: x\r\n")
     assert answer.count(b"HTTP/1.") == answer.count(b" 200 OK") == 1
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 10000", b"Transfer-Encoding: chunked"])
-async def test_a_body_that_never_ends_does_not_hold_a_connection(hasty: Server, length: bytes) -> None:
+async def test_a_body_that_never_ends_does_not_hold_a_connection(hasty: ServerHandle, length: bytes) -> None:
     start = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + length + b"\r\n\r\n"
     answer = await drip(hasty, start, b"1\r\n \r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["data"]["reason"] == "bad_request"
 
 
-async def test_who_never_takes_his_answers_does_not_hold_a_connection(hasty: Server) -> None:
+async def test_who_never_takes_his_answers_does_not_hold_a_connection(hasty: ServerHandle) -> None:
     sock = await raw.connect(hasty, buffer=4096)
-    client = raw.Raw(sock, "")
+    client = raw.RawSocket(sock, "")
 
     async def cut() -> bool:
         try:
@@ -166,12 +168,12 @@ async def test_who_never_takes_his_answers_does_not_hold_a_connection(hasty: Ser
         return False
 
     try:
-        await until(cut)
+        await wait_until(cut)
     finally:
         sock.close()
 
 
-async def test_an_open_socket_is_not_cut_for_being_silent(hasty: Server) -> None:
+async def test_an_open_socket_is_not_cut_for_being_silent(hasty: ServerHandle) -> None:
     async with raw.chat(hasty, "1") as one:
         await asyncio.sleep(1.2)  # more than two RequestTimeout
         assert (await one.ask(7, "-1"))["op_type"] == 40023
@@ -208,22 +210,22 @@ HIDDEN = b"GET /nothing HTTP/1.1\r\n" + HOST + b"\r\n"
         b"Host: other.example\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-async def test_what_a_proxy_might_frame_otherwise_is_400_and_the_end(server: Server, framing: bytes) -> None:
+async def test_what_a_proxy_might_frame_otherwise_is_400_and_the_end(server: ServerHandle, framing: bytes) -> None:
     """Where two readers could disagree where a request ends, the second one would be somebody else's."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(LOGIN + framing + HIDDEN)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         answer = await reader.read()
     writer.close()
     assert answer.split(b" ")[1] == b"400", answer
     assert answer.count(b"HTTP/1.") == 1, answer
 
 
-async def test_a_head_that_is_too_large_is_400_and_the_end(server: Server) -> None:
+async def test_a_head_that_is_too_large_is_400_and_the_end(server: ServerHandle) -> None:
     for headers in (b"X: " + b"x" * 100_000, b"X: x\r\n" * 10_000, b"X: x\r\n" * 200 + b"X" * 9000):
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(b"GET /ping HTTP/1.1\r\n" + HOST + headers + b"\r\n\r\n" + HIDDEN)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             try:
                 answer = await reader.read()
             except ConnectionResetError:
@@ -236,7 +238,7 @@ async def test_a_head_that_is_too_large_is_400_and_the_end(server: Server) -> No
 # --- a page elsewhere
 
 
-async def test_a_form_posted_from_another_site_does_nothing_with_or_without_a_cookie(server: Server) -> None:
+async def test_a_form_posted_from_another_site_does_nothing_with_or_without_a_cookie(server: ServerHandle) -> None:
     for cookie in ({}, {"Cookie": f"session={server.tokens['1']}"}):
         for path, (fields, failed) in ENDPOINTS.items():
             form = dict.fromkeys(fields, PASSWORD) | {"user_name": "1"}
@@ -247,7 +249,7 @@ async def test_a_form_posted_from_another_site_does_nothing_with_or_without_a_co
     done(await try_login(server, "1"), 41003)
 
 
-async def test_a_socket_opened_from_another_site_does_not_open_with_or_without_a_cookie(server: Server) -> None:
+async def test_a_socket_opened_from_another_site_does_not_open_with_or_without_a_cookie(server: ServerHandle) -> None:
     for origin in (OTHER, {"Origin": "null"}):
         for cookie in ({}, {"Cookie": f"session={server.tokens['1']}"}):
             refused(await try_upgrade(server, origin | cookie, uid="1"), 403, 40014, "foreign_origin")
@@ -256,7 +258,7 @@ async def test_a_socket_opened_from_another_site_does_not_open_with_or_without_a
 async def test_behind_tls_a_page_that_came_without_it_is_foreign(tmp_path: Path) -> None:
     """Whoever sits in between can write such a page."""
     async with serving(tmp_path, TrustedProxies="127.0.0.1") as server:
-        await server.users("1")
+        await server.add_users("1")
         body = {"user_name": "1", "password": PASSWORD}
         for proto, origin, own in (
             ("https", "https://chat.example", True),
@@ -272,7 +274,7 @@ async def test_behind_tls_a_page_that_came_without_it_is_foreign(tmp_path: Path)
                 refused(response, 403, 41002, "foreign_origin")
 
 
-async def test_a_host_that_is_said_twice_is_not_chosen_from(server: Server) -> None:
+async def test_a_host_that_is_said_twice_is_not_chosen_from(server: ServerHandle) -> None:
     body = json.dumps({"user_name": "1", "password": PASSWORD}).encode()
     for first, second in ((b"chat.example", b"other.example"), (b"other.example", b"chat.example")):
         request = (
@@ -282,7 +284,7 @@ async def test_a_host_that_is_said_twice_is_not_chosen_from(server: Server) -> N
         assert (await speak(server, request)).status_code in (400, 403)
 
 
-async def test_an_origin_that_is_said_twice_is_not_chosen_from(server: Server) -> None:
+async def test_an_origin_that_is_said_twice_is_not_chosen_from(server: ServerHandle) -> None:
     for origins in (("http://x", "https://other.example"), ("https://other.example", "http://x")):
         headers = [("Host", "x"), *(("Origin", origin) for origin in origins)]
         response = await ask(
@@ -303,7 +305,7 @@ async def test_a_byte_that_is_no_text_is_never_an_error_of_the_server(
     names += " Sec-WebSocket-Key Sec-WebSocket-Version Sec-WebSocket-Protocol Sec-WebSocket-Extensions User-Agent"
     body = json.dumps({"user_name": "nobody", "password": PASSWORD}).encode()
     async with serving(tmp_path, TrustedProxies=proxies) as server:
-        await server.users("1")
+        await server.add_users("1")
         token = server.tokens["1"].encode()
         login = {b"Host": b"x", b"Content-Type": b"application/json", b"Content-Length": b"%d" % len(body)}
         upgrade = {b"Host": b"x", **{name.encode(): value.encode() for name, value in UPGRADE.items()}}
@@ -328,7 +330,7 @@ async def test_a_byte_that_is_no_text_is_never_an_error_of_the_server(
 # --- sessions
 
 
-async def test_no_session_is_one_that_the_client_chose(server: Server) -> None:
+async def test_no_session_is_one_that_the_client_chose(server: ServerHandle) -> None:
     """Session fixation: who plants a token in somebody's browser must not be logged in with them."""
     planted = "planted-" + "x" * 35
     headers = {"Cookie": f"session={planted}; chat_session={planted}"}
@@ -341,7 +343,7 @@ async def test_no_session_is_one_that_the_client_chose(server: Server) -> None:
     refused(await try_upgrade(server, uid="1", token=planted), 401, 41012, "not_logged_in")
 
 
-async def test_logging_in_anew_makes_a_token_anew(server: Server) -> None:
+async def test_logging_in_anew_makes_a_token_anew(server: ServerHandle) -> None:
     headers = {"Cookie": f"session={server.tokens['2']}"}
     body = {"user_name": "1", "password": PASSWORD}
     response = await ask(server, "POST", "/user/login", json=body, headers=headers)
@@ -359,7 +361,7 @@ async def test_no_failed_login_costs_less_than_another(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(bcrypt, "checkpw", counting)
     async with serving(tmp_path, PasswordCost=5, LoginFailures=100) as server:
-        await server.users("1")
+        await server.add_users("1")
         checked.clear()
         tries = [("1", "wrong one"), ("nobody", PASSWORD), ("", ""), ("a b", PASSWORD), ("x" * 5000, PASSWORD)]
         tries += [("System", PASSWORD), ("1", ""), ("1", "x" * 100), ("nobody", "x" * 100), ("1", "\0"), ("1", "short")]
@@ -371,13 +373,13 @@ async def test_no_failed_login_costs_less_than_another(tmp_path: Path, monkeypat
 # --- upgrades that are none
 
 
-async def test_frames_behind_an_upgrade_that_was_refused_are_no_requests(server: Server) -> None:
+async def test_frames_behind_an_upgrade_that_was_refused_are_no_requests(server: ServerHandle) -> None:
     """The connection speaks HTTP as before, and a frame is no HTTP: 400 and the end."""
     lines = [f"{name}: {value}" for name, value in UPGRADE.items()]
     head = "\r\n".join(["GET /chat/test?uid=1 HTTP/1.1", "Host: x", *lines, "", ""]).encode()
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(head + raw.request(1, "m1\nhello"))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         answers = await reader.read()
     writer.close()
     assert answers.startswith(b"HTTP/1.1 401 ")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import BARE, NODE, ROOT, Server, process, until
+from tests.harness import CLEAN_ENVIRON, NODE, ROOT, ServerHandle, subprocess_server, wait_until
 from tests.servers import free_port
 
 MOST_LINES = 22
@@ -28,12 +28,12 @@ def example(language: str) -> str:
 
 
 @asynccontextmanager
-async def running(folder: Path, server: Server, language: str, command: Sequence[str]) -> AsyncIterator[Path]:
+async def running(folder: Path, server: ServerHandle, language: str, command: Sequence[str]) -> AsyncIterator[Path]:
     """The example, run by `command` against `server`; the file with its output."""
     program, printed = folder / PROGRAMS[language], folder / f"{language}.txt"
     program.write_text(example(language).replace("127.0.0.1:8081", f"{server.host}:{server.port}"))
     with printed.open("wb") as output:
-        child: Child = await asyncio.create_subprocess_exec(*command, str(program), stdout=output, env=BARE)
+        child: Child = await asyncio.create_subprocess_exec(*command, str(program), stdout=output, env=CLEAN_ENVIRON)
     try:
         yield printed
         assert child.returncode is None
@@ -61,7 +61,7 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
     if options:
         install_ws(tmp_path)
     data, node = tmp_path / "data", [NODE, *options]
-    async with process(data, HttpPort=free_port()) as server:
+    async with subprocess_server(data, HttpPort=free_port()) as server:
         for name, password in PASSWORDS.items():
             await server.post("/user/register", {"user_name": name, "password": password})
         async with (
@@ -69,21 +69,21 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
             running(tmp_path, server, "JavaScript", node) as two,
         ):
             hellos = ["1 hello from Python", "2 hello from JavaScript"]
-            await until(lambda: all(sorted(lines(printed)) == hellos for printed in (one, two)))
+            await wait_until(lambda: all(sorted(lines(printed)) == hellos for printed in (one, two)))
             server.kill()
-            await server.ended()
+            await server.wait()
             await closing(server)
-            async with process(data, HttpPort=server.port) as again:
+            async with subprocess_server(data, HttpPort=server.port) as again:
                 token = await again.login("2", PASSWORDS["2"])
                 async with again.chat("2", to="1", token=token) as chat:
                     await chat.send("later\nafter the restart")
                     stored = await chat.answer(2, "-10")
                 expected = [*hellos, "2 after the restart"]
-                await until(lambda: all(sorted(lines(printed)) == sorted(expected) for printed in (one, two)))
+                await wait_until(lambda: all(sorted(lines(printed)) == sorted(expected) for printed in (one, two)))
                 assert stored["content"] == "3"
 
 
-async def closing(server: Server) -> None:
+async def closing(server: ServerHandle) -> None:
     """On the server's port, close each connection after its handshake request, until both users have tried."""
     users: set[bytes] = set()
 
@@ -94,7 +94,7 @@ async def closing(server: Server) -> None:
         users.update(re.findall(rb"\?uid=(\w+)", head))
 
     async with await asyncio.start_server(close, server.host, server.port):
-        await until(lambda: users == {b"1", b"2"})
+        await wait_until(lambda: users == {b"1", b"2"})
 
 
 def lines(printed: Path) -> list[str]:

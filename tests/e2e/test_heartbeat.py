@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from tests import raw
-from tests.harness import Chat, HandClock, Server, serving, until
+from tests.harness import ChatClient, ManualClock, ServerHandle, serving, wait_until
 
 BEAT = 0.1
 DAY = 86400
 
 
 @asynccontextmanager
-async def beating(folder: Path, **settings: Any) -> AsyncIterator[Server]:
+async def beating(folder: Path, **settings: Any) -> AsyncIterator[ServerHandle]:
     """A server with a fast heartbeat, with the users 1 and 2 and no limit between them."""
     async with serving(folder, **{"HeartbeatSeconds": BEAT, "StrangerLimit": 0, **settings}) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         yield server
 
 
@@ -51,30 +51,30 @@ async def test_a_peer_that_neither_sends_nor_takes_is_cut_without_a_close_frame(
         server.chat("2", to="1") as two,
     ):
         await early.write(raw.request(1, "half a frame")[:10])
-        assert await silent.closed() is None
-        assert await early.closed() is None
-        await raw.gone(two)
+        assert await silent.wait_closed() is None
+        assert await early.wait_closed() is None
+        await raw.wait_offline(two)
 
 
 @pytest.mark.parametrize("more", [0, 2_000_000], ids=["silent", "with frames that wait"])
 async def test_a_reader_that_stops_in_a_page_is_cut_without_a_close_frame(tmp_path: Path, more: int) -> None:
     async with beating(tmp_path) as server:
-        await raw.store(server, "1", "2", raw.HELD_BY_KERNEL // 16000 + 100)
+        await raw.store_messages(server, "1", "2", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
             await two.flood(raw.request(1, "\n😀" + "x" * 16000), more)
-            await raw.gone(one)
-            assert await two.closed() is None
+            await raw.wait_offline(one)
+            assert await two.wait_closed() is None
 
 
 async def test_a_reader_that_stops_and_half_closes_is_cut_too(tmp_path: Path) -> None:
     async with beating(tmp_path) as server:
-        await raw.store(server, "1", "2", raw.HELD_BY_KERNEL // 16000 + 100)
+        await raw.store_messages(server, "1", "2", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
-            await two.stalled()
+            await two.wait_stalled()
             two.half_close()
-            await raw.gone(one)
+            await raw.wait_offline(one)
 
 
 async def test_a_peer_that_takes_many_beats_for_one_frame_is_not_cut(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ async def test_a_peer_that_takes_many_beats_for_one_frame_is_not_cut(tmp_path: P
 
 async def test_a_peer_that_reads_a_page_slowly_for_many_beats_is_not_cut(tmp_path: Path) -> None:
     async with beating(tmp_path) as server:
-        await raw.store(server, "1", "2", 150)
+        await raw.store_messages(server, "1", "2", 150)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(2, "-150")
             for _ in range(40):
@@ -112,7 +112,7 @@ async def test_a_peer_that_takes_each_message_as_it_comes_is_not_cut(tmp_path: P
 
 
 async def test_an_open_socket_keeps_its_session_alive_and_no_other(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = ManualClock()
 
     def expires() -> int:
         with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
@@ -120,12 +120,12 @@ async def test_an_open_socket_keeps_its_session_alive_and_no_other(tmp_path: Pat
         return found
 
     async with serving(tmp_path, clock, HeartbeatSeconds=BEAT, SessionDays=1) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         unused = await server.login("1")
         async with server.chat("1", to="2") as one:
             for _ in range(3):
                 clock.shift += 0.7 * DAY
-                await until(lambda: expires() >= clock.now() + 0.98 * DAY * 1_000_000)
+                await wait_until(lambda: expires() >= clock.now() + 0.98 * DAY * 1_000_000)
             assert (await one.send("m1\nhello"))["op_type"] == 40019
         async with server.chat("1", to="2"):  # its token is as good as ever
             pass
@@ -136,17 +136,17 @@ async def test_an_open_socket_keeps_its_session_alive_and_no_other(tmp_path: Pat
 # --- flood control
 
 
-def names(chat: Chat, count: int) -> list[str]:
+def names(chat: ChatClient, count: int) -> list[str]:
     """The ids of so many messages of this socket."""
     return [f"{id(chat):x}-{n}" for n in range(count)]
 
 
-async def answered(chat: Chat, count: int) -> None:
+async def answered(chat: ChatClient, count: int) -> None:
     """All of `count` messages, sent by flood(), are acknowledged, in order."""
     assert [(await chat.receive()).get("id") for _ in range(count)] == names(chat, count)
 
 
-async def flood(chat: Chat, count: int) -> None:
+async def flood(chat: ChatClient, count: int) -> None:
     """Send so many messages at once."""
     for name in names(chat, count):
         await chat.put(1, f"{name}\nhello")

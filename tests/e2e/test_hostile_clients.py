@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests import raw
-from tests.harness import ROOT, Chat, Process, process
+from tests.harness import ROOT, ChatClient, SubprocessServer, subprocess_server
 
 MIB = 1 << 20
 MOST_MIB = {1: 32, 20: 64}  # that the server may grow by, for so many connections
@@ -23,15 +23,15 @@ LINE = b"X-A: " + b"a" * 8000 + b"\r\n"
 HEAD = (b"GET / HTTP/1.1\r\nHost: x\r\n" + LINE * 110 + b"\r\n") * 30
 
 # An attack: a connection, opened and greeted where it is a socket, and what is sent on it again and again.
-Attack = tuple[Callable[[Process], bytes], bytes]
+Attack = tuple[Callable[[SubprocessServer], bytes], bytes]
 
 
-def http(head: bytes) -> Callable[[Process], bytes]:
+def http(head: bytes) -> Callable[[SubprocessServer], bytes]:
     """What begins a plain connection."""
     return lambda server: head
 
 
-def upgraded(server: Process) -> bytes:
+def upgraded(server: SubprocessServer) -> bytes:
     """What begins a socket."""
     return raw.upgrade(server, "1", "2")
 
@@ -82,7 +82,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 @asynccontextmanager
-async def attacked(server: Process, attack: Attack, connections: int) -> AsyncIterator[None]:
+async def attacked(server: SubprocessServer, attack: Attack, connections: int) -> AsyncIterator[None]:
     """While the context lasts a process floods the server."""
     begin, data = attack
     flood = await asyncio.create_subprocess_exec(
@@ -105,17 +105,19 @@ async def attacked(server: Process, attack: Attack, connections: int) -> AsyncIt
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Process]:
+async def server(tmp_path: Path) -> AsyncIterator[SubprocessServer]:
     """A server with its own limits; 1 and 2 have long messages of each other, a and b chat."""
-    async with process(tmp_path / "data", coverage=False, FramesPerSecond=200, BroadcastsPerMinute=30) as server:
-        await server.users("1", "2", "a", "b")
-        await server.friends("1", "2")
-        await server.friends("a", "b")
-        await raw.store(server, "2", "1", 300)
+    async with subprocess_server(
+        tmp_path / "data", coverage=False, FramesPerSecond=200, BroadcastsPerMinute=30
+    ) as server:
+        await server.add_users("1", "2", "a", "b")
+        await server.make_contacts("1", "2")
+        await server.make_contacts("a", "b")
+        await raw.store_messages(server, "2", "1", 300)
         yield server
 
 
-async def chatting(one: Chat, other: Chat, seconds: float) -> int:
+async def chatting(one: ChatClient, other: ChatClient, seconds: float) -> int:
     """Messages from `one` to `other`, each sent once the last one was acknowledged and has arrived; how many."""
     count = 0
     deadline = time.monotonic() + seconds
@@ -130,7 +132,7 @@ async def chatting(one: Chat, other: Chat, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("connections", [1, 20])
-async def test_a_flood_takes_little_memory_and_others_chat_on(server: Process, connections: int) -> None:
+async def test_a_flood_takes_little_memory_and_others_chat_on(server: SubprocessServer, connections: int) -> None:
     """How long the others wait is measured by `python -m bench trouble`: clocks are too noisy for a test."""
     watched, faults = psutil.Process(server.process.pid), []
     async with server.chat("a", "b") as a, server.chat("b", "a") as b:

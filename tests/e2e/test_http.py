@@ -13,14 +13,14 @@ import httpx
 import pytest
 
 from tests.e2e.answers import ENDPOINTS, ask, done, envelope, post, refused, speak, sql, try_login, try_upgrade
-from tests.harness import PASSWORD, Server, serving, until
+from tests.harness import PASSWORD, ServerHandle, serving, wait_until
 
 WRONG: list[Any] = [None, 1, True, [], {}, ["1"]]
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-async def test_ping_answers_in_the_envelope(server: Server) -> None:
+async def test_ping_answers_in_the_envelope(server: ServerHandle) -> None:
     response = await ask(server, "GET", "/ping")
     assert response.json() == {"status": 200, "data": None, "msg": "ok", "error": ""}
 
@@ -30,7 +30,7 @@ async def test_msg_is_in_the_language_of_the_settings(tmp_path: Path) -> None:
         assert (await ask(server, "GET", "/ping")).json()["msg"] == "成功"
 
 
-async def test_health_says_of_each_store_that_it_is_up_and_since_when(server: Server) -> None:
+async def test_health_says_of_each_store_that_it_is_up_and_since_when(server: ServerHandle) -> None:
     data = done(await ask(server, "GET", "/health"), 200)
     assert set(data) == {"users", "messages", "cache"}
     for store in data.values():
@@ -40,14 +40,14 @@ async def test_health_says_of_each_store_that_it_is_up_and_since_when(server: Se
         assert store["since"] > 1_700_000_000_000
 
 
-async def test_head_is_get_without_the_body(server: Server) -> None:
+async def test_head_is_get_without_the_body(server: ServerHandle) -> None:
     for path in ("/ping", "/health"):
         response = await ask(server, "HEAD", path)
         assert (response.status_code, response.content) == (200, b"")
         assert response.headers["Content-Type"] == "application/json"
 
 
-async def test_what_is_not_there_is_404(server: Server) -> None:
+async def test_what_is_not_there_is_404(server: ServerHandle) -> None:
     for path in ("/nothing", "/user", "/user/login/", "/user/login/x", "/ping/", "/PING", "/%00", "/%ff"):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
             refused(await ask(server, method, path), 404, 404, "not_found")
@@ -55,7 +55,7 @@ async def test_what_is_not_there_is_404(server: Server) -> None:
         assert (response.status_code, response.content) == (404, b"")
 
 
-async def test_a_wrong_method_is_405_and_allow_names_the_right_ones(server: Server) -> None:
+async def test_a_wrong_method_is_405_and_allow_names_the_right_ones(server: ServerHandle) -> None:
     reading, posting = {"GET", "HEAD"}, {"POST"}
     known = {"/": reading, "/ping": reading, "/health": reading, "/chat/test": {"GET"}} | dict.fromkeys(
         ENDPOINTS, posting
@@ -67,14 +67,14 @@ async def test_a_wrong_method_is_405_and_allow_names_the_right_ones(server: Serv
             assert set(response.headers["Allow"].replace(" ", "").split(",")) == right
 
 
-async def test_a_body_that_is_too_large_is_413(server: Server) -> None:
+async def test_a_body_that_is_too_large_is_413(server: ServerHandle) -> None:
     body = json.dumps({"user_name": "1", "password": "x" * 100_000})
     headers = JSON | {"Authorization": f"Bearer {server.tokens['1']}"}
     for path in ENDPOINTS:
         refused(await ask(server, "POST", path, content=body, headers=headers), 413, 400, "too_large")
 
 
-async def test_a_body_whose_size_is_not_known_in_advance_is_413_too(server: Server) -> None:
+async def test_a_body_whose_size_is_not_known_in_advance_is_413_too(server: ServerHandle) -> None:
     async def chunks() -> Any:
         for _ in range(100):
             yield b"x" * 1000
@@ -83,7 +83,7 @@ async def test_a_body_whose_size_is_not_known_in_advance_is_413_too(server: Serv
     refused(response, 413, 400, "too_large")
 
 
-async def test_a_body_that_is_neither_json_nor_a_form_is_415(server: Server) -> None:
+async def test_a_body_that_is_neither_json_nor_a_form_is_415(server: ServerHandle) -> None:
     for content_type in (None, "", "text/plain", "text/json", "multipart/form-data; boundary=x", "x"):
         headers = {} if content_type is None else {"Content-Type": content_type}
         body = b'{"user_name": "1", "password": "secret1"}'
@@ -91,7 +91,7 @@ async def test_a_body_that_is_neither_json_nor_a_form_is_415(server: Server) -> 
         refused(response, 415, 400, "bad_content_type")
 
 
-async def test_a_content_type_is_compared_without_case_and_parameters(server: Server) -> None:
+async def test_a_content_type_is_compared_without_case_and_parameters(server: ServerHandle) -> None:
     body = b'{"user_name": "1", "password": "secret1"}'
     for content_type in ("Application/JSON", "application/json; charset=utf-8", "application/json ;x"):
         headers = {"Content-Type": content_type}
@@ -99,7 +99,7 @@ async def test_a_content_type_is_compared_without_case_and_parameters(server: Se
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate"])
-async def test_a_compressed_body_is_415(server: Server, encoding: str) -> None:
+async def test_a_compressed_body_is_415(server: ServerHandle, encoding: str) -> None:
     """It is not decompressed: no endpoint needs it."""
     body = json.dumps({"user_name": "1", "password": PASSWORD}).encode()
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
@@ -109,7 +109,7 @@ async def test_a_compressed_body_is_415(server: Server, encoding: str) -> None:
     done(await ask(server, "POST", "/user/login", content=body, headers=headers), 41003)
 
 
-async def test_the_sockets_address_without_an_upgrade_is_426(server: Server) -> None:
+async def test_the_sockets_address_without_an_upgrade_is_426(server: ServerHandle) -> None:
     for accept in ("application/json", "*/*"):
         response = await ask(server, "GET", "/chat/test?uid=1&to_uid=2", headers={"Accept": accept})
         refused(response, 426, 40014, "no_upgrade")
@@ -120,7 +120,7 @@ async def test_the_sockets_address_without_an_upgrade_is_426(server: Server) -> 
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-async def test_bodies_are_json_or_forms(server: Server, form: bool) -> None:
+async def test_bodies_are_json_or_forms(server: ServerHandle, form: bool) -> None:
     async def send(path: str, token: str = "", **fields: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         body: Any = {"data": fields} if form else {"json": fields}
@@ -138,7 +138,7 @@ async def test_bodies_are_json_or_forms(server: Server, form: bool) -> None:
     done(await send("/user/logout", token, user_name=name), 41015)
 
 
-async def test_a_charset_beside_the_content_type_is_no_hindrance(server: Server) -> None:
+async def test_a_charset_beside_the_content_type_is_no_hindrance(server: ServerHandle) -> None:
     fields = {"user_name": "1", "password": PASSWORD}
     for headers, body in ((JSON, json.dumps(fields)), (FORM, urlencode(fields))):
         content_type = {"Content-Type": f"{headers['Content-Type']}; charset=UTF-8"}
@@ -158,21 +158,21 @@ async def test_a_charset_beside_the_content_type_is_no_hindrance(server: Server)
     ],
     ids=["empty", "open", "form", "not utf-8", "surrogate", "two", "deep"],
 )
-async def test_a_body_that_is_no_json_is_400_with_status_400(server: Server, body: bytes) -> None:
+async def test_a_body_that_is_no_json_is_400_with_status_400(server: ServerHandle, body: bytes) -> None:
     """`bad_json`: it cannot be parsed (`bad_request`: a key is missing or of the wrong type)."""
     headers = JSON | {"Authorization": f"Bearer {server.tokens['1']}"}
     for path in ENDPOINTS:
         refused(await ask(server, "POST", path, content=body, headers=headers), 400, 400, "bad_json")
 
 
-async def test_a_body_that_is_no_form_is_400_with_status_400(server: Server) -> None:
+async def test_a_body_that_is_no_form_is_400_with_status_400(server: ServerHandle) -> None:
     for body in (b"user_name=%ff&password=secret1", b"user_name=\xff&password=secret1", b"a&" * 5000):
         response = await ask(server, "POST", "/user/login", content=body, headers=FORM)
         assert (response.status_code, envelope(response)["status"]) == (400, 400)
         assert response.json()["data"]["reason"] in ("bad_json", "bad_request")
 
 
-async def test_a_body_that_is_no_object_is_400_with_the_endpoints_failure(server: Server) -> None:
+async def test_a_body_that_is_no_object_is_400_with_the_endpoints_failure(server: ServerHandle) -> None:
     headers = JSON | {"Authorization": f"Bearer {server.tokens['1']}"}
     for path, (_, failed) in ENDPOINTS.items():
         for body in ("[]", '"user_name"', "1", "null", "true"):
@@ -180,7 +180,7 @@ async def test_a_body_that_is_no_object_is_400_with_the_endpoints_failure(server
             refused(response, 400, failed, "bad_request")
 
 
-async def test_a_missing_or_wrong_field_is_named(server: Server) -> None:
+async def test_a_missing_or_wrong_field_is_named(server: ServerHandle) -> None:
     for path, (fields, failed) in ENDPOINTS.items():
         right: dict[str, Any] = dict.fromkeys(fields, PASSWORD)
         for field in fields:
@@ -191,7 +191,7 @@ async def test_a_missing_or_wrong_field_is_named(server: Server) -> None:
                 assert field in response.json()["error"]
 
 
-async def test_a_missing_field_of_a_form_is_named(server: Server) -> None:
+async def test_a_missing_field_of_a_form_is_named(server: ServerHandle) -> None:
     response = await ask(server, "POST", "/user/login", data={"user_name": "1"})
     refused(response, 400, 41002, "bad_request", "password")
     assert "password" in response.json()["error"]
@@ -234,18 +234,18 @@ LOGIN = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/js
         "chunks in HTTP/1.0",
     ],
 )
-async def test_what_is_no_http_is_400_in_the_envelope(server: Server, request_: bytes) -> None:
+async def test_what_is_no_http_is_400_in_the_envelope(server: ServerHandle, request_: bytes) -> None:
     """Every response is JSON with the same four keys, whatever happened."""
     refused(await speak(server, request_), 400, 400, "bad_request")
 
 
-async def test_an_expectation_that_nobody_knows_is_answered_in_the_envelope(server: Server) -> None:
+async def test_an_expectation_that_nobody_knows_is_answered_in_the_envelope(server: ServerHandle) -> None:
     response = await speak(server, LOGIN + b"Expect: miracles\r\nContent-Length: 2\r\n\r\n{}")
     refused(response, response.status_code, 400, "bad_request")
     assert response.status_code in (400, 417)
 
 
-async def test_a_connection_goes_on_after_a_refusal(server: Server) -> None:
+async def test_a_connection_goes_on_after_a_refusal(server: ServerHandle) -> None:
     async with server.client(verify=False) as client:
         for _ in range(2):
             refused(
@@ -258,7 +258,7 @@ async def test_a_connection_goes_on_after_a_refusal(server: Server) -> None:
 # --- trouble in the server
 
 
-async def test_an_error_in_the_server_is_500(server: Server, tmp_path: Path) -> None:
+async def test_an_error_in_the_server_is_500(server: ServerHandle, tmp_path: Path) -> None:
     sql(tmp_path, "UPDATE users SET password = 'no hash' WHERE name = '1'")
     refused(await try_login(server, "1"), 500, 44444, "internal")
     done(await try_login(server, "2"), 41003)
@@ -266,7 +266,7 @@ async def test_an_error_in_the_server_is_500(server: Server, tmp_path: Path) -> 
 
 async def test_a_database_that_does_not_answer_is_503_until_it_does(tmp_path: Path) -> None:
     async with serving(tmp_path, StoreTimeout=0.2) as server:
-        await server.users("1")
+        await server.add_users("1")
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for response in (
@@ -279,7 +279,7 @@ async def test_a_database_that_does_not_answer_is_503_until_it_does(tmp_path: Pa
         async def back() -> bool:
             return (await try_login(server, "1")).status_code == 200
 
-        await until(back)
+        await wait_until(back)
 
 
 async def test_health_tells_of_a_database_that_does_not_answer(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ async def test_health_tells_of_a_database_that_does_not_answer(tmp_path: Path) -
         async def up() -> bool:
             return (await ask(server, "GET", "/health")).status_code == 200
 
-        await until(up)
+        await wait_until(up)
 
 
 def damage(folder: Path) -> None:
@@ -305,14 +305,14 @@ def damage(folder: Path) -> None:
             file.write(b"\xaa" * path.stat().st_size)
 
 
-async def test_a_database_that_cannot_be_read_is_away(server: Server, tmp_path: Path) -> None:
+async def test_a_database_that_cannot_be_read_is_away(server: ServerHandle, tmp_path: Path) -> None:
     before = done(await ask(server, "GET", "/health"), 200)
     damage(tmp_path)
 
     async def noticed() -> bool:
         return (await ask(server, "GET", "/health")).status_code == 503
 
-    await until(noticed)
+    await wait_until(noticed)
     response = await ask(server, "GET", "/health")
     body = envelope(response)
     assert (response.status_code, body["status"], body["data"]["reason"]) == (503, 44444, "store_away")
@@ -325,7 +325,7 @@ async def test_a_database_that_cannot_be_read_is_away(server: Server, tmp_path: 
     refused(await post(server, "/user/register", user_name="3", password=PASSWORD), 503, 44444, "store_away")
 
 
-async def test_a_database_that_cannot_be_written_for_damage_is_away(server: Server, tmp_path: Path) -> None:
+async def test_a_database_that_cannot_be_written_for_damage_is_away(server: ServerHandle, tmp_path: Path) -> None:
     """500 and 503 have 44444; a database that is away is 503, and worth trying again."""
     damage(tmp_path)
     refused(await try_login(server, "1"), 503, 44444, "store_away")

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from tests import raw
-from tests.harness import Process, process
+from tests.harness import SubprocessServer, subprocess_server
 from tests.hostile import (
     BODIES,
     HEADERS,
@@ -35,12 +35,12 @@ EVERYTHING_ON = {
 
 
 @pytest.fixture
-async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Process]:
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SubprocessServer]:
     """A server in a process of its own, whose CPU time nothing else uses; no coverage is measured in it."""
     needs_cpu_time()
-    async with process(tmp_path / "data", coverage=False, **getattr(request, "param", {})) as server:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+    async with subprocess_server(tmp_path / "data", coverage=False, **getattr(request, "param", {})) as server:
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         yield server
 
 
@@ -75,9 +75,9 @@ async def dear(given: Iterator[tuple[str, bytes]], cost: Callable[[bytes], Await
     return found
 
 
-async def test_no_frame_costs_more_than_a_tenth_of_a_second(server: Process) -> None:
+async def test_no_frame_costs_more_than_a_tenth_of_a_second(server: SubprocessServer) -> None:
     async with AsyncExitStack() as stack:
-        sockets: list[raw.Raw] = []
+        sockets: list[raw.RawSocket] = []
         sent = 0
 
         async def cost(frame: bytes) -> float:
@@ -162,12 +162,12 @@ def _head(method: str, path: str, headers: dict[str, bytes], *, upgrade: bool = 
 
 
 @pytest.mark.parametrize("server", [{}, EVERYTHING_ON], ids=["defaults", "everything on"], indirect=True)
-async def test_no_request_costs_more_than_twenty_milliseconds(server: Process) -> None:
+async def test_no_request_costs_more_than_twenty_milliseconds(server: SubprocessServer) -> None:
     async def cost(request: bytes) -> float:
         before = cpu(server.process.pid)
         with closing(await raw.connect(server)) as sock:
-            one = raw.Raw(sock, "1")
-            with suppress(raw.Cut, ConnectionError):  # no answer at all, as to half a request
+            one = raw.RawSocket(sock, "1")
+            with suppress(raw.ConnectionCut, ConnectionError):  # no answer at all, as to half a request
                 await one.write(request)
                 await one.status()
         return cpu(server.process.pid) - before

@@ -12,13 +12,13 @@ import pytest
 import websockets
 
 from tests.e2e.answers import ask, done, opened, post, refused, sql, try_login, try_upgrade
-from tests.harness import PASSWORD, HandClock, Server, serving, until
+from tests.harness import PASSWORD, ManualClock, ServerHandle, serving, wait_until
 
 LOCAL = "127.0.0.1"
 WRONG = "wrong password"
 
 
-async def guess(server: Server, name: str = "1", address: str = "192.0.2.1") -> int:
+async def guess(server: ServerHandle, name: str = "1", address: str = "192.0.2.1") -> int:
     """A wrong password; 401 if it was tried, 429 if it was refused."""
     response = await try_login(server, name, WRONG, address)
     if response.status_code == 429:
@@ -28,7 +28,7 @@ async def guess(server: Server, name: str = "1", address: str = "192.0.2.1") -> 
     return response.status_code
 
 
-async def register(server: Server, name: str, address: str = "192.0.2.1") -> httpx.Response:
+async def register(server: ServerHandle, name: str, address: str = "192.0.2.1") -> httpx.Response:
     headers = {"X-Forwarded-For": address}
     return await ask(server, "POST", "/user/register", json={"user_name": name, "password": PASSWORD}, headers=headers)
 
@@ -36,7 +36,7 @@ async def register(server: Server, name: str, address: str = "192.0.2.1") -> htt
 # --- guessing
 
 
-async def test_after_ten_failures_even_the_right_password_is_refused(server: Server) -> None:
+async def test_after_ten_failures_even_the_right_password_is_refused(server: ServerHandle) -> None:
     assert [await guess(server) for _ in range(11)] == [401] * 10 + [429]
     response = await try_login(server, "1")
     refused(response, 429, 41002, "too_many")
@@ -46,7 +46,7 @@ async def test_after_ten_failures_even_the_right_password_is_refused(server: Ser
 
 async def test_failures_are_counted_per_name_and_address(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         assert [await guess(server) for _ in range(3)] == [401, 401, 429]
         assert await guess(server, "2") == 401
         assert await guess(server, address="192.0.2.2") == 401
@@ -65,7 +65,7 @@ async def test_the_spellings_of_a_name_are_counted_together(tmp_path: Path) -> N
 
 async def test_ten_times_as_many_per_name_are_too_many_from_wherever(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         for address in range(10):
             assert [await guess(server, "1", f"192.0.2.{address}") for _ in range(2)] == [401, 401]
         assert await guess(server, "1", "198.51.100.1") == 429
@@ -75,7 +75,7 @@ async def test_ten_times_as_many_per_name_are_too_many_from_wherever(tmp_path: P
 
 async def test_failures_per_address_have_a_limit_of_their_own(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2, LoginFailuresPerAddress=20, TrustedProxies=LOCAL) as server:
-        await server.users("1")
+        await server.add_users("1")
         for name in range(10):
             assert [await guess(server, f"user{name}") for _ in range(2)] == [401, 401]
         assert await guess(server, "somebody") == 429
@@ -158,7 +158,7 @@ async def test_the_log_names_the_user_of_a_wrong_password(tmp_path: Path, caplog
     """What cannot be a user name is left out: it may be long, or hostile, or a password in the wrong field."""
     caplog.set_level(logging.INFO)
     async with serving(tmp_path) as server:
-        await server.users("1")
+        await server.add_users("1")
         for name in ("1", "nobody", "e\u0301", "a\u2028b", "\u202e1", "my secret!", "x" * 10000, "a\nb", "\x9b1m"):
             refused(await try_login(server, name, WRONG), 401, 41010, "wrong_password")
     users = [vars(record)["user"] for record in caplog.records if record.message == "wrong password"]
@@ -167,7 +167,7 @@ async def test_the_log_names_the_user_of_a_wrong_password(tmp_path: Path, caplog
 
 async def test_a_success_clears_the_count_of_the_name_and_address(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=3) as server:
-        await server.users("1")
+        await server.add_users("1")
         for _ in range(3):
             assert [await guess(server), await guess(server)] == [401, 401]
             done(await try_login(server, "1"), 41003)
@@ -175,7 +175,7 @@ async def test_a_success_clears_the_count_of_the_name_and_address(tmp_path: Path
 
 async def test_a_success_does_not_reset_the_count_of_the_name(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, TrustedProxies=LOCAL) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         for number in range(10):
             done(await try_login(server, "1", PASSWORD, f"198.51.100.{number}"), 41003)
             assert await guess(server, "1", f"192.0.2.{number}") == 401
@@ -184,7 +184,7 @@ async def test_a_success_does_not_reset_the_count_of_the_name(tmp_path: Path) ->
 
 async def test_a_success_does_not_reset_the_count_of_the_address(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailuresPerAddress=10, TrustedProxies=LOCAL) as server:
-        await server.users("2")
+        await server.add_users("2")
         for number in range(10):
             done(await try_login(server, "2", PASSWORD, "192.0.2.1"), 41003)
             assert await guess(server, f"user{number}", "192.0.2.1") == 401
@@ -193,9 +193,9 @@ async def test_a_success_does_not_reset_the_count_of_the_address(tmp_path: Path)
 
 async def test_guesses_from_elsewhere_do_not_lock_a_user_out(tmp_path: Path) -> None:
     """Where a user has logged in before, the limit of the name does not apply: now, later and after a restart."""
-    home, clock = "203.0.113.1", HandClock()
+    home, clock = "203.0.113.1", ManualClock()
     async with serving(tmp_path, clock, LoginFailures=1, TrustedProxies=LOCAL) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         done(await try_login(server, "1", PASSWORD, home), 41003)
     async with serving(tmp_path, clock, LoginFailures=1, TrustedProxies=LOCAL) as server:
         for _ in range(3):
@@ -209,14 +209,14 @@ async def test_guesses_from_elsewhere_do_not_lock_a_user_out(tmp_path: Path) -> 
 
 async def test_where_a_user_logged_in_guesses_are_limited_too(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2, TrustedProxies=LOCAL) as server:
-        await server.users("1")
+        await server.add_users("1")
         done(await try_login(server, "1", PASSWORD, "192.0.2.1"), 41003)
         assert [await guess(server) for _ in range(3)] == [401, 401, 429]
 
 
 async def test_only_its_own_user_makes_an_address_known(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, TrustedProxies=LOCAL) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         done(await try_login(server, "2", PASSWORD, "203.0.113.1"), 41003)
         for number in range(10):
             assert await guess(server, "1", f"192.0.2.{number}") == 401
@@ -225,14 +225,14 @@ async def test_only_its_own_user_makes_an_address_known(tmp_path: Path) -> None:
 
 async def test_success_costs_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1) as server:
-        await server.users("1")
+        await server.add_users("1")
         for _ in range(15):
             done(await try_login(server, "1"), 41003)
 
 
 async def test_a_wrong_old_password_counts_against_its_session(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2) as server:
-        await server.users("1")
+        await server.add_users("1")
         change = {"user_name": "1", "old_password": WRONG, "new_password": "another1"}
         other = await server.login("1")
         for _ in range(2):
@@ -246,7 +246,7 @@ async def test_a_wrong_old_password_counts_against_its_session(tmp_path: Path) -
 
 async def test_guesses_do_not_keep_a_user_from_a_new_password(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=1, LoginFailuresPerAddress=2) as server:
-        await server.users("1")
+        await server.add_users("1")
         assert [await guess(server), await guess(server, "2"), await guess(server, "3")] == [401, 401, 429]
         change = {"user_name": "1", "old_password": PASSWORD, "new_password": "another1"}
         done(await post(server, "/user/set_password", server.tokens["1"], **change), 41005)
@@ -259,7 +259,7 @@ async def test_a_flood_of_logins_does_not_delay_other_addresses(tmp_path: Path) 
         serving(tmp_path, PasswordCost=10, PasswordWait=600, TrustedProxies=LOCAL) as server,
         server.client() as client,
     ):
-        await server.users("1", *accounts)
+        await server.add_users("1", *accounts)
         finished = 0
 
         async def log_in(name: str, address: str) -> None:
@@ -274,7 +274,7 @@ async def test_a_flood_of_logins_does_not_delay_other_addresses(tmp_path: Path) 
 
         async with asyncio.TaskGroup() as group:
             floods = [group.create_task(flood(name)) for name in accounts * each]
-            await until(lambda: finished > len(floods))
+            await wait_until(lambda: finished > len(floods))
             for number in range(5):
                 before = finished
                 await log_in("1", f"198.51.100.{number}")
@@ -283,7 +283,7 @@ async def test_a_flood_of_logins_does_not_delay_other_addresses(tmp_path: Path) 
                 task.cancel()
 
 
-async def test_parallel_guesses_do_not_slip_through(server: Server) -> None:
+async def test_parallel_guesses_do_not_slip_through(server: ServerHandle) -> None:
     """They are counted before hashing."""
     body = {"user_name": "1", "password": WRONG}
     async with server.client(verify=False) as client:
@@ -292,7 +292,7 @@ async def test_parallel_guesses_do_not_slip_through(server: Server) -> None:
 
 
 async def test_the_window_passes(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = ManualClock()
     async with serving(tmp_path, clock, LoginFailures=2, LoginWindow=5) as server:
         assert [await guess(server), await guess(server), await guess(server)] == [401, 401, 429]
         clock.shift += 200
@@ -304,7 +304,7 @@ async def test_the_window_passes(tmp_path: Path) -> None:
 
 
 async def test_a_clock_that_was_set_back_shuts_nobody_out_for_longer(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = ManualClock()
     clock.shift = 365 * 86400
     async with serving(tmp_path, clock, LoginFailures=2) as server:
         assert [await guess(server), await guess(server), await guess(server)] == [401, 401, 429]
@@ -323,7 +323,7 @@ async def test_the_counts_survive_a_restart(tmp_path: Path) -> None:
 
 
 async def test_too_many_registrations_per_address_and_hour(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = ManualClock()
     async with serving(tmp_path, clock, RegistrationsPerHour=2, TrustedProxies=LOCAL) as server:
         done(await register(server, "1"), 41001)
         done(await register(server, "2"), 41001)
@@ -344,7 +344,7 @@ async def test_parallel_registrations_do_not_slip_through(tmp_path: Path) -> Non
 # --- passwords that wait
 
 
-async def parallel_logins(server: Server, count: int, password: str = PASSWORD) -> list[httpx.Response]:
+async def parallel_logins(server: ServerHandle, count: int, password: str = PASSWORD) -> list[httpx.Response]:
     body = {"user_name": "1", "password": password}
     async with server.client(verify=False) as client:
         return await asyncio.gather(*(client.post("/user/login", json=body) for _ in range(count)))
@@ -362,7 +362,7 @@ def some_were_told_to_wait(answers: list[httpx.Response], done_status: int, fail
 
 async def test_who_would_wait_too_long_for_a_password_is_told_so(tmp_path: Path) -> None:
     async with serving(tmp_path, PasswordCost=11, PasswordWait=0.001) as server:
-        await server.users("1")
+        await server.add_users("1")
         some_were_told_to_wait(await parallel_logins(server, 16), 41003, 41002)
         done(await try_login(server, "1"), 41003)  # nobody waits any more
 
@@ -376,7 +376,7 @@ async def test_who_would_wait_too_long_is_told_so_from_the_first_moment_on(tmp_p
 
 async def test_being_told_to_wait_is_no_failure(tmp_path: Path) -> None:
     async with serving(tmp_path, PasswordCost=11, PasswordWait=0.001, LoginFailures=16) as server:
-        await server.users("1")
+        await server.add_users("1")
         answers = await parallel_logins(server, 16, WRONG)
         failures = [answer for answer in answers if answer.status_code == 401]
         assert 0 < len(failures) < 16
@@ -387,7 +387,7 @@ async def test_being_told_to_wait_is_no_failure(tmp_path: Path) -> None:
 
 async def test_who_has_gone_leaves_the_queue(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        await server.users("1")
+        await server.add_users("1")
     async with serving(tmp_path, PasswordCost=14, PasswordWait=1000, LoginFailures=1000) as server:
         body = json.dumps({"user_name": "nobody", "password": PASSWORD})
         request = (
@@ -401,7 +401,7 @@ async def test_who_has_gone_leaves_the_queue(tmp_path: Path) -> None:
             writer.write(request)
             writers.append(writer)
         # They are counted just before they wait. Their turns would take more than PATIENCE.
-        await until(lambda: sql(tmp_path, "SELECT max(count) FROM rates") == [(waiting,)])
+        await wait_until(lambda: sql(tmp_path, "SELECT max(count) FROM rates") == [(waiting,)])
         for writer in writers:
             writer.close()
         done(await try_login(server, "1"), 41003)  # whose hash is as quick to check as before
@@ -412,18 +412,18 @@ async def test_who_has_gone_leaves_the_queue(tmp_path: Path) -> None:
 
 async def test_a_user_has_only_so_many_sockets(tmp_path: Path) -> None:
     async with serving(tmp_path, SocketsPerUser=2) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         token = server.tokens["1"]
         async with server.chat("1"), server.chat("2"):
             async with server.chat("1", token=await server.login("1")):
                 for _ in range(3):
                     refused(await try_upgrade(server, uid="1", token=token), 429, 40014, "too_many")
-            await until(partial(opens, server, "1"))  # the server has heard that it was closed
+            await wait_until(partial(opens, server, "1"))  # the server has heard that it was closed
 
 
 async def test_an_address_has_only_so_many_sockets(tmp_path: Path) -> None:
     async with serving(tmp_path, SocketsPerAddress=2, TrustedProxies=LOCAL) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         async with opened(server, "1", X_Forwarded_For="2001:db8::1"):
             async with opened(server, "2", X_Forwarded_For="2001:db8::2"):
                 for _ in range(3):
@@ -433,12 +433,12 @@ async def test_an_address_has_only_so_many_sockets(tmp_path: Path) -> None:
                     refused(response, 429, 40014, "too_many")
                 async with opened(server, "3", X_Forwarded_For="2001:db8:0:1::1"):
                     pass
-            await until(partial(opens, server, "3", X_Forwarded_For="2001:db8::3"))
+            await wait_until(partial(opens, server, "3", X_Forwarded_For="2001:db8::3"))
 
 
 async def test_an_upgrade_that_was_refused_takes_no_place(tmp_path: Path) -> None:
     async with serving(tmp_path, SocketsPerUser=1, SocketsPerAddress=1) as server:
-        await server.users("1")
+        await server.add_users("1")
         token = server.tokens["1"]
         refused(await try_upgrade(server, uid="1", token="wrong"), 401, 41012, "not_logged_in")
         refused(await try_upgrade(server, uid="2", token=token), 403, 40014, "not_yours", "uid")
@@ -447,7 +447,7 @@ async def test_an_upgrade_that_was_refused_takes_no_place(tmp_path: Path) -> Non
             pass
 
 
-async def opens(server: Server, user: str, **headers: str) -> bool:
+async def opens(server: ServerHandle, user: str, **headers: str) -> bool:
     """Whether a socket opens: it does, or it is one too many."""
     try:
         async with opened(server, user, **headers):

@@ -15,7 +15,7 @@ import websockets
 
 from chat_server.utils.logs import JsonLines, Readable
 from tests.e2e.answers import ask, opened, post, refused, speak, sql, try_login
-from tests.harness import Process, Server, process, serving, until
+from tests.harness import ServerHandle, SubprocessServer, serving, subprocess_server, wait_until
 
 # What nobody may find in a log.
 SECRETS = (
@@ -32,7 +32,7 @@ READABLE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DEBUG|INFO|WARNIN
 CLIENTS = ("websockets", "httpx", "httpcore")
 
 
-async def everything(server: Server, folder: Path) -> set[str]:
+async def everything(server: ServerHandle, folder: Path) -> set[str]:
     """What people do, what they get wrong, and what goes wrong in the server. Returns the tokens that were used."""
     for name in ("1", "2", "broken"):
         await post(server, "/user/register", user_name=name, password=RIGHT)
@@ -44,7 +44,7 @@ async def everything(server: Server, folder: Path) -> set[str]:
     return set(tokens.values())
 
 
-async def _people(server: Server) -> None:
+async def _people(server: ServerHandle) -> None:
     refused(await try_login(server, "1", WRONG), 401, 41010, "wrong_password")
     refused(await try_login(server, "1", "x" + RIGHT * 5), 401, 41010, "wrong_password")
     change = {"user_name": "1", "old_password": WRONG, "new_password": NEW}
@@ -69,7 +69,7 @@ async def _people(server: Server) -> None:
             await one.answer(1, f"{TEXT}\n{TEXT}", **keys)
 
 
-async def _nonsense(server: Server) -> None:
+async def _nonsense(server: ServerHandle) -> None:
     async with opened(server, "1") as one:
         for frame in (
             f'{{"content": "{FRAME}"',
@@ -78,11 +78,11 @@ async def _nonsense(server: Server) -> None:
             f'"\\ud800{FRAME}"',
             "null",
         ):
-            await one.raw(frame)
+            await one.send_text(frame)
             assert (await one.receive())["op_type"] == 40000
     async with opened(server, "1") as one:
         await one.connection.send(FRAME.encode())
-        assert await one.closed() == 1003
+        assert await one.wait_closed() == 1003
     async with opened(server, "1") as one:
         assert (await one.send(f"{FRAME} " * 1_200, to="2"))["reason"] == "too_long"
     headers = {"Content-Type": "application/json"}
@@ -109,7 +109,7 @@ async def _nonsense(server: Server) -> None:
             await websockets.connect(f"ws://{server.host}:{server.port}/chat/test?{query}", proxy=None)
 
 
-async def _trouble(server: Server, folder: Path) -> None:
+async def _trouble(server: ServerHandle, folder: Path) -> None:
     # An error within an endpoint, and one within an op: what lies in the database is not what we wrote there.
     sql(folder, "UPDATE users SET password = ? WHERE name = 'broken'", f"no hash of {RIGHT}")
     refused(await try_login(server, "broken", RIGHT), 500, 44444, "internal")
@@ -131,7 +131,7 @@ async def _trouble(server: Server, folder: Path) -> None:
     async def again() -> bool:
         return (await try_login(server, "1", NEW)).status_code == 200
 
-    await until(again)
+    await wait_until(again)
 
 
 def harmless(lines: Iterable[str], tokens: set[str]) -> None:
@@ -142,15 +142,15 @@ def harmless(lines: Iterable[str], tokens: set[str]) -> None:
                 assert written not in line
 
 
-async def end(server: Process) -> list[str]:
+async def end(server: SubprocessServer) -> list[str]:
     """End it; the lines that it logged."""
     server.process.terminate()
-    assert await server.ended() == 0
+    assert await server.wait() == 0
     return server.log.read_text("utf-8").splitlines()
 
 
 async def test_debug_lines_are_readable_and_tell_no_secret(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", AppMode="debug", StoreTimeout=0.2) as server:
+    async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=0.2) as server:
         tokens = await everything(server, tmp_path / "data")
         lines = await end(server)
     harmless(lines, tokens)
@@ -167,7 +167,7 @@ async def test_debug_lines_are_readable_and_tell_no_secret(tmp_path: Path) -> No
 
 
 async def test_release_lines_are_json_and_tell_no_secret(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", AppMode="release", StoreTimeout=0.2) as server:
+    async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=0.2) as server:
         tokens = await everything(server, tmp_path / "data")
         lines = await end(server)
     harmless(lines, tokens)

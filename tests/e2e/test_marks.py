@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from tests import raw
-from tests.harness import Chat, Frame, Server, serving, until
+from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server with the users 1 to 3, and no limit between them."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         yield server
 
 
-async def store(server: Server, sender: str, receiver: str, *ids: str) -> None:
+async def store(server: ServerHandle, sender: str, receiver: str, *ids: str) -> None:
     """Store messages while the receiver is offline, so that all are unread."""
     async with server.chat(sender, to=receiver) as chat:
         for id in ids:
@@ -30,13 +30,13 @@ def short(frame: Frame) -> tuple[int, str | None]:
     return frame["op_type"], frame.get("reason")
 
 
-async def unread(chat: Chat, to: str = "") -> list[str]:
+async def unread(chat: ChatClient, to: str = "") -> list[str]:
     """The ids of what is unread from the peer."""
     frames = await chat.ask(3, to=to)
     return [frame["id"] for frame in frames if frame["type"] == 2]
 
 
-async def left(chat: Chat, to: str = "") -> list[tuple[str, str]]:
+async def left(chat: ChatClient, to: str = "") -> list[tuple[str, str]]:
     """Sender and id of all that is stored."""
     frames = await chat.ask(2, "-200", to=to)
     return [(frame["from"], frame["id"]) for frame in frames if frame["type"] == 2]
@@ -45,7 +45,7 @@ async def left(chat: Chat, to: str = "") -> list[tuple[str, str]]:
 # --- op 4
 
 
-async def test_a_message_to_me_is_marked_as_read(server: Server) -> None:
+async def test_a_message_to_me_is_marked_as_read(server: ServerHandle) -> None:
     await store(server, "1", "2", "a", "b")
     async with server.chat("2", to="1") as two:
         answer = await two.answer(4, "a")
@@ -57,7 +57,7 @@ async def test_a_message_to_me_is_marked_as_read(server: Server) -> None:
         assert [(frame["id"], frame["read"]) for frame in frames] == [("a", True), ("b", False)]
 
 
-async def test_up_to_200_ids_one_a_line_are_marked(server: Server) -> None:
+async def test_up_to_200_ids_one_a_line_are_marked(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(202)]
     await store(server, "1", "2", *names)
     async with server.chat("2", to="1") as two:
@@ -69,7 +69,7 @@ async def test_up_to_200_ids_one_a_line_are_marked(server: Server) -> None:
         assert await unread(two) == []
 
 
-async def test_those_found_are_marked_and_a_refusal_names_the_others(server: Server) -> None:
+async def test_those_found_are_marked_and_a_refusal_names_the_others(server: ServerHandle) -> None:
     await store(server, "1", "2", "a", "b", "c")
     async with server.chat("2", to="1") as two:
         refusal = await two.answer(4, "a\nnowhere\nc\n>b\nnot.there")
@@ -80,7 +80,7 @@ async def test_those_found_are_marked_and_a_refusal_names_the_others(server: Ser
         assert short(refusal) == (40006, "no_such_message")
 
 
-async def test_a_star_marks_all_from_that_user(server: Server) -> None:
+async def test_a_star_marks_all_from_that_user(server: ServerHandle) -> None:
     await store(server, "1", "2", *(f"m{number}" for number in range(450)))
     await store(server, "3", "2", "other")
     await store(server, "2", "1", "mine")
@@ -93,7 +93,7 @@ async def test_a_star_marks_all_from_that_user(server: Server) -> None:
         assert await unread(one) == ["mine"]
 
 
-async def test_only_messages_to_me_can_be_marked(server: Server) -> None:
+async def test_only_messages_to_me_can_be_marked(server: ServerHandle) -> None:
     await store(server, "1", "2", "theirs", "both")
     await store(server, "2", "1", "mine", "both")
     async with server.chat("2", to="1") as two:
@@ -107,7 +107,7 @@ async def test_only_messages_to_me_can_be_marked(server: Server) -> None:
         assert await unread(one) == ["mine", "both"]
 
 
-async def test_a_message_of_another_conversation_cannot_be_marked(server: Server) -> None:
+async def test_a_message_of_another_conversation_cannot_be_marked(server: ServerHandle) -> None:
     await store(server, "1", "2", "a")
     async with server.chat("2", to="3") as two, server.chat("3", to="2") as three:
         assert short(await two.answer(4, "a")) == (40006, "no_such_message")
@@ -116,7 +116,7 @@ async def test_a_message_of_another_conversation_cannot_be_marked(server: Server
         assert short(await two.answer(4, "a", to="1")) == (40007, None)
 
 
-async def test_a_deleted_message_is_not_there_to_be_marked(server: Server) -> None:
+async def test_a_deleted_message_is_not_there_to_be_marked(server: ServerHandle) -> None:
     await store(server, "1", "2", "a")
     async with server.chat("2", to="1") as two:
         await two.answer(5, "a")
@@ -124,7 +124,7 @@ async def test_a_deleted_message_is_not_there_to_be_marked(server: Server) -> No
 
 
 @pytest.mark.parametrize(("op_type", "code"), [(4, 40006), (5, 40012)])
-async def test_what_names_no_message_is_refused(server: Server, op_type: int, code: int) -> None:
+async def test_what_names_no_message_is_refused(server: ServerHandle, op_type: int, code: int) -> None:
     await store(server, "1", "2", "a")
     async with server.chat("2", to="1") as two:
         assert short(await two.answer(op_type, "")) == (code, "empty")
@@ -137,7 +137,7 @@ async def test_what_names_no_message_is_refused(server: Server, op_type: int, co
 # --- op 5
 
 
-async def test_either_side_deletes_a_message_for_both(server: Server) -> None:
+async def test_either_side_deletes_a_message_for_both(server: ServerHandle) -> None:
     await store(server, "1", "2", "a", "b", "c")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         answer = await one.answer(5, "a")
@@ -150,7 +150,7 @@ async def test_either_side_deletes_a_message_for_both(server: Server) -> None:
         assert [frame["unread"] for frame in (await two.ask(7, "-5"))[:-1]] == [1]
 
 
-async def test_up_to_200_ids_one_a_line_are_deleted(server: Server) -> None:
+async def test_up_to_200_ids_one_a_line_are_deleted(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(202)]
     await store(server, "1", "2", *names)
     async with server.chat("2", to="1") as two:
@@ -160,7 +160,7 @@ async def test_up_to_200_ids_one_a_line_are_deleted(server: Server) -> None:
         assert await left(two) == [("1", "m200"), ("1", "m201")]
 
 
-async def test_those_found_are_deleted_and_a_refusal_names_the_others(server: Server) -> None:
+async def test_those_found_are_deleted_and_a_refusal_names_the_others(server: ServerHandle) -> None:
     await store(server, "1", "2", "a", "b", "c")
     async with server.chat("2", to="1") as two:
         refusal = await two.answer(5, "a\nnowhere\nc\n>b\nnot.there")
@@ -169,7 +169,7 @@ async def test_those_found_are_deleted_and_a_refusal_names_the_others(server: Se
         assert await left(two) == [("1", "b")]
 
 
-async def test_deleting_what_is_not_there_or_not_there_any_more_is_refused(server: Server) -> None:
+async def test_deleting_what_is_not_there_or_not_there_any_more_is_refused(server: ServerHandle) -> None:
     await store(server, "1", "2", "a")
     async with server.chat("1", to="2") as one, server.chat("3", to="1") as three:
         assert short(await three.answer(5, "a")) == (40012, "no_such_message")
@@ -180,7 +180,7 @@ async def test_deleting_what_is_not_there_or_not_there_any_more_is_refused(serve
         assert short(await one.answer(5, "never")) == (40012, "no_such_message")
 
 
-async def test_mine_is_deleted_first_unless_the_line_says_whose(server: Server) -> None:
+async def test_mine_is_deleted_first_unless_the_line_says_whose(server: ServerHandle) -> None:
     for sender, receiver in (("1", "2"), ("2", "1")):
         await store(server, sender, receiver, "a", "b", "c")
     await store(server, "2", "1", "theirs")
@@ -197,7 +197,7 @@ async def test_mine_is_deleted_first_unless_the_line_says_whose(server: Server) 
 # --- delivery, proven
 
 
-async def test_a_pong_marks_what_was_delivered_as_read(server: Server) -> None:
+async def test_a_pong_marks_what_was_delivered_as_read(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
         await two.receive()
@@ -205,11 +205,11 @@ async def test_a_pong_marks_what_was_delivered_as_read(server: Server) -> None:
         async def read() -> bool:
             return bool((await one.ask(2, "-1"))[0]["read"])
 
-        await until(read)
+        await wait_until(read)
         assert await unread(two) == []
 
 
-async def test_ops_2_3_and_7_see_what_was_proven_before_them(server: Server) -> None:
+async def test_ops_2_3_and_7_see_what_was_proven_before_them(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         for number, (op_type, content) in enumerate([(2, "-1"), (3, ""), (7, "-1")] * 10):
             await one.send(f"m{number}\nhello")
@@ -225,7 +225,7 @@ async def test_ops_2_3_and_7_see_what_was_proven_before_them(server: Server) -> 
                 await two.receive()
 
 
-async def test_what_went_to_a_client_that_never_pongs_stays_unread(server: Server) -> None:
+async def test_what_went_to_a_client_that_never_pongs_stays_unread(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         async with raw.chat(server, "2", to="1") as mute:
             for id in ("a", "b", "c"):
@@ -233,13 +233,13 @@ async def test_what_went_to_a_client_that_never_pongs_stays_unread(server: Serve
                 assert (await mute.receive())["id"] == id
             answer = await mute.ask(3)
             assert answer["content"] == "3"
-        await raw.gone(one)
+        await raw.wait_offline(one)
         async with server.chat("2", to="1") as two:
             assert (await unread(two))[:3] == ["a", "b", "c"]
         assert [frame["read"] for frame in (await one.ask(2, "0-3"))[:-1]] == [False] * 3
 
 
-async def test_a_pong_proves_only_what_was_sent_before_its_ping(server: Server) -> None:
+async def test_a_pong_proves_only_what_was_sent_before_its_ping(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         await one.send("a\nhello")
         assert (await two.receive())["id"] == "a"
@@ -257,7 +257,7 @@ async def test_a_pong_proves_only_what_was_sent_before_its_ping(server: Server) 
         assert (await two.ask(3))["content"] == "0"
 
 
-async def test_a_pong_that_echoes_no_ping_proves_nothing(server: Server) -> None:
+async def test_a_pong_that_echoes_no_ping_proves_nothing(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         await two.write(raw.frame(b"", raw.PONG))
         await one.send("a\nhello")
@@ -270,7 +270,7 @@ async def test_a_pong_that_echoes_no_ping_proves_nothing(server: Server) -> None
         assert (await two.ask(3))["content"] == "0"
 
 
-async def test_one_socket_of_the_receiver_that_pongs_is_proof(server: Server) -> None:
+async def test_one_socket_of_the_receiver_that_pongs_is_proof(server: ServerHandle) -> None:
     async with (
         server.chat("1", to="2") as one,
         raw.chat(server, "2", to="1") as mute,
@@ -283,11 +283,11 @@ async def test_one_socket_of_the_receiver_that_pongs_is_proof(server: Server) ->
         async def read() -> bool:
             return await unread(two) == []
 
-        await until(read)
+        await wait_until(read)
         assert (await mute.ask(3))["content"] == "0"
 
 
-async def test_a_message_that_was_deleted_before_its_pong_stays_deleted(server: Server) -> None:
+async def test_a_message_that_was_deleted_before_its_pong_stays_deleted(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         await one.send("a\nhello")
         await two.receive()
@@ -298,7 +298,7 @@ async def test_a_message_that_was_deleted_before_its_pong_stays_deleted(server: 
         assert short(await one.send("a\nhello")) == (40018, None)
 
 
-async def test_what_a_page_shows_is_not_marked_by_a_pong(server: Server) -> None:
+async def test_what_a_page_shows_is_not_marked_by_a_pong(server: ServerHandle) -> None:
     """Reading them here does not mark them."""
     await store(server, "1", "2", "a", "b")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
@@ -310,4 +310,4 @@ async def test_what_a_page_shows_is_not_marked_by_a_pong(server: Server) -> None
         async def proven() -> bool:
             return await unread(two) == ["a", "b"]
 
-        await until(proven)
+        await wait_until(proven)

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chat_server.status import Status
 from tests import raw
 from tests.e2e.answers import ask, refused
-from tests.harness import PASSWORD, ROOT, Server, process, run_py, serving, until
+from tests.harness import PASSWORD, ROOT, ServerHandle, run_py, serving, subprocess_server, wait_until
 from tests.servers import free_port
 
 DASHBOARD = ROOT / "docs" / "grafana.json"
@@ -63,13 +63,13 @@ def port() -> int:
 
 
 @pytest.fixture
-async def server(tmp_path: Path, port: int) -> AsyncIterator[Server]:
+async def server(tmp_path: Path, port: int) -> AsyncIterator[ServerHandle]:
     async with serving(tmp_path, MetricsPort=port, StrangerLimit=2) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         yield server
 
 
-async def test_frames_are_counted_by_op_and_answer(server: Server, port: int) -> None:
+async def test_frames_are_counted_by_op_and_answer(server: ServerHandle, port: int) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         for id in "abc":
             await one.send(f"{id}\nhello")
@@ -85,8 +85,8 @@ async def test_frames_are_counted_by_op_and_answer(server: Server, port: int) ->
         await one.ask(6, "everybody")
         await one.ask(7, "-10")
         await one.ask(7, "-1")
-        await one.raw("no JSON")
-        await one.raw('{"op_type": 8, "content": ""}')
+        await one.send_text("no JSON")
+        await one.send_text('{"op_type": 8, "content": ""}')
         for _ in range(2):  # the answers to the last two
             assert (await one.receive())["op_type"] == 40000
         counts = (await scraped(port)).samples["chat_frames_total"]
@@ -106,8 +106,8 @@ async def test_frames_are_counted_by_op_and_answer(server: Server, port: int) ->
     }
 
 
-async def test_every_message_of_a_burst_is_counted(server: Server, port: int) -> None:
-    await server.friends("1", "2")
+async def test_every_message_of_a_burst_is_counted(server: ServerHandle, port: int) -> None:
+    await server.make_contacts("1", "2")
     before = (await scraped(port))("chat_frames_total", "1", "40019")
     async with server.chat("1", to="2") as one:
         for number in range(300):
@@ -118,7 +118,7 @@ async def test_every_message_of_a_burst_is_counted(server: Server, port: int) ->
     assert now("chat_frames_total", "1", "40019") == before + 300
 
 
-async def test_sockets_and_users_are_those_of_the_moment(server: Server, port: int) -> None:
+async def test_sockets_and_users_are_those_of_the_moment(server: ServerHandle, port: int) -> None:
     assert ((await scraped(port))("chat_sockets"), (await scraped(port))("chat_users_online")) == (0, 0)
     async with server.chat("1"), server.chat("1"), server.chat("2"):
         now = await scraped(port)
@@ -128,10 +128,10 @@ async def test_sockets_and_users_are_those_of_the_moment(server: Server, port: i
         now = await scraped(port)
         return (now("chat_sockets"), now("chat_users_online")) == (0, 0)
 
-    await until(gone)
+    await wait_until(gone)
 
 
-async def test_a_store_is_measured_by_the_call_and_by_the_batch(server: Server, port: int) -> None:
+async def test_a_store_is_measured_by_the_call_and_by_the_batch(server: ServerHandle, port: int) -> None:
     now = await scraped(port)
     calls, batches = now("chat_store_call_seconds_count", "embedded"), now("chat_batch_size_count", "embedded")
     assert 0 < batches < calls  # reads are no batches
@@ -149,7 +149,7 @@ async def test_a_reader_that_was_too_slow_is_counted_and_what_waits_for_one_is_t
     # A heartbeat would cut the reader before it is too slow, where the machine is.
     settings: dict[str, Any] = {"OutboxBytes": 200_000, "StrangerLimit": 0, "HeartbeatSeconds": 600}
     async with serving(tmp_path, MetricsPort=port, **settings) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one, raw.chat(server, "2", buffer=4096):
             waited = [0.0]
             while not (now := await scraped(port))("chat_slow_readers_total"):
@@ -160,11 +160,11 @@ async def test_a_reader_that_was_too_slow_is_counted_and_what_waits_for_one_is_t
             assert 0 < max(waited) <= 200_000
 
 
-async def test_the_loop_and_the_passwords_are_watched(server: Server, port: int) -> None:
+async def test_the_loop_and_the_passwords_are_watched(server: ServerHandle, port: int) -> None:
     async def measured() -> bool:
         return (await scraped(port))("chat_loop_lag_seconds_count") > 0
 
-    await until(measured)
+    await wait_until(measured)
     now = await scraped(port)
     assert now("chat_loop_lag_seconds_sum") < 5
     assert now("chat_passwords_waiting") == 0
@@ -179,13 +179,13 @@ async def test_passwords_that_wait_are_told(tmp_path: Path, port: int) -> None:
         async def waiting() -> bool:
             return (await scraped(port))("chat_passwords_waiting") > 0
 
-        await until(waiting)
+        await wait_until(waiting)
         await asyncio.gather(*logins)
         assert (await scraped(port))("chat_passwords_waiting") == 0
 
 
-async def test_labels_are_few_and_name_nobody(server: Server, port: int) -> None:
-    await server.users(STRANGE)
+async def test_labels_are_few_and_name_nobody(server: ServerHandle, port: int) -> None:
+    await server.add_users(STRANGE)
     async with server.chat(STRANGE, to="1") as one:
         await one.send(f"{STRANGE}\n{STRANGE}")
         await one.ask(2, STRANGE)
@@ -201,14 +201,14 @@ async def test_labels_are_few_and_name_nobody(server: Server, port: int) -> None
     assert set(now.samples["chat_store_call_seconds_count"]) == {("embedded",)}
 
 
-async def test_both_text_formats_are_spoken(server: Server, port: int) -> None:
+async def test_both_text_formats_are_spoken(server: ServerHandle, port: int) -> None:
     response = await scrape(port, "application/openmetrics-text; version=1.0.0")
     assert response.headers["Content-Type"].startswith("application/openmetrics-text")
     names = {family.name for family in openmetrics.text_string_to_metric_families(response.text)}  # type: ignore[no-untyped-call]
     assert "chat_sockets" in names
 
 
-async def test_metrics_are_on_their_own_port_and_nothing_else_is(server: Server, port: int) -> None:
+async def test_metrics_are_on_their_own_port_and_nothing_else_is(server: ServerHandle, port: int) -> None:
     refused(await ask(server, "GET", "/metrics"), 404, 404, "not_found")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False) as there:
         for path in ("/", "/ping", "/health", "/chat/test"):
@@ -218,7 +218,7 @@ async def test_metrics_are_on_their_own_port_and_nothing_else_is(server: Server,
 
 async def test_without_a_port_there_are_no_metrics(tmp_path: Path) -> None:
     """Nor is the library loaded."""
-    async with process(tmp_path / "data") as server:
+    async with subprocess_server(tmp_path / "data") as server:
         refused(await ask(server, "GET", "/metrics"), 404, 404, "not_found")
         loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
         listening = _listening(server.process.pid)
@@ -226,7 +226,7 @@ async def test_without_a_port_there_are_no_metrics(tmp_path: Path) -> None:
     assert listening == 1
 
 
-async def test_a_port_that_is_taken_is_a_clear_start_error(server: Server, port: int, tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_is_a_clear_start_error(server: ServerHandle, port: int, tmp_path: Path) -> None:
     environ = {"CHAT_SERVICE_METRICSPORT": str(port), "CHAT_SERVICE_HTTPPORT": "0"}
     environ |= {"CHAT_SERVICE_DATADIR": str(tmp_path / "other")}
     child = await run_py(environ=environ)
@@ -235,7 +235,7 @@ async def test_a_port_that_is_taken_is_a_clear_start_error(server: Server, port:
     assert f"MetricsPort {port}: cannot listen there" in errors.decode().splitlines()[-1]
 
 
-async def test_every_metric_of_the_dashboard_exists(server: Server, port: int) -> None:
+async def test_every_metric_of_the_dashboard_exists(server: ServerHandle, port: int) -> None:
     """And every one of ours is on it."""
     async with server.chat("1", to="2") as one:
         await one.send("hello")

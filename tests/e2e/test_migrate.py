@@ -21,7 +21,7 @@ from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
 from chat_server.utils.digest import digest
 from tests.e2e.moving import MOVING, Places, databases, held, migrate, moved, places, refused, settings
-from tests.harness import PATIENCE, ROOT, Process, run_py, serving, short_lease, until
+from tests.harness import ROOT, TIMEOUT, SubprocessServer, run_py, serving, short_lease, wait_until
 
 __all__ = ["databases", "places"]  # fixtures
 
@@ -137,7 +137,7 @@ async def test_killed_in_the_middle_and_run_again_it_finishes_and_doubles_nothin
     child = await run_py("migrate", "--from", str(source), "--config", str(target))
     try:
         with places.mongodb() as database:
-            await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+            await wait_until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
             child.kill()
             await child.wait()
             stored = database["chat_messages"].count_documents({})
@@ -157,7 +157,7 @@ async def test_interrupted_by_a_signal_it_says_how_to_go_on(places: Places) -> N
     child = await run_py("migrate", "--from", str(source), "--config", str(target))
     try:
         with places.mongodb() as database:
-            await until(lambda: database["chat_messages"].count_documents({}) > 0, "some messages")
+            await wait_until(lambda: database["chat_messages"].count_documents({}) > 0, "some messages")
     finally:
         child.terminate()
         _, err = await child.communicate()
@@ -174,7 +174,7 @@ async def test_a_server_that_dies_ends_the_move_with_one_line_and_loses_nothing(
     moving = asyncio.create_task(migrate("--from", source, "--config", hasty))
     try:
         with places.mongodb() as database:
-            await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+            await wait_until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
         places.mongodb_server.kill()
         ran = await moving
     finally:
@@ -197,7 +197,7 @@ async def test_a_store_that_is_slow_for_longer_than_a_lease_does_not_end_the_mov
         pytest.skip("the mongod that CHAT_TEST_MONGODB names is not ours to stop")
     child = await started(source, target)
     with places.mongodb() as database:
-        await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+        await wait_until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
     places.mongodb_server.send(signal.SIGSTOP)
     await asyncio.sleep(LEASE * 2)  # the lease runs out: only time does that
     places.mongodb_server.send(signal.SIGCONT)
@@ -212,7 +212,7 @@ async def test_a_move_that_was_frozen_while_another_took_its_place_ends_with_one
     await fill(source, conversations=8, messages=400)
     child = await started(source, target)
     with places.mongodb() as database:
-        await until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
+        await wait_until(lambda: database["chat_messages"].count_documents({}) > 500, "some messages")
         child.send_signal(signal.SIGSTOP)
         await asyncio.sleep(LEASE * 1.2)
         elsewhere = {"holder": b'{"host":"elsewhere","boot":"other","pid":1,"started":"1"}', "until": 2.0**40}
@@ -242,7 +242,7 @@ async def running(path: Path) -> AsyncIterator[None]:
     child = await run_py("--config", str(path))
     try:
         assert child.stdout
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert b"is ready" in await child.stdout.readline()
         yield
     finally:
@@ -381,7 +381,7 @@ async def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "run.py"), "migrate", "--from", str(source), "--config", str(target)]
     child = await asyncio.create_subprocess_exec(*command, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         assert await child.wait() == 0
     shown = os.read(mine, 65536).decode()
     os.close(mine)
@@ -393,7 +393,7 @@ async def test_people_go_on_where_they_were(places: Places) -> None:
     """Sessions, history, what is unread and how often a stranger may write: as if nothing had happened."""
     source, target = places.ini("source"), places.ini("target", EVERYWHERE, StrangerLimit=2)
     async with serving(places.folder / "source-data", StrangerLimit=2) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         tokens = server.tokens
         async with server.chat("1", to="2") as one:
             for number in range(2):
@@ -403,10 +403,10 @@ async def test_people_go_on_where_they_were(places: Places) -> None:
     child = await run_py("--config", str(target))
     assert child.stdout
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             ready = (await child.stdout.readline()).decode()
         host, _, port = ready.rsplit("/", 1)[1].strip().rpartition(":")
-        again = Process(host, int(port), child, places.folder)
+        again = SubprocessServer(host, int(port), child, places.folder)
         again.tokens = tokens
         async with again.chat("1", to="2") as one:
             assert (await one.send("m2\nstill refused"))["op_type"] == 40020

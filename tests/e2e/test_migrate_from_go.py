@@ -244,7 +244,7 @@ async def test_what_is_not_valid_here_is_reported_and_counted(places: Places) ->
 async def test_a_user_of_the_target_is_not_given_another_ones_messages(places: Places) -> None:
     target = places.ini("target")
     async with serving(places.folder / "target-data") as server:
-        await server.users("2", "mine")
+        await server.add_users("2", "mine")
     original = go(places, ["1", "2"], {"p1SEP2p": [doc("m", "for the other 2")]})
     assert "user '2' has another password in the target" in await refused("--from-go", original, "--config", target)
     assert (await held(target))["messages"] == {}

@@ -10,14 +10,14 @@ import websockets
 from chat_server.model.sqlite import MESSAGES_SCHEMA
 from tests import raw
 from tests.e2e.answers import sql
-from tests.harness import Chat, Server, serving
+from tests.harness import ChatClient, ServerHandle, serving
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server with the users 1 to 3, and no limit between them."""
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         yield server
 
 
@@ -35,7 +35,7 @@ def back(folder: Path) -> None:
         sql(folder, statement)
 
 
-async def ids(chat: Chat, op_type: int, content: str, to: str = "") -> list[str]:
+async def ids(chat: ChatClient, op_type: int, content: str, to: str = "") -> list[str]:
     """The ids in a page."""
     return [frame["id"] for frame in await chat.ask(op_type, content, to=to) if frame["type"] == 2]
 
@@ -43,23 +43,23 @@ async def ids(chat: Chat, op_type: int, content: str, to: str = "") -> list[str]
 # --- what killed the whole process
 
 
-async def test_the_frame_null_harms_nobody(server: Server) -> None:
+async def test_the_frame_null_harms_nobody(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
-        await one.raw("null")
+        await one.send_text("null")
         frame = await one.receive()
         assert (frame["op_type"], frame["reason"]) == (40000, "bad_frame")
         assert (await one.send("still here"))["op_type"] == 40018
         await two.receive()
 
 
-async def test_history_beyond_what_is_stored_is_an_empty_page(server: Server) -> None:
+async def test_history_beyond_what_is_stored_is_an_empty_page(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for _ in range(2):
             assert [frame["content"] for frame in await one.ask(2, "3-5")] == ["0"]
             await one.send("hello")
 
 
-async def test_a_user_whose_sockets_reconnect_five_times_and_more_still_receives(server: Server) -> None:
+async def test_a_user_whose_sockets_reconnect_five_times_and_more_still_receives(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for number in range(8):
             async with server.chat("2"), server.chat("2") as two:
@@ -70,7 +70,7 @@ async def test_a_user_whose_sockets_reconnect_five_times_and_more_still_receives
 
 
 async def test_history_while_the_store_is_away_is_refused_and_comes_back_with_it(
-    server: Server, tmp_path: Path
+    server: ServerHandle, tmp_path: Path
 ) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
@@ -86,7 +86,7 @@ async def test_history_while_the_store_is_away_is_refused_and_comes_back_with_it
 # --- what stalled everyone, or lost messages
 
 
-async def test_nothing_is_acknowledged_while_the_store_is_away(server: Server, tmp_path: Path) -> None:
+async def test_nothing_is_acknowledged_while_the_store_is_away(server: ServerHandle, tmp_path: Path) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         away(tmp_path)
         for id in ("m1", "m2"):
@@ -94,17 +94,17 @@ async def test_nothing_is_acknowledged_while_the_store_is_away(server: Server, t
             assert (frame["op_type"], frame["reason"], frame["id"]) == (40008, "store_away", id)
         assert (await one.answer(6, "what needs no store goes on"))["op_type"] == 40009
         assert (await two.receive())["to"] == "ALL"
-        await two.silent()
+        await two.expect_nothing()
         back(tmp_path)
         assert (await one.send("m1\nhello"))["op_type"] == 40018
         assert (await two.receive())["id"] == "m1"
 
 
-async def test_a_client_that_does_not_read_stalls_nobody(server: Server) -> None:
-    await raw.store(server, "3", "1", raw.HELD_BY_KERNEL // 16000 + 100)
+async def test_a_client_that_does_not_read_stalls_nobody(server: ServerHandle) -> None:
+    await raw.store_messages(server, "3", "1", raw.MAX_KERNEL_BYTES // 16000 + 100)
     async with raw.chat(server, "1", to="3", buffer=4096) as slow:
         await slow.put(3)
-        await slow.stalled()
+        await slow.wait_stalled()
         async with server.chat("2", to="3") as two, server.chat("3", to="2") as three:
             for number in range(20):
                 assert (await two.send(f"m{number}\nhello", to="1"))["op_type"] == 40018
@@ -112,7 +112,7 @@ async def test_a_client_that_does_not_read_stalls_nobody(server: Server) -> None
                 assert (await three.receive())["id"] == f"m{number}"
 
 
-async def test_no_ack_says_offline_and_no_message_is_lost_while_the_receiver_is_online(server: Server) -> None:
+async def test_no_ack_says_offline_and_no_message_is_lost_while_the_receiver_is_online(server: ServerHandle) -> None:
     async with server.chat("1", to="2", max_queue=None) as one, server.chat("2", to="1", max_queue=None) as two:
         for number in range(300):
             for chat in (one, two):
@@ -127,7 +127,7 @@ async def test_no_ack_says_offline_and_no_message_is_lost_while_the_receiver_is_
 # --- what it got wrong
 
 
-async def test_a_second_tab_receives_everything_and_closing_it_leaves_the_first(server: Server) -> None:
+async def test_a_second_tab_receives_everything_and_closing_it_leaves_the_first(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as first:
         async with server.chat("2", to="1") as second:
             await one.send("m1\nhello")
@@ -141,7 +141,7 @@ async def test_a_second_tab_receives_everything_and_closing_it_leaves_the_first(
         assert (await first.receive())["id"] == "m3"
 
 
-async def test_history_within_one_second_keeps_the_order_of_sending(server: Server) -> None:
+async def test_history_within_one_second_keeps_the_order_of_sending(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         sent = []
         for number in range(60):
@@ -154,7 +154,7 @@ async def test_history_within_one_second_keeps_the_order_of_sending(server: Serv
             assert await ids(one, 2, "0-200") == await ids(two, 2, "-200") == sent
 
 
-async def test_marking_what_does_not_exist_makes_no_ghost_message(server: Server) -> None:
+async def test_marking_what_does_not_exist_makes_no_ghost_message(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
         await two.receive()
@@ -166,13 +166,13 @@ async def test_marking_what_does_not_exist_makes_no_ghost_message(server: Server
             assert await ids(chat, 7, "-200") == ["m1"]
 
 
-async def test_deleting_what_does_not_exist_does_not_succeed(server: Server) -> None:
+async def test_deleting_what_does_not_exist_does_not_succeed(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         frame = await one.answer(5, "unknown")
         assert (frame["op_type"], frame["reason"]) == (40012, "no_such_message")
 
 
-async def test_one_s_own_messages_are_not_among_the_unread(server: Server) -> None:
+async def test_one_s_own_messages_are_not_among_the_unread(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("mine\nhello")
         assert await ids(one, 3, "") == []
@@ -184,31 +184,31 @@ async def test_one_s_own_messages_are_not_among_the_unread(server: Server) -> No
 @pytest.mark.parametrize("limit", [5, 10])
 async def test_the_limit_for_strangers_is_a_number_so_10_is_more_than_5(tmp_path: Path, limit: int) -> None:
     async with serving(tmp_path, StrangerLimit=limit) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one:
             codes = [(await one.send("hello"))["op_type"] for _ in range(25)]
             assert codes == [40019] * limit + [40020] * (25 - limit)
 
 
-async def test_a_socket_without_a_session_or_with_another_s_is_not_opened(server: Server) -> None:
+async def test_a_socket_without_a_session_or_with_another_s_is_not_opened(server: ServerHandle) -> None:
     for headers, code in ({}, 401), ({"Authorization": f"Bearer {server.tokens['2']}"}, 403):
         with pytest.raises(websockets.InvalidStatus) as refused:
             await websockets.connect(server.socket_url("1", "2"), additional_headers=headers, proxy=None)
         assert refused.value.response.status_code == code
 
 
-async def test_from_is_not_believed(server: Server) -> None:
+async def test_from_is_not_believed(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="3") as two, server.chat("3", to="2") as three:
         frame = await one.send("m1\nI am 3", **{"from": "3"})
         assert (frame["op_type"], frame["reason"]) == (40008, "wrong_from")
-        await two.silent()
+        await two.expect_nothing()
         for chat in (two, three):
             assert await ids(chat, 2, "-5") == []
 
 
-async def test_a_name_that_contains_the_separator_mixes_no_conversations(server: Server) -> None:
+async def test_a_name_that_contains_the_separator_mixes_no_conversations(server: ServerHandle) -> None:
     pairs = [("1", "2SEP3"), ("1SEP2", "3"), ("1", "2-3"), ("1-2", "3"), ("1", "2_3"), ("1_2", "3")]
-    await server.users(*{name for pair in pairs for name in pair} - {"1", "3"})
+    await server.add_users(*{name for pair in pairs for name in pair} - {"1", "3"})
     async with AsyncExitStack() as stack:
         chats = [await stack.enter_async_context(server.chat(sender, to=to)) for sender, to in pairs]
         for number, chat in enumerate(chats):

@@ -19,21 +19,21 @@ from tests.e2e.answers import (
     try_login,
     try_upgrade,
 )
-from tests.harness import PASSWORD, Server, serving
+from tests.harness import PASSWORD, ServerHandle, serving
 
 OTHER = "https://other.example"
 FRIEND = "https://friend.example:8443"
 
 
 @pytest.fixture
-async def friendly(tmp_path: Path) -> AsyncIterator[Server]:
+async def friendly(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """A server that the pages of FRIEND may use."""
     async with serving(tmp_path, AllowedOrigins=f"https://a.example, {FRIEND} http://b.example") as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         yield server
 
 
-def foreign_to(server: Server) -> list[str]:
+def foreign_to(server: ServerHandle) -> list[str]:
     """Origins that are not the server's own."""
     return [
         OTHER,
@@ -57,7 +57,7 @@ def cors(response: httpx.Response) -> dict[str, str]:
 # --- origins that are neither the server's own nor allowed
 
 
-async def test_a_foreign_post_is_403_with_the_endpoints_failure(server: Server) -> None:
+async def test_a_foreign_post_is_403_with_the_endpoints_failure(server: ServerHandle) -> None:
     for origin in foreign_to(server):
         for path, (fields, failed) in ENDPOINTS.items():
             headers = {"Origin": origin, "Authorization": f"Bearer {server.tokens['1']}"}
@@ -68,21 +68,21 @@ async def test_a_foreign_post_is_403_with_the_endpoints_failure(server: Server) 
     refused(await try_login(server, "3" * 8, "3" * 8), 401, 41010, "wrong_password")
 
 
-async def test_a_foreign_post_is_refused_before_its_body_is_looked_at(server: Server) -> None:
+async def test_a_foreign_post_is_refused_before_its_body_is_looked_at(server: ServerHandle) -> None:
     for content, kind in (("{", "application/json"), ("x", "text/plain"), ("x" * 100_000, "application/json")):
         headers = {"Origin": OTHER, "Content-Type": kind}
         response = await ask(server, "POST", "/user/login", content=content, headers=headers)
         refused(response, 403, 41002, "foreign_origin")
 
 
-async def test_a_foreign_upgrade_is_403(server: Server) -> None:
+async def test_a_foreign_upgrade_is_403(server: ServerHandle) -> None:
     for origin in foreign_to(server):
         response = await try_upgrade(server, {"Origin": origin}, uid="1", token=server.tokens["1"])
         refused(response, 403, 40014, "foreign_origin")
         assert not cors(response)
 
 
-async def test_a_foreign_preflight_is_told_nothing(server: Server) -> None:
+async def test_a_foreign_preflight_is_told_nothing(server: ServerHandle) -> None:
     headers = {"Origin": OTHER, "Access-Control-Request-Method": "POST"}
     response = await ask(server, "OPTIONS", "/user/login", headers=headers)
     envelope(response)
@@ -90,7 +90,7 @@ async def test_a_foreign_preflight_is_told_nothing(server: Server) -> None:
     assert not cors(response)
 
 
-async def test_reading_is_for_everybody(server: Server) -> None:
+async def test_reading_is_for_everybody(server: ServerHandle) -> None:
     for path in ("/ping", "/health"):
         done(await ask(server, "GET", path, headers={"Origin": OTHER}), 200)
 
@@ -98,7 +98,7 @@ async def test_reading_is_for_everybody(server: Server) -> None:
 # --- the server's own
 
 
-async def test_the_servers_own_origin_is_its_host_and_port(server: Server) -> None:
+async def test_the_servers_own_origin_is_its_host_and_port(server: ServerHandle) -> None:
     for host in (f"{server.host}:{server.port}", "chat.example", "Chat.Example:8443"):
         for origin in (f"http://{host}", f"http://{host}".lower()):
             headers = {"Origin": origin, "Host": host}
@@ -113,7 +113,7 @@ async def test_behind_a_trusted_proxy_the_own_origin_is_the_one_it_was_asked_for
     headers = {"Origin": "https://chat.example", "X-Forwarded-Host": "chat.example", "X-Forwarded-Proto": "https"}
     body = {"user_name": "1", "password": PASSWORD}
     async with serving(tmp_path, TrustedProxies="127.0.0.0/8") as server:
-        await server.users("1")
+        await server.add_users("1")
         response = await ask(server, "POST", "/user/login", json=body, headers=headers)
         assert done(response, 41003)["token"] == response.cookies["__Host-chat_session"]
         foreign = headers | {"Origin": f"http://{server.host}:{server.port}"}
@@ -160,7 +160,7 @@ async def test_own_origins_are_compared_without_default_ports(
 async def test_app_shells_and_default_ports_can_be_allowed(tmp_path: Path) -> None:
     allowed = "capacitor://localhost tauri://localhost https://a.example:443 http://b.example"
     async with serving(tmp_path, AllowedOrigins=allowed) as server:
-        await server.users("1")
+        await server.add_users("1")
         for origin in ("capacitor://localhost", "tauri://localhost", "https://a.example", "http://b.example:80"):
             response = await ask(server, "POST", "/user/login", json={}, headers={"Origin": origin})
             refused(response, 400, 41002, "bad_request", "user_name")
@@ -175,7 +175,7 @@ async def test_app_shells_and_default_ports_can_be_allowed(tmp_path: Path) -> No
 # --- allowed origins
 
 
-async def test_an_allowed_origin_gets_cors_answers_on_success_and_on_failure(friendly: Server) -> None:
+async def test_an_allowed_origin_gets_cors_answers_on_success_and_on_failure(friendly: ServerHandle) -> None:
     headers = {"Origin": FRIEND}
     right, wrong = ({"user_name": "1", "password": password} for password in (PASSWORD, "wrong password"))
     answers = [
@@ -206,7 +206,7 @@ async def test_a_page_may_read_when_to_try_again(tmp_path: Path) -> None:
         assert "retry-after" in response.headers["Access-Control-Expose-Headers"].lower()
 
 
-async def test_a_preflight_allows_what_a_client_with_a_bearer_token_needs(friendly: Server) -> None:
+async def test_a_preflight_allows_what_a_client_with_a_bearer_token_needs(friendly: ServerHandle) -> None:
     for path in ENDPOINTS:
         headers = {
             "Origin": FRIEND,
@@ -223,7 +223,7 @@ async def test_a_preflight_allows_what_a_client_with_a_bearer_token_needs(friend
         assert "Access-Control-Allow-Credentials" not in response.headers
 
 
-async def test_an_allowed_origin_works_with_bearer_and_token(friendly: Server) -> None:
+async def test_an_allowed_origin_works_with_bearer_and_token(friendly: ServerHandle) -> None:
     token = friendly.tokens["1"]
     async with opened(friendly, "1", token, Origin=FRIEND) as chat:
         assert (await chat.send("hello", to="2"))["op_type"] == 40019
@@ -231,7 +231,7 @@ async def test_an_allowed_origin_works_with_bearer_and_token(friendly: Server) -
     done(await ask(friendly, "POST", "/user/logout", json={"user_name": "1"}, headers=headers), 41015)
 
 
-async def test_the_other_origins_are_as_foreign_as_before(friendly: Server) -> None:
+async def test_the_other_origins_are_as_foreign_as_before(friendly: ServerHandle) -> None:
     for origin in (*foreign_to(friendly), "https://friend.example", "http://friend.example:8443", f"{FRIEND}0"):
         body = {"user_name": "1", "password": PASSWORD}
         response = await ask(friendly, "POST", "/user/login", json=body, headers={"Origin": origin})
@@ -239,7 +239,7 @@ async def test_the_other_origins_are_as_foreign_as_before(friendly: Server) -> N
         assert not cors(response)
 
 
-async def test_cookies_are_never_used_from_an_allowed_origin(friendly: Server) -> None:
+async def test_cookies_are_never_used_from_an_allowed_origin(friendly: ServerHandle) -> None:
     headers = {"Origin": FRIEND, "Cookie": f"session={friendly.tokens['1']}"}
     change = {"user_name": "1", "old_password": PASSWORD, "new_password": "another1"}
     for path, body in (("/user/logout", {"user_name": "1"}), ("/user/set_password", change)):
@@ -248,14 +248,14 @@ async def test_cookies_are_never_used_from_an_allowed_origin(friendly: Server) -
     assert await lives(friendly, friendly.tokens["1"])
 
 
-async def test_cookies_are_never_set_for_an_allowed_origin(friendly: Server) -> None:
+async def test_cookies_are_never_set_for_an_allowed_origin(friendly: ServerHandle) -> None:
     body = {"user_name": "1", "password": PASSWORD}
     response = await ask(friendly, "POST", "/user/login", json=body, headers={"Origin": FRIEND})
     done(response, 41003)
     assert "Set-Cookie" not in response.headers
 
 
-async def test_cookies_are_never_deleted_for_an_allowed_origin(friendly: Server) -> None:
+async def test_cookies_are_never_deleted_for_an_allowed_origin(friendly: ServerHandle) -> None:
     """CORS answers for Bearer tokens, never for cookies: the one of our own page belongs to another session."""
     headers = {"Origin": FRIEND, "Authorization": f"Bearer {friendly.tokens['1']}"}
     response = await ask(friendly, "POST", "/user/logout", json={"user_name": "1"}, headers=headers)
@@ -268,7 +268,7 @@ async def test_cookies_are_never_deleted_for_an_allowed_origin(friendly: Server)
 
 async def test_the_upgrade_is_checked_in_the_order_of_the_protocol(tmp_path: Path) -> None:
     async with serving(tmp_path, SocketsPerUser=1) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1"):
             query = {"uid": "2", "to_uid": "nobody", "token": "wrong"}
             headers = {"Origin": OTHER}
@@ -285,7 +285,7 @@ async def test_the_upgrade_is_checked_in_the_order_of_the_protocol(tmp_path: Pat
             refused(await try_upgrade(server, headers, **query), 429, 40014, "too_many")
 
 
-async def test_a_handshake_that_is_none_of_rfc_6455_is_426_and_says_which_version(server: Server) -> None:
+async def test_a_handshake_that_is_none_of_rfc_6455_is_426_and_says_which_version(server: ServerHandle) -> None:
     for wrong in ({"Sec-WebSocket-Version": "12"}, {"Sec-WebSocket-Key": "short"}, {"Upgrade": "h2c"}):
         response = await try_upgrade(server, wrong, uid="1", token=server.tokens["1"])
         refused(response, 426, 40014, "no_upgrade")
@@ -296,14 +296,14 @@ async def test_a_handshake_that_is_none_of_rfc_6455_is_426_and_says_which_versio
         refused(response, 426, 40014, "no_upgrade")
 
 
-async def test_uid_is_the_user_who_is_logged_in_and_nobody_else(server: Server) -> None:
+async def test_uid_is_the_user_who_is_logged_in_and_nobody_else(server: ServerHandle) -> None:
     headers = {"Authorization": f"Bearer {server.tokens['1']}"}
     for uid in ("2", "", "nobody", "1 ", "System", "\u0661"):
         refused(await try_upgrade(server, headers, uid=uid), 403, 40014, "not_yours", "uid")
     refused(await try_upgrade(server, headers), 403, 40014, "not_yours", "uid")
 
 
-async def test_to_uid_is_a_user_or_left_out(server: Server) -> None:
+async def test_to_uid_is_a_user_or_left_out(server: ServerHandle) -> None:
     headers = {"Authorization": f"Bearer {server.tokens['1']}"}
     for to_uid in (
         "nobody",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.answers import ask, refused, try_upgrade
-from tests.harness import Server, serving
+from tests.harness import ServerHandle, serving
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Accept-Encoding": "gzip, br"}
 LARGEST = 100_000  # bytes, of the page with all that it loads
@@ -17,7 +17,7 @@ def files_of(page: str) -> set[str]:
     return set(re.findall(r'"(/web/[^"]+)"', page))
 
 
-async def test_the_root_is_the_page(server: Server) -> None:
+async def test_the_root_is_the_page(server: ServerHandle) -> None:
     response = await ask(server, "GET", "/", headers=BROWSER)
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -25,19 +25,19 @@ async def test_the_root_is_the_page(server: Server) -> None:
     assert "{" not in response.text
 
 
-async def test_the_address_of_the_socket_is_the_page_where_a_browser_opens_it(server: Server) -> None:
+async def test_the_address_of_the_socket_is_the_page_where_a_browser_opens_it(server: ServerHandle) -> None:
     page = await ask(server, "GET", "/", headers=BROWSER)
     response = await ask(server, "GET", "/chat/test?uid=1&to_uid=2", headers=BROWSER)
     assert (response.status_code, response.content) == (200, page.content)
     assert "Accept" in response.headers["Vary"]
 
 
-async def test_the_address_of_the_socket_is_the_socket_for_everybody_else(server: Server) -> None:
+async def test_the_address_of_the_socket_is_the_socket_for_everybody_else(server: ServerHandle) -> None:
     refused(await ask(server, "GET", "/chat/test?uid=1&to_uid=2"), 426, 40014, "no_upgrade")
     refused(await try_upgrade(server, {"Accept": "text/html"}, uid="1"), 401, 41012, "not_logged_in")
 
 
-async def test_nothing_inline_and_nothing_from_elsewhere_may_run(server: Server) -> None:
+async def test_nothing_inline_and_nothing_from_elsewhere_may_run(server: ServerHandle) -> None:
     for path in ("/", "/chat/test", "/sw.js"):
         response = await ask(server, "GET", path, headers=BROWSER)
         directives = dict(
@@ -51,7 +51,7 @@ async def test_nothing_inline_and_nothing_from_elsewhere_may_run(server: Server)
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_the_page_is_asked_for_anew_and_its_files_are_kept(server: Server) -> None:
+async def test_the_page_is_asked_for_anew_and_its_files_are_kept(server: ServerHandle) -> None:
     page = await ask(server, "GET", "/", headers=BROWSER)
     assert page.headers["Cache-Control"] == "no-cache"
     for path in files_of(page.text):
@@ -61,7 +61,7 @@ async def test_the_page_is_asked_for_anew_and_its_files_are_kept(server: Server)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_what_a_browser_has_already_is_not_sent_again(server: Server, encoding: str) -> None:
+async def test_what_a_browser_has_already_is_not_sent_again(server: ServerHandle, encoding: str) -> None:
     headers = {"Accept": "text/html", "Accept-Encoding": encoding}
     first = await ask(server, "GET", "/", headers=headers)
     again = await ask(server, "GET", "/", headers=headers | {"If-None-Match": first.headers["ETag"]})
@@ -73,7 +73,7 @@ async def test_what_a_browser_has_already_is_not_sent_again(server: Server, enco
     assert coded.headers["ETag"] != first.headers["ETag"]
 
 
-async def test_files_of_another_version_and_unknown_ones_are_404(server: Server) -> None:
+async def test_files_of_another_version_and_unknown_ones_are_404(server: ServerHandle) -> None:
     page = await ask(server, "GET", "/", headers=BROWSER)
     path = sorted(files_of(page.text))[0]
     version, name = path.split("/")[2:]
@@ -86,7 +86,7 @@ async def test_files_of_another_version_and_unknown_ones_are_404(server: Server)
         refused(await ask(server, "GET", wrong), 404, 404, "not_found")
 
 
-async def test_the_manifest_names_icons_that_there_are(server: Server) -> None:
+async def test_the_manifest_names_icons_that_there_are(server: ServerHandle) -> None:
     page = await ask(server, "GET", "/", headers=BROWSER)
     [path] = [path for path in files_of(page.text) if path.endswith(".webmanifest")]
     icons = (await ask(server, "GET", path, headers=BROWSER)).json()["icons"]
@@ -96,7 +96,7 @@ async def test_the_manifest_names_icons_that_there_are(server: Server) -> None:
         assert (response.status_code, response.headers["Content-Type"]) == (200, icon["type"])
 
 
-async def test_the_page_with_all_it_loads_is_small(server: Server) -> None:
+async def test_the_page_with_all_it_loads_is_small(server: ServerHandle) -> None:
     sent = 0
     async with server.client(headers=BROWSER) as client:
         page = await client.get("/")

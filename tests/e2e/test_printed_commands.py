@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.harness import BARE, PATIENCE, ROOT
+from tests.harness import CLEAN_ENVIRON, ROOT, TIMEOUT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "README.zh-CN.md", "SECURITY.md", "CONTRIBUTING.md")),
@@ -65,14 +65,14 @@ def clone(tmp_path: Path) -> Path:
 async def shell(command: str, folder: Path, **environ: str) -> Process:
     """Bash at work on these lines."""
     return await asyncio.create_subprocess_exec(
-        "bash", "-ec", command, cwd=folder, env={**BARE, **environ}, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        "bash", "-ec", command, cwd=folder, env={**CLEAN_ENVIRON, **environ}, stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
 
 
 async def done(command: str, folder: Path, typed: str = "", **environ: str) -> str:
     """What the lines print; they have to succeed."""
     child = await shell(command, folder, **environ)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         out, errors = await child.communicate(typed.encode())
     assert child.returncode == 0, (command, out, errors)
     return out.decode()
@@ -86,7 +86,7 @@ async def running(folder: Path) -> AsyncIterator[str]:
     )
     assert child.stdout
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             ready = (await child.stdout.readline()).decode()
         [port] = re.findall(r"http://127\.0\.0\.1:(\d+)", ready)
         yield port
@@ -109,7 +109,7 @@ class Terminal:
 
     async def reads(self, expected: dict[str, Any]) -> None:
         """Wait for a frame with these keys; in their values … is whatever was left out."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 line = (await self._out.readline()).decode()
                 assert line, (expected, await self._child.communicate())
@@ -119,7 +119,7 @@ class Terminal:
     async def close(self) -> None:
         """Press Ctrl-D."""
         self._in.close()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await self._child.communicate()
 
 

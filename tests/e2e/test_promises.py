@@ -14,7 +14,7 @@ from chat_server.service.chat import Chat as Service
 from chat_server.service.frames import Request
 from chat_server.service.registry import Socket
 from tests import raw
-from tests.harness import PASSWORD, Chat, Frame, Server, serving, until
+from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, serving, wait_until
 
 
 def ids(frames: Sequence[Frame]) -> list[str]:
@@ -22,13 +22,13 @@ def ids(frames: Sequence[Frame]) -> list[str]:
     return [frame["id"] for frame in frames[:-1]]
 
 
-async def message(two: raw.Raw) -> str:
+async def message(two: raw.RawSocket) -> str:
     """The id of the next message."""
     id: str = (await two.receive())["id"]
     return id
 
 
-async def ping(two: raw.Raw) -> bytes:
+async def ping(two: raw.RawSocket) -> bytes:
     """What the next ping carries."""
     while (read := await two.read()).opcode != raw.PING:
         assert read.opcode == raw.TEXT, read
@@ -36,19 +36,19 @@ async def ping(two: raw.Raw) -> bytes:
 
 
 @asynccontextmanager
-async def three_users(folder: Path, **settings: Any) -> AsyncIterator[Server]:
+async def three_users(folder: Path, **settings: Any) -> AsyncIterator[ServerHandle]:
     """A server with the users 1, 2 and 3 and no limit between them."""
     async with serving(folder, **{"StrangerLimit": 0, **settings}) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         yield server
 
 
 # --- 2. at least once, unread until proven
 
 
-@pytest.mark.parametrize("end", [raw.Raw.reset, raw.Raw.vanish, raw.Raw.half_close])
+@pytest.mark.parametrize("end", [raw.RawSocket.reset, raw.RawSocket.vanish, raw.RawSocket.half_close])
 async def test_a_socket_that_dies_before_the_pong_leaves_its_messages_unread(
-    server: Server, end: Callable[[raw.Raw], None]
+    server: ServerHandle, end: Callable[[raw.RawSocket], None]
 ) -> None:
     async with server.chat("1", to="2") as one:
         async with raw.chat(server, "2") as two:
@@ -61,16 +61,16 @@ async def test_a_socket_that_dies_before_the_pong_leaves_its_messages_unread(
             assert ids(await two_again.ask(3))[0] == "m1"
 
 
-async def until_offline(one: Chat) -> None:
+async def until_offline(one: ChatClient) -> None:
     """Wait until the server knows that user 2 is gone; the same retry each time, since a stranger may not say much."""
 
     async def offline() -> bool:
         return bool((await one.send("late\nhello"))["op_type"] == 40019)
 
-    await until(offline)
+    await wait_until(offline)
 
 
-async def test_a_pong_proves_what_came_before_its_ping_and_nothing_else(server: Server) -> None:
+async def test_a_pong_proves_what_came_before_its_ping_and_nothing_else(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         async with raw.chat(server, "2") as two:
             await one.send("m1\nhello")
@@ -87,7 +87,7 @@ async def test_a_pong_proves_what_came_before_its_ping_and_nothing_else(server: 
             assert ids(await two_again.ask(3)) == ["m2"]
 
 
-async def test_without_a_pong_everything_stays_unread_and_with_it_everything_is_read(server: Server) -> None:
+async def test_without_a_pong_everything_stays_unread_and_with_it_everything_is_read(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         for n in range(5):
             await one.send(f"m{n}\nhello")
@@ -102,15 +102,15 @@ async def test_without_a_pong_everything_stays_unread_and_with_it_everything_is_
             await polite.send("hello")  # now both talk freely
             await one.send("m5\nhello")
             assert (await polite.receive())["id"] == "m5"
-            await until(lambda: unread(polite, 5))
+            await wait_until(lambda: unread(polite, 5))
 
 
-async def unread(two: Chat, count: int) -> bool:
+async def unread(two: ChatClient, count: int) -> bool:
     """Whether so many messages are unread."""
     return bool((await two.answer(3))["content"] == str(count))
 
 
-async def test_of_several_sockets_one_that_proves_it_is_enough(server: Server) -> None:
+async def test_of_several_sockets_one_that_proves_it_is_enough(server: ServerHandle) -> None:
     async with (
         server.chat("1", to="2") as one,
         raw.chat(server, "2") as mute,
@@ -120,7 +120,7 @@ async def test_of_several_sockets_one_that_proves_it_is_enough(server: Server) -
         await one.send("m1\nhello")
         assert [await message(mute), await message(dying), (await polite.receive())["id"]] == ["m1"] * 3
         dying.reset()
-        await until(lambda: unread(polite, 0))
+        await wait_until(lambda: unread(polite, 0))
 
 
 async def test_who_was_away_finds_everything_once_in_order(tmp_path: Path) -> None:
@@ -133,20 +133,20 @@ async def test_who_was_away_finds_everything_once_in_order(tmp_path: Path) -> No
             assert ids(await two.ask(3)) == [f"m{n}" for n in range(250)]
 
 
-async def test_a_socket_that_is_being_closed_is_nobody_who_is_online(server: Server) -> None:
+async def test_a_socket_that_is_being_closed_is_nobody_who_is_online(server: ServerHandle) -> None:
     # What is sent to it is forgotten: whoever sends must not be told that it was received.
     async with server.chat("1", to="2") as one, raw.chat(server, "2") as two:
         await two.write(raw.frame(b"", raw.BINARY))
-        assert await two.closed() == 1003  # two does not answer, and the server waits for it
+        assert await two.wait_closed() == 1003  # two does not answer, and the server waits for it
         assert (await one.send("m1\nhello"))["op_type"] == 40019
         assert (await one.answer(6, "hello"))["content"] == "0"
 
 
-async def test_what_no_socket_could_take_is_delivered_by_its_retry(server: Server) -> None:
+async def test_what_no_socket_could_take_is_delivered_by_its_retry(server: ServerHandle) -> None:
     # "delivered again only if it is still unread and this process does not remember having put it on a socket"
     async with server.chat("1", to="2") as one, raw.chat(server, "2") as two:
         await two.write(raw.frame(b"", raw.BINARY))
-        assert await two.closed() == 1003
+        assert await two.wait_closed() == 1003
         ack = await one.send("m1\nhello")
         async with raw.chat(server, "2") as again:
             assert (await one.send("m1\nhello"))["time"] == ack["time"]
@@ -160,7 +160,7 @@ async def test_what_no_socket_could_take_is_delivered_by_its_retry(server: Serve
 async def test_one_socket_to_many_receivers_is_stored_listed_and_delivered_in_order(tmp_path: Path) -> None:
     receivers = [f"r{n}" for n in range(4)]
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("1", *receivers)
+        await server.add_users("1", *receivers)
         sockets = [raw.chat(server, name, to="1") for name in receivers]
         open_ones = [await one.__aenter__() for one in sockets]
         async with raw.chat(server, "1") as one:
@@ -186,7 +186,7 @@ async def test_one_socket_to_many_receivers_is_stored_listed_and_delivered_in_or
 # --- 4. harassment interception, where sockets race
 
 
-async def test_no_race_of_parallel_sockets_gets_one_message_more_through(server: Server) -> None:
+async def test_no_race_of_parallel_sockets_gets_one_message_more_through(server: ServerHandle) -> None:
     async def send(n: int) -> list[int]:
         async with server.chat("1", to="2") as one:
             for k in range(3):
@@ -197,14 +197,14 @@ async def test_no_race_of_parallel_sockets_gets_one_message_more_through(server:
         codes = await asyncio.gather(*map(send, range(10)))
         assert sorted(code for run in codes for code in run) == [40018] * 5 + [40020] * 25
         assert len({(await two.receive())["id"] for _ in range(5)}) == 5
-        await two.silent()
+        await two.expect_nothing()
         assert (await two.answer(2, "-200"))["content"] == "5"
 
 
 async def test_where_the_counters_are_away_friends_talk_on_and_strangers_are_refused(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        await server.users("1", "2", "3")
-        await server.friends("1", "2")
+        await server.add_users("1", "2", "3")
+        await server.make_contacts("1", "2")
         async with server.chat("1") as one:
             assert (await one.send("hello", to="2"))["op_type"] == 40019
             with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
@@ -250,7 +250,7 @@ async def test_nobody_sees_or_touches_the_conversation_of_two_others(tmp_path: P
 
 async def test_names_that_look_alike_when_glued_together_do_not_share_a_conversation(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        await server.users("a", "b-c", "a-b", "c", "aSEPb", "A")
+        await server.add_users("a", "b-c", "a-b", "c", "aSEPb", "A")
         async with server.chat("a", to="b-c") as one:
             await one.send("m1\nhello")
         for user, peer in (("a-b", "c"), ("c", "a-b"), ("aSEPb", "c"), ("A", "b-c"), ("b-c", "A")):
@@ -259,21 +259,21 @@ async def test_names_that_look_alike_when_glued_together_do_not_share_a_conversa
                 assert len(await other.ask(7, "-200")) == (2 if user == "b-c" else 1)
 
 
-async def logout(server: Server, user: str, token: str) -> httpx.Response:
+async def logout(server: ServerHandle, user: str, token: str) -> httpx.Response:
     """End that session."""
     return await server.post("/user/logout", {"user_name": user}, headers={"Authorization": f"Bearer {token}"})
 
 
-async def new_password(server: Server, user: str, token: str) -> httpx.Response:
+async def new_password(server: ServerHandle, user: str, token: str) -> httpx.Response:
     """End all sessions of the user but this one."""
     body = {"user_name": user, "old_password": PASSWORD, "new_password": "secret2"}
     return await server.post("/user/set_password", body, headers={"Authorization": f"Bearer {token}"})
 
 
-Way = Callable[[Server, str, str], Any]
+Way = Callable[[ServerHandle, str, str], Any]
 
 
-async def to_end(server: Server, way: Way) -> tuple[str, str]:
+async def to_end(server: ServerHandle, way: Way) -> tuple[str, str]:
     """A second session of user 1, which that way ends, and the session that has to ask for it."""
     other = await server.login("1")
     return other, other if way is logout else server.tokens["1"]
@@ -296,7 +296,7 @@ async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_
             last = (await kept.ask(2, "-1"))[0]["id"]
             while await message(two) != last:  # what was delivered before the answer
                 pass
-            assert await one.closed() == 4001
+            assert await one.wait_closed() == 4001
             await sending
             assert (await kept.ask(2, "-1"))[0]["id"] == last
             assert (await kept.send("hello"))["op_type"] == 40018
@@ -326,13 +326,13 @@ async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_ha
             async def alone() -> bool:
                 return bool((await three.answer(6, "anybody?"))["content"] == "0")
 
-            await until(alone)  # the server has read all of it, and the end
+            await wait_until(alone)  # the server has read all of it, and the end
             ending = asyncio.create_task(way(server, "1", asking))
 
             async def over() -> bool:  # before, user 2 is not his to log out
                 return bool((await logout(server, "2", ended)).status_code == 401)
 
-            await until(over)
+            await wait_until(over)
             gate.set()
             assert (await ending).status_code == 200
         async with server.chat("2", to="1") as two:
@@ -341,7 +341,7 @@ async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_ha
             assert ids(await two.ask(2, "-200")) == [*begun[0], "end"]
 
 
-async def flood(one: raw.Raw) -> None:
+async def flood(one: raw.RawSocket) -> None:
     """Send m0, m1, ... until the server has ended the connection."""
     try:
         for start in range(0, 1_000_000, 50):
@@ -360,10 +360,10 @@ async def test_a_throttled_frame_of_an_ended_session_does_not_pass_either(tmp_pa
         await one.write(raw.request(1, "m1\nhello") + raw.request(1, "m2\nhello"))
         assert (await one.answer())["id"] == "m1"  # m2 waits a second
         assert (await logout(server, "1", server.tokens["1"])).status_code == 200
-        assert await one.closed() == 4001
-        await one.rest()  # the server ends the connection after that second
+        assert await one.wait_closed() == 4001
+        await one.read_to_end()  # the server ends the connection after that second
         assert (await two.receive())["id"] == "m1"
-        await two.silent()
+        await two.expect_nothing()
         assert (await two.answer(2, "-200"))["content"] == "1"
 
 
@@ -374,11 +374,11 @@ async def test_no_frame_to_an_ended_session_passes_after_the_answer(tmp_path: Pa
         raw.chat(server, "2") as two,
         raw.chat(server, "3", to="2") as three,
     ):
-        sending, reading = asyncio.create_task(flood(three)), asyncio.create_task(three.rest())
+        sending, reading = asyncio.create_task(flood(three)), asyncio.create_task(three.read_to_end())
         assert await message(two) == "m0"
         assert (await logout(server, "2", server.tokens["2"])).status_code == 200
         assert (await one.send("late\nhello"))["op_type"] == 40019
-        assert "late" not in [frame.get("id") for frame in await two.rest()]
+        assert "late" not in [frame.get("id") for frame in await two.read_to_end()]
         three.half_close()
         await asyncio.gather(sending, reading)
 
@@ -399,7 +399,7 @@ async def test_what_is_in_work_when_its_session_ends_is_done_before_the_answer(t
         return count
 
     async with three_users(tmp_path) as server, raw.chat(server, "1") as one, AsyncExitStack() as stack:
-        asking = [raw.Raw(await raw.connect(server), "1") for _ in range(times)]
+        asking = [raw.RawSocket(await raw.connect(server), "1") for _ in range(times)]
         for ending in asking:
             stack.callback(ending.vanish)
         await one.write(b"".join(raw.request(1, "m1\nhello", to=name) for name in many_users(tmp_path, 2000)))
@@ -414,8 +414,8 @@ async def test_what_is_in_work_when_its_session_ends_is_done_before_the_answer(t
             if await status == 200:
                 break  # the first that says so counts, though it may have found the socket being closed already
         before = stored()
-        assert await one.closed() == 4001
-        await one.rest()
+        assert await one.wait_closed() == 4001
+        await one.read_to_end()
         assert stored() == before < 2000
 
 
@@ -430,9 +430,9 @@ def long_history(folder: Path, count: int) -> None:
 
 
 async def test_an_upgrade_that_races_with_the_end_of_its_session_is_refused_or_closed(tmp_path: Path) -> None:
-    async def outcome(one: raw.Raw) -> int | None:
+    async def outcome(one: raw.RawSocket) -> int | None:
         status = await one.status()
-        return await one.closed() if status == 101 else status
+        return await one.wait_closed() if status == 101 else status
 
     async with three_users(tmp_path) as server, AsyncExitStack() as stack:
         # Whoever wants to know if there is a user waits for these: between the look at the session and the socket.
@@ -440,7 +440,7 @@ async def test_an_upgrade_that_races_with_the_end_of_its_session_is_refused_or_c
         for user in ("1", "2") * 3:
             one = await stack.enter_async_context(raw.chat(server, user, "2" if user == "1" else "1"))
             await one.write(raw.request(2, "199999-1") * 20)
-        sockets = [raw.Raw(await raw.connect(server), "3") for _ in range(10)]
+        sockets = [raw.RawSocket(await raw.connect(server), "3") for _ in range(10)]
         for one, peer in zip(sockets, many_users(tmp_path, 10), strict=True):
             stack.callback(one.vanish)
             await one.write(raw.upgrade(server, "3", peer))

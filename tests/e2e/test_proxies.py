@@ -17,7 +17,7 @@ import websockets
 from tests import needs
 from tests.e2e.answers import done, refused
 from tests.faults.test_tls import Authority
-from tests.harness import PASSWORD, PATIENCE, ROOT, Chat, Server, serving
+from tests.harness import PASSWORD, ROOT, TIMEOUT, ChatClient, ServerHandle, serving
 from tests.servers import free_port
 
 SAMPLES = ROOT / "docs" / "proxy"
@@ -53,15 +53,15 @@ class Proxy(NamedTuple):
         """A client at another address than the proxy's, that claims yet another."""
         transport = httpx.AsyncHTTPTransport(verify=self.trust, local_address=CLIENT, trust_env=False)
         headers = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "elsewhere.example"}
-        return httpx.AsyncClient(base_url=self.url, transport=transport, headers=headers, timeout=PATIENCE)
+        return httpx.AsyncClient(base_url=self.url, transport=transport, headers=headers, timeout=TIMEOUT)
 
     @asynccontextmanager
-    async def chat(self, user: str, to: str, token: str) -> AsyncIterator[Chat]:
+    async def chat(self, user: str, to: str, token: str) -> AsyncIterator[ChatClient]:
         """A socket through the proxy, its token in the address."""
         url = f"{self.url.replace('https', 'wss')}/chat/test?uid={user}&to_uid={to}&token={token}"
         headers = {"Origin": self.url}
         async with websockets.connect(url, ssl=self.trust, proxy=None, additional_headers=headers) as connection:
-            chat = Chat(connection, user, to)
+            chat = ChatClient(connection, user, to)
             assert (await chat.receive())["op_type"] == 40003
             yield chat
 
@@ -143,16 +143,16 @@ async def in_front_of(behind: int, sample: Sample, folder: Path) -> AsyncIterato
 
 
 @asynccontextmanager
-async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[Proxy, Server]]:
+async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[Proxy, ServerHandle]]:
     """A server with the users 1 and 2 behind the proxy."""
     async with serving(folder / "data", TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with in_front_of(server.port, sample, folder) as proxy:
             yield proxy, server
 
 
 async def _listening(port: int, child: asyncio.subprocess.Process, log: Path) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -184,7 +184,7 @@ async def test_login_has_client_address_and_secure_cookie(
 
 async def test_sockets_work_and_stay_open_while_silent(sample: Sample, tmp_path: Path) -> None:
     async with chatting(sample, tmp_path) as (proxy, server):
-        await server.friends("1", "2")
+        await server.make_contacts("1", "2")
         one, two = server.tokens["1"], server.tokens["2"]
         async with proxy.chat("1", "2", one) as sender, proxy.chat("2", "1", two) as receiver:
             await asyncio.sleep(2)  # some heartbeats
@@ -219,7 +219,7 @@ async def test_no_failing_request_puts_a_token_into_a_log(sample: Sample, tmp_pa
 async def test_without_tls_a_token_is_neither_logged_nor_sent_on(sample: Sample, tmp_path: Path) -> None:
     async with in_front_of(free_port(), sample, tmp_path) as proxy:
         url = f"http://127.0.0.1:{proxy.ports.plain}/chat/test?uid=1&token={TOKEN}"
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as client:
             answer = await client.get(url, headers={"Referer": url})
         assert answer.status_code == 301
         assert answer.headers["Location"] == "https://chat.example.org/"

@@ -17,7 +17,17 @@ import pytest
 
 from tests.e2e.answers import try_login
 from tests.e2e.operating import Place
-from tests.harness import BARE, DEFAULTS, PASSWORD, PATIENCE, ROOT, Process, Server, process, until
+from tests.harness import (
+    CLEAN_ENVIRON,
+    DEFAULTS,
+    PASSWORD,
+    ROOT,
+    TIMEOUT,
+    ServerHandle,
+    SubprocessServer,
+    subprocess_server,
+    wait_until,
+)
 from tests.servers import free_port
 
 # The end may take so many seconds, whatever its streams do.
@@ -27,13 +37,15 @@ ENDING = 10
 @asynccontextmanager
 async def quiet(
     folder: Path, stream: int | None, *, prefix: tuple[str, ...] = (), **settings: object
-) -> AsyncIterator[Process]:
+) -> AsyncIterator[SubprocessServer]:
     """A server whose output, both of it, goes to `stream`: its port says when it is ready."""
     values = {**DEFAULTS, "DataDir": folder, "HttpPort": free_port(), **settings}
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
     command = (*prefix, sys.executable, str(ROOT / "run.py"))
-    child = await asyncio.create_subprocess_exec(*command, stdout=stream, stderr=stream, env={**BARE, **environ})
-    server = Process("127.0.0.1", int(str(values["HttpPort"])), child, folder / "no.log")
+    child = await asyncio.create_subprocess_exec(
+        *command, stdout=stream, stderr=stream, env={**CLEAN_ENVIRON, **environ}
+    )
+    server = SubprocessServer("127.0.0.1", int(str(values["HttpPort"])), child, folder / "no.log")
 
     async def ready() -> bool:
         try:
@@ -44,7 +56,7 @@ async def quiet(
             return False
 
     try:
-        await until(ready)
+        await wait_until(ready)
         yield server
     finally:
         if child.returncode is None:
@@ -52,15 +64,15 @@ async def quiet(
         await child.wait()
 
 
-async def chats(server: Server) -> None:
+async def chats(server: ServerHandle) -> None:
     """Two users log in and talk."""
-    await server.users("1", "2")
+    await server.add_users("1", "2")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         assert (await one.send("m1\nhello"))["op_type"] == 40018
         assert (await two.receive())["id"] == "m1"
 
 
-async def ends(server: Process) -> None:
+async def ends(server: SubprocessServer) -> None:
     server.process.terminate()
     async with asyncio.timeout(ENDING):
         assert await server.process.wait() == 0
@@ -119,15 +131,15 @@ async def test_closed_standard_streams_stop_nothing(tmp_path: Path, closed: str)
 
 
 async def test_sighup_is_ignored(tmp_path: Path) -> None:
-    async with process(tmp_path / "data") as server:
+    async with subprocess_server(tmp_path / "data") as server:
         server.process.send_signal(signal.SIGHUP)
-        await until(lambda: "SIGHUP ignored" in server.log.read_text())
+        await wait_until(lambda: "SIGHUP ignored" in server.log.read_text())
         await chats(server)
         await ends(server)
 
 
 async def test_in_release_mode_every_line_is_json(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", AppMode="release") as server:
+    async with subprocess_server(tmp_path / "data", AppMode="release") as server:
         await ends(server)
         assert server.process.stdout
         assert json.loads(await server.process.stdout.read())["event"] == "server ending"
@@ -145,8 +157,8 @@ async def test_in_release_mode_a_failed_start_is_json(tmp_path: Path) -> None:
 
 async def test_errors_that_repeat_are_counted(tmp_path: Path) -> None:
     """One line at once, and one with the count."""
-    async with process(tmp_path / "data", StoreTimeout=0.2, LoginFailures=1000) as server:
-        await server.users("1")
+    async with subprocess_server(tmp_path / "data", StoreTimeout=0.2, LoginFailures=1000) as server:
+        await server.add_users("1")
         with closing(sqlite3.connect(tmp_path / "data" / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for _ in range(10):
@@ -170,9 +182,9 @@ async def piped(place: Place, pipeline: str, **environ: str) -> tuple[int | None
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**BARE, **place.environ, **environ, "RUN": f"{sys.executable} {ROOT / 'run.py'}"},
+        env={**CLEAN_ENVIRON, **place.environ, **environ, "RUN": f"{sys.executable} {ROOT / 'run.py'}"},
     )
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         out, err = await child.communicate()
     return child.returncode, out.decode(), err.decode()
 

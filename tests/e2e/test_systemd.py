@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chat_server.conf import load
 from tests import needs
-from tests.harness import BARE, PATIENCE, ROOT, Server
+from tests.harness import CLEAN_ENVIRON, ROOT, TIMEOUT, ServerHandle
 
 UNITS = ROOT / "docs" / "systemd"
 FOLDER = re.compile(r"/var/lib/chat-server(?![-\w])")
@@ -71,15 +71,15 @@ async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> 
     text = unit("chat-server.service", tmp_path)
     [patience] = re.findall(r"^TimeoutStopSec=(\d+)s$", text, re.MULTILINE)
     child = await asyncio.create_subprocess_exec(
-        *command(text, "ExecStart"), env=BARE, umask=0o077, stdout=asyncio.subprocess.PIPE
+        *command(text, "ExecStart"), env=CLEAN_ENVIRON, umask=0o077, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             ready = (await child.stdout.readline()).decode()
         [port] = re.findall(r"http://127\.0\.0\.1:(\d+)", ready)
-        server = Server("127.0.0.1", int(port))
-        await server.users("1", "2")
+        server = ServerHandle("127.0.0.1", int(port))
+        await server.add_users("1", "2")
         async with server.chat("1", "2") as chat:
             assert (await chat.send("hello"))["op_type"] == 40019
             child.terminate()
@@ -95,14 +95,14 @@ async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> 
 async def test_backup_is_made_and_only_old_ones_are_deleted(tmp_path: Path) -> None:
     config(tmp_path)
     add = [*command(unit("chat-server.service", tmp_path), "ExecStart"), "user", "add", "1"]
-    subprocess.run(add, check=True, env=BARE, input=b"secret1\n")
+    subprocess.run(add, check=True, env=CLEAN_ENVIRON, input=b"secret1\n")
     text, days = unit("chat-server-backup.service", tmp_path), 24 * 60 * 60
     for name, age in (("chat-old.db", 16), ("chat-recent.db", 13), ("other.db", 16)):
         file = tmp_path / "backup" / name
         file.touch()
         os.utime(file, (time.time() - age * days,) * 2)
     for key in ("ExecStart", "ExecStartPost"):
-        subprocess.run(command(text, key), check=True, env=BARE, umask=0o077)
+        subprocess.run(command(text, key), check=True, env=CLEAN_ENVIRON, umask=0o077)
     copies = {path.name: path for path in (tmp_path / "backup").iterdir()}
     [made] = copies.keys() - {"chat-recent.db", "other.db"}
     assert re.fullmatch(r"chat-\d{4}-\d\d-\d\dT\d{6}Z\.db", made)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.operating import Place, said
-from tests.harness import ROOT, HandClock, serving
+from tests.harness import ROOT, ManualClock, serving
 
 FIXTURES = ROOT / "tests" / "fixtures"
 SCHEMAS = sorted(path.name for path in FIXTURES.glob("schema-*"))
@@ -28,9 +28,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place(tmp_path / "data")
 
 
-def then(folder: Path) -> HandClock:
+def then(folder: Path) -> ManualClock:
     """A clock that stands just after what is stored."""
-    clock = HandClock()
+    clock = ManualClock()
     with closing(sqlite3.connect(f"{(folder / 'chat.db').as_uri()}?immutable=1", uri=True)) as database:
         [(newest,)] = database.execute("SELECT max(time) FROM messages")
     clock.shift = (newest - clock.now()) / 1e6 + 1

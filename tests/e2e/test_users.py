@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.answers import lives, post, refused, try_login
 from tests.e2e.operating import Place, said, wrong
-from tests.harness import BARE, PASSWORD, ROOT, Chat, run_py, until
+from tests.harness import CLEAN_ENVIRON, PASSWORD, ROOT, ChatClient, run_py, wait_until
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place
             stdin=other,
             stdout=other,
             stderr=other,
-            env={**BARE, **place.environ},
+            env={**CLEAN_ENVIRON, **place.environ},
             start_new_session=True,
         )
         os.close(other)
@@ -150,11 +150,11 @@ async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place
 
 async def test_a_reset_password_ends_all_sessions_and_the_old_one_is_wrong(place: Place) -> None:
     async with place.serving() as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             assert "1 sessions ended" in await place.does("user", "reset-password", "1", typed="another1")
-            assert await one.closed() == 4001
-            await two.silent()
+            assert await one.wait_closed() == 4001
+            await two.expect_nothing()
         wrong(await try_login(server, "1", PASSWORD))
         await server.login("1", "another1")
         assert await lives(server, server.tokens["2"])
@@ -178,11 +178,11 @@ async def test_who_is_not_there_is_told(place: Place) -> None:
 
 async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait(place: Place) -> None:
     async with place.serving() as server:
-        await server.users("1", "2")
-        await server.friends("1", "2")
+        await server.add_users("1", "2")
+        await server.make_contacts("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             assert "1 sessions ended" in await place.does("user", "disable", "2")
-            assert await two.closed() == 4001
+            assert await two.wait_closed() == 4001
             assert not await lives(server, server.tokens["2"])
             right, wrong_, unknown = [
                 await try_login(server, *who) for who in (("2", PASSWORD), ("2", "another1"), ("ghost", PASSWORD))
@@ -199,7 +199,7 @@ async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait
 
 async def test_a_login_that_races_with_disabling_leaves_no_session(place: Place) -> None:
     async with place.serving() as server:
-        await server.users("1")
+        await server.add_users("1")
         disabling = asyncio.create_task(place.does("user", "disable", "1"))
         tokens = []
         while not disabling.done():
@@ -215,14 +215,14 @@ async def test_a_login_that_races_with_disabling_leaves_no_session(place: Place)
 
 async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_name(place: Place) -> None:
     async with place.serving(StrangerLimit=1) as server:
-        await server.users("1", "2", "3")
-        await server.friends("1", "2")
+        await server.add_users("1", "2", "3")
+        await server.make_contacts("1", "2")
         async with server.chat("2", to="1") as two, server.chat("1", to="2") as one, server.chat("3", to="2") as three:
             for number in range(3):
                 await one.send(f"m{number}\nsecret of 1")
             await three.send("m\nothers")
             removing = asyncio.create_task(place.command("user", "remove", "1", "--messages", "delete"))
-            assert await one.closed() == 4001
+            assert await one.wait_closed() == 4001
             refused_ = None
             while not removing.done():  # whoever writes to it meanwhile leaves nothing behind
                 refused_ = await two.send("late\nto 1")
@@ -234,7 +234,7 @@ async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_n
             assert refused_
             assert refused_["reason"] == "no_such_user"
             assert await said(three) == ["others"]
-        await server.users("1")
+        await server.add_users("1")
         async with server.chat("1", to="2") as one:
             assert await said(one) == []
             assert (await one.answer(7, "-10"))["content"] == "0"
@@ -245,13 +245,13 @@ async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_n
 
 async def test_a_user_removed_who_leaves_messages_keeps_the_name(place: Place) -> None:
     async with place.serving() as server:
-        await server.users("1", "2", "3")
-        await server.friends("1", "2")
+        await server.add_users("1", "2", "3")
+        await server.make_contacts("1", "2")
         async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
             assert (await three.send("hello"))["op_type"] == 40019
             out = await place.does("user", "remove", "1", "--messages", "keep")
             assert "kept 3 messages in 2 conversations" in out
-            await until(lambda: _refuses(three))
+            await wait_until(lambda: _refuses(three))
             assert (await two.send("hello"))["reason"] == "no_such_user"
             assert await said(two) == ["hello", "hello"]
             assert (await two.answer(5, "hello-2-1"))["op_type"] == 40013
@@ -272,7 +272,7 @@ async def test_a_user_removed_who_leaves_messages_keeps_the_name(place: Place) -
     await place.does("user", "add", "1", typed=PASSWORD)
 
 
-async def _refuses(chat: Chat) -> bool:
+async def _refuses(chat: ChatClient) -> bool:
     return (await chat.send("x")).get("reason") == "no_such_user"
 
 
@@ -284,7 +284,7 @@ async def test_what_to_do_with_the_messages_must_be_said(place: Place) -> None:
 
 async def test_many_messages_are_removed_a_little_at_a_time_while_others_chat(place: Place) -> None:
     async with place.serving(StrangerLimit=0) as server:
-        await server.users("1", "2", "3")
+        await server.add_users("1", "2", "3")
         async with server.chat("1", to="2") as one:
             for number in range(1700):
                 await one.put(1, f"m{number}\nhello")
@@ -303,8 +303,8 @@ async def test_many_messages_are_removed_a_little_at_a_time_while_others_chat(pl
 
 async def test_an_export_is_all_that_is_stored_and_of_nobody_else(place: Place) -> None:
     async with place.serving() as server:
-        await server.users("1", "2", "3")
-        await server.friends("1", "2")
+        await server.add_users("1", "2", "3")
+        await server.make_contacts("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="3") as two:
             await one.send("m\nto be deleted")
             await one.answer(5, "m")

@@ -40,25 +40,25 @@ async def test_the_same_on_servers_beside_a_running_one_and_without(
     one, two, three = (f"{name}-{words.replace(' ', '-')}" for name in ("anna", "ben", "carl"))
     assert await place.does("user", "add", one, typed=PASSWORD) == f"added {one}\n"
     async with place.serving(StrangerLimit=1) as server:
-        await server.users(two, three)
+        await server.add_users(two, three)
         server.tokens[one] = await server.login(one)
-        await server.friends(one, two)
+        await server.make_contacts(one, two)
         async with server.chat(one, to=two) as first, server.chat(two, to=one) as second:
             lines = await place.exported(one)
             assert [line["kind"] for line in lines] == ["user", "session", "message", "message", "counter"]
             await place.does("user", "disable", one)
-            assert await first.closed() == 4001
+            assert await first.wait_closed() == 4001
             wrong(await try_login(server, one, PASSWORD))
             await place.does("user", "enable", one)
             await place.does("user", "reset-password", two, typed="another1")
-            assert await second.closed() == 4001
+            assert await second.wait_closed() == 4001
             server.tokens[two] = await server.login(two, "another1")
         async with server.chat(two, to=one) as second, server.chat(three, to=two) as third:
             out = await place.does("user", "remove", one, "--messages", "delete")
             assert "deleted 2 messages in 1 conversations and 1 counters" in out
             assert (await second.send("hello"))["reason"] == "no_such_user"
             assert (await third.send("hello"))["op_type"] == 40018
-        await server.users(one)
+        await server.add_users(one)
         async with server.chat(one, to=two) as first:
             assert await said(first) == []
             assert [(await first.send("hello"))["op_type"] for _ in range(2)] == [40019, 40020]

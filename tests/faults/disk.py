@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import needs
-from tests.harness import Chat, Process, process
+from tests.harness import ChatClient, SubprocessServer, subprocess_server
 
 SOURCE = Path(__file__).with_name("disk.c")
 WRITE, TRUNCATE, SYNC, UNLINK = range(1, 5)
@@ -51,7 +51,7 @@ class Disk:
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, SOURCE, "-ldl"], check=True)
 
     @asynccontextmanager
-    async def server(self, **settings: Any) -> AsyncIterator[Process]:
+    async def server(self, **settings: Any) -> AsyncIterator[SubprocessServer]:
         """A server on this disk."""
         variables = {
             "LD_PRELOAD": self._library,
@@ -60,7 +60,7 @@ class Disk:
             "DISK_FAULTS": self._faults,
         }
         prefix = ("env", *(f"{name}={value}" for name, value in variables.items()))
-        async with process(self.folder, prefix=prefix, **{"StrangerLimit": 0, **settings}) as server:
+        async with subprocess_server(self.folder, prefix=prefix, **{"StrangerLimit": 0, **settings}) as server:
             yield server
 
     @contextmanager
@@ -143,7 +143,7 @@ def _sectors(call: Call) -> Iterator[tuple[int, bytes]]:
         start = after
 
 
-async def sent(chat: Chat, numbers: range, code: int, text: str = "hello") -> None:
+async def sent(chat: ChatClient, numbers: range, code: int, text: str = "hello") -> None:
     """These messages are acknowledged."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")
@@ -152,7 +152,7 @@ async def sent(chat: Chat, numbers: range, code: int, text: str = "hello") -> No
         assert (ack["op_type"], ack["id"]) == (code, f"m{n}"), ack
 
 
-async def refused(chat: Chat, numbers: range, text: str = "hello") -> None:
+async def refused(chat: ChatClient, numbers: range, text: str = "hello") -> None:
     """These messages are refused, one by one and for no other reason."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")

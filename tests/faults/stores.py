@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.answers import post, refused, try_upgrade
-from tests.harness import PASSWORD, Chat, Frame, Server, run_py
+from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, run_py
 from tests.servers import DatabaseServer
 
 # StoreTimeout and HeartbeatSeconds of the servers under test.
@@ -42,21 +42,21 @@ async def away(database: DatabaseServer, how: str) -> AsyncIterator[None]:
             database.send(signal.SIGCONT)
 
 
-async def store_away(chat: Chat, op_type: int, status: int, content: str = "", **keys: Any) -> None:
+async def store_away(chat: ChatClient, op_type: int, status: int, content: str = "", **keys: Any) -> None:
     """Fail unless the answer to this is, soon, that a store is away."""
     async with asyncio.timeout(HANGS):
         answer = await chat.answer(op_type, content, **keys)
     assert (answer["op_type"], answer.get("reason")) == (status, "store_away"), answer
 
 
-async def http_away(server: Server, path: str, user: str, token: str | None = None) -> None:
+async def http_away(server: ServerHandle, path: str, user: str, token: str | None = None) -> None:
     """Fail unless the answer to this POST is, soon, that a store is away."""
     body = {"user_name": user, "password": PASSWORD}
     async with asyncio.timeout(HANGS):
         refused(await post(server, path, token, **body), 503, 44444, "store_away")
 
 
-async def upgrade_away(server: Server, user: str, to: str = "") -> None:
+async def upgrade_away(server: ServerHandle, user: str, to: str = "") -> None:
     """Fail unless a socket is refused, soon, because a store is away."""
     headers = {"Authorization": f"Bearer {server.tokens[user]}"}
     async with asyncio.timeout(HANGS):
@@ -71,7 +71,7 @@ def acked(frame: Frame) -> bool:
     return False
 
 
-async def sent(chat: Chat, content: str, **keys: Any) -> Frame:
+async def sent(chat: ChatClient, content: str, **keys: Any) -> Frame:
     """Send a message until it is acknowledged, always with the same id."""
     async with asyncio.timeout(HANGS * 2):
         while not acked(frame := await chat.send(content, **keys)):
@@ -79,7 +79,7 @@ async def sent(chat: Chat, content: str, **keys: Any) -> Frame:
     return frame
 
 
-async def history(chat: Chat) -> list[str]:
+async def history(chat: ChatClient) -> list[str]:
     """What was said between the two."""
     found: list[str] = []
     while True:
@@ -91,7 +91,7 @@ async def history(chat: Chat) -> list[str]:
         found += [frame["content"] for frame in page]
 
 
-async def alive(chat: Chat) -> None:
+async def alive(chat: ChatClient) -> None:
     """Fail unless the socket is open: more than the time of several heartbeats later it still answers."""
     await asyncio.sleep(SOON["HeartbeatSeconds"] * 3)
     async with asyncio.timeout(HANGS):

@@ -14,7 +14,7 @@ from chat_server.utils.sqlite import Database
 from tests import raw
 from tests.e2e.answers import ask
 from tests.faults.disk import SYNC, WRITE, Call, Disk, disk, power_lost, refused, sent
-from tests.harness import PASSWORD, Server, until
+from tests.harness import PASSWORD, ServerHandle, wait_until
 
 __all__ = ["disk"]
 
@@ -42,13 +42,13 @@ async def survives(calls: list[Call], moments: Iterable[tuple[int, set[str]]], p
             assert acked - await stored(folder) == set(), f"lost where {chance:.0%} of the rest was kept"
 
 
-async def say(server: Server, user: str, to: str, text: str) -> None:
+async def say(server: ServerHandle, user: str, to: str, text: str) -> None:
     """A message is acknowledged."""
     async with server.chat(user, to) as chat:
         assert (await chat.send(text))["op_type"] in (40018, 40019)
 
 
-async def attempt(one: raw.Raw, names: Sequence[str], text: str) -> set[str]:
+async def attempt(one: raw.RawSocket, names: Sequence[str], text: str) -> set[str]:
     """Send messages together; those that were acknowledged."""
     await one.write(b"".join(raw.request(1, f"{name}\n{text}") for name in names))
     return {answer["id"] for answer in [await one.answer() for _ in names] if answer["op_type"] != 40008}
@@ -57,7 +57,7 @@ async def attempt(one: raw.Raw, names: Sequence[str], text: str) -> set[str]:
 async def test_whenever_the_power_goes_all_that_was_acknowledged_is_there(disk: Disk, tmp_path: Path) -> None:
     acked, moments = set[str](), [(0, set[str]())]
     async with disk.server() as server:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         async with server.chat("z", "a"), raw.chat(server, "a", "z") as one:  # what is proven is written, too
             for part in range(20):
                 names = [f"{part}-{n}" for n in range(50)]
@@ -82,20 +82,20 @@ async def test_while_the_log_cannot_be_written_nothing_is_acknowledged_and_it_he
     disk: Disk, tmp_path: Path, call: str, error: int
 ) -> None:
     async with disk.server() as server:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         async with server.chat("a", "z") as a, server.chat("z", "a") as z:
             await sent(a, range(20), 40018)
             assert [(await z.receive())["id"] for _ in range(20)] == [f"m{n}" for n in range(20)]
             with disk.failing(call, "chat.db-wal", error):
                 await refused(a, range(20, 40))
-                await z.silent()
+                await z.expect_nothing()
                 assert (await a.answer(2, "-200"))["content"] == "20"  # what needs no writing goes on
                 assert (await server.post("/user/login", {"user_name": "a", "password": PASSWORD})).status_code == 503
             await sent(a, range(20, 60), 40018)
             await server.login("a")
         moment = (disk.now(), {f"m{n}" for n in range(60)})
         server.kill()
-        await server.ended()
+        await server.wait()
     async with disk.server() as again:
         again.tokens = server.tokens
         async with again.chat("z", "a") as z:
@@ -108,11 +108,11 @@ async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledg
     disk: Disk, tmp_path: Path, call: str
 ) -> None:
     async with disk.server() as server:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         with disk.failing(call, "chat.db"):
-            await raw.store(server, "a", "z", 1000)
+            await raw.store_messages(server, "a", "z", 1000)
             moments = [(disk.now(), {f"m{n}" for n in range(1000)})]
-            await until(lambda: "could not be copied" in server.log.read_text())
+            await wait_until(lambda: "could not be copied" in server.log.read_text())
             async with server.chat("z", "a") as z:
                 assert (await z.answer(3, "200"))["content"] == "200"
         healed = disk.now()
@@ -122,10 +122,10 @@ async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledg
             since = [call for call in disk.calls() if call.end > healed and call.file == "chat.db"]
             return any(call.kind == SYNC and not call.failed for call in since)
 
-        await until(copied)
+        await wait_until(copied)
         moments.append((disk.now(), moments[0][1]))
         server.kill()
-        await server.ended()
+        await server.wait()
     await survives(disk.calls(), moments, tmp_path)
 
 
@@ -139,21 +139,21 @@ async def test_health_is_503_while_the_log_cannot_be_written(disk: Disk, error: 
 
         assert await answers(200)
         with disk.failing("write", "chat.db-wal", error):
-            await until(lambda: answers(503))
-        await until(lambda: answers(200))
+            await wait_until(lambda: answers(503))
+        await wait_until(lambda: answers(200))
 
 
 async def test_what_a_failed_sync_left_in_memory_is_not_acknowledged_after_a_restart(
     disk: Disk, tmp_path: Path
 ) -> None:
     async with disk.server() as server:
-        await server.users("a", "z")
+        await server.add_users("a", "z")
         async with server.chat("a", "z") as a:
             assert (await a.send("m0\nhello"))["op_type"] == 40019
             with disk.failing("sync", "chat.db-wal"):
                 assert (await a.send("m1\nhello"))["reason"] == "store_away"
                 server.kill()
-                await server.ended()
+                await server.wait()
     tokens = server.tokens
     async with disk.server() as server:
         server.tokens = tokens
@@ -165,19 +165,21 @@ async def test_what_a_failed_sync_left_in_memory_is_not_acknowledged_after_a_res
 
 async def test_what_a_failed_sync_of_the_file_left_in_memory_is_written_again(disk: Disk, tmp_path: Path) -> None:
     async with disk.server() as server:
-        await server.users("a", "z")
-        await raw.store(server, "a", "z", 200)  # m0 to m199
+        await server.add_users("a", "z")
+        await raw.store_messages(server, "a", "z", 200)  # m0 to m199
         with closing(sqlite3.connect(disk.folder / "chat.db", isolation_level=None)) as backup:
             backup.execute("BEGIN")
             backup.execute("SELECT count(*) FROM messages").fetchone()
-            await raw.store(server, "z", "a", 1000)  # enough for the log to be copied: as much as the backup sees
+            await raw.store_messages(
+                server, "z", "a", 1000
+            )  # enough for the log to be copied: as much as the backup sees
         with disk.failing("sync", "chat.db"):  # the rest follows
 
             async def failed() -> bool:
                 await say(server, "a", "z", "while it fails")
                 return any(call.failed for call in disk.calls())
 
-            await until(failed)
+            await wait_until(failed)
         for n in range(3):
             await say(server, "a", "z", f"after it {n}")
         moment = disk.now()

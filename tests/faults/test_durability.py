@@ -11,7 +11,7 @@ from pathlib import Path
 from tests import raw
 from tests.faults.disk import refused, sent
 from tests.faults.tools import small_disk, strace
-from tests.harness import Frame, Process, Server, process, until
+from tests.harness import Frame, ServerHandle, SubprocessServer, subprocess_server, wait_until
 
 SENDERS = ("a", "b", "c")
 
@@ -19,7 +19,7 @@ SENDERS = ("a", "b", "c")
 class Burst:
     """A sender that sends to `to` as fast as it is let, m0, m1, ..., until the server ends the connection."""
 
-    def __init__(self, server: Server, user: str, to: str) -> None:
+    def __init__(self, server: ServerHandle, user: str, to: str) -> None:
         self.user = user
         self.to = to
         self.acks: list[Frame] = []
@@ -34,10 +34,10 @@ class Burst:
         """What the n-th message is."""
         return f"m{n}\ntext {n} of {self.user} 漢字"
 
-    async def _run(self, server: Server) -> None:
+    async def _run(self, server: ServerHandle) -> None:
         async with raw.chat(server, self.user, self.to) as one:
             sending = asyncio.create_task(self._send(one))
-            with suppress(raw.Cut):
+            with suppress(raw.ConnectionCut):
                 while (read := await one.read()).opcode != raw.CLOSE:
                     if read.opcode == raw.TEXT:
                         self.acks.append(one.json(read))
@@ -45,27 +45,27 @@ class Burst:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
-    async def _send(self, one: raw.Raw) -> None:
+    async def _send(self, one: raw.RawSocket) -> None:
         for start in range(0, 1_000_000, 20):
             await one.write(b"".join(raw.request(1, self.content(n)) for n in range(start, start + 20)))
             await asyncio.sleep(0)
 
 
 @asynccontextmanager
-async def again(folder: Path, tokens: dict[str, str]) -> AsyncIterator[Process]:
+async def again(folder: Path, tokens: dict[str, str]) -> AsyncIterator[SubprocessServer]:
     """The server started once more on the same data."""
-    async with process(folder, StrangerLimit=0) as server:
+    async with subprocess_server(folder, StrangerLimit=0) as server:
         server.tokens = tokens
         yield server
 
 
-async def unread(server: Server, burst: Burst) -> list[Frame]:
+async def unread(server: ServerHandle, burst: Burst) -> list[Frame]:
     """What its receiver has not read."""
     async with server.chat(burst.to, burst.user, max_queue=None) as two:
         return (await two.ask(3))[:-1]
 
 
-async def history(server: Server, burst: Burst) -> list[Frame]:
+async def history(server: ServerHandle, burst: Burst) -> list[Frame]:
     """All messages between the two."""
     found: list[Frame] = []
     async with server.chat(burst.to, burst.user, max_queue=None) as two:
@@ -88,16 +88,16 @@ async def test_after_kill_9_in_a_burst_all_that_was_acknowledged_is_there_once_i
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "data"
-    async with process(folder, StrangerLimit=0) as server:
-        await server.users(*SENDERS, "z", "idle")
+    async with subprocess_server(folder, StrangerLimit=0) as server:
+        await server.add_users(*SENDERS, "z", "idle")
         async with raw.chat(server, "z") as z:  # takes what comes and proves nothing
             bursts = [Burst(server, user, "z") for user in SENDERS]
-            await until(lambda: min(len(one.acks) for one in bursts) > 200)
+            await wait_until(lambda: min(len(one.acks) for one in bursts) > 200)
             server.kill()
             for one in bursts:
                 await one.ended()
-            await z.rest()
-        await server.ended()
+            await z.read_to_end()
+        await server.wait()
     async with again(folder, server.tokens) as server:
         for one in bursts:
             assert {ack["op_type"] for ack in one.acks} == {40018}
@@ -106,7 +106,7 @@ async def test_after_kill_9_in_a_burst_all_that_was_acknowledged_is_there_once_i
             await retried(server, one, stored)
 
 
-async def retried(server: Server, burst: Burst, stored: list[Frame]) -> None:
+async def retried(server: ServerHandle, burst: Burst, stored: list[Frame]) -> None:
     """What is sent again is acknowledged with its time, and stored no second time."""
     async with raw.chat(server, burst.user, burst.to) as one:
         for start in range(0, len(stored), 50):
@@ -121,8 +121,8 @@ async def test_after_kill_9_only_what_was_proven_is_read(tmp_path: Path) -> None
     folder = tmp_path / "data"
     got: list[str] = []
     proven: list[str] = []
-    async with process(folder, StrangerLimit=0) as server:
-        await server.users("a", "z")
+    async with subprocess_server(folder, StrangerLimit=0) as server:
+        await server.add_users("a", "z")
         async with raw.chat(server, "z") as z:
             burst = Burst(server, "a", "z")
             while len(got) < 500:
@@ -134,7 +134,7 @@ async def test_after_kill_9_only_what_was_proven_is_read(tmp_path: Path) -> None
                     proven = list(got)
             server.kill()
             await burst.ended()
-        await server.ended()
+        await server.wait()
     async with again(folder, server.tokens) as server:
         stored = await history(server, burst)
         complete(burst, stored)
@@ -147,9 +147,9 @@ async def test_after_kill_9_it_starts_again_at_once_again_and_again(tmp_path: Pa
     folder, sent = tmp_path / "data", list[str]()
     tokens: dict[str, str] = {}
     for n in range(3):
-        async with process(folder, StrangerLimit=0) as server:
+        async with subprocess_server(folder, StrangerLimit=0) as server:
             if not tokens:
-                await server.users("a", "z")
+                await server.add_users("a", "z")
                 tokens = server.tokens
             server.tokens = tokens
             async with server.chat("a", "z") as a:
@@ -158,22 +158,22 @@ async def test_after_kill_9_it_starts_again_at_once_again_and_again(tmp_path: Pa
                 async with server.chat("z", "a") as z:
                     assert [frame["id"] for frame in (await z.ask(3))[:-1]] == sent
                 server.kill()
-                assert await a.closed() == 1006
-            await server.ended()
+                assert await a.wait_closed() == 1006
+            await server.wait()
 
 
 async def test_sigterm_in_a_burst_ends_politely_and_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    async with process(folder, StrangerLimit=0) as server:
-        await server.users(*SENDERS, "z")
+    async with subprocess_server(folder, StrangerLimit=0) as server:
+        await server.add_users(*SENDERS, "z")
         async with server.chat("z", max_queue=None) as z:
             bursts = [Burst(server, user, "z") for user in SENDERS]
-            await until(lambda: min(len(one.acks) for one in bursts) > 200)
+            await wait_until(lambda: min(len(one.acks) for one in bursts) > 200)
             server.process.send_signal(signal.SIGTERM)
             for one in bursts:
                 await one.ended()
-            assert await z.closed() == 1001
-        assert await server.ended() == 0
+            assert await z.wait_closed() == 1001
+        assert await server.wait() == 0
     async with again(folder, server.tokens) as server:
         for one in bursts:
             complete(one, await history(server, one))
@@ -181,41 +181,41 @@ async def test_sigterm_in_a_burst_ends_politely_and_loses_nothing(tmp_path: Path
 
 
 async def test_sigterm_lets_frames_in_work_be_finished(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", StrangerLimit=0) as server:
-        await server.users("a", "z")
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
+        await server.add_users("a", "z")
         async with raw.chat(server, "a", "z") as a:
             await a.write(b"".join(raw.request(1, f"m{n}\nhello") for n in range(100)))
             first = await a.answer()
             server.process.send_signal(signal.SIGTERM)
             assert [first["id"], *[(await a.answer())["id"] for _ in range(99)]] == [f"m{n}" for n in range(100)]
-            assert await a.closed() == 1001
+            assert await a.wait_closed() == 1001
             await a.write(raw.close(1001))
-        assert await server.ended() == 0
+        assert await server.wait() == 0
         assert "Traceback" not in server.log.read_text()
 
 
 async def test_sigterm_closes_with_1001_also_who_never_stops_asking(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", StrangerLimit=0) as server:
-        await server.users("a", "z")
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
+        await server.add_users("a", "z")
         async with raw.chat(server, "a", "z") as a:
             asking = asyncio.create_task(a.flood(raw.request(2, "-1") * 100, 1 << 40))
             await a.answer()
             server.process.send_signal(signal.SIGTERM)
-            assert await a.closed() == 1001
+            assert await a.wait_closed() == 1001
             asking.cancel()
-        assert await server.ended() == 0
+        assert await server.wait() == 0
 
 
 async def test_sigterm_waits_for_no_reader_that_has_stopped(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", StrangerLimit=0) as server:
-        await server.users("a", "z")
-        await raw.store(server, "a", "z", raw.HELD_BY_KERNEL // 16000 + 100)
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
+        await server.add_users("a", "z")
+        await raw.store_messages(server, "a", "z", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with raw.chat(server, "z", "a", buffer=4096) as z, server.chat("a") as a:
             await z.put(3)
-            await z.stalled()
+            await z.wait_stalled()
             server.process.send_signal(signal.SIGTERM)
-            assert await a.closed() == 1001
-            assert await server.ended() == 0
+            assert await a.wait_closed() == 1001
+            assert await server.wait() == 0
         assert "Traceback" not in server.log.read_text()
 
 
@@ -259,8 +259,8 @@ async def test_every_ack_leaves_after_its_message_was_synced(tmp_path: Path) -> 
     names = [f"{user}-{n:04}-id" for user in SENDERS for n in range(100)]
     calls = "fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg"
     prefix = strace(trace, calls, "-y", "-s", "1000000")
-    async with process(tmp_path / "data", prefix=prefix, StrangerLimit=0) as server:
-        await server.users(*SENDERS, "z")
+    async with subprocess_server(tmp_path / "data", prefix=prefix, StrangerLimit=0) as server:
+        await server.add_users(*SENDERS, "z")
 
         async def send(user: str) -> None:
             mine = [name for name in names if name.startswith(user)]
@@ -271,15 +271,15 @@ async def test_every_ack_leaves_after_its_message_was_synced(tmp_path: Path) -> 
 
         await asyncio.gather(*map(send, SENDERS))
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ended() == 0
-    await until(lambda: "+++ exited with 0 +++" in trace.read_text().rsplit("\n", 2)[-2])
+        assert await server.wait() == 0
+    await wait_until(lambda: "+++ exited with 0 +++" in trace.read_text().rsplit("\n", 2)[-2])
     acked, false = unsynced(trace.read_text(), names)
     assert acked == set(names)
     assert false == set()
 
 
 @contextmanager
-def full_disk(server: Process, folder: Path) -> Iterator[None]:
+def full_disk(server: SubprocessServer, folder: Path) -> Iterator[None]:
     """No file of the server's can grow."""
     _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, most))
@@ -289,16 +289,16 @@ def full_disk(server: Process, folder: Path) -> Iterator[None]:
 
 async def test_while_nothing_can_be_written_nothing_is_acknowledged_and_it_heals(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    async with process(folder, StrangerLimit=0) as server:
-        await server.users("a", "z")
+    async with subprocess_server(folder, StrangerLimit=0) as server:
+        await server.add_users("a", "z")
         async with server.chat("a", "z", max_queue=None) as a, server.chat("z", "a", max_queue=None) as z:
             await sent(a, range(50), 40018)
             for n in range(50):
                 assert (await z.receive())["id"] == f"m{n}"
-            await z.silent()
+            await z.expect_nothing()
             with full_disk(server, folder):
                 await refused(a, range(50, 100))
-                await z.silent()
+                await z.expect_nothing()
                 assert (await a.answer(2, "-200"))["content"] == "50"  # what needs no writing goes on
                 response = await server.post("/user/login", {"user_name": "a", "password": "secret1"})
                 assert (response.status_code, response.json()["status"]) == (503, 44444)
@@ -306,7 +306,7 @@ async def test_while_nothing_can_be_written_nothing_is_acknowledged_and_it_heals
             await sent(a, range(50, 150), 40018)
             await server.login("a")
         server.kill()
-        await server.ended()
+        await server.wait()
     async with again(folder, server.tokens) as server, server.chat("z", "a", max_queue=None) as z:
         assert [one["id"] for one in (await z.ask(2, "0-200"))[:-1]] == [f"m{n}" for n in range(150)]
 
@@ -315,8 +315,8 @@ async def test_a_full_disk_refuses_and_heals(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     with small_disk(folder):
-        async with process(folder, StrangerLimit=0) as server:
-            await server.users("a", "z")
+        async with subprocess_server(folder, StrangerLimit=0) as server:
+            await server.add_users("a", "z")
             async with server.chat("a", "z", max_queue=None) as a:
                 await sent(a, range(20), 40019)
                 with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
@@ -326,6 +326,6 @@ async def test_a_full_disk_refuses_and_heals(tmp_path: Path) -> None:
                 (folder / "filler").unlink()
                 await sent(a, range(20, 40), 40019, "x" * 9000)
             server.kill()
-            await server.ended()
+            await server.wait()
         async with again(folder, server.tokens) as server, server.chat("z", "a", max_queue=None) as z:
             assert [one["id"] for one in (await z.ask(3))[:-1]] == [f"m{n}" for n in range(40)]

@@ -15,7 +15,7 @@ from redis import Redis
 from tests import servers
 from tests.e2e.answers import ask, post, try_login
 from tests.faults.stores import HANGS, SOON, names, sent, wire
-from tests.harness import PASSWORD, process, until
+from tests.harness import PASSWORD, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
 
@@ -34,12 +34,12 @@ async def test_a_demoted_redis_is_left(redis: DatabaseServer, promoted: Database
         new.replicaof("127.0.0.1", redis.port)
         async with wire(redis) as between:
             stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISADDR": f"127.0.0.1:{between.port}"}
-            async with process(tmp_path / "data", stores=stores, **SOON) as server:
-                await server.users(one, two)
+            async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
+                await server.add_users(one, two)
                 async with server.chat(one, two) as stranger:
                     await sent(stranger, "m0\nhello")
-                    await until(lambda: new.info("replication")["master_link_status"] == "up")
-                    await until(lambda: new.dbsize() == old.dbsize())
+                    await wait_until(lambda: new.info("replication")["master_link_status"] == "up")
+                    await wait_until(lambda: new.dbsize() == old.dbsize())
                     new.replicaof("NO", "ONE")
                     old.replicaof("127.0.0.1", promoted.port)
                     between.lead_to(promoted)
@@ -69,12 +69,12 @@ def set_read_only(mysql: DatabaseServer, value: int) -> None:
 async def test_a_demoted_mysql_is_left(mysql: DatabaseServer, promoted: DatabaseServer, tmp_path: Path) -> None:
     """All of its connections: also those that only read, which would go on reading what is old."""
     one, new = names(2)
-    async with process(tmp_path / "data", stores=servers.environ(mysql=promoted), **SOON) as server:
-        await server.users(one)  # no replication here: the user is in both
+    async with subprocess_server(tmp_path / "data", stores=servers.environ(mysql=promoted), **SOON) as server:
+        await server.add_users(one)  # no replication here: the user is in both
     async with wire(mysql) as between:
         stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBPORT": str(between.port)}
-        async with process(tmp_path / "data", stores=stores, **SOON) as server:
-            await server.users(one)
+        async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
+            await server.add_users(one)
             await asyncio.gather(*(try_login(server, one) for _ in range(8)))
             assert connections_of_chat(mysql) > 1
             set_read_only(mysql, 1)
@@ -86,8 +86,8 @@ async def test_a_demoted_mysql_is_left(mysql: DatabaseServer, promoted: Database
                     return answer.status_code == 200
 
                 async with asyncio.timeout(HANGS):
-                    await until(registered)
-                await until(lambda: connections_of_chat(mysql) == 0)
+                    await wait_until(registered)
+                await wait_until(lambda: connections_of_chat(mysql) == 0)
                 assert (await try_login(server, new)).status_code == 200
             finally:
                 set_read_only(mysql, 0)

@@ -12,7 +12,7 @@ from chat_server.utils.lease import LEASE_SECONDS
 from tests import servers
 from tests.e2e.answers import ask, done, envelope
 from tests.e2e.test_metrics import scraped
-from tests.harness import Server, serving, until
+from tests.harness import ServerHandle, serving, wait_until
 
 TIMEOUT = 1.0  # StoreTimeout
 STORES = {"users": servers.mysql, "messages": servers.mongodb, "cache": servers.redis}
@@ -39,13 +39,15 @@ def port() -> int:
 
 
 @pytest.fixture
-async def server(databases: dict[str, servers.DatabaseServer], tmp_path: Path, port: int) -> AsyncIterator[Server]:
+async def server(
+    databases: dict[str, servers.DatabaseServer], tmp_path: Path, port: int
+) -> AsyncIterator[ServerHandle]:
     stores = servers.environ(mysql=databases["users"], mongodb=databases["messages"], redis=databases["cache"])
     async with serving(tmp_path, stores=stores, StoreTimeout=TIMEOUT, MetricsPort=port) as server:
         yield server
 
 
-async def health(server: Server) -> tuple[int, dict[str, Any]]:
+async def health(server: ServerHandle) -> tuple[int, dict[str, Any]]:
     """HTTP code, and the state of each store."""
     response = await ask(server, "GET", "/health")
     body = envelope(response)
@@ -57,12 +59,12 @@ def states(seen: dict[str, Any]) -> dict[str, str]:
     return {name: store["state"] for name, store in seen.items()}
 
 
-async def test_all_up(server: Server, port: int) -> None:
+async def test_all_up(server: ServerHandle, port: int) -> None:
     data = done(await ask(server, "GET", "/health"), 200)
     assert set(data) == set(STORES)
     assert states(data) == dict.fromkeys(STORES, "up")
     assert all(0 < store["took_ms"] < 1000 * TIMEOUT for store in data.values())
-    await server.users(f"user-{port}")
+    await server.add_users(f"user-{port}")
     calls = (await scraped(port)).samples["chat_store_call_seconds_count"]
     assert all(calls[store,] > 0 for store in ("mysql", "mongodb", "redis"))
 
@@ -70,7 +72,7 @@ async def test_all_up(server: Server, port: int) -> None:
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_store_that_is_away_and_comes_back(
-    server: Server, databases: dict[str, servers.DatabaseServer], port: int, store: str, how: str
+    server: ServerHandle, databases: dict[str, servers.DatabaseServer], port: int, store: str, how: str
 ) -> None:
     """The answer takes StoreTimeout at most, and tells of the others what is true of them."""
     _, before = await health(server)
@@ -82,7 +84,7 @@ async def test_a_store_that_is_away_and_comes_back(
         async def away() -> bool:
             return (await health(server))[0] == 503
 
-        await until(away)
+        await wait_until(away)
         started = time.monotonic()
         code, seen = await health(server)
         assert time.monotonic() - started < TIMEOUT * 2
@@ -102,14 +104,14 @@ async def test_a_store_that_is_away_and_comes_back(
     async def up() -> bool:
         return (await health(server))[0] == 200
 
-    await until(up)
+    await wait_until(up)
     _, after = await health(server)
     assert states(after) == dict.fromkeys(STORES, "up")
     assert after[store]["since"] > seen[store]["since"]
 
 
 async def test_metrics_tell_of_stores_and_leases_though_nobody_asks(
-    server: Server, databases: dict[str, servers.DatabaseServer], port: int
+    server: ServerHandle, databases: dict[str, servers.DatabaseServer], port: int
 ) -> None:
     async def redis_is(up: bool) -> bool:
         return bool((await scraped(port)).samples["chat_store_up"]["redis",]) == up
@@ -118,9 +120,9 @@ async def test_metrics_tell_of_stores_and_leases_though_nobody_asks(
     assert set(left) == {("mongodb",), ("redis",)}
     assert all(0 < seconds <= LEASE_SECONDS for seconds in left.values())
     databases["cache"].kill()
-    await until(lambda: redis_is(False))
+    await wait_until(lambda: redis_is(False))
     databases["cache"].start()
-    await until(lambda: redis_is(True))
+    await wait_until(lambda: redis_is(True))
 
 
 def _ways(database: servers.DatabaseServer, how: str) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -16,7 +16,7 @@ from redis import Redis
 from tests import servers
 from tests.faults.stores import HANGS, SOON, fails, names, sent
 from tests.faults.test_machine import WallClock
-from tests.harness import Chat, Process, process, run_py, short_lease
+from tests.harness import ChatClient, SubprocessServer, run_py, short_lease, subprocess_server
 from tests.servers import DatabaseServer
 
 SECONDS = 1.5  # of the short lease
@@ -55,15 +55,15 @@ def held(request: pytest.FixtureRequest, mongodb: DatabaseServer, redis: Databas
 
 
 @asynccontextmanager
-async def serving(folder: Path, held: Held, **options: Any) -> AsyncIterator[Process]:
-    async with process(folder / "data", stores=held.stores(), **SOON, **options) as server:
+async def serving(folder: Path, held: Held, **options: Any) -> AsyncIterator[SubprocessServer]:
+    async with subprocess_server(folder / "data", stores=held.stores(), **SOON, **options) as server:
         yield server
 
 
 async def test_a_second_server_is_refused_and_the_first_goes_on(held: Held, tmp_path: Path) -> None:
     one, two = names(2)
     async with serving(tmp_path, held) as server:
-        await server.users(one, two)
+        await server.add_users(one, two)
         async with server.chat(one, two) as chat:
             line, _ = await fails(tmp_path / "other", held.stores())
             assert "another chat_server" in line
@@ -90,16 +90,16 @@ async def test_a_server_whose_clock_is_ahead_is_refused_as_well(
 async def test_killed_and_started_again_it_is_up_without_waiting(held: Held, tmp_path: Path) -> None:
     async with serving(tmp_path, held) as server:
         server.kill()
-        await server.ended()
+        await server.wait()
     async with serving(tmp_path, held) as server:
         assert "waiting for a lease" not in server.log.read_text()
-        await server.users(*names(1))
+        await server.add_users(*names(1))
 
 
 async def test_ended_it_leaves_no_lease(held: Held, tmp_path: Path) -> None:
     async with serving(tmp_path, held) as server:
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ended() == 0
+        assert await server.wait() == 0
     async with serving(tmp_path, held) as server:
         assert "lease" not in server.log.read_text()
 
@@ -107,8 +107,8 @@ async def test_ended_it_leaves_no_lease(held: Held, tmp_path: Path) -> None:
 async def test_frozen_and_replaced_it_acknowledges_nothing_more_and_ends(held: Held, tmp_path: Path) -> None:
     one, two, three = names(3)
     async with serving(tmp_path, held, prefix=short_lease(tmp_path, SECONDS)) as server:
-        await server.users(one, two, three)
-        await server.friends(one, three)
+        await server.add_users(one, two, three)
+        await server.make_contacts(one, three)
         async with server.chat(one, two) as chat, server.chat(one, three) as other:
             await chat.send("m1\nhello")
             server.process.send_signal(signal.SIGSTOP)
@@ -121,7 +121,7 @@ async def test_frozen_and_replaced_it_acknowledges_nothing_more_and_ends(held: H
             assert 40019 not in told
             # Redis's lease protects what is in Redis: what friends say is stored without it, and so acknowledged.
             assert held.name == "redis" or 40019 not in friend_told
-        assert await server.ended() == 1
+        assert await server.wait() == 1
         *_, line = server.log.read_text().splitlines()
         assert line.startswith("chat-server: ")
         assert "took this one's place" in line
@@ -131,7 +131,7 @@ async def test_frozen_and_replaced_it_acknowledges_nothing_more_and_ends(held: H
 async def test_frozen_and_not_replaced_it_goes_on(held: Held, tmp_path: Path) -> None:
     one, two = names(2)
     async with serving(tmp_path, held, prefix=short_lease(tmp_path, SECONDS)) as server:
-        await server.users(one, two)
+        await server.add_users(one, two)
         async with server.chat(one, two) as chat:
             server.process.send_signal(signal.SIGSTOP)
             await asyncio.sleep(SECONDS * 1.2)
@@ -139,7 +139,7 @@ async def test_frozen_and_not_replaced_it_goes_on(held: Held, tmp_path: Path) ->
             await sent(chat, "m1\nhello")
 
 
-async def answers(chat: Chat) -> list[int]:
+async def answers(chat: ChatClient) -> list[int]:
     """The statuses of what still comes until the server closes the socket."""
     found = []
     async with asyncio.timeout(HANGS):

@@ -16,11 +16,11 @@ import websockets
 from tests import needs, raw
 from tests.faults.disk import sent
 from tests.faults.tools import small_disk
-from tests.harness import Process, Server, process, run_py, until
+from tests.harness import ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 
 
 @contextmanager
-def limit(server: Process, which: int, most: int) -> Iterator[None]:
+def limit(server: SubprocessServer, which: int, most: int) -> Iterator[None]:
     """The server may use no more of it."""
     before = resource.prlimit(server.process.pid, which)
     resource.prlimit(server.process.pid, which, (most, before[1]))
@@ -32,31 +32,31 @@ def limit(server: Process, which: int, most: int) -> Iterator[None]:
 
 
 async def test_with_no_file_descriptor_left_open_sockets_chat_on_new_ones_are_cut_and_it_heals(tmp_path: Path) -> None:
-    async with process(tmp_path / "data", StrangerLimit=0) as server, AsyncExitStack() as stack:
-        await server.users("a", "z")
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server, AsyncExitStack() as stack:
+        await server.add_users("a", "z")
         a = await stack.enter_async_context(server.chat("a", "z"))
         z = await stack.enter_async_context(server.chat("z", "a"))
         used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
         with limit(server, resource.RLIMIT_NOFILE, used + 8):
-            with suppress(raw.Cut):
+            with suppress(raw.ConnectionCut):
                 while len(os.listdir(f"/proc/{server.process.pid}/fd")) < used + 20:
                     await stack.enter_async_context(raw.chat(server, "a", "z"))
             await sent(a, range(100), 40018)
             assert [(await z.receive())["id"] for _ in range(100)] == [f"m{n}" for n in range(100)]
-            with pytest.raises(raw.Cut):
+            with pytest.raises(raw.ConnectionCut):
                 async with raw.chat(server, "a"):
                     pass
         async with server.chat("a", "z") as again:
             assert (await again.send("once more"))["op_type"] == 40018
         assert server.log.read_text().count("few file descriptors are left") == 1
-        await until(lambda: server.log.read_text().count("file descriptors are free again") == 1)
+        await wait_until(lambda: server.log.read_text().count("file descriptors are free again") == 1)
 
 
 async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_heals(tmp_path: Path) -> None:
     users = [f"u{n}" for n in range(8)]
     acked: dict[str, list[str]] = {user: [] for user in users}
-    async with process(tmp_path / "data", StrangerLimit=0) as server:
-        await server.users("z", *users)
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
+        await server.add_users("z", *users)
 
         async def send(user: str) -> None:
             try:
@@ -66,7 +66,7 @@ async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_
                         await one.write(b"".join(raw.request(1, f"{name}\n{'x' * 16000}") for name in names))
                         answers = [await one.answer() for _ in names]
                         acked[user] += [one["id"] for one in answers if one["op_type"] in (40018, 40019)]
-            except (raw.Cut, ConnectionError, AssertionError):  # cut, or no socket at all: 500
+            except (raw.ConnectionCut, ConnectionError, AssertionError):  # cut, or no socket at all: 500
                 pass
 
         pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0])
@@ -78,13 +78,13 @@ async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_
             return
         except (ConnectionError, websockets.InvalidMessage):
             # Where it gets no memory the event loop may stop, or msgspec's decoder write through a null pointer.
-            assert await server.ended() in (1, -signal.SIGSEGV)
-    async with process(tmp_path / "data", StrangerLimit=0) as again:
+            assert await server.wait() in (1, -signal.SIGSEGV)
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as again:
         again.tokens = server.tokens
         await goes_on(again, acked)
 
 
-async def goes_on(server: Server, acked: dict[str, list[str]]) -> None:
+async def goes_on(server: ServerHandle, acked: dict[str, list[str]]) -> None:
     """What was acknowledged is stored, in order, and everybody can write to z again."""
     async with server.chat("z") as z:
         for user, ids in acked.items():
@@ -99,19 +99,19 @@ async def test_a_read_only_folder_is_named_at_the_start_and_used_once_it_can_be_
     folder = tmp_path / "data"
     folder.mkdir()
     with small_disk(folder):
-        async with process(folder) as server:
-            await server.users("a", "z")
+        async with subprocess_server(folder) as server:
+            await server.add_users("a", "z")
             async with server.chat("a", "z") as a:
                 assert (await a.send("m0\nhello"))["op_type"] == 40019
             server.kill()
-            await server.ended()
+            await server.wait()
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         child = await run_py(environ={"CHAT_SERVICE_DATADIR": str(folder), "CHAT_SERVICE_HTTPPORT": "0"})
         _, errors = await child.communicate()
         assert (child.returncode, errors.decode().count("\n")) == (1, 1)
         assert f"DataDir {folder}: cannot be written (Read-only file system)" in errors.decode()
         subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-        async with process(folder) as again:
+        async with subprocess_server(folder) as again:
             again.tokens = server.tokens
             async with again.chat("z", "a") as z:
                 assert [frame["id"] for frame in (await z.ask(3))[:-1]] == ["m0"]
@@ -137,7 +137,7 @@ class WallClock:
         self._shift.write_text(shift)
 
 
-async def ids(server: Server) -> list[str]:
+async def ids(server: ServerHandle) -> list[str]:
     """The conversation of a and z, in its order; the times strictly increase."""
     async with server.chat("z", "a") as z:
         page = (await z.ask(2, "0-200"))[:-1]
@@ -146,8 +146,8 @@ async def ids(server: Server) -> list[str]:
 
 async def test_a_clock_that_jumps_back_and_forth_reorders_nothing_and_closes_nobody(tmp_path: Path) -> None:
     clock, folder = WallClock(tmp_path), tmp_path / "data"
-    async with process(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as server:
-        await server.users("a", "z")
+    async with subprocess_server(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as server:
+        await server.add_users("a", "z")
         async with server.chat("a", "z") as a, server.chat("z", "a") as z:
             for turn, shift in enumerate(("-400d", "+0", "-1d", "+3h")):
                 clock.move(shift)
@@ -155,15 +155,15 @@ async def test_a_clock_that_jumps_back_and_forth_reorders_nothing_and_closes_nob
                 heard = [(await z.receive())["id"] for _ in range(10)]
                 assert heard == [f"m{n}" for n in range(turn * 10, turn * 10 + 10)]
             await asyncio.sleep(1.5)  # more than a heartbeat
-            await z.silent()
+            await z.expect_nothing()
         assert await ids(server) == [f"m{n}" for n in range(40)]
         await server.login("a")
         server.kill()
-        await server.ended()
+        await server.wait()
     clock.move("-1d")
-    async with process(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as again:
+    async with subprocess_server(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as again:
         again.tokens = server.tokens
-        await until(lambda: "the newest message is from the future" in again.log.read_text())
+        await wait_until(lambda: "the newest message is from the future" in again.log.read_text())
         async with again.chat("a", "z") as a:
             await sent(a, range(40, 50), 40019)
         assert await ids(again) == [f"m{n}" for n in range(50)]
@@ -171,11 +171,11 @@ async def test_a_clock_that_jumps_back_and_forth_reorders_nothing_and_closes_nob
 
 async def test_a_clock_that_jumps_beyond_a_session_ends_it_and_a_new_one_can_be_had(tmp_path: Path) -> None:
     clock = WallClock(tmp_path)
-    async with process(tmp_path / "data", prefix=clock.prefix, HeartbeatSeconds=1) as server:
-        await server.users("a", "z")
+    async with subprocess_server(tmp_path / "data", prefix=clock.prefix, HeartbeatSeconds=1) as server:
+        await server.add_users("a", "z")
         async with server.chat("a", "z") as a:
             clock.move("+900d")
-            assert await a.closed() == 4001
+            assert await a.wait_closed() == 4001
         server.tokens["a"] = await server.login("a")
         async with server.chat("a", "z") as a:
             assert (await a.send("m0\nhello"))["op_type"] == 40019

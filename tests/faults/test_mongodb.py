@@ -29,7 +29,7 @@ from tests.faults.stores import (
     store_away,
     wire,
 )
-from tests.harness import Frame, Process, Server, process, run_py, until
+from tests.harness import Frame, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
 FRESH = "CHAT_MONGODB_MONGODBNAME"
@@ -40,20 +40,20 @@ MOST_CONNECTIONS = POOL + 2
 REQUESTS = ((2, 40004, "-10"), (2, 40004, "0-10"), (3, 40004, ""), (4, 40006, "m1"), (5, 40012, "m1"), (7, 40022, "-9"))
 
 
-async def alone(server: Server, user: str, to: str, op_type: int, status: int, content: str) -> None:
+async def alone(server: ServerHandle, user: str, to: str, op_type: int, status: int, content: str) -> None:
     """Ask on a socket of its own, and be told that a store is away."""
     async with server.chat(user, to) as chat:
         await store_away(chat, op_type, status, content)
 
 
 @asynccontextmanager
-async def serving(folder: Path, mongodb: DatabaseServer, port: int = 0) -> AsyncIterator[Process]:
+async def serving(folder: Path, mongodb: DatabaseServer, port: int = 0) -> AsyncIterator[SubprocessServer]:
     """A server on a new database."""
     stores = servers.environ(mongodb=mongodb) | {FRESH: names(1)[0]}
     if port:
         # Otherwise the driver asks the server for its address, and goes there by itself.
         stores["CHAT_MONGODB_MONGODBADDR"] = f"mongodb://127.0.0.1:{port}/?directConnection=true"
-    async with process(folder / "data", stores=stores, **SOON) as server:
+    async with subprocess_server(folder / "data", stores=stores, **SOON) as server:
         yield server
 
 
@@ -63,8 +63,8 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
 ) -> None:
     one, two, three = names(3)
     async with serving(tmp_path, mongodb) as server:
-        await server.users(one, two)
-        await server.friends(one, two)
+        await server.add_users(one, two)
+        await server.make_contacts(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second:
             async with away(mongodb, how):
                 await store_away(first, 1, 40008, "m1\nhello", type=1)
@@ -72,7 +72,7 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
                 assert (await second.answer(6, "to all"))["op_type"] == 40009
                 assert (await first.receive())["content"] == "to all"
                 assert (await try_login(server, one)).status_code == 200
-                await server.users(three)
+                await server.add_users(three)
                 async with server.chat(three, one):
                     pass
                 assert (await ask(server, "GET", "/health")).status_code == 503
@@ -82,7 +82,7 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
             said = await history(second)
             assert said.count("m1\nhello") == 1
             assert len(said) == 3
-            await until(lambda: connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS)
+            await wait_until(lambda: connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS)
 
 
 async def test_large_texts_that_wait_for_each_other_are_refused_like_all_others(
@@ -91,8 +91,8 @@ async def test_large_texts_that_wait_for_each_other_are_refused_like_all_others(
     one, two = names(2)
     texts = [f"m{number}\n" + "x" * 16000 for number in range(16)]
     async with serving(tmp_path, mongodb) as server, AsyncExitStack() as stack:
-        await server.users(one, two)
-        await server.friends(one, two)
+        await server.add_users(one, two)
+        await server.make_contacts(one, two)
         chats = [await stack.enter_async_context(server.chat(one, two)) for _ in texts]
         async with away(mongodb, "frozen"):
             await asyncio.gather(
@@ -108,7 +108,7 @@ class Sender:
 
     ROUND = 8
 
-    def __init__(self, server: Server, user: str, to: str) -> None:
+    def __init__(self, server: ServerHandle, user: str, to: str) -> None:
         self.user = user
         self.acks: dict[str, Frame] = {}
         self.at_once: list[str] = []  # acknowledged at the first try, in the order of sending
@@ -151,17 +151,17 @@ async def test_what_was_acknowledged_is_there_once_and_in_order_however_often_it
 ) -> None:
     one, two = names(2)
     async with serving(tmp_path, mongodb) as server:
-        await server.users(one, two)
-        await server.friends(one, two)
+        await server.add_users(one, two)
+        await server.make_contacts(one, two)
         senders = [Sender(server, one, two), Sender(server, two, one)]
 
         async def go_on() -> None:
             goals = [(sender, len(sender.acks) + 50) for sender in senders]
-            await until(lambda: all(len(sender.acks) >= goal for sender, goal in goals))
+            await wait_until(lambda: all(len(sender.acks) >= goal for sender, goal in goals))
 
         async def all_refused() -> None:
             before = [(sender, sender.refused) for sender in senders]
-            await until(lambda: all(sender.refused > refused for sender, refused in before))
+            await wait_until(lambda: all(sender.refused > refused for sender, refused in before))
 
         await go_on()
         for _ in range(3):
@@ -186,8 +186,8 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_costs_and_doubles_no_me
 ) -> None:
     one, two = names(2)
     async with wire(mongodb) as between, serving(tmp_path, mongodb, between.port) as server:
-        await server.users(one, two)
-        await server.friends(one, two)
+        await server.add_users(one, two)
+        await server.make_contacts(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second:
             # A message takes three replies: is it there, the conversation, the message.
             budgets = (0, 1, 20, 100, 150, 250, 300, 350, 400, 450, 500, 600)
@@ -215,15 +215,15 @@ async def test_a_server_that_was_started_first_comes_up_with_it(mongodb: Databas
     log = tmp_path / "server.log"
 
     async def come() -> None:
-        await until(lambda: log.exists() and "waiting for a database" in log.read_text())
+        await wait_until(lambda: log.exists() and "waiting for a database" in log.read_text())
         await asyncio.to_thread(mongodb.start)
 
     coming = asyncio.create_task(come())
     async with serving(tmp_path, mongodb) as server:
         await coming
         one, two = names(2)
-        await server.users(one, two)
-        await server.friends(one, two)
+        await server.add_users(one, two)
+        await server.make_contacts(one, two)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ async def test_a_wrong_password_is_told_at_once(guarded: DatabaseServer, tmp_pat
     assert "MongoDBUser or MongoDBPwd is wrong" in line
     assert "hunter2" not in line
     assert before == []
-    async with process(tmp_path / "data", stores=stores | {"CHAT_MONGODB_MONGODBPWD": "secret"}):
+    async with subprocess_server(tmp_path / "data", stores=stores | {"CHAT_MONGODB_MONGODBPWD": "secret"}):
         pass
 
 
@@ -285,12 +285,12 @@ async def test_a_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp
         client.admin.command("createUser", "guest", pwd=password, roles=[{"role": "readWrite", "db": "chat_demo"}])
     stores = servers.environ(mongodb=guarded)
     stores |= {"CHAT_MONGODB_MONGODBUSER": "guest", "CHAT_MONGODB_MONGODBPWD": password}
-    async with process(tmp_path / "data", stores=stores) as server:
-        await server.users(names(1)[0])
+    async with subprocess_server(tmp_path / "data", stores=stores) as server:
+        await server.add_users(names(1)[0])
     quoted = {
         "CHAT_MONGODB_MONGODBADDR": f"mongodb://guest:{quote(password)}@127.0.0.1:{guarded.port}/?authSource=admin"
     }
-    async with process(tmp_path / "data", stores=servers.environ(mongodb=guarded) | quoted):
+    async with subprocess_server(tmp_path / "data", stores=servers.environ(mongodb=guarded) | quoted):
         pass
 
 
@@ -313,8 +313,8 @@ async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseSe
     stores = servers.environ(mongodb=guarded)
     stores |= {"CHAT_MONGODB_MONGODBUSER": "clerk", "CHAT_MONGODB_MONGODBPWD": "secret"}
     one, two = names(2)
-    async with process(tmp_path / "data", stores=stores, **SOON) as server:
-        await server.users(one, two)
+    async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
+        await server.add_users(one, two)
 
         async def messages_are(state: str) -> bool:
             return bool((await ask(server, "GET", "/health")).json()["data"]["messages"]["state"] == state)
@@ -323,8 +323,8 @@ async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseSe
         await asyncio.to_thread(grant, "read")
         async with server.chat(one, two) as chat:
             assert (await chat.answer(2, "-10"))["op_type"] == 40005  # it answers
-            await until(lambda: messages_are("away"))
+            await wait_until(lambda: messages_are("away"))
             await store_away(chat, 1, 40008, "m1\nhello", type=1)
             await asyncio.to_thread(grant, "readWrite")
-            await until(lambda: messages_are("up"))
+            await wait_until(lambda: messages_are("up"))
             await sent(chat, "m1\nhello")

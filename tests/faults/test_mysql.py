@@ -28,16 +28,16 @@ from tests.faults.stores import (
     upgrade_away,
     wire,
 )
-from tests.harness import PASSWORD, Process, process, until
+from tests.harness import PASSWORD, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
 
 @asynccontextmanager
-async def serving(folder: Path, mysql: DatabaseServer, port: int = 0) -> AsyncIterator[Process]:
+async def serving(folder: Path, mysql: DatabaseServer, port: int = 0) -> AsyncIterator[SubprocessServer]:
     stores = servers.environ(mysql=mysql)
     if port:
         stores["CHAT_MYSQL_DBPORT"] = str(port)
-    async with process(
+    async with subprocess_server(
         folder / "data", stores=stores, LoginFailures=1000, LoginFailuresPerAddress=1000, **SOON
     ) as server:
         yield server
@@ -58,8 +58,8 @@ async def test_while_it_is_away_who_is_known_chats_on_and_it_heals(
 ) -> None:
     one, two, new = names(3)
     async with serving(tmp_path, mysql) as server:
-        await server.users(one, two)
-        await server.friends(one, two)
+        await server.add_users(one, two)
+        await server.make_contacts(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second, server.chat(two) as asking:
             async with away(mysql, how):
                 # More than the pool has connections, at once.
@@ -84,22 +84,22 @@ async def test_while_it_is_away_who_is_known_chats_on_and_it_heals(
             async def is_back() -> bool:
                 return (await try_login(server, one)).status_code == 200
 
-            await until(is_back)
-            await until(lambda: pooled(mysql) <= POOL)
+            await wait_until(is_back)
+            await wait_until(lambda: pooled(mysql) <= POOL)
             assert connections(server.process.pid, mysql.port) <= POOL
 
             async def is_there() -> bool:  # it may have been registered while it was away
                 body = {"user_name": new, "password": PASSWORD}
                 return (await post(server, "/user/register", **body)).status_code == 409
 
-            await until(is_there)
+            await wait_until(is_there)
             await sent(first, "m1\nhello", to=new)
 
 
 async def test_connections_do_not_leak(mysql: DatabaseServer, tmp_path: Path) -> None:
     [one] = names(1)
     async with serving(tmp_path, mysql) as server:
-        await server.users(one)
+        await server.add_users(one)
         for how in HOWS * 3:
             async with away(mysql, how):
                 await asyncio.gather(*(http_away(server, "/user/login", one) for _ in range(2 * POOL)))
@@ -108,8 +108,8 @@ async def test_connections_do_not_leak(mysql: DatabaseServer, tmp_path: Path) ->
                 answers = await asyncio.gather(*(try_login(server, one) for _ in range(2 * POOL)))
                 return {answer.status_code for answer in answers} == {200}
 
-            await until(all_log_in)
-            await until(lambda: pooled(mysql) <= POOL)
+            await wait_until(all_log_in)
+            await wait_until(lambda: pooled(mysql) <= POOL)
             assert connections(server.process.pid, mysql.port) <= POOL
 
 
@@ -118,7 +118,7 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_heals_and_makes_no_user
 ) -> None:
     [one] = names(1)
     async with wire(mysql) as between, serving(tmp_path, mysql, between.port) as server:
-        await server.users(one)
+        await server.add_users(one)
         budgets = (0, 1, 4, 5, 20, 60, 100, 150, 200)
         for budget in budgets:
             between.budget = budget
@@ -126,7 +126,7 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_heals_and_makes_no_user
                 while (answer := await try_login(server, one)).status_code != 200:
                     assert (answer.status_code, answer.json()["data"]["reason"]) == (503, "store_away")
         assert between.cuts >= len(budgets) - 1
-        await until(lambda: pooled(mysql) <= POOL)
+        await wait_until(lambda: pooled(mysql) <= POOL)
         assert connections(server.process.pid, between.port) <= POOL
 
 
@@ -146,13 +146,13 @@ async def test_a_server_that_was_started_first_comes_up_with_it(mysql: DatabaseS
     log = tmp_path / "server.log"
 
     async def come() -> None:
-        await until(lambda: log.exists() and "waiting for a database" in log.read_text())
+        await wait_until(lambda: log.exists() and "waiting for a database" in log.read_text())
         await asyncio.to_thread(mysql.start)
 
     coming = asyncio.create_task(come())
     async with serving(tmp_path, mysql) as server:
         await coming
-        await server.users(*names(1))
+        await server.add_users(*names(1))
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ async def test_a_path_as_db_host_is_a_unix_socket(mysql: DatabaseServer, tmp_pat
         cursor.execute("CREATE USER IF NOT EXISTS 'chat'@'localhost' IDENTIFIED BY 'secret'")
         cursor.execute("GRANT ALL ON chat_demo.* TO 'chat'@'localhost'")
     stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBHOST": path, "CHAT_MYSQL_DBPORT": "1"}
-    async with process(tmp_path / "data", stores=stores) as server:
-        await server.users("on-a-socket")
+    async with subprocess_server(tmp_path / "data", stores=stores) as server:
+        await server.add_users("on-a-socket")
     line, _ = await fails(tmp_path / "data", stores | {"CHAT_MYSQL_DBPASSWORD": "wrong"})
     assert f"MySQL at {path}: DbUser or DbPassWord is wrong" in line
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests import needs, raw
 from tests.faults.disk import sent
-from tests.harness import Server, process, serving, until
+from tests.harness import ServerHandle, serving, subprocess_server, wait_until
 from tests.servers import claim
 
 
@@ -62,9 +62,9 @@ def namespace() -> Iterator[str]:
         ip("netns", "del", name)  # the cables go with it
 
 
-def seen_through(cable: Cable, server: Server) -> Server:
+def seen_through(cable: Cable, server: ServerHandle) -> ServerHandle:
     """The server, at that cable's end."""
-    found = Server(cable.host, server.port)
+    found = ServerHandle(cable.host, server.port)
     found.tokens = server.tokens
     return found
 
@@ -73,18 +73,18 @@ async def test_a_cable_that_is_cut_loses_no_message_and_no_neighbour(namespace: 
     mine, theirs = Cable(namespace), Cable(namespace)
     inside = (needs.program("ip"), "netns", "exec", namespace)
     settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 1, "HttpHost": "0.0.0.0"}
-    async with process(tmp_path / "data", prefix=inside, **settings) as server:
+    async with subprocess_server(tmp_path / "data", prefix=inside, **settings) as server:
         here, there = seen_through(mine, server), seen_through(theirs, server)
-        await here.users("a", "z")
+        await here.add_users("a", "z")
         there.tokens = here.tokens
         async with here.chat("a", "z") as a:
             async with raw.chat(there, "z", "a") as z:
                 theirs.cut()
                 await sent(a, range(20), 40018)  # nobody can know yet
-                await raw.gone(a)
+                await raw.wait_offline(a)
                 await sent(a, range(20, 40), 40019)
                 theirs.plug()
-                assert await z.closed() is None  # what it hears first is that there is no such connection
+                assert await z.wait_closed() is None  # what it hears first is that there is no such connection
             async with there.chat("z", "a") as again:
                 unread = [frame["id"] for frame in (await again.ask(3))[:-1]]
                 assert [id for id in unread if id.startswith("m")] == [f"m{n}" for n in range(40)]
@@ -94,9 +94,9 @@ async def test_a_cable_that_is_cut_for_a_moment_is_not_noticed(namespace: str, t
     cable = Cable(namespace)
     inside = (needs.program("ip"), "netns", "exec", namespace)
     settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 30, "HttpHost": "0.0.0.0"}
-    async with process(tmp_path / "data", prefix=inside, **settings) as server:
+    async with subprocess_server(tmp_path / "data", prefix=inside, **settings) as server:
         here = seen_through(cable, server)
-        await here.users("a", "z")
+        await here.add_users("a", "z")
         async with here.chat("a", "z") as a, here.chat("z", "a") as z:
             for turn in range(3):
                 cable.cut()
@@ -109,7 +109,7 @@ async def test_a_cable_that_is_cut_for_a_moment_is_not_noticed(namespace: str, t
 
 async def test_of_a_frame_that_a_reset_cut_off_nothing_is_stored_and_all_before_it_is(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.users("a", "b", "z")
+        await server.add_users("a", "b", "z")
         message = raw.request(1, "half\nhalf of a message")
         async with server.chat("z", "a") as z, server.chat("b", "z") as b:
             for cut in range(1, len(message)):
@@ -125,10 +125,10 @@ async def test_of_a_frame_that_a_reset_cut_off_nothing_is_stored_and_all_before_
 
 async def test_peers_that_crawl_lose_nothing_and_hold_up_nobody(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0, HeartbeatSeconds=1) as server, AsyncExitStack() as stack:
-        await server.users("a", "b", "y", "z")
+        await server.add_users("a", "b", "y", "z")
         crawlers = [await stack.enter_async_context(raw.chat(server, "z", "a", buffer=4096)) for _ in range(5)]
 
-        async def crawl(one: raw.Raw) -> None:
+        async def crawl(one: raw.RawSocket) -> None:
             """Read and write a byte at a time."""
             for byte in raw.request(2, "-1"):
                 await one.write(bytes([byte]))
@@ -149,13 +149,13 @@ async def test_peers_that_crawl_lose_nothing_and_hold_up_nobody(tmp_path: Path) 
 
 async def test_many_that_are_cut_and_come_back_at_once_all_get_in_and_lose_nothing(tmp_path: Path) -> None:
     users = [f"u{n}" for n in range(32)]
-    async with process(tmp_path / "data", StrangerLimit=0) as server:
-        await server.users("a", "b", *users)
+    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
+        await server.add_users("a", "b", *users)
 
-        async def come() -> list[raw.Raw]:
+        async def come() -> list[raw.RawSocket]:
             """A thousand connections at once: 31 sockets of each user."""
             socks = await asyncio.gather(*(raw.connect(server) for _ in range(31 * len(users))))
-            ones = [raw.Raw(sock, users[n % len(users)]) for n, sock in enumerate(socks)]
+            ones = [raw.RawSocket(sock, users[n % len(users)]) for n, sock in enumerate(socks)]
             await asyncio.gather(*(one.write(raw.upgrade(server, one.user)) for one in ones))
             assert [await one.status() for one in ones] == [101] * len(ones)
             return ones
@@ -173,4 +173,4 @@ async def test_many_that_are_cut_and_come_back_at_once_all_get_in_and_lose_nothi
             assert (await a.receive())["content"] == str(len(users) + 1)
         for one in ones:
             one.reset()
-        await until(lambda: server.log.read_text().count("socket closed") == 3 * len(ones) + 2)
+        await wait_until(lambda: server.log.read_text().count("socket closed") == 3 * len(ones) + 2)

@@ -23,7 +23,7 @@ from tests.faults.stores import (
     store_away,
     upgrade_away,
 )
-from tests.harness import Chat, Process, process, short_lease, until
+from tests.harness import ChatClient, SubprocessServer, short_lease, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
 LEASE = 1.5  # seconds
@@ -34,10 +34,10 @@ OUTAGE = 3.3 * LEASE
 class Scene:
     """A server whose store is away: two friends with a socket each, a stranger, and a user nobody has asked for."""
 
-    server: Process
-    one: Chat
-    two: Chat
-    stranger: Chat
+    server: SubprocessServer
+    one: ChatClient
+    two: ChatClient
+    stranger: ChatClient
     unseen: str
     limited: bool  # messages to everybody are counted
 
@@ -47,9 +47,9 @@ async def scene(folder: Path, stores: Mapping[str, str], *, limited: bool = Fals
     one, two, three, unseen = names(4)
     options: dict[str, Any] = {**SOON, "prefix": short_lease(folder, LEASE), "LoginFailures": 1000}
     options["BroadcastsPerMinute"] = 100 if limited else 0
-    async with process(folder / "data", stores=stores, **options) as server, AsyncExitStack() as stack:
-        await server.users(one, two, three, unseen)
-        await server.friends(one, two)
+    async with subprocess_server(folder / "data", stores=stores, **options) as server, AsyncExitStack() as stack:
+        await server.add_users(one, two, three, unseen)
+        await server.make_contacts(one, two)
         async with server.chat(three, one) as chat:
             await chat.send("counted\nhello")
         chats = [await stack.enter_async_context(server.chat(*pair)) for pair in ((one, two), (two, one), (three, one))]
@@ -93,7 +93,7 @@ async def without_users(scene: Scene) -> None:
 
 async def without_messages(scene: Scene) -> None:
     assert (await try_login(scene.server, scene.one.user)).status_code == 200
-    await scene.server.users(names(1)[0])
+    await scene.server.add_users(names(1)[0])
     async with scene.server.chat(scene.two.user, scene.one.user):
         pass
     await broadcast(scene)
@@ -160,7 +160,7 @@ async def test_what_is_said_to_go_on_does_for_three_leases(
         async def is_back() -> bool:
             return (await try_login(there.server, there.one.user)).status_code == 200
 
-        await until(is_back)
+        await wait_until(is_back)
         await sent(there.one, "healed\nhello", to=there.unseen)
         await sent(there.stranger, "healed\nhello")
 

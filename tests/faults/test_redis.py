@@ -27,17 +27,19 @@ from tests.faults.stores import (
     upgrade_away,
     wire,
 )
-from tests.harness import Process, Server, process, run_py, until
+from tests.harness import ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
 
 @asynccontextmanager
-async def serving(folder: Path, redis: DatabaseServer, port: int = 0, **settings: Any) -> AsyncIterator[Process]:
+async def serving(
+    folder: Path, redis: DatabaseServer, port: int = 0, **settings: Any
+) -> AsyncIterator[SubprocessServer]:
     """A server with keys of its own."""
     stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISPREFIX": names(1)[0]}
     if port:
         stores["CHAT_REDIS_REDISADDR"] = f"127.0.0.1:{port}"
-    async with process(folder / "data", stores=stores, **{**SOON, **settings}) as server:
+    async with subprocess_server(folder / "data", stores=stores, **{**SOON, **settings}) as server:
         yield server
 
 
@@ -52,7 +54,7 @@ def pooled(redis: DatabaseServer) -> int:
         return len(client.client_list()) - 1
 
 
-async def allowed(server: Server, user: str, to: str) -> int:
+async def allowed(server: ServerHandle, user: str, to: str) -> int:
     """How many messages a stranger may send now."""
     count = 0
     async with server.chat(user, to) as chat:
@@ -62,7 +64,7 @@ async def allowed(server: Server, user: str, to: str) -> int:
     return count
 
 
-async def log_in(server: Server, *users: str) -> None:
+async def log_in(server: ServerHandle, *users: str) -> None:
     for user in users:
         server.tokens[user] = await server.login(user)
 
@@ -73,8 +75,8 @@ async def test_while_it_is_away_friends_talk_on_all_others_are_refused_and_it_he
 ) -> None:
     one, two, three, four = names(4)
     async with serving(tmp_path, redis) as server:
-        await server.users(one, two, three, four)
-        await server.friends(one, two)
+        await server.add_users(one, two, three, four)
+        await server.make_contacts(one, two)
         async with (
             server.chat(one, two) as first,
             server.chat(two, one) as second,
@@ -101,13 +103,13 @@ async def test_while_it_is_away_friends_talk_on_all_others_are_refused_and_it_he
             async def is_back() -> bool:
                 return (await try_login(server, one)).status_code == 200
 
-            await until(is_back)
+            await wait_until(is_back)
             async with server.chat(three, two) as again:
                 await sent(again, "healed\nhello")
                 assert await history(again) == ["healed\nhello"]
             assert await history(stranger) == ["counted\nhello"]
             assert len(await history(first)) == 12
-            await until(lambda: pooled(redis) <= POOL)
+            await wait_until(lambda: pooled(redis) <= POOL)
             assert connections(server.process.pid, redis.port) <= POOL
 
 
@@ -115,7 +117,7 @@ async def test_while_it_is_away_friends_talk_on_all_others_are_refused_and_it_he
 async def test_no_stranger_gains_a_message_by_its_absence(redis: DatabaseServer, tmp_path: Path, how: str) -> None:
     one, two = names(2)
     async with serving(tmp_path, redis, StrangerLimit=4) as server:
-        await server.users(one, two)
+        await server.add_users(one, two)
         async with server.chat(one, two) as stranger:
             await stranger.send("m0\nhello")
             async with away(redis, how):
@@ -130,7 +132,7 @@ async def test_no_stranger_gains_a_message_by_its_absence(redis: DatabaseServer,
 async def test_a_connection_cut_in_the_middle_of_a_reply_heals(redis: DatabaseServer, tmp_path: Path) -> None:
     one, *others = names(7)
     async with wire(redis) as between, serving(tmp_path, redis, between.port) as server:
-        await server.users(one, *others)
+        await server.add_users(one, *others)
         async with server.chat(one) as chat:
             for other, budget in zip(others, (0, 1, 5, 10, 15, 20), strict=True):
                 between.budget = budget
@@ -138,7 +140,7 @@ async def test_a_connection_cut_in_the_middle_of_a_reply_heals(redis: DatabaseSe
                 async with server.chat(other, one) as receiver:
                     assert await history(receiver) == ["m1\nhello"]
             assert between.cuts == len(others)
-        await until(lambda: pooled(redis) <= POOL)
+        await wait_until(lambda: pooled(redis) <= POOL)
         assert connections(server.process.pid, between.port) <= POOL
 
 
@@ -147,14 +149,14 @@ async def test_emptied_it_has_no_sessions_but_the_counters_follow_from_the_messa
 ) -> None:
     one, two, three, four = names(4)
     async with serving(tmp_path, redis) as server:
-        await server.users(one, two, three, four)
-        await server.friends(one, two)
+        await server.add_users(one, two, three, four)
+        await server.make_contacts(one, two)
         async with server.chat(three, four) as stranger, server.chat(two, one) as second:
             for number in range(3):
                 await stranger.send(f"m{number}\nhello")
             with admin(redis) as client:
                 client.flushall()
-            assert [await second.closed(), await stranger.closed()] == [4001, 4001]
+            assert [await second.wait_closed(), await stranger.wait_closed()] == [4001, 4001]
         assert not await lives(server, server.tokens[one])
         await log_in(server, one, two, three, four)
         assert await allowed(server, three, four) == 2
@@ -179,7 +181,7 @@ async def test_killed_it_brings_no_session_back_and_no_count_if_it_is_set_to_kee
 ) -> None:
     one, two, three = names(3)
     async with serving(tmp_path, redis) as server:
-        await server.users(one, two, three)
+        await server.add_users(one, two, three)
         ended = server.tokens[two]
         async with server.chat(one, three) as stranger:
             for number in range(3):
@@ -191,7 +193,7 @@ async def test_killed_it_brings_no_session_back_and_no_count_if_it_is_set_to_kee
         async def is_back() -> bool:
             return (await ask(server, "GET", "/health")).status_code == 200
 
-        await until(is_back)
+        await wait_until(is_back)
         assert not await lives(server, ended)
         assert await lives(server, server.tokens[one])
         assert await allowed(server, one, three) == 2
@@ -214,7 +216,7 @@ async def test_one_that_may_go_back_on_what_it_said_is_told_of(
     database = servers.redis(*options)
     try:
         async with serving(tmp_path, database) as server:
-            await until(lambda: ("Redis may go back" in server.log.read_text()) == bool(told))
+            await wait_until(lambda: ("Redis may go back" in server.log.read_text()) == bool(told))
         child = await run_py("--check", environ=servers.environ(redis=database))
         out, _ = await child.communicate()
         assert child.returncode == 0
@@ -228,7 +230,7 @@ async def test_one_that_may_go_back_on_what_it_said_is_told_of(
 async def test_it_may_forget_the_scripts(redis: DatabaseServer, tmp_path: Path) -> None:
     one, two = names(2)
     async with serving(tmp_path, redis) as server:
-        await server.users(one, two)
+        await server.add_users(one, two)
         with admin(redis) as client:
             client.script_flush()
             assert await allowed(server, one, two) == 5
@@ -242,10 +244,10 @@ async def test_every_key_has_the_prefix_and_an_end(redis: DatabaseServer, tmp_pa
         client.flushall()
         settings: dict[str, Any] = {"RegistrationsPerHour": 100, "BroadcastsPerMinute": 100}
         stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISPREFIX": "ours:"}
-        async with process(tmp_path / "data", stores=stores, **SOON, **settings) as server:
-            await server.users(one, two, three)
+        async with subprocess_server(tmp_path / "data", stores=stores, **SOON, **settings) as server:
+            await server.add_users(one, two, three)
             refused(await try_login(server, one, "wrong password"), 401, 41010, "wrong_password")
-            await server.friends(one, two)
+            await server.make_contacts(one, two)
             await allowed(server, three, one)
             async with server.chat(three) as chat:
                 assert (await chat.answer(6, "to all"))["op_type"] == 40009
@@ -261,7 +263,7 @@ async def test_every_key_has_the_prefix_and_an_end(redis: DatabaseServer, tmp_pa
 async def test_one_that_is_full_refuses_and_is_not_waited_for(redis: DatabaseServer, tmp_path: Path) -> None:
     one, two = names(2)
     async with serving(tmp_path, redis) as server:
-        await server.users(one, two)
+        await server.add_users(one, two)
         with admin(redis) as client:
             async with server.chat(one, two) as stranger:
                 client.config_set("maxmemory", 1)
@@ -291,13 +293,13 @@ async def test_a_server_that_was_started_first_comes_up_with_it(redis: DatabaseS
     log = tmp_path / "server.log"
 
     async def come() -> None:
-        await until(lambda: log.exists() and "waiting for a database" in log.read_text())
+        await wait_until(lambda: log.exists() and "waiting for a database" in log.read_text())
         await asyncio.to_thread(redis.start)
 
     coming = asyncio.create_task(come())
     async with serving(tmp_path, redis) as server:
         await coming
-        await server.users(*names(1))
+        await server.add_users(*names(1))
 
 
 async def test_a_wrong_password_is_told_at_once(redis: DatabaseServer, tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ async def test_a_wrong_password_is_told_at_once(redis: DatabaseServer, tmp_path:
             assert "RedisPw is wrong" in line
             assert "hunter2" not in line
             assert before == []
-        async with process(tmp_path / "data", stores=stores | {"CHAT_REDIS_REDISPW": "secret"}):
+        async with subprocess_server(tmp_path / "data", stores=stores | {"CHAT_REDIS_REDISPW": "secret"}):
             pass
     finally:
         guarded.stop()

@@ -19,7 +19,7 @@ from tests import servers
 from tests.e2e.answers import ask, post
 from tests.faults.stores import SOON, fails, names
 from tests.faults.tools import small_disk
-from tests.harness import PASSWORD, ROOT, Process, Server, process, run_py, until
+from tests.harness import PASSWORD, ROOT, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
 Refusing = Callable[[DatabaseServer], Any]  # a context in which the database refuses
@@ -84,13 +84,13 @@ ACCOUNT = "chat_demo.* TO 'chat'@'127.0.0.1'"
 
 
 @asynccontextmanager
-async def serving(folder: Path, **stores: DatabaseServer) -> AsyncIterator[Process]:
+async def serving(folder: Path, **stores: DatabaseServer) -> AsyncIterator[SubprocessServer]:
     environ = servers.environ(**stores) | {"CHAT_REDIS_REDISPREFIX": names(1)[0]}
-    async with process(folder / "data", stores=environ, **SOON) as server:
+    async with subprocess_server(folder / "data", stores=environ, **SOON) as server:
         yield server
 
 
-async def health(server: Server) -> dict[str, str]:
+async def health(server: ServerHandle) -> dict[str, str]:
     """The state of each store, if HTTP's code says the same."""
     answer = await ask(server, "GET", "/health")
     states = {name: answer.json()["data"][name]["state"] for name in ("users", "messages", "cache")}
@@ -133,12 +133,12 @@ async def test_health_is_503_while_a_store_refuses(
             return (await health(server))[store] == state
 
         with refusing(database):
-            await until(lambda: state_is("away"))
+            await wait_until(lambda: state_is("away"))
             path = {"users": "/user/register", "cache": "/user/login"}[store]
             answer = await post(server, path, user_name=names(1)[0], password=PASSWORD)
             assert answer.status_code == 503
-        await until(lambda: state_is("up"))
-        await server.users(names(1)[0])
+        await wait_until(lambda: state_is("up"))
+        await server.add_users(names(1)[0])
 
 
 def fill(disk: Path) -> Path:
@@ -162,7 +162,7 @@ async def test_health_is_503_while_mysql_has_no_room_for_its_binary_log(tmp_path
                 async def is_away() -> bool:
                     return (await health(server))["users"] == "away"
 
-                await until(is_away)
+                await wait_until(is_away)
                 answer = await post(server, "/user/register", user_name=names(1)[0], password=PASSWORD)
                 assert answer.status_code == 503
         finally:
@@ -173,17 +173,17 @@ async def test_health_is_503_on_a_full_disk(tmp_path: Path) -> None:
     """Before anything was written in vain: nobody has sent a message."""
     (tmp_path / "data").mkdir()
     with small_disk(tmp_path / "data"):
-        async with process(tmp_path / "data", **SOON) as server:
+        async with subprocess_server(tmp_path / "data", **SOON) as server:
 
             async def are(state: str) -> bool:
                 return set((await health(server)).values()) == {state}
 
             assert await are("up")
             filling = fill(tmp_path / "data")
-            await until(lambda: are("away"))
+            await wait_until(lambda: are("away"))
             filling.unlink()
-            await until(lambda: are("up"))
-            await server.users(*names(1))
+            await wait_until(lambda: are("up"))
+            await server.add_users(*names(1))
 
 
 async def test_the_probe_leaves_nothing(
@@ -194,7 +194,7 @@ async def test_the_probe_leaves_nothing(
     stores |= {"CHAT_MONGODB_MONGODBNAME": own, "CHAT_REDIS_REDISPREFIX": own}
     execute(mysql, "CREATE TABLE IF NOT EXISTS chat_demo.chat_users (name INT)", "DROP TABLE chat_demo.chat_users")
     execute(mysql, "DROP TABLE IF EXISTS chat_demo.chat_schema")
-    async with process(tmp_path / "data", stores=stores, **SOON) as server:
+    async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
         for _ in range(3):
             assert (await ask(server, "GET", "/health")).status_code == 200
             await asyncio.sleep(1)
@@ -214,7 +214,7 @@ async def test_users_are_listed_while_stores_refuse_to_write(
 ) -> None:
     [one] = names(1)
     async with serving(tmp_path, mysql=mysql, redis=redis) as server:
-        await server.users(one)
+        await server.add_users(one)
         stores = servers.environ(mysql=mysql, redis=redis) | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")}
         with REFUSALS["redis is full"][2](redis), REFUSALS["mysql is read-only"][2](mysql):
             child = await run_py("user", "list", environ=stores)
@@ -274,7 +274,7 @@ async def test_a_right_that_mysql_denies_is_named(
     execute(mysql, f"GRANT {granted} ON {account}.* TO '{account}'@'127.0.0.1'")
     stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBUSER": account, "CHAT_MYSQL_DBNAME": account}
     if not lacks:  # with the tables in place nothing is altered
-        async with process(tmp_path / "data", stores=stores):
+        async with subprocess_server(tmp_path / "data", stores=stores):
             return
     line = await checked(stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
     assert f"MySQL at 127.0.0.1:{mysql.port}: DbUser lacks the right {lacks} on DbName" in line
@@ -309,7 +309,7 @@ async def test_check_leaves_nothing_in_mongodb(mongodb: DatabaseServer, tmp_path
             )
             if b"empty" in says:
                 assert client[own].list_collection_names() == []
-                async with process(tmp_path / "data", stores=stores):
+                async with subprocess_server(tmp_path / "data", stores=stores):
                     pass
 
 
@@ -347,10 +347,10 @@ async def test_the_rights_that_the_documents_ask_of_redis_are_enough(redis: Data
             "CHAT_REDIS_REDISADDR": f"redis://chat@127.0.0.1:{redis.port}",
             "CHAT_REDIS_REDISPW": "secret",
         }
-        async with process(tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SOON) as server:
+        async with subprocess_server(tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SOON) as server:
             one, two = names(2)
-            await server.users(one, two)
-            await server.friends(one, two)
+            await server.add_users(one, two)
+            await server.make_contacts(one, two)
             assert (await post(server, "/user/logout", server.tokens[one], user_name=one)).status_code == 200
 
 

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from tests import servers
-from tests.harness import process, run_py
+from tests.harness import run_py, subprocess_server
 from tests.servers import DatabaseServer
 
 # Latin-1, other scripts, what a URI must quote, quotes, control characters.
@@ -70,9 +70,9 @@ async def refused(folder: Path, environ: Mapping[str, str], secret: str) -> str:
 
 
 async def accepted(folder: Path, environ: Mapping[str, str], secret: str) -> None:
-    async with process(folder / "data", stores=environ, prefix=loud(folder)) as server:
+    async with subprocess_server(folder / "data", stores=environ, prefix=loud(folder)) as server:
         server.process.terminate()
-        assert await server.ended() == 0
+        assert await server.wait() == 0
     harmless(server.log.read_text(), secret)
 
 

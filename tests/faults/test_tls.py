@@ -125,7 +125,7 @@ async def test_a_chat_over_tls(tmp_path: Path, encrypted: Encrypted) -> None:
     """The databases accept nothing else."""
     stores = mysql_over_tls(encrypted, encrypted.ours) | redis_over_tls(encrypted, encrypted.ours)
     async with serving(tmp_path, stores=stores) as server:
-        await server.users("1", "2")
+        await server.add_users("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             assert (await one.send("a\nhello"))["op_type"] == 40018
             assert (await two.receive())["content"] == "a\nhello"

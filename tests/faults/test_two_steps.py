@@ -16,7 +16,7 @@ from chat_server.service.sending import Outcome, SeparateStores
 from chat_server.utils.clock import MICROSECONDS, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.sqlite import Database
-from tests.harness import HandClock
+from tests.harness import ManualClock
 
 LIMIT, WINDOW, KEPT = 3, 100, 40  # seconds
 
@@ -90,7 +90,7 @@ class Bench:
     """Two steps on two databases."""
 
     def __init__(self, messages: SqliteMessages, strangers: Lossy) -> None:
-        self.clock = HandClock()
+        self.clock = ManualClock()
         self.messages = Failing(messages)
         self.strangers = strangers
         self._kept = messages

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests import raw, servers
 from tests.e2e.answers import sql
 from tests.faults.stores import names
-from tests.harness import PASSWORD, Chat, HandClock, Server, serving, until
+from tests.harness import PASSWORD, ChatClient, ManualClock, ServerHandle, serving, wait_until
 
 T = TypeVar("T")
 
@@ -45,14 +45,14 @@ class World:
     """A server that can be stopped and started, with a clock moved by hand; `lose` makes it lose its counters."""
 
     def __init__(self, stores: Mapping[str, str], lose: Callable[[Path], None]) -> None:
-        self.clock = HandClock()
+        self.clock = ManualClock()
         self._stores = stores
         self._lose = lose
         self._folder = tempfile.TemporaryDirectory(prefix="chat-walk-")
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self.names: list[str] = []
-        self.server: Server
+        self.server: ServerHandle
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it."""
@@ -82,7 +82,7 @@ class World:
         self._lose(Path(self._folder.name))
         await self.log_in()
 
-    async def sockets(self, stack: AsyncExitStack, user: str, many: int, to: str = "") -> list[Chat]:
+    async def sockets(self, stack: AsyncExitStack, user: str, many: int, to: str = "") -> list[ChatClient]:
         """So many sockets, open until the stack ends."""
         return [await stack.enter_async_context(self.server.chat(user, to)) for _ in range(many)]
 
@@ -148,7 +148,7 @@ class Strangers(Walk):
                     if answer["op_type"] in STORED:
                         self.times[answer["id"]] = answer["time"]
 
-    async def _run(self, chat: Chat, ids: list[str]) -> list[dict[str, Any]]:
+    async def _run(self, chat: ChatClient, ids: list[str]) -> list[dict[str, Any]]:
         for id in ids:
             await chat.put(1, f"{id}\nhello")
         return [await chat.receive() for _ in ids]
@@ -200,7 +200,7 @@ class Strangers(Walk):
 class Count:
     """What may happen LIMIT times in a minute; a clock that is set back begins a window anew."""
 
-    def __init__(self, clock: HandClock) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self._clock = clock
         self._used = self._began = 0
 
@@ -248,7 +248,7 @@ class Rates(Walk):
         head = b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
         async def cut() -> None:
-            one = raw.Raw(await raw.connect(self.world.server), "")
+            one = raw.RawSocket(await raw.connect(self.world.server), "")
             await one.write(head % len(body) + body)
             await asyncio.sleep(wait)
             one.reset()
@@ -294,7 +294,7 @@ class Rates(Walk):
 
             came = sum(await asyncio.gather(*(one() for _ in range(many))))
             assert came <= 4 * LIMIT
-        await until(self._all_fit)
+        await wait_until(self._all_fit)
 
     async def _all_fit(self) -> bool:
         async with AsyncExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from tests.harness import Chat, Frame, Server
+from tests.harness import ChatClient, Frame, ServerHandle
 from tests.soak.ledger import Ledger, Said
 from tests.soak.world import LIMIT, World
 
@@ -15,7 +15,7 @@ async def read_back(world: World) -> None:
         await _read_back(world.ledger, server)
 
 
-async def _read_back(ledger: Ledger, server: Server) -> None:
+async def _read_back(ledger: Ledger, server: ServerHandle) -> None:
     talks: dict[tuple[str, str], list[Said]] = defaultdict(list)
     for one in ledger.said.values():
         talks[min(one.sender, one.receiver), max(one.sender, one.receiver)].append(one)
@@ -35,7 +35,7 @@ async def _read_back(ledger: Ledger, server: Server) -> None:
     ledger.counts["conversations"] = len(talks)
 
 
-async def skipped(chat: Chat) -> list[Frame]:
+async def skipped(chat: ChatClient) -> list[Frame]:
     """All messages, page by page from the first: S-N."""
     found: list[Frame] = []
     while page := (await chat.ask(2, f"{len(found)}-{PAGE}"))[:-1]:
@@ -43,7 +43,7 @@ async def skipped(chat: Chat) -> list[Frame]:
     return found
 
 
-async def walked(chat: Chat) -> list[Frame]:
+async def walked(chat: ChatClient) -> list[Frame]:
     """All messages, page by page from the last: -N@ID."""
     found = page = (await chat.ask(2, f"-{PAGE}"))[:-1]
     while page:
@@ -78,7 +78,7 @@ def compare(ledger: Ledger, said: list[Said], stored: list[Frame]) -> None:
             latest[one.device, one.receiver] = one
 
 
-async def unread(ledger: Ledger, chat: Chat, stored: list[Frame]) -> None:
+async def unread(ledger: Ledger, chat: ChatClient, stored: list[Frame]) -> None:
     """Op 3 has exactly those to me that are stored as unread; a message that a client never got is among them."""
     mine = [frame["id"] for frame in stored if frame["to"] == chat.user and not frame["read"]]
     if [frame["id"] for frame in (await chat.ask(3))[:-1]] != mine:

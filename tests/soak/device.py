@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from typing import NamedTuple
 
 from tests import raw
-from tests.harness import Server
+from tests.harness import ServerHandle
 from tests.soak.ledger import Ledger, Said
 from tests.soak.session import Session
 
@@ -37,7 +37,7 @@ class Device:
     def __init__(
         self,
         ledger: Ledger,
-        server: Server,
+        server: ServerHandle,
         seed: int,
         pace: Pace,
         name: str,
@@ -58,7 +58,7 @@ class Device:
         self._receivers = [*peers, *strangers]
         self._strangers = frozenset(strangers)
         self._sync = sync
-        self._socket: raw.Raw | None = None
+        self._socket: raw.RawSocket | None = None
         self._outbox: dict[Said, None] = {}  # not acknowledged yet, in the order of sending
         self._count = 0
         self._got: deque[Said] = deque(maxlen=200)
@@ -73,9 +73,9 @@ class Device:
         while not self._done():
             try:
                 with closing(await raw.connect(self._server)) as sock:
-                    self._socket = raw.Raw(sock, self.user)
+                    self._socket = raw.RawSocket(sock, self.user)
                     await self._open(self._socket)
-            except (raw.Cut, ConnectionError):
+            except (raw.ConnectionCut, ConnectionError):
                 self._ledger.counts["connections lost"] += 1
             except TimeoutError:
                 self._ledger.blame(f"{self.name} waited too long, {len(self._outbox)} messages are not acknowledged")
@@ -93,7 +93,7 @@ class Device:
     def _done(self) -> bool:
         return self.draining and not self._outbox
 
-    async def _open(self, wire: raw.Raw) -> None:
+    async def _open(self, wire: raw.RawSocket) -> None:
         await wire.write(raw.upgrade(self._server, self.user, sync=self._sync))
         if (status := await wire.status()) != 101:
             # 429: the server is going away; 503: a store is.
@@ -174,7 +174,7 @@ class Device:
         await session.socket.write(request[: self._random.randint(1, len(request))])
         message.tries += 1
         session.socket.reset()
-        raise raw.Cut("by this client")
+        raise raw.ConnectionCut("by this client")
 
     async def _vanish(self, session: Session) -> None:
-        raise raw.Cut("by this client")
+        raise raw.ConnectionCut("by this client")

@@ -23,7 +23,7 @@ class Session:
     def __init__(
         self,
         ledger: Ledger,
-        socket: raw.Raw,
+        socket: raw.RawSocket,
         device: str,
         outbox: dict[Said, None],
         got: deque[Said],
@@ -118,7 +118,7 @@ class Session:
             code = int.from_bytes(read.payload[:2], "big")
             if code not in POLITE:
                 self._blame(f"was closed with {code}")
-            raise raw.Cut(str(code))
+            raise raw.ConnectionCut(str(code))
 
     async def _pong(self, payload: bytes) -> None:
         if not self._sync:

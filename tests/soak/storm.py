@@ -6,7 +6,7 @@ import signal
 import time
 from contextlib import AsyncExitStack
 
-from tests.harness import Process
+from tests.harness import SubprocessServer
 from tests.servers import DatabaseServer
 from tests.soak.world import World
 
@@ -29,7 +29,7 @@ async def stormy(world: World, seconds: float) -> None:
         await last.enter_async_context(world.life())  # to the end of the load
 
 
-async def _strike(world: World, server: Process, chance: random.Random) -> None:
+async def _strike(world: World, server: SubprocessServer, chance: random.Random) -> None:
     deeds = WITH_DATABASES if world.databases else DEEDS
     [deed] = chance.choices(list(deeds), list(deeds.values()))
     if server.process.returncode is not None:
@@ -38,10 +38,10 @@ async def _strike(world: World, server: Process, chance: random.Random) -> None:
     world.ledger.counts[deed] += 1
     if deed == "kill":
         server.kill()
-        await server.ended()
+        await server.wait()
     elif deed == "stop":
         server.process.send_signal(signal.SIGTERM)
-        if code := await server.ended():
+        if code := await server.wait():
             world.ledger.blame(f"after SIGTERM the server ended with {code}")
     elif deed == "freeze":
         server.process.send_signal(signal.SIGSTOP)

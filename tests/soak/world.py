@@ -10,7 +10,7 @@ import psutil
 
 from tests import servers
 from tests.faults.stores import connections
-from tests.harness import Process, Server, process, until
+from tests.harness import ServerHandle, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 from tests.soak.device import Device, Pace
 from tests.soak.ledger import Ledger
@@ -40,7 +40,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path, databases: Sequence[DatabaseServer] = ()) -> None:
         self.ledger = Ledger(steady=not databases)
-        self.server = Server("127.0.0.1", servers.free_port())
+        self.server = ServerHandle("127.0.0.1", servers.free_port())
         self.devices: list[Device] = []
         self.databases = databases
         self._folder = folder
@@ -60,17 +60,17 @@ class World:
         self.devices.append(Device(self.ledger, self.server, self.seed, self._pace, name, user, peers, **options))
 
     @asynccontextmanager
-    async def life(self) -> AsyncIterator[Process]:
+    async def life(self) -> AsyncIterator[SubprocessServer]:
         """The server, from a start to an end."""
         settings: dict[str, Any] = {"HttpPort": self.server.port, "StrangerLimit": LIMIT}
-        async with process(self._folder / "data", stores=self._stores, **settings) as server:
+        async with subprocess_server(self._folder / "data", stores=self._stores, **settings) as server:
             server.tokens = self.server.tokens
             yield server
 
     async def settle(self) -> None:
         """Everybody gets a name, and writes to each of his peers once, so that they are no strangers."""
         async with self.life() as server:
-            await server.users(*{device.user: None for device in self.devices})
+            await server.add_users(*{device.user: None for device in self.devices})
             for device in self.devices:
                 async with server.chat(device.user) as chat:
                     for peer in device.peers:
@@ -94,8 +94,8 @@ class World:
             device.draining = False
 
 
-async def size(server: Process, databases: Sequence[DatabaseServer], files: int = 0) -> Size:
-    """The size of a server whose clients have gone; waits until it has at most so many files open, for PATIENCE."""
+async def size(server: SubprocessServer, databases: Sequence[DatabaseServer], files: int = 0) -> Size:
+    """The size of a server whose clients have gone; waits until it has at most so many files open, for TIMEOUT."""
     process = psutil.Process(server.process.pid)
 
     def now() -> Size:
@@ -103,5 +103,5 @@ async def size(server: Process, databases: Sequence[DatabaseServer], files: int 
         return Size(process.memory_info().rss, process.num_fds() - pooled, pooled)
 
     with suppress(TimeoutError):
-        await until(lambda: now().files <= files)
+        await wait_until(lambda: now().files <= files)
     return now()

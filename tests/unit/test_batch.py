@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StoreUnavailable
-from tests.harness import until
+from tests.harness import wait_until
 
 FINE, FAILS, RAISES = "fine", "fails", "takes its batch with it"
 Item = tuple[int, str]
@@ -211,7 +211,7 @@ async def test_what_comes_while_a_batch_is_under_way_gathers_too() -> None:
     work = Work()
     batcher = Batcher(work, gather=0.5)
     first = waiting_for(batcher, 1)
-    await until(lambda: bool(work.batches))
+    await wait_until(lambda: bool(work.batches))
     second = waiting_for(batcher, 2)
     work.permits.release()
     await asyncio.gather(*first)

@@ -6,7 +6,7 @@ import pytest
 
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import ConcurrencyLimiter, KeyedLock
-from tests.harness import PATIENCE
+from tests.harness import TIMEOUT
 
 
 async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
@@ -29,7 +29,7 @@ async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
 
 async def test_another_key_does_not_wait() -> None:
     lock = KeyedLock()
-    async with asyncio.timeout(PATIENCE), lock.hold("a"), lock.hold("b"):
+    async with asyncio.timeout(TIMEOUT), lock.hold("a"), lock.hold("b"):
         pass
 
 
@@ -50,7 +50,7 @@ async def test_it_is_free_again_after_an_error_and_after_a_cancelled_waiter() ->
     except ValueError:
         pass
     await asyncio.gather(cancelled, patient, return_exceptions=True)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await work("after")
     assert entered == ["patient", "after"]
 

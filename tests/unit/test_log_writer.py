@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from chat_server.utils.logs import MAX_LINES, MAX_REPEATS, REPEAT_SECONDS, BackgroundHandler, LineWriter, Repeats
-from tests.harness import until
+from tests.harness import wait_until
 
 
 class Pipe:
@@ -51,7 +51,7 @@ async def test_lines_for_a_full_pipe_are_dropped_and_counted(pipe: Pipe) -> None
         dropped = sum(int(line.split()[1]) for line in lines if line.startswith("dropped"))
         return [int(line) for line in lines if not line.startswith("dropped")], dropped
 
-    await until(lambda: len(written_and_dropped()[0]) + written_and_dropped()[1] == count)
+    await wait_until(lambda: len(written_and_dropped()[0]) + written_and_dropped()[1] == count)
     written, dropped = written_and_dropped()
     assert dropped > 0
     assert written == sorted(written)
@@ -70,7 +70,7 @@ async def test_lines_for_a_closed_pipe_are_dropped_and_counted(pipe: Pipe) -> No
     os.close(writing)
     pipe.reading = reading
     writer.put("heard")
-    await until(lambda: "dropped 10" in pipe.lines())
+    await wait_until(lambda: "dropped 10" in pipe.lines())
     assert pipe.lines() == ["heard", "dropped 10"]
     writer.close()
 
@@ -80,7 +80,7 @@ async def test_a_pipe_that_became_non_blocking_loses_nothing(pipe: Pipe) -> None
     writer = LineWriter(pipe.writing)
     for number in range(3000):
         writer.put(f"{number:0100d}")
-    await until(lambda: len(pipe.lines()) == 3000)
+    await wait_until(lambda: len(pipe.lines()) == 3000)
     assert [int(line) for line in pipe.lines()] == list(range(3000))
     writer.close()
 

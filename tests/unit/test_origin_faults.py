@@ -3,10 +3,10 @@
 import asyncio
 
 from tests.e2e.answers import done, post, refused, try_login
-from tests.harness import Server
+from tests.harness import ServerHandle
 
 
-async def test_eight_parallel_registrations_do_not_make_eight_users(server: Server) -> None:
+async def test_eight_parallel_registrations_do_not_make_eight_users(server: ServerHandle) -> None:
     passwords = [f"password {number}" for number in range(8)]
     answers = await asyncio.gather(
         *(post(server, "/user/register", user_name="3", password=password) for password in passwords)
@@ -22,8 +22,8 @@ async def test_eight_parallel_registrations_do_not_make_eight_users(server: Serv
             refused(login, 401, 41010, "wrong_password")
 
 
-async def test_names_are_not_case_blind_in_one_place_and_case_sensitive_in_another(server: Server) -> None:
-    await server.users("anna", "Anna")
+async def test_names_are_not_case_blind_in_one_place_and_case_sensitive_in_another(server: ServerHandle) -> None:
+    await server.add_users("anna", "Anna")
     async with (
         server.chat("anna", to="1") as small,
         server.chat("Anna", to="1") as great,
@@ -32,7 +32,7 @@ async def test_names_are_not_case_blind_in_one_place_and_case_sensitive_in_anoth
         for name, chat, other in (("anna", small, great), ("Anna", great, small)):
             assert (await sender.send("hello", to=name))["op_type"] == 40018
             assert (await chat.receive())["to"] == name
-            await other.silent()
+            await other.expect_nothing()
         refusal = await sender.send("hello", to="ANNA")
         assert (refusal["op_type"], refusal["reason"]) == (40008, "no_such_user")
         assert (await sender.ask(7, "-10"))[-1]["content"] == "2"

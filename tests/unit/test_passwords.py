@@ -14,7 +14,7 @@ from chat_server.conf import AccountSettings
 from chat_server.service.accounts import Accounts
 from chat_server.status import Reason, Refused
 from chat_server.utils.passwords import LONGEST, MAX_INPUT, Passwords, TooBusy, prepare
-from tests.harness import PATIENCE, until
+from tests.harness import TIMEOUT, wait_until
 
 # Slow enough that what is asked for meanwhile has to wait.
 SLOW = 11
@@ -187,7 +187,7 @@ async def test_who_is_cancelled_leaves_the_queue(passwords: Passwords) -> None:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert passwords.waiting == 0
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         assert await passwords.check("secret1", await passwords.hash("secret1"))
 
 
@@ -209,7 +209,7 @@ async def test_the_threads_are_few_and_end_with_it() -> None:
     threads = [thread for thread in threading.enumerate() if thread not in before]
     assert 1 <= len(threads) <= 4
     passwords.close()
-    await until(lambda: not any(thread.is_alive() for thread in threads))
+    await wait_until(lambda: not any(thread.is_alive() for thread in threads))
 
 
 async def test_a_login_that_would_wait_too_long_is_refused_before_a_store_is_asked() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.sqlite import MOST_LEFT, READERS, Database, Schema, examine
-from tests.harness import until
+from tests.harness import wait_until
 
 THINGS = Schema("things", ("CREATE TABLE things (number INTEGER PRIMARY KEY, text TEXT) STRICT",))
 MORE = Schema(
@@ -185,7 +185,7 @@ async def test_a_long_log_begins_anew_though_writes_go_on(database: Database) ->
         )
         return number > 1 and beginning(log) != begins
 
-    await until(begun_anew)
+    await wait_until(begun_anew)
     assert await database.read(numbers) == list(range(1, number + 1))
 
 
@@ -213,7 +213,7 @@ async def heals(database: Database) -> None:
         except StoreUnavailable:
             return False
 
-    await until(answers)
+    await wait_until(answers)
     await database.write(lambda tx: tx.execute("INSERT OR REPLACE INTO things (number) VALUES (7)").rowcount)
     assert 7 in await database.read(numbers)
 
@@ -277,8 +277,8 @@ async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and
         with pytest.raises(StoreUnavailable, match=f"has left {MOST_LEFT} and more"):
             await database.read(numbers)
         go.set()
-        await until(lambda: answers(database))
-        await until(let_go)
+        await wait_until(lambda: answers(database))
+        await wait_until(let_go)
         await asyncio.gather(*hang, return_exceptions=True)
 
 

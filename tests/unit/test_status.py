@@ -11,7 +11,7 @@ from chat_server.api.envelope import HTTP_CODES
 from chat_server.conf.settings import SECTIONS
 from chat_server.status import LANGUAGES, Reason, Status, text
 from tests.e2e.answers import ENDPOINTS, REASONS
-from tests.harness import ROOT, Server
+from tests.harness import ROOT, ServerHandle
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 # Protocol section 4: each code with its meaning.
@@ -126,7 +126,7 @@ def test_the_table_of_http_codes_has_every_code_that_is_answered() -> None:
     assert told == {200, 400, *HTTP_CODES.values()}
 
 
-async def test_the_table_of_endpoints_has_every_route(server: Server) -> None:
+async def test_the_table_of_endpoints_has_every_route(server: ServerHandle) -> None:
     told = {tuple(row[0].split("`")[1].split()) for row in table("### Endpoints")}
     dispatchers = [found for found in gc.get_objects() if type(found) is UrlDispatcher]
     tables = [
@@ -148,7 +148,7 @@ def test_the_table_of_endpoints_has_the_failures_of_the_endpoints() -> None:
 # --- ops and frames
 
 
-async def test_the_table_of_ops_is_the_servers(server: Server) -> None:
+async def test_the_table_of_ops_is_the_servers(server: ServerHandle) -> None:
     told = {int(op): int(re.findall(r"\d{5}", refused)[-1]) for op, *_, refused in table("### Ops")}
     known = {}
     async with server.chat("1", to="2") as one:

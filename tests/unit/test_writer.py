@@ -11,7 +11,7 @@ import pytest
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import StoreMetrics
 from chat_server.utils.writer import Writer
-from tests.harness import PATIENCE, until
+from tests.harness import TIMEOUT, wait_until
 
 FAILS, RAISES = -1, -2
 
@@ -26,7 +26,7 @@ class Work:
 
     def __call__(self, batch: list[int]) -> Sequence[int | BaseException]:
         self.batches.append(batch)
-        assert self.permits.acquire(timeout=PATIENCE)
+        assert self.permits.acquire(timeout=TIMEOUT)
         self.done.append(batch)
         if RAISES in batch:
             raise ZeroDivisionError
@@ -51,13 +51,13 @@ def work() -> Work:
 
 @pytest.fixture
 def writer(thread: ThreadPoolExecutor, work: Work) -> Writer[int]:
-    return Writer(thread, work, timeout=PATIENCE)
+    return Writer(thread, work, timeout=TIMEOUT)
 
 
 async def busy(writer: Writer[int], work: Work, number: int = 0) -> asyncio.Future[int]:
     """Hand over a number, and wait until the thread is at it."""
     future = writer.submit(number)
-    await until(lambda: number in (work.batches or [[]])[-1])
+    await wait_until(lambda: number in (work.batches or [[]])[-1])
     return future
 
 
@@ -71,7 +71,7 @@ async def works_again(writer: Writer[int], work: Work) -> None:
             return True
         return False
 
-    await until(works)
+    await wait_until(works)
 
 
 async def test_what_one_turn_of_the_loop_brought_goes_together(writer: Writer[int], work: Work) -> None:
@@ -85,7 +85,7 @@ async def test_what_comes_meanwhile_is_the_next_batch_and_the_loop_is_not_asked(
 ) -> None:
     futures = [await busy(writer, work), *map(writer.submit, (1, 2))]
     work.permit(2)
-    deadline = asyncio.get_running_loop().time() + PATIENCE
+    deadline = asyncio.get_running_loop().time() + TIMEOUT
     while work.done != [[0], [1, 2]]:  # the loop has no turn meanwhile
         assert asyncio.get_running_loop().time() < deadline
     assert not any(future.done() for future in futures)
@@ -95,7 +95,7 @@ async def test_what_comes_meanwhile_is_the_next_batch_and_the_loop_is_not_asked(
 async def test_a_batch_has_a_bound_and_other_work_of_the_thread_its_turn_in_between(
     thread: ThreadPoolExecutor, work: Work
 ) -> None:
-    writer: Writer[int] = Writer(thread, work, timeout=PATIENCE, most=2)
+    writer: Writer[int] = Writer(thread, work, timeout=TIMEOUT, most=2)
     first = await busy(writer, work)
     futures = list(map(writer.submit, range(1, 6)))
     other = asyncio.get_running_loop().run_in_executor(thread, work.done.append, "other")
@@ -114,7 +114,7 @@ async def test_one_that_fails_fails_alone_and_what_work_raises_is_everybody_s(wr
 
 
 async def test_too_few_results_are_everybody_s_error_and_nobody_hangs(thread: ThreadPoolExecutor) -> None:
-    writer: Writer[int] = Writer(thread, lambda batch: batch[1:], timeout=PATIENCE)
+    writer: Writer[int] = Writer(thread, lambda batch: batch[1:], timeout=TIMEOUT)
     results = await asyncio.gather(*map(writer.submit, range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [RuntimeError] * 3
 
@@ -150,7 +150,7 @@ async def test_who_is_not_answered_in_time_is_told_and_what_was_not_begun_is_lef
 
 
 async def test_what_nobody_waits_for_takes_no_place_in_a_batch(thread: ThreadPoolExecutor, work: Work) -> None:
-    writer: Writer[int] = Writer(thread, work, timeout=PATIENCE, most=2)
+    writer: Writer[int] = Writer(thread, work, timeout=TIMEOUT, most=2)
     futures = [await busy(writer, work), *map(writer.submit, range(1, 6))]
     for future in futures[:4]:
         future.cancel()
@@ -189,7 +189,7 @@ async def test_while_the_thread_hangs_nothing_piles_up_though_every_caller_leave
             return True
         return False
 
-    await until(refused)
+    await wait_until(refused)
     work.permit()
     await works_again(writer, work)
 
@@ -210,10 +210,10 @@ async def test_once_the_thread_is_back_what_still_waits_is_done_and_more_is_take
         waits = new
         return False
 
-    await until(refused)
+    await wait_until(refused)
     assert isinstance(begun.exception(), StoreUnavailable)
     work.permit()
-    await until(lambda: work.batches == [[0], [1]])
+    await wait_until(lambda: work.batches == [[0], [1]])
     more = writer.submit(2)
     work.permit(2)
     assert [await waits, await more] == [2, 4]
@@ -229,7 +229,7 @@ async def test_who_is_given_up_when_the_thread_is_back_already_stops_nobody(
 
     def come_back() -> None:
         work.permit()
-        thread.submit(int).result(PATIENCE)  # that has its turn after the batch
+        thread.submit(int).result(TIMEOUT)  # that has its turn after the batch
         back.set()
 
     while loop.time() <= deadline:  # the loop has no turn meanwhile: in the next one it gives up, after what is called

@@ -3,14 +3,14 @@
 import asyncio
 
 from tests import raw
-from tests.harness import PATIENCE, Frame, Server
+from tests.harness import TIMEOUT, Frame, ServerHandle
 from tests.walk.model import Message, Model, Socket
 
 
 class Client:
     """It takes what comes, in order, and answers a ping only when it is told to."""
 
-    def __init__(self, wire: raw.Raw, socket: Socket) -> None:
+    def __init__(self, wire: raw.RawSocket, socket: Socket) -> None:
         self.wire = wire
         self.socket = socket
         self._came: list[Frame | bytes] = []  # frames, and what pings carry
@@ -45,7 +45,7 @@ class Client:
 
     async def closed(self, code: int) -> None:
         """Wait until it is closed with this code."""
-        assert await self.wire.closed() == code
+        assert await self.wire.wait_closed() == code
         if code != 1000:
             await self.wire.write(raw.close(code))
         self.wire.vanish()
@@ -91,9 +91,9 @@ def _without(frame: Frame, wanted: Frame) -> Frame:
     return {key: ... if wanted.get(key) is ... else value for key, value in frame.items() if key != "msg"}
 
 
-async def connect(server: Server, user: str, token: str, *, sync: bool) -> raw.Raw | int:
+async def connect(server: ServerHandle, user: str, token: str, *, sync: bool) -> raw.RawSocket | int:
     """The connection of a new socket that was greeted, or the HTTP status of the refusal."""
-    wire = raw.Raw(await raw.connect(server), user)
+    wire = raw.RawSocket(await raw.connect(server), user)
     await wire.write(raw.upgrade(server, user, token=token, sync=sync))
     if (status := await wire.status()) != 101:
         wire.vanish()
@@ -103,9 +103,9 @@ async def connect(server: Server, user: str, token: str, *, sync: bool) -> raw.R
     return wire
 
 
-async def connect_in_time(server: Server, user: str, token: str, *, sync: bool) -> raw.Raw:
+async def connect_in_time(server: ServerHandle, user: str, token: str, *, sync: bool) -> raw.RawSocket:
     """A connection, as soon as the places of sockets that have just closed are free."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while isinstance(wire := await connect(server, user, token, sync=sync), int):
             assert wire == 429, wire
             await asyncio.sleep(0.01)

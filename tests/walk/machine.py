@@ -72,7 +72,7 @@ class Walk(RuleBasedStateMachine):
         """Three users, each with a session, a plain socket and one that asks for sync."""
         names = [f"{letter}-{uuid.uuid4().hex[:10]}" for letter in "abc"]
         self.model = Model(names)
-        self.house.do(self.house.server.users(*names))
+        self.house.do(self.house.server.add_users(*names))
         self.passwords = dict.fromkeys(names, PASSWORD)
         self.sessions = [(name, self.house.server.tokens[name]) for name in names]
         for session in self.sessions:

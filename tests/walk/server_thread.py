@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.harness import HandClock, Server, serving
+from tests.harness import ManualClock, ServerHandle, serving
 from tests.walk.model import LIMIT, SOCKETS, WINDOW
 
 T = TypeVar("T")
@@ -15,13 +15,13 @@ class ServerThread:
     """A server on a loop that runs whenever something is to be done."""
 
     def __init__(self, folder: Path, stores: Mapping[str, str]) -> None:
-        self.clock = HandClock()
+        self.clock = ManualClock()
         self._folder = folder
         self._stores = stores
         self._runner = asyncio.Runner()
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None]
-        self.server: Server
+        self.server: ServerHandle
         self.do(self.start())
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -31,7 +31,7 @@ class ServerThread:
     async def start(self) -> None:
         """Start the server."""
         self._stop.clear()
-        ready: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[ServerHandle] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._serve(ready))
         await asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
@@ -48,7 +48,7 @@ class ServerThread:
         self.do(self.stop())
         self._runner.close()
 
-    async def _serve(self, ready: asyncio.Future[Server]) -> None:
+    async def _serve(self, ready: asyncio.Future[ServerHandle]) -> None:
         settings: dict[str, Any] = {"StrangerLimit": LIMIT, "StrangerWindow": WINDOW / 86400, "SocketsPerUser": SOCKETS}
         async with serving(
             self._folder,
