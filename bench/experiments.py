@@ -14,6 +14,7 @@ import uvloop
 
 from bench import beyond as over
 from bench import crowds, databases, history, load, trouble
+from bench.calls import profiling, read_profile, top_functions
 from bench.client import PATIENCE
 from bench.harness import LIFTED, Meter, Server, serving
 from bench.mischief import KINDS
@@ -43,6 +44,32 @@ def relays(args: argparse.Namespace) -> Report:
         return load.pairs(server.url, pairs=args.pairs, window=meter, accounts=False, **_pace(args))
 
     return _compare(args, _pairs_title(args), "message", work)
+
+
+def calls(args: argparse.Namespace) -> Report:
+    """Function calls on the event loop's thread per message, counted by cProfile; independent of other load."""
+    report = _report(args, f"calls on the event loop's thread, {args.pairs} pairs, {args.seconds:g} s each")
+    if args.stats:
+        args.stats.mkdir(parents=True, exist_ok=True)
+    for target in args.targets:
+        figures: Figures = {}
+        for in_flight in args.in_flight:
+            with _folder(args.data) as folder:
+                stats = (args.stats or folder).resolve() / f"{target}-{in_flight}.pstats"
+                with serving(target, folder, on_uvloop=args.uvloop, profile=stats) as server:
+                    pace = {"in_flight": in_flight, "seconds": args.seconds, "warm_up": args.warm_up}
+                    window = profiling(server.pid)
+                    work = load.pairs(server.url, pairs=args.pairs, window=window, **pace)
+                    outcome = _run(work, args.warm_up + args.seconds + 10 * PATIENCE)
+                functions = read_profile(stats)
+            total = sum(one.calls for one in functions)
+            figures[f"calls/message, {in_flight} in flight"] = total / outcome.count
+            report.blame(target, outcome.errors, outcome.problems)
+            if args.top:
+                print(f"**{target}, {in_flight} in flight, {outcome.count:,} messages**\n")
+                print(f"{top_functions(functions, outcome.count, args.top)}\n", flush=True)
+        report.add(target, figures)
+    return report
 
 
 def group(args: argparse.Namespace) -> Report:

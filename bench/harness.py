@@ -75,15 +75,19 @@ def serving(
     on_uvloop: bool = True,
     settings: Mapping[str, str] = LIFTED,
     environ: Mapping[str, str] = MappingProxyType({}),
+    profile: Path | None = None,
 ) -> Iterator[Server]:
     """Run one of TARGETS, or the relay on picows, with its data and log in `folder`, until the end of the block.
 
     `on_uvloop` is for the relays, the server chooses its loop itself; `settings` and `environ` are for the server.
+    With `profile`, one of TARGETS runs under bench.calls, which writes the calls that it counts to this file.
     A folder used before is gone on with: what was stored in it is there again.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = _command(target, folder, port, on_uvloop, settings)
+    if profile:
+        command[1:1] = ["-m", "bench.calls", str(profile)]
     log = folder / "log.txt"
     with log.open("ab") as output:
         process = subprocess.Popen(
