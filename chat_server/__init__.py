@@ -1,3 +1,3 @@
 """An instant-messaging server: one aiohttp process, durable before it acknowledges."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts Redis with a single account, `chat`, for the server's keys alone. Its password is in /run/secrets/redis.
-# Every write is synced before Redis answers, so a crash brings no ended session back, and nothing is evicted: with
-# less memory than it needs, Redis refuses writes and the server says so.
+# Start Redis with a single account, `chat`, which can use only the server's keys. The password is in /run/secrets/redis.
+# Redis syncs every write before it answers, so a crash does not restore ended sessions. It evicts nothing: without
+# enough memory, Redis refuses writes, and the server reports the store as unavailable.
 set -eu
 
 password=$(cat /run/secrets/redis)

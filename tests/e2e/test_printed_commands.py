@@ -22,7 +22,8 @@ PAGES = [
 ]
 # Only a person, the network, root rights or Docker can do these. The units of systemd have tests of their own.
 NOT_RUN = re.compile(
-    r"git clone|docker compose|useradd|install -D|python3 -m venv|pip install|cp docs|systemctl|runuser"
+    r"git (clone|tag|push)|docker compose|useradd|install -D|python3 -m venv|pip install|cp docs|systemctl|runuser"
+    r"|rm -rf build dist|-m build|/tmp/bare|wait"
 )
 README = (ROOT / "README.md").read_text("utf-8")
 PORT = "8081"
