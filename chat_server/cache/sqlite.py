@@ -11,7 +11,7 @@ from chat_server.cache.counters import ContactRecord, ContactState, Decision, Pe
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.sqlite import Database, Schema, chunks, rows
+from chat_server.utils.sqlite import Database, Schema, chunks, fetch_json
 
 # A lifetime is written anew once more than this part of it has passed, not at each use.
 RENEWAL = 0.01
@@ -84,7 +84,7 @@ class SqliteSessions:
             for some in chunks(digests, LOOKED_UP):
                 names = ", ".join("?" * len(some))
                 query = f"SELECT digest, user, expires FROM sessions WHERE digest IN ({names}) AND expires > ?"  # noqa: S608
-                found += rows(connection, "hex(digest), user, expires", query, (*some, now))
+                found += fetch_json(connection, "hex(digest), user, expires", query, (*some, now))
             return [(bytes.fromhex(digest), user, expires) for digest, user, expires in found]
 
         found = await self._database.read(job)

@@ -4,9 +4,9 @@ import argparse
 
 from chat_server.backends import SCHEMAS
 from chat_server.conf import Settings
-from chat_server.utils import snapshot
 from chat_server.utils.errors import StartError
-from chat_server.utils.snapshot import Contents
+from chat_server.utils.sqlite import snapshot
+from chat_server.utils.sqlite.snapshot import Contents
 
 
 def backup(options: argparse.Namespace, settings: Settings) -> None:
@@ -14,7 +14,7 @@ def backup(options: argparse.Namespace, settings: Settings) -> None:
     elsewhere = _elsewhere(settings)
     if len(elsewhere) == 3:
         raise StartError(f"nothing is embedded here; back up the servers: {'; '.join(elsewhere)}")
-    contents = snapshot.take(settings.stores.data_dir, options.file, SCHEMAS)
+    contents = snapshot.backup(settings.stores.data_dir, options.file, SCHEMAS)
     print(f"{options.file}: {_said(contents)}")
     for store in elsewhere:
         print(f"NOT in this copy: {store}")
@@ -29,7 +29,7 @@ def restore(options: argparse.Namespace, settings: Settings) -> None:
     """Make a copy the data of a server that has none. Raises StartError."""
     folder = settings.stores.data_dir
     without = () if options.keep_sessions else ("sessions",)
-    contents = snapshot.put(options.file, folder, SCHEMAS, without)
+    contents = snapshot.restore(options.file, folder, SCHEMAS, without)
     print(f"{folder / 'chat.db'}: {_said(contents)}")
     if without:
         print(f"{contents.rows.get('sessions', 0)} sessions ended: everybody logs in again")

@@ -11,7 +11,7 @@ from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message
 from chat_server.model.users import State, User
 from chat_server.utils.digest import digest, is_digest_of
 from chat_server.utils.errors import Duplicate
-from chat_server.utils.sqlite import Database, Schema, chunks, rows
+from chat_server.utils.sqlite import Database, Schema, chunks, fetch_json
 
 # How many conversations' numbers are kept in memory, so that a message needs no look-up.
 KNOWN_CONVERSATIONS = 65536
@@ -63,7 +63,7 @@ class SqliteUsers:
     async def enabled(self, names: Sequence[str]) -> set[str]:
         def job(connection: sqlite3.Connection) -> set[str]:
             query = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?)) AND state = 0"
-            return {name for (name,) in rows(connection, "name", query, (_json(names),))}
+            return {name for (name,) in fetch_json(connection, "name", query, (_json(names),))}
 
         return await self._database.read(job)
 
@@ -211,7 +211,7 @@ class SqliteMessages:
         return await self._database.read(job)
 
     async def add(self, run: Sequence[Message]) -> list[Added]:
-        return await self._database.write_together(self._add_runs, run, self._add_new_runs)
+        return await self._database.write_batched(self._add_runs, run, self._add_new_runs)
 
     def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
         """What `add` does."""
@@ -283,7 +283,7 @@ class SqliteMessages:
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
             values = (_conversation(connection, sender, receiver), int(sender > receiver), after, count)
-            page = rows(connection, "id, text, time", _UNREAD, values)
+            page = fetch_json(connection, "id, text, time", _UNREAD, values)
             return [Message(sender, receiver, *row) for row in page]
 
         return await self._database.read(job)
@@ -331,7 +331,7 @@ class SqliteMessages:
 
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
         def job(connection: sqlite3.Connection) -> list[Conversation]:
-            listed = rows(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MOST_UNREAD, user, before, count))
+            listed = fetch_json(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MOST_UNREAD, user, before, count))
             return [Conversation(peer, _message(sorted((user, peer)), *last), unread) for peer, *last, unread in listed]
 
         return await self._database.read(job)
@@ -501,7 +501,7 @@ class SqliteMessages:
     ) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
             names = sorted((one, other))
-            page = rows(connection, _COLUMNS, _PAGE + rest, (_conversation(connection, one, other), *values))
+            page = fetch_json(connection, _COLUMNS, _PAGE + rest, (_conversation(connection, one, other), *values))
             return [_message(names, *row) for row in page]
 
         return await self._database.read(job, slow=slow)
@@ -547,7 +547,9 @@ def _message(names: Sequence[str], time: int, side: int, id: str, text: str, rea
 
 def _places(connection: sqlite3.Connection, conv: int | None, named: Sequence[tuple[int, str]]) -> list[_Place]:
     """Those of the messages, each named by side and id, that are there; by one statement."""
-    return [_Place(*row) for row in rows(connection, "time, side, id, read, deleted", _NAMED, (_json(named), conv))]
+    return [
+        _Place(*row) for row in fetch_json(connection, "time, side, id, read, deleted", _NAMED, (_json(named), conv))
+    ]
 
 
 def _bury_first(

@@ -149,7 +149,7 @@ async def test_check_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) ->
     before = snapshot(tmp_path)
     ran = await run("--check", environ=settings(tmp_path / "deep" / "data"))
     assert (ran.code, ran.err) == (0, "")
-    assert "not there yet" in ran.out
+    assert "does not exist yet" in ran.out
     assert snapshot(tmp_path) == before
 
 

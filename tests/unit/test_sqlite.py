@@ -13,7 +13,7 @@ from weakref import WeakSet
 import pytest
 
 from chat_server.utils.errors import StartError, StoreUnavailable
-from chat_server.utils.sqlite import MOST_LEFT, READERS, Database, Schema, examine
+from chat_server.utils.sqlite import MAX_ABANDONED, READERS, Database, Schema, examine
 from tests.harness import wait_until
 
 THINGS = Schema("things", ("CREATE TABLE things (number INTEGER PRIMARY KEY, text TEXT) STRICT",))
@@ -271,10 +271,10 @@ async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and
         for _ in hang:
             await asyncio.to_thread(begun.acquire)
         for _ in range(5):
-            await asyncio.gather(*(attempt(database) for _ in range(MOST_LEFT)))
+            await asyncio.gather(*(attempt(database) for _ in range(MAX_ABANDONED)))
         gc.collect()
-        assert len(held) <= MOST_LEFT
-        with pytest.raises(StoreUnavailable, match=f"has left {MOST_LEFT} and more"):
+        assert len(held) <= MAX_ABANDONED
+        with pytest.raises(StoreUnavailable, match="abandoned calls"):
             await database.read(numbers)
         go.set()
         await wait_until(lambda: answers(database))
@@ -285,10 +285,10 @@ async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and
 async def test_thousands_who_come_back_at_once_and_wait_are_all_answered(database: Database) -> None:
     go = threading.Event()
     hang = [asyncio.create_task(database.read(lambda _: go.wait(20))) for _ in range(READERS)]
-    tasks = [asyncio.create_task(database.read(lambda _: 1)) for _ in range(3 * MOST_LEFT)]
+    tasks = [asyncio.create_task(database.read(lambda _: 1)) for _ in range(3 * MAX_ABANDONED)]
     await handed_over(*tasks)
     go.set()
-    assert sum(await asyncio.gather(*tasks)) == 3 * MOST_LEFT
+    assert sum(await asyncio.gather(*tasks)) == 3 * MAX_ABANDONED
     assert all(await asyncio.gather(*hang))
 
 
@@ -505,7 +505,7 @@ async def test_after_close_no_thread_and_no_log_is_left(tmp_path: Path) -> None:
 
 
 def test_a_look_at_nothing_makes_nothing(tmp_path: Path) -> None:
-    assert "not there yet" in examine(tmp_path / "data" / "deep", (THINGS,))
+    assert "does not exist yet" in examine(tmp_path / "data" / "deep", (THINGS,))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StartError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""Copies of the embedded database: taken while a server writes, checked whole, put in place only when complete."""
+"""Copies of the embedded database: taken while a server writes, fully checked, visible only when complete."""
 
 import os
 import shutil
@@ -10,40 +10,41 @@ from tempfile import mkstemp
 from typing import NamedTuple
 
 from chat_server.utils.errors import StartError
-from chat_server.utils.sqlite import Schema, locked, make_folder, recorded_steps
+from chat_server.utils.sqlite.files import lock_folder, make_folder
+from chat_server.utils.sqlite.schema import Schema, recorded_steps
 
 
 class Contents(NamedTuple):
-    """What a sound copy holds: how many schema steps each part has seen, how many rows each table has."""
+    """What a copy contains: the number of schema steps of each part and the number of rows of each table."""
 
     steps: dict[str, int]
     rows: dict[str, int]
 
 
-def take(folder: Path, target: Path, schemas: Sequence[Schema]) -> Contents:
+def backup(folder: Path, target: Path, schemas: Sequence[Schema]) -> Contents:
     """Copy the database of `folder`, as it is at one moment, to the new file `target`. Raises StartError.
 
-    All of it is one step of SQLite's backup API, in one reading transaction: no writer waits for it, and none can
-    make it begin again (https://www.sqlite.org/c3ref/backup_finish.html). Meanwhile the log only grows.
+    SQLite's backup API copies everything in one step, in one read transaction. So no writer waits for it, and no
+    writer can make it start again (https://www.sqlite.org/c3ref/backup_finish.html). The log grows meanwhile.
     """
     source = folder / "chat.db"
     if not source.exists():
         raise StartError(f"there is no {source}; check DataDir")
-    with _readable(source) as running, _new(target) as part:
-        with closing(_opened(part, "mode=rw")) as copy:
+    with _read_only(source) as running, _new_file(target) as part:
+        with closing(_connect(part, "mode=rw")) as copy:
             running.backup(copy)
         return verify(part, schemas)
 
 
 def verify(path: Path, schemas: Sequence[Schema]) -> Contents:
-    """Read all of a copy, changing nothing. Raises StartError unless it is sound, and ours to use."""
+    """Read all of a copy without changing it. Raises StartError unless it is sound and this version can use it."""
     if not path.is_file():
         raise StartError(f"{path}: there is no such file")
     log = path.with_name(f"{path.name}-wal")
     if log.exists():
-        raise StartError(f"{path}: a server uses it, or left {log.name} beside it; make a copy with backup first")
+        raise StartError(f"{path}: a server uses it, or left {log.name} next to it; make a copy with backup first")
     try:
-        with closing(_opened(path, "immutable=1")) as copy:
+        with closing(_connect(path, "immutable=1")) as copy:
             steps = recorded_steps(copy, schemas, path)
             if not steps:
                 raise StartError(f"{path}: is empty")
@@ -57,21 +58,21 @@ def verify(path: Path, schemas: Sequence[Schema]) -> Contents:
     return Contents(steps, rows)
 
 
-def put(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[str]) -> Contents:
-    """Make a copy the database of `folder`, which must have none, but for the rows of the tables `without`.
+def restore(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[str]) -> Contents:
+    """Make a copy the database of `folder`, which must have none, and empty the tables `without`.
 
-    Returns what the copy holds. Raises StartError.
+    Returns the contents of the copy. Raises StartError.
     """
     contents = verify(copy, schemas)
     lock = None
     try:
         make_folder(folder)
-        lock = locked(folder / "chat.lock")
-        if left := sorted(folder.glob("chat.db*")):
-            raise StartError(f"{left[0]} is in the way; move the folder {folder} away first")
-        with _new(folder / "chat.db") as part:
+        lock = lock_folder(folder)
+        if existing := sorted(folder.glob("chat.db*")):
+            raise StartError(f"{existing[0]} already exists; move the folder {folder} away first")
+        with _new_file(folder / "chat.db") as part:
             shutil.copyfile(copy, part)
-            with closing(_opened(part, "mode=rw")) as database:
+            with closing(_connect(part, "mode=rw")) as database:
                 database.execute("PRAGMA secure_delete = ON")
                 for table in without:
                     database.execute(f"DELETE FROM {_quoted(table)}")  # noqa: S608
@@ -86,11 +87,11 @@ def put(copy: Path, folder: Path, schemas: Sequence[Schema], without: Sequence[s
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[sqlite3.Connection]:
+def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that only reads a database. Raises StartError if it cannot."""
     with ExitStack() as stack:
         try:
-            connection = stack.enter_context(closing(_opened(path, "mode=rw")))
+            connection = stack.enter_context(closing(_connect(path, "mode=rw")))
             connection.execute("PRAGMA query_only = ON")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the log as well
         except sqlite3.Error as error:
@@ -100,15 +101,15 @@ def _readable(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def _new(path: Path) -> Iterator[Path]:
-    """A file that only we can read, to be filled; then it is synced, and becomes `path`. Raises StartError."""
+def _new_file(path: Path) -> Iterator[Path]:
+    """A temporary file that only this user can read. At the end it is synced and becomes `path`. Raises StartError."""
     if path.exists():
         raise StartError(f"{path} exists already; nothing is overwritten")
     try:
         descriptor, name = mkstemp(".part", f".{path.name}.", path.parent)
         part = Path(name)
         try:
-            os.fchmod(descriptor, 0o600)  # a umask may have left less
+            os.fchmod(descriptor, 0o600)  # the umask may have removed rights
             yield part
             os.fsync(descriptor)
             _rename(part, path)
@@ -129,7 +130,7 @@ def _new(path: Path) -> Iterator[Path]:
 
 def _rename(part: Path, path: Path) -> None:
     try:
-        os.link(part, path)  # which, unlike a rename, never takes another's place
+        os.link(part, path)  # unlike a rename, a link never replaces a file
     except FileExistsError:
         raise
     except OSError:  # a file system without links
@@ -137,9 +138,9 @@ def _rename(part: Path, path: Path) -> None:
 
 
 def _quoted(name: str) -> str:
-    """A table's name as SQL has it, whatever is in it."""
+    """A table's name as an SQL identifier, whatever characters it contains."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def _opened(path: Path, mode: str) -> sqlite3.Connection:
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=30)
