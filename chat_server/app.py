@@ -66,7 +66,7 @@ async def serving(
             except StoreUnavailable as error:
                 raise StartError(f"the messages cannot be read ({error}); restore them from a backup") from error
             if (ahead := timeline.ahead()) > AHEAD:
-                log.warning("the newest message is from the future", extra={"ahead_seconds": ahead // MICROSECONDS})
+                log.warning("clock behind", extra={"seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port
             async with (
                 _application(settings, stores, passwords, timeline, envelope, metrics) as application,
@@ -179,4 +179,4 @@ async def _for_ever(work: Callable[[], Awaitable[object]], seconds: float) -> No
         except StoreUnavailable as error:
             log.warning("store unavailable", extra={"error": str(error)})
         except Exception:
-            log.exception("failed behind the requests")
+            log.exception("background task failed")

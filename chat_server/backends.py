@@ -255,7 +255,7 @@ class _Opening:
             self._stack.push_async_callback(scripts.flush)
         if serving and (forgetful := await bare.forgetful()):
             why = "killed, it may forget sessions, or bring back ended ones and old counts"
-            log.warning("Redis may go back on what it answered", extra={"settings": forgetful, "why": why})
+            log.warning("Redis not durable", extra={"settings": forgetful, "why": why})
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
             redis.RedisRates(scripts, self._clock),
@@ -292,7 +292,7 @@ class _Opening:
                     waited = f"{self._settings.stores.start_timeout:g} s (StartTimeout)"
                     raise StartError(f"{why}; gave up after {waited}") from error
                 if first:
-                    log.warning("waiting for a database", extra={"store": name, "error": why})
+                    log.warning("store not ready", extra={"store": name, "error": why})
                 await asyncio.sleep(RETRY)
 
 

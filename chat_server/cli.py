@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         _discard_output()
         _print_error(f"failed: {error}")
     except Exception:  # its text may hold a secret, so it is logged without
-        log.critical("failed", exc_info=True)
+        log.critical("command failed", exc_info=True)
     return 1
 
 
@@ -174,7 +174,7 @@ async def _serve(settings: Settings) -> None:
     signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:
         loop.add_signal_handler(signal_, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP ignored: settings are read at the start only"))
+    loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
     announcements = Announcements(settings.server.app_mode)
     try:
         async with serving(settings, lost=lost) as (host, port):
@@ -190,6 +190,12 @@ async def _serve(settings: Settings) -> None:
         announcements.close()
     if failures:
         raise StartError(failures[0])
+
+
+def _ignore_hangup() -> None:
+    log.info(
+        "signal ignored", extra={"signal": "SIGHUP", "why": "settings are read only at startup; restart the server"}
+    )
 
 
 class Announcements:

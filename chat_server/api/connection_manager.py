@@ -179,7 +179,7 @@ class ConnectionManager:
                 connection.close(*obstacle)
             await connection.serve()
         except Exception:  # what aiohttp would answer to it is HTTP, and this is a socket by now
-            log.exception("failed", extra={"user": session.user})
+            log.exception("socket failed", extra={"user": session.user})
             connection.close(1011, "something went wrong here")
         finally:
             connection.gone()
@@ -233,7 +233,7 @@ class ConnectionManager:
         except ConnectionError:
             raise
         except Exception:
-            log.exception("failed", extra={"op": request.op_type})
+            log.exception("frame failed", extra={"op": request.op_type})
             self.refuse(connection, Refused(op.failed, Reason.INTERNAL, INTERNAL), request.op_type)
 
     async def store(self, connection: Connection, run: Sequence[Request]) -> Callable[[], None]:
@@ -245,14 +245,14 @@ class ConnectionManager:
         except StoreUnavailable:
             return partial(self._failed, connection, run, Reason.STORE_AWAY, "the store is busy, send it again")
         except Exception:
-            log.exception("failed", extra={"op": SEND})
+            log.exception("frame failed", extra={"op": SEND})
             return partial(self._failed, connection, run)
 
     def _answer(self, connection: Connection, run: Sequence[Request], answer: Callable[[], Sequence[Status]]) -> None:
         try:
             self._metrics.answered(SEND, answer())
         except Exception:
-            log.exception("failed", extra={"op": SEND})
+            log.exception("frame failed", extra={"op": SEND})
             self._failed(connection, run)
 
     def _failed(

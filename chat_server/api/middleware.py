@@ -40,7 +40,7 @@ def error_middleware(
         except ConnectionError:
             raise  # the client is gone, and aiohttp knows
         except Exception:
-            log.exception("failed", extra={"path": request.path})
+            log.exception("request failed", extra={"path": request.path})
             why = "something went wrong here, it is in the server's log"
             return envelope.refusal(Refused(Status.UNKNOWN, Reason.INTERNAL, why))
 

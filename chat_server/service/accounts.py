@@ -93,7 +93,7 @@ class Accounts:
             await self._users.add(User(name, hashed))
         except Duplicate:
             raise taken from None
-        log.info("registered", extra={"user": name, "address": address})
+        log.info("user registered", extra={"user": name, "address": address})
 
     async def login(self, name: str, password: str, address: str) -> Login:
         """Begin a session. Raises Refused, for a wrong name and a wrong password alike."""
@@ -106,7 +106,7 @@ class Accounts:
         if await self._users.get(name) != user:
             await self._sessions.end(digest)
             raise _wrong_password()
-        log.info("logged in", extra={"user": name, "address": address})
+        log.info("user logged in", extra={"user": name, "address": address})
         return Login(user.name, token, int(self._config.session_days * DAY))
 
     async def set_password(self, session: Session, name: str, old: str, new: str, address: str) -> None:
@@ -126,7 +126,7 @@ class Accounts:
         """End this session and close its sockets. Raises Refused."""
         _require_own(Status.LOGOUT_FAILED, session, name)
         await self._whole(self._end_session(session))
-        log.info("logged out", extra={"user": session.user})
+        log.info("user logged out", extra={"user": session.user})
 
     async def session(self, tokens: Sequence[str]) -> Session:
         """The session of the first token that has one, which is thereby renewed. Raises Refused if none has."""
@@ -198,7 +198,7 @@ class Accounts:
             try:
                 return await self._end_others_once(session)
             except StoreUnavailable as error:
-                log.warning("sessions not ended yet", extra={"user": session.user, "why": str(error)})
+                log.warning("sessions not ended", extra={"user": session.user, "why": str(error)})
                 await asyncio.sleep(1)
         return await self._end_others_once(session)
 
@@ -241,7 +241,7 @@ class Accounts:
             raise
         if not user or not right or user.state is not State.ENABLED:
             # What cannot be a name is not logged: it may be a password in the wrong field.
-            log.info("wrong password", extra={"user": name if is_name(name) else "", "address": address})
+            log.info("password rejected", extra={"user": name if is_name(name) else "", "address": address})
             raise _wrong_password()
         await self._rates.forget(rates[0])
         await self._give_back(rates[1:], taken)

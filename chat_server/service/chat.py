@@ -149,7 +149,7 @@ class Chat:
         except StoreUnavailable as away:
             outcomes = [Outcome(away.with_traceback(None), free=False)] * len(messages)
         if errors := [outcome.added for outcome in outcomes if isinstance(outcome.added, StoreUnavailable)]:
-            log.warning("not stored", extra={"why": str(errors[0]), "messages": len(errors)})
+            log.warning("messages not stored", extra={"why": str(errors[0]), "messages": len(errors)})
         return outcomes
 
     def _sent(self, socket: Socket, message: Message, outcome: Outcome) -> Status | Refused:
@@ -397,9 +397,9 @@ class Chat:
                 for sender, ids in by_sender.items():
                     self._notify(socket, sender, Status.MARKED_READ, ids)
         except StoreUnavailable as error:  # they stay unread, and op 3 has them again
-            log.warning("delivered but not marked", extra={"why": str(error)})
+            log.warning("deliveries not marked", extra={"why": str(error)})
         except Exception:  # nobody waits for the result, who could say so
-            log.exception("failed", extra={"marks": len(batch)})
+            log.exception("marking failed", extra={"marks": len(batch)})
         return [None] * len(batch)
 
     # --- what several ops need

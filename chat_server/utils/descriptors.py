@@ -20,7 +20,7 @@ class Descriptors:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if not self._few and number >= most - FEW:
             self._few = True
-            log.warning("few file descriptors are left: then new connections are cut", extra={"limit": most})
+            log.warning("descriptors low", extra={"limit": most})
         elif self._few and number < most - 2 * FEW:
             self._few = False
-            log.warning("file descriptors are free again", extra={"limit": most})
+            log.warning("descriptors available", extra={"limit": most})

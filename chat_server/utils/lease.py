@@ -118,7 +118,7 @@ class Lease:
                     f"{self._name}: another chat_server ({known}) is running on it; "
                     "stop that one, or choose another database"
                 )
-            log.warning("waiting for a lease", extra={"store": self._name, "holder": str(known)})
+            log.warning("lease held elsewhere", extra={"store": self._name, "holder": str(known)})
             await asyncio.sleep(1)
 
     async def keep(self, lost: Callable[[str], None]) -> None:

@@ -63,7 +63,7 @@ async def fails(*arguments: str, environ: Mapping[str, str] | None = None) -> st
     assert "ready" not in ran.out, ran
     assert "Traceback" not in ran.err, ran
     *waiting, line = ran.err.splitlines()
-    assert all("waiting for a database" in said for said in waiting)
+    assert all("store not ready" in said for said in waiting)
     assert line.startswith("chat-server: ")
     return line
 

@@ -161,7 +161,7 @@ async def test_the_log_names_the_user_of_a_wrong_password(tmp_path: Path, caplog
         await server.add_users("1")
         for name in ("1", "nobody", "e\u0301", "a\u2028b", "\u202e1", "my secret!", "x" * 10000, "a\nb", "\x9b1m"):
             refused(await try_login(server, name, WRONG), 401, 41010, "wrong_password")
-    users = [vars(record)["user"] for record in caplog.records if record.message == "wrong password"]
+    users = [vars(record)["user"] for record in caplog.records if record.message == "password rejected"]
     assert users == ["1", "nobody", "\u00e9", *[""] * 6]
 
 

@@ -157,13 +157,13 @@ async def test_debug_lines_are_readable_and_tell_no_secret(tmp_path: Path) -> No
     for line in lines:
         assert READABLE.fullmatch(line)
     # What was to be logged was logged, once.
-    assert len([line for line in lines if " INFO registered " in line]) == 3
+    assert len([line for line in lines if " INFO user registered " in line]) == 3
     assert len([line for line in lines if " INFO password changed " in line]) == 1
     assert len([line for line in lines if " INFO socket opened " in line]) == 6
     assert len([line for line in lines if " INFO socket closed " in line]) == 6
-    assert len([line for line in lines if " ERROR failed " in line and "ValueError" in line]) >= 1
+    assert len([line for line in lines if " ERROR request failed " in line and "ValueError" in line]) >= 1
     assert [line for line in lines if " WARNING store unavailable " in line]
-    assert 'user="1" address="127.0.0.1"' in next(line for line in lines if " INFO logged in " in line)
+    assert 'user="1" address="127.0.0.1"' in next(line for line in lines if " INFO user logged in " in line)
 
 
 async def test_release_lines_are_json_and_tell_no_secret(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ async def test_release_lines_are_json_and_tell_no_secret(tmp_path: Path) -> None
         assert event["event"]
     [changed] = [event for event in events if event["event"] == "password changed"]
     assert changed["user"] == "1"
-    failed = [event for event in events if event["event"] == "failed"]
+    failed = [event for event in events if event["event"] == "request failed"]
     assert {event["exception"] for event in failed} >= {"ValueError"}
     assert all(isinstance(event["at"], list) and event["at"] for event in failed)
 

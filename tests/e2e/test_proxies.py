@@ -178,7 +178,7 @@ async def test_login_has_client_address_and_secure_cookie(
             for origin in ("https://elsewhere.example", proxy.url.replace("https", "http")):
                 foreign = await client.post("/user/login", json={}, headers={"Origin": origin})
                 refused(foreign, 403, 41002, "foreign_origin")
-    logins = [vars(record)["address"] for record in caplog.records if record.message == "logged in"]
+    logins = [vars(record)["address"] for record in caplog.records if record.message == "user logged in"]
     assert logins[-1:] == [CLIENT]
 
 

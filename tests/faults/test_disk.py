@@ -112,7 +112,7 @@ async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledg
         with disk.failing(call, "chat.db"):
             await raw.store_messages(server, "a", "z", 1000)
             moments = [(disk.now(), {f"m{n}" for n in range(1000)})]
-            await wait_until(lambda: "checkpoint failed" in server.log.read_text())
+            await wait_until(lambda: "WAL not copied" in server.log.read_text())
             async with server.chat("z", "a") as z:
                 assert (await z.answer(3, "200"))["content"] == "200"
         healed = disk.now()

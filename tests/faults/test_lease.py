@@ -92,7 +92,7 @@ async def test_killed_and_started_again_it_is_up_without_waiting(held: Held, tmp
         server.kill()
         await server.wait()
     async with serving(tmp_path, held) as server:
-        assert "waiting for a lease" not in server.log.read_text()
+        assert "lease held elsewhere" not in server.log.read_text()
         await server.add_users(*names(1))
 
 

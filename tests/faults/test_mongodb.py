@@ -206,7 +206,7 @@ async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path
     assert "connection refused" in line
     assert "gave up after 4 s (StartTimeout)" in line
     assert len(before) == 1
-    assert "waiting for a database" in before[0]
+    assert "store not ready" in before[0]
     assert "MongoDB" in before[0]
 
 
@@ -215,7 +215,7 @@ async def test_a_server_that_was_started_first_comes_up_with_it(mongodb: Databas
     log = tmp_path / "server.log"
 
     async def come() -> None:
-        await wait_until(lambda: log.exists() and "waiting for a database" in log.read_text())
+        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
         await asyncio.to_thread(mongodb.start)
 
     coming = asyncio.create_task(come())

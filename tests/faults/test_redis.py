@@ -284,7 +284,7 @@ async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path
     assert "connection refused" in line
     assert "gave up after 5 s (StartTimeout)" in line
     assert len(before) == 1
-    assert "waiting for a database" in before[0]
+    assert "store not ready" in before[0]
     assert "Redis" in before[0]
 
 
@@ -293,7 +293,7 @@ async def test_a_server_that_was_started_first_comes_up_with_it(redis: DatabaseS
     log = tmp_path / "server.log"
 
     async def come() -> None:
-        await wait_until(lambda: log.exists() and "waiting for a database" in log.read_text())
+        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
         await asyncio.to_thread(redis.start)
 
     coming = asyncio.create_task(come())

@@ -119,7 +119,7 @@ class Database:
                 if await self._write_thread.run(self._checkpointer.truncate):
                     return
             await asyncio.sleep(1)
-        log.warning("log not emptied", extra={"why": "a reader, such as a backup, still uses it"})
+        log.warning("WAL not emptied", extra={"why": "a reader, such as a backup, still uses it"})
 
     async def close(self) -> None:
         """Finish the submitted writes, close all connections, unlock the folder. Idempotent."""

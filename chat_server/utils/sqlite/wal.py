@@ -46,7 +46,7 @@ class Checkpointer:
             elif self._copying.done():
                 self._checkpoint("PASSIVE", 0)  # the writer does not wait for a long reader, such as a backup
         except Exception as error:  # whatever it is: the transaction is durable, in the log
-            log.warning("checkpoint failed", extra={"error": str(error)})
+            log.warning("WAL not copied", extra={"why": str(error)})
 
     def truncate(self) -> bool:
         """Copy all of the log and empty it. Returns False if a reader still uses it."""
