@@ -417,6 +417,23 @@ test("a live message is apart until nothing is missing above it", async (t) => {
   assert.deepEqual([ids(chat), apart()], [["a", "x", "y", "between", "z"], []]);
 });
 
+test("marks behind a page that is under way do not take its answer", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a"));
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(noConversations, live("z", 9));
+  void chat.read("2", ["<z"]);
+  void chat.read("2", ["<a"]);
+  const last = { ...page("z")[0], time: 9 };
+  await socket().says(...page("x", "y").slice(0, 2), last, { op_type: 40005, content: "3" });
+  await socket().says({ op_type: 40007 }, { op_type: 40007 });
+  assert.deepEqual(socket().sent.slice(1).map(({ op_type, content }) => [op_type, content]), [[2, "+200@<a"], [4, "<z"], [4, "<a"], [2, "-200"]]);
+  await socket().says(...page("a", "x", "y").slice(0, 3), last, { op_type: 40005, content: "4" });
+  assert.deepEqual(ids(chat), ["a", "x", "y", "z"]);
+});
+
 test("a live message does not move the place before the page is complete", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");

@@ -44,6 +44,10 @@ class Window:
         await self.page.locator("#password").press("Enter")
         await expect(self.page.locator(".shell")).to_be_visible()
 
+    async def set_offline(self, offline: bool) -> None:
+        """Take the network away from all windows of this person, or give it back."""
+        await self.page.context.set_offline(offline)
+
     async def opens(self, peer: str) -> None:
         """Open the conversation with `peer`, a new one if there is none."""
         find = self.page.get_by_role("textbox", name="Search")

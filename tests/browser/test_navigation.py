@@ -131,9 +131,7 @@ async def test_a_message_to_everyone_is_sent_after_a_warning(browser: Browser, s
 
 
 async def test_an_open_page_offers_to_load_its_new_version(browser: Browser, server: ServerHandle) -> None:
-    async with at_a_browser(browser, server, "alice") as someone:
-        alice = await someone.window()
-        await alice.log_in()
+    async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
 
         async def renewed(route: Route) -> None:
@@ -141,9 +139,9 @@ async def test_an_open_page_offers_to_load_its_new_version(browser: Browser, ser
             await route.fulfill(response=answer, body=(await answer.text()).replace("/web/", "/web/0"))
 
         await alice.page.route(server.url + "/", renewed)
-        await someone.context.set_offline(True)
+        await alice.set_offline(True)
         await expect(alice.page.get_by_text("you are offline")).to_be_visible()
-        await someone.context.set_offline(False)
+        await alice.set_offline(False)
         await expect(alice.page.get_by_text("There is a new version")).to_be_visible()
         await alice.page.unroute(server.url + "/")
         await alice.page.get_by_role("button", name="Reload").click()

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, Locator, ViewportSize, expect
 
-from tests.browser.person import Window, at_a_browser, person
+from tests.browser.person import Window, person
 from tests.harness import ServerHandle
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -108,18 +108,16 @@ async def first_seen(window: Window) -> str:
 
 async def test_a_lost_network_is_told_at_once(browser: Browser, server: ServerHandle) -> None:
     """And who is online is no longer known."""
-    async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice") as bob:
-        alice = await someone.window()
-        await alice.log_in()
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await bob.send("m1\nhello")
         await alice.page.get_by_role("link", name="bob").click()
         presence: Locator = alice.page.locator(".presence")
         await expect(presence).to_have_text("online")
-        await someone.context.set_offline(True)
+        await alice.set_offline(True)
         await expect(alice.page.get_by_text("you are offline")).to_be_visible()
         await expect(presence).to_be_empty()
         await expect(alice.page.locator(".who.online")).to_have_count(0)
-        await someone.context.set_offline(False)
+        await alice.set_offline(False)
         await expect(presence).to_have_text("online")
 
 
