@@ -133,7 +133,7 @@ async def test_a_gap_is_shown_until_it_is_filled(browser: Browser, server: Serve
         await alice.shows(["hello", "hello", "live"])
         await expect(alice.page.locator(".row").filter(has_text="live").get_by_text("Loading…")).to_be_visible()
         await expect(alice.page.locator(".row .gap")).to_have_count(1)
-        await until(lambda: alice.page.evaluate("window.heldRequests() > 1"), "the read mark waits behind the page")
+        await wait_until(lambda: alice.page.evaluate("window.heldRequests() > 1"), "the read mark waits")
         await alice.page.evaluate("window.releaseRequests()")
         await alice.shows(["hello", "hello", "missed", "live"])
         await expect(alice.page.locator(".row .gap")).to_have_count(0)
