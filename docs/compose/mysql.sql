@@ -1,4 +1,4 @@
--- The image runs this once, as root, on an empty volume. The image grants its account all rights on the database; this
--- leaves only the rights that the server needs: CREATE and ALTER for the first start of a version, the others always.
+-- The image runs this once, as root, on an empty volume. The image grants its account all rights on the database. The
+-- server needs only these: CREATE and ALTER for the first start of a version, the others always.
 REVOKE ALL PRIVILEGES, GRANT OPTION FROM 'chat'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON chat.* TO 'chat'@'%';
