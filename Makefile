@@ -66,10 +66,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m bench.full --quick
+	$(BIN)/python -m bench.goals --quick
 
 bench-full: $(VENV)/.bench
-	$(BIN)/python -m bench.full
+	$(BIN)/python -m bench.goals
 
 # Renews docs/images, which the README shows. Needs chromium.
 screenshots: $(VENV)/.dev

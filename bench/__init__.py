@@ -1,1 +1,1 @@
-"""Means to measure chat_server beside a bare aiohttp relay: see README.md."""
+"""Benchmarks of chat_server against a bare aiohttp relay: see README.md."""

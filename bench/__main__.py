@@ -1,7 +1,7 @@
-"""The runner: `python -m bench pairs | group | idle | history | trouble`, each against fresh servers.
+"""Measure chat_server and a bare aiohttp relay under the same load. Each command starts its own servers.
 
-Every run is on loopback, in a temporary folder, and ends by itself. Exit code 1: a server broke the
-contract (the figures mean nothing then) or did not run.
+Every run uses loopback and a temporary folder, and ends by itself. Exit code 1: a server did not start, or it
+violated the contract of docs/protocol.md, which makes the figures invalid.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 
 from bench import experiments
 from bench.client import BenchError
-from bench.harness import TARGETS, NotRunningError, allow_many_sockets
-from bench.mischief import KINDS
-from bench.report import Report
+from bench.disruptions import DISRUPTIONS
+from bench.report import BenchReport
+from bench.server_process import TARGETS, NotRunningError, allow_many_sockets
 
 
 def main() -> None:
     """Run one experiment and print its table."""
     args = parser().parse_args()
     allow_many_sockets()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & had it ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end the servers too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made a background job ignore it
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both signals also end the servers
     try:
-        report: Report = args.experiment(args)
+        report: BenchReport = args.experiment(args)
     except (BenchError, NotRunningError, NotImplementedError, TimeoutError) as error:
         sys.exit(f"bench: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
@@ -40,11 +40,13 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser: `experiment(args)` of what it parses returns the report."""
+    """Return the parser of the command line. `args.experiment(args)` runs the experiment and returns its report."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="EXPERIMENT")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", type=Path, help="write everything here, such as bench/results/pairs.json")
+    common.add_argument(
+        "--json", type=Path, help="write all figures to this file, for example bench/results/pairs.json"
+    )
     common.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="parent of the data folders")
 
     command = commands.add_parser("pairs", parents=[common], help=experiments.pairs.__doc__)
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(experiment=experiments.calls)
     command = commands.add_parser("group", parents=[common], help=experiments.group.__doc__)
     command.add_argument("--sockets", type=int, default=500)
-    command.add_argument("--in-flight", type=int, default=4, help="messages not yet with everybody (4)")
+    command.add_argument("--in-flight", type=int, default=4, help="messages not yet delivered to everyone (4)")
     _add_rounds(command, rounds=3, targets=TARGETS)
     command.set_defaults(experiment=experiments.group)
     command = commands.add_parser("idle", parents=[common], help=experiments.idle.__doc__)
@@ -76,60 +78,65 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(experiment=experiments.idle)
     command = commands.add_parser("stores", parents=[common], help=experiments.stores.__doc__)
     _add_pairs(command)
-    _add_pace(command, rounds=1)
+    _add_timing(command, rounds=1)
     command.set_defaults(experiment=experiments.stores)
-    command = commands.add_parser("beside", parents=[common], help=experiments.beside.__doc__)
-    command.add_argument("--sockets", type=int, default=10_000, help="that are idle (10,000)")
-    _add_pace(command, rounds=2)
-    command.set_defaults(experiment=experiments.beside)
-    command = commands.add_parser("through", parents=[common], help=experiments.through.__doc__)
+    command = commands.add_parser("mixed", parents=[common], help=experiments.mixed.__doc__)
+    command.add_argument("--sockets", type=int, default=10_000, help="idle sockets (10,000)")
+    _add_timing(command, rounds=2)
+    command.set_defaults(experiment=experiments.mixed)
+    command = commands.add_parser("memory", parents=[common], help=experiments.memory.__doc__)
     command.add_argument("--sockets", type=int, default=1000)
     command.add_argument("--messages", type=int, default=1_000_000)
     _add_rounds(command, rounds=1, targets=("relay", "server"))
-    command.set_defaults(experiment=experiments.through)
+    command.set_defaults(experiment=experiments.memory)
     command = commands.add_parser("logins", parents=[common], help=experiments.logins.__doc__)
-    _add_pace(command, rounds=2)
+    _add_timing(command, rounds=2)
     command.set_defaults(experiment=experiments.logins)
-    command = commands.add_parser("history", parents=[common], help=experiments.pages.__doc__)
-    command.add_argument("--stored", type=int, nargs=2, default=[1_000, 1_000_000])
-    command.add_argument("--times", type=int, default=500, help="each page is asked for (500)")
-    command.add_argument("--fill", choices=["speak", "seed"], default="seed", help="how messages get there")
-    command.set_defaults(experiment=experiments.pages)
-    command = commands.add_parser("beyond", parents=[common], help=experiments.beyond.__doc__)
+    command = commands.add_parser("history", parents=[common], help=experiments.read_history.__doc__)
+    command.add_argument("--stored", type=int, nargs=2, default=[1_000, 1_000_000], help="messages (1,000 1,000,000)")
+    command.add_argument("--times", type=int, default=500, help="requests for each kind of page (500)")
+    command.add_argument(
+        "--fill",
+        choices=["send", "seed"],
+        default="seed",
+        help="how to store the messages: through the server, or directly (seed)",
+    )
+    command.set_defaults(experiment=experiments.read_history)
+    command = commands.add_parser("overload", parents=[common], help=experiments.overload.__doc__)
     _add_pairs(command)
-    _add_pace(command, rounds=1)
-    command.set_defaults(experiment=experiments.beyond)
-    command = commands.add_parser("trouble", parents=[common], help=experiments.troubles.__doc__)
-    command.add_argument("--kind", choices=[*KINDS, "all"], default="all", help="of trouble (all)")
+    _add_timing(command, rounds=1)
+    command.set_defaults(experiment=experiments.overload)
+    command = commands.add_parser("disruption", parents=[common], help=experiments.disruption.__doc__)
+    command.add_argument("--kind", choices=[*DISRUPTIONS, "all"], default="all", help="of disruption (all)")
     command.add_argument("--pairs", type=int, default=20)
-    command.add_argument("--rate", type=float, default=20, help="messages a second of each pair (20)")
-    command.add_argument("--seconds", type=float, default=15, help="without, and again with the trouble (15)")
-    command.add_argument("--rest", type=float, default=60, help="seconds until memory is looked at again (60)")
+    command.add_argument("--rate", type=float, default=20, help="messages per second of each pair (20)")
+    command.add_argument("--seconds", type=float, default=15, help="before the disruption, and during it (15)")
+    command.add_argument("--rest", type=float, default=60, help="seconds until memory is measured again (60)")
     command.add_argument("--rounds", type=int, default=1, help="(1)")
-    command.add_argument("--elsewhere", action="store_true", help="trouble at another server: the machine's part")
-    command.set_defaults(experiment=experiments.troubles)
+    command.add_argument("--other-server", action="store_true", help="disrupt another server: shows the machine's part")
+    command.set_defaults(experiment=experiments.disruption)
     return parser
 
 
 def _add_pairs(command: argparse.ArgumentParser) -> None:
-    """Add who writes, for the experiments whose users write in pairs."""
+    """Add the options of experiments with pairs of users."""
     command.add_argument("--pairs", type=int, default=50)
     command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
 
 
 def _add_rounds(command: argparse.ArgumentParser, *, rounds: int, targets: Sequence[str]) -> None:
-    """Add what all experiments against several targets have in common."""
+    """Add the options of experiments with several targets."""
     command.add_argument(
         "--targets", nargs="+", choices=(*TARGETS, "picows"), default=targets, help="relay is the baseline"
     )
     command.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True, help="for the relays")
-    _add_pace(command, rounds=rounds)
+    _add_timing(command, rounds=rounds)
 
 
-def _add_pace(command: argparse.ArgumentParser, *, rounds: int) -> None:
-    """Add how long and how often."""
+def _add_timing(command: argparse.ArgumentParser, *, rounds: int) -> None:
+    """Add the options for duration and rounds."""
     command.add_argument("--warm-up", type=float, default=2, help="seconds before each window (2)")
-    command.add_argument("--seconds", type=float, default=10, help="measured in each run (10)")
+    command.add_argument("--seconds", type=float, default=10, help="measured time of each run (10)")
     command.add_argument("--rounds", type=int, default=rounds, help=f"({rounds})")
 
 

@@ -1,4 +1,4 @@
-"""Users and their sockets, as the load generator needs them: aiohttp to log in, picows to chat."""
+"""Users and their sockets for the load generator: aiohttp to log in, picows to chat."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from picows import WSCloseCode, WSFrame, WSHandshakeError, WSListener, WSMsgType
 
 T = TypeVar("T")
 
-PATIENCE = 30.0  # seconds to wait for anything that is not being measured
+TIMEOUT = 30.0  # seconds for every wait that is not measured
+PASSWORD = "correct horse"
 
 
-class Code(IntEnum):
-    """The status codes of the contract that the load generator meets."""
+class StatusCode(IntEnum):
+    """The status codes of docs/protocol.md that the load generator expects."""
 
     CONNECTED = 40003
     HISTORY = 40005
@@ -30,8 +31,8 @@ class Code(IntEnum):
     USER_EXISTS = 41007
 
 
-class Say(msgspec.Struct):
-    """A frame to the server."""
+class ClientFrame(msgspec.Struct):
+    """A frame to the server (docs/protocol.md, section 2)."""
 
     to: str
     content: str
@@ -39,8 +40,8 @@ class Say(msgspec.Struct):
     type: int = 1
 
 
-class Heard(msgspec.Struct, gc=False):
-    """What the load generator looks at in a frame from the server."""
+class ServerFrame(msgspec.Struct, gc=False):
+    """The fields of a frame from the server that the load generator checks."""
 
     op_type: int
     content: str = ""
@@ -49,53 +50,53 @@ class Heard(msgspec.Struct, gc=False):
 
 
 class BenchError(Exception):
-    """The server under test answered something else than the contract says."""
+    """The server under test broke the contract of docs/protocol.md."""
 
 
-class _Account(msgspec.Struct):
-    """The part of a login's answer that matters."""
+class _LoginData(msgspec.Struct):
+    """The field of a login's `data` that the load generator uses."""
 
     token: str = ""
 
 
-class _Answer(msgspec.Struct):
-    """The envelope of an HTTP answer."""
+class _HttpResponse(msgspec.Struct):
+    """The envelope of an HTTP response."""
 
     status: int
-    data: _Account | None = None
+    data: _LoginData | None = None
     error: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Heard).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(ServerFrame).decode
+_decode_response = msgspec.json.Decoder(_HttpResponse).decode
 
 
-class Peer(WSListener):
+class UserSocket(WSListener):
     """One open socket of a user.
 
-    Every text frame goes to `hear`; until a load puts its own function there, frames queue up for
-    `expect`. Pings are answered here and counted, not by picows: the server takes the pong as proof
-    of delivery, so the load generator has to know that it was sent.
+    Every text frame goes to `on_frame`. Until a load replaces this function, frames wait in a queue for `expect`.
+    The socket answers and counts pings itself, because picows would not report them: the server takes a pong as
+    confirmation of delivery, so the load generator has to know that it sent one.
     """
 
     def __init__(self, uid: str) -> None:
         self.uid = uid
-        self._inbox: asyncio.Queue[Heard] = asyncio.Queue()
+        self._inbox: asyncio.Queue[ServerFrame] = asyncio.Queue()
         self._transport: WSTransport | None = None
-        self.hear: Callable[[Heard], None] = self._inbox.put_nowait
+        self.on_frame: Callable[[ServerFrame], None] = self._inbox.put_nowait
         self.pings = 0
-        self.closed = ""  # why, once the socket is gone
+        self.closed = ""  # the reason, once the socket is closed
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Take the open socket."""
+        """Keep the transport of the open socket."""
         self._transport = transport
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Hand on a text frame, answer a ping, note a close."""
+        """Pass on a text frame, answer a ping, note a close frame."""
         kind = frame.msg_type
         if kind == WSMsgType.TEXT:
-            self.hear(_decode(frame.get_payload_as_memoryview()))
+            self.on_frame(_decode(frame.get_payload_as_memoryview()))
         elif kind == WSMsgType.PING:
             transport.send_pong(frame.get_payload_as_bytes())
             self.pings += 1
@@ -104,85 +105,85 @@ class Peer(WSListener):
             transport.disconnect()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Remember that the socket is gone; who expects a frame learns it at once."""
+        """Note that the socket is closed; a pending `expect` fails immediately."""
         self.closed = self.closed or "cut by the server"
-        self._inbox.put_nowait(Heard(op_type=0, content=self.closed))
+        self._inbox.put_nowait(ServerFrame(op_type=0, content=self.closed))
 
-    def say(self, frame: Say) -> None:
-        """Send one frame, in a write of its own as any client does."""
+    def send(self, frame: ClientFrame) -> None:
+        """Send one frame, in one write of its own as real clients do."""
         assert self._transport is not None
         self._transport.send(WSMsgType.TEXT, _encode(frame))
 
-    async def expect(self, code: Code) -> Heard:
-        """Return the next frame, which has to bear `code`."""
+    async def expect(self, code: StatusCode) -> ServerFrame:
+        """Return the next frame. Raises BenchError if it has another code or does not arrive within TIMEOUT."""
         try:
-            async with asyncio.timeout(PATIENCE):
-                heard = await self._inbox.get()
+            async with asyncio.timeout(TIMEOUT):
+                frame = await self._inbox.get()
         except TimeoutError:
-            raise BenchError(f"{self.uid} expected {code.value} {code.name}, and nothing came") from None
-        if heard.op_type != code:
-            raise BenchError(f"expected {code.value} {code.name}, got {heard}")
-        return heard
+            raise BenchError(f"{self.uid} expected {code.value} {code.name}, but no frame arrived") from None
+        if frame.op_type != code:
+            raise BenchError(f"{self.uid} expected {code.value} {code.name}, got {frame}")
+        return frame
 
     async def close(self) -> None:
-        """Close the socket, without waiting for what is still unread."""
-        self.hear = lambda _: None
+        """Close the socket without reading the remaining frames."""
+        self.on_frame = lambda _: None
         if self._transport is not None and not self.closed:
             self._transport.send_close(WSCloseCode.OK)
             self._transport.disconnect()
             await self._transport.wait_disconnected()
 
 
-async def connect(url: str, uid: str, token: str, to: str = "") -> Peer:
-    """Open a socket of `uid` at the server `url` (http://host:port) and wait for its 40003."""
+async def connect(url: str, uid: str, token: str, to: str = "") -> UserSocket:
+    """Open a socket of `uid` to the server `url` (http://host:port) and wait for its 40003."""
     target = f"&to_uid={to}" if to else ""
     try:
-        _, peer = await ws_connect(
-            lambda: Peer(uid),
+        _, opened = await ws_connect(
+            lambda: UserSocket(uid),
             f"{url.replace('http', 'ws', 1)}/chat/test?uid={uid}{target}",
             extra_headers={"Authorization": f"Bearer {token}"},
             enable_auto_pong=False,
-            websocket_handshake_timeout=PATIENCE,
+            websocket_handshake_timeout=TIMEOUT,
         )
     except WSHandshakeError as error:
         raise BenchError(f"no socket for {uid}: {error} {error.raw_body!r}") from error
-    assert isinstance(peer, Peer)
-    await peer.expect(Code.CONNECTED)
-    return peer
+    assert isinstance(opened, UserSocket)
+    await opened.expect(StatusCode.CONNECTED)
+    return opened
 
 
-async def log_in(url: str, names: Iterable[str], at_once: int = 32) -> dict[str, str]:
-    """Register those of `names` that are new, log all in, and return the token of each."""
+async def log_in(url: str, names: Iterable[str], concurrency: int = 32) -> dict[str, str]:
+    """Register the new users among `names`, log all of them in, and return their tokens by name."""
     tokens: dict[str, str] = {}
     async with aiohttp.ClientSession(url) as http:
 
-        async def post(path: str, name: str, *wanted: Code) -> _Account:
-            body = {"user_name": name, "password": "correct horse"}
+        async def post(path: str, name: str, *expected: StatusCode) -> _LoginData:
+            body = {"user_name": name, "password": PASSWORD}
             async with http.post(path, json=body) as response:
-                answer = _decode_answer(await response.read())
-            if answer.status not in wanted:
+                answer = _decode_response(await response.read())
+            if answer.status not in expected:
                 raise BenchError(f"{path} of {name}: {answer}")
-            return answer.data or _Account()
+            return answer.data or _LoginData()
 
         async def enter(name: str) -> None:
-            await post("/user/register", name, Code.REGISTERED, Code.USER_EXISTS)
-            tokens[name] = (await post("/user/login", name, Code.LOGGED_IN)).token
+            await post("/user/register", name, StatusCode.REGISTERED, StatusCode.USER_EXISTS)
+            tokens[name] = (await post("/user/login", name, StatusCode.LOGGED_IN)).token
 
-        await each(enter, names, at_once)
+        await for_each(enter, names, concurrency)
     return tokens
 
 
-async def each(work: Callable[[T], Awaitable[None]], items: Iterable[T], at_once: int) -> None:
-    """Do `work` on every item, `at_once` of them at a time; the first failure ends it all."""
-    waiting = iter(items)
+async def for_each(work: Callable[[T], Awaitable[None]], items: Iterable[T], concurrency: int) -> None:
+    """Call `work` for every item, `concurrency` at a time. The first failure cancels the rest and is raised."""
+    remaining = iter(items)
 
     async def worker() -> None:
-        for item in waiting:
+        for item in remaining:
             await work(item)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(at_once):
+            for _ in range(concurrency):
                 group.create_task(worker())
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None

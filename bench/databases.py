@@ -1,4 +1,4 @@
-"""The database servers under the server: real ones as the tests start them, or a MongoDB that answers at once."""
+"""The database servers for `bench stores`: real ones, as in the tests, or a MongoDB stub that stores nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OP_MSG = 2013
 
 
 @contextmanager
-def running(*, stub: bool) -> Iterator[dict[str, str]]:
-    """Run MariaDB, Redis and secantusd (or the stub in its place); yield the environment variables that name them."""
+def run_databases(*, stub: bool) -> Iterator[dict[str, str]]:
+    """Run MariaDB, Redis, and secantusd or the stub. Yields the environment variables with their addresses."""
     with ExitStack() as stack:
         mysql, redis = servers.mysql(), servers.redis()
         stack.callback(mysql.stop)
@@ -48,21 +48,21 @@ def running(*, stub: bool) -> Iterator[dict[str, str]]:
         }
 
 
-class Stub(asyncio.Protocol):
-    """Speaks MongoDB's OP_MSG and forgets everything: a write has succeeded, a query finds little.
+class MongoStub(asyncio.Protocol):
+    """A server for MongoDB's OP_MSG protocol that stores nothing: writes succeed, queries find almost nothing.
 
-    What it costs the server is what its own code and its driver cost.
+    With it, a measurement shows the cost of the server's own code and of its driver.
     """
 
     def __init__(self) -> None:
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not derived from it
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
 
     def data_received(self, data: bytes) -> None:
-        """Answer every whole message."""
+        """Answer every complete message."""
         self._received += data
         while len(self._received) >= HEADER and len(self._received) >= (size := _int(self._received, 0)):
             message = bytes(self._received[:size])
@@ -70,9 +70,9 @@ class Stub(asyncio.Protocol):
             self._answer(message)
 
     def _answer(self, message: bytes) -> None:
-        legacy = _int(message, 12) != OP_MSG  # the driver's first hello is an OP_QUERY
+        legacy = _int(message, 12) != OP_MSG  # the driver sends its first hello as OP_QUERY
         answer = BSON.encode(_HELLO if legacy else _reply(message))
-        # OP_REPLY has flags, cursor, place and count before the document, OP_MSG has flags and the kind of section.
+        # Before the document, OP_REPLY has flags, cursor id, position and count; OP_MSG has flags and the section kind.
         body = (b"\0" * 16 + (1).to_bytes(4, "little") if legacy else b"\0" * 5) + answer
         header = (HEADER + len(body), 0, _int(message, 4), 1 if legacy else OP_MSG)
         self._transport.write(b"".join(number.to_bytes(4, "little") for number in header) + body)
@@ -92,14 +92,14 @@ _HELLO: dict[str, Any] = {
 
 
 def _reply(message: bytes) -> dict[str, Any]:
-    """Say what a server that has done it would."""
+    """Return the reply of a server that has executed the command."""
     size = _int(message, HEADER + 5)
     command: dict[str, Any] = BSON(message[HEADER + 5 : HEADER + 5 + size]).decode(CodecOptions())
     documents = _documents(message, HEADER + 5 + size)
     match next(iter(command)):
         case "hello" | "isMaster" | "ismaster":
             return _HELLO
-        case "find":  # of the queries only that for marks, by the messages' own keys, has to find something
+        case "find":  # only the query for delivered marks, by primary keys, has to find documents
             times = command.get("filter", {}).get("_id", {})
             found = [{"_id": time} for time in times["$in"]] if "$in" in times else []
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": found}}
@@ -111,25 +111,25 @@ def _reply(message: bytes) -> dict[str, Any]:
     return {"ok": 1.0, "n": 0}
 
 
-def _documents(message: bytes, place: int) -> int:
+def _documents(message: bytes, position: int) -> int:
     """Count the documents of the section (kind 1) that follows a command."""
-    if place + 5 > len(message) or message[place] != 1:
+    if position + 5 > len(message) or message[position] != 1:
         return 0
-    end = place + 1 + _int(message, place + 1)
-    place = message.index(b"\0", place + 5) + 1
+    end = position + 1 + _int(message, position + 1)
+    position = message.index(b"\0", position + 5) + 1
     documents = 0
-    while place < end:
-        place += _int(message, place)
+    while position < end:
+        position += _int(message, position)
         documents += 1
     return documents
 
 
-def _int(data: bytes | bytearray, place: int) -> int:
-    return int.from_bytes(data[place : place + 4], "little")
+def _int(data: bytes | bytearray, position: int) -> int:
+    return int.from_bytes(data[position : position + 4], "little")
 
 
 async def _main() -> None:
-    server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(MongoStub, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

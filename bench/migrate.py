@@ -1,7 +1,7 @@
-"""Moving: `python -m bench.migrate` copies 1,000,000 messages from embedded stores to servers and back.
+"""Measure `chat-server migrate`: copy 1,000,000 messages from the embedded stores to database servers and back.
 
-The servers are those of the tests (tests/servers.py): MariaDB, Redis, and secantusd in place of mongod, or the
-mongod that CHAT_TEST_MONGODB names. Exit code 1: a move failed, or the digests are not equal.
+The servers are those of the tests (tests/servers.py): MariaDB, Redis, and secantusd instead of mongod, or the mongod
+at CHAT_TEST_MONGODB. Exit code 1: a migration failed, or the digests differ.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from tests import needs, servers
 ROOT = Path(__file__).resolve().parent.parent
 START = 1_700_000_000 * MICROSECONDS
 TEXT = "a line of chat as people write it, some sixty letters or so"
-# One conversation is long; of the others, half the messages are in long ones, half in short ones.
+# Conversation lengths in messages: one longest conversation; half of all messages in long ones, the rest in short ones.
 LONGEST, LONG, SHORT = 20_000, 1000, 100
 DATABASE = "bench_migrate"
 
 
-class Moved(NamedTuple):
-    """One move: how long it took, the most memory it had, and what it said."""
+class MigrationRun(NamedTuple):
+    """The duration, the peak memory and the output of one migration."""
 
     seconds: float
     mebibytes: float
-    said: str
+    output: str
 
 
 def main() -> None:
-    """Fill, move, move back, and print both."""
+    """Fill the embedded stores, migrate to servers, migrate back, and print both results."""
     parser = argparse.ArgumentParser(prog="python -m bench.migrate", description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--data", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--data", type=Path, help="parent of the temporary folder")
     args = parser.parse_args()
     if missing := needs.missing("mariadbd", "redis-server"):
-        sys.exit(f"bench: apt-get install {missing}")
+        sys.exit(f"bench: {missing} is missing; install it with apt-get install {missing}")
     with tempfile.TemporaryDirectory(dir=args.data, prefix="bench-migrate-") as folder:
         sys.exit(_run(Path(folder), args.messages))
 
@@ -70,12 +70,12 @@ def _run(folder: Path, messages: int) -> int:
             f"[redis]\nRedisDb = redis\nRedisAddr = 127.0.0.1:{redis.port}\n"
             f"[MongoDB]\nMongoDb = mongodb\nMongoDBName = {DATABASE}\nMongoDBAddr = {address}\n",
         )
-        digests = {_report("embedded -> servers", _move(source, middle), messages)}
-        digests.add(_report("servers -> embedded", _move(middle, back), messages))
+        digests = {_print_run("embedded -> servers", _migrate(source, middle), messages)}
+        digests.add(_print_run("servers -> embedded", _migrate(middle, back), messages))
     finally:
         for server in filter(None, (mysql, redis, mongodb)):
             server.stop()
-    print(f"digests: {' '.join(digests)}: {'equal' if len(digests) == 1 else 'NOT EQUAL'}")
+    print(f"digests: {' '.join(digests)}: {'equal' if len(digests) == 1 else 'DIFFERENT'}")
     return len(digests) - 1
 
 
@@ -85,26 +85,27 @@ def _ini(folder: Path, name: str, rest: str = "") -> Path:
     return path
 
 
-def _move(source: Path, target: Path) -> Moved:
+def _migrate(source: Path, target: Path) -> MigrationRun:
     started = time.monotonic()
     command = [sys.executable, str(ROOT / "run.py"), "migrate", "--from", str(source), "--config", str(target)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout
-    said = child.stdout.read()
+    output = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        sys.exit(f"bench: the move ended with exit code {child.returncode}")
-    return Moved(time.monotonic() - started, usage.ru_maxrss / 1024, said)
+        sys.exit(f"bench: the migration failed with exit code {child.returncode}")
+    return MigrationRun(time.monotonic() - started, usage.ru_maxrss / 1024, output)
 
 
-def _report(what: str, moved: Moved, messages: int) -> str:
-    rate = messages / moved.seconds
+def _print_run(direction: str, run: MigrationRun, messages: int) -> str:
+    """Print the figures of a migration; return the digest that it printed."""
+    rate = messages / run.seconds
     print(
-        f"{what}: {moved.seconds:.0f} s, {rate:,.0f} messages/s, peak {moved.mebibytes:.0f} MiB\n{moved.said}",
+        f"{direction}: {run.seconds:.0f} s, {rate:,.0f} messages/s, peak {run.mebibytes:.0f} MiB\n{run.output}",
         flush=True,
     )
-    [digest] = re.findall(r"digest (\w+)", moved.said)
+    [digest] = re.findall(r"digest (\w+)", run.output)
     return str(digest)
 
 
@@ -129,7 +130,7 @@ def _records(one: str, other: str, first: int, begin: int, end: int) -> list[Rec
 
 
 def _sizes(messages: int) -> Iterator[int]:
-    """How long each conversation is; all together `messages`."""
+    """Yield the length of each conversation; the sum is `messages`."""
     sizes = (LONGEST, *(LONG for _ in range(messages // 2 // LONG)))
     left = messages
     for size in sizes:

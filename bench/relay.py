@@ -1,12 +1,12 @@
 """The baseline: a bare aiohttp relay that stores and checks nothing.
 
-It speaks just enough of the wire contract (ops 1 and 6, trivial accounts) that one load
-generator drives it and the server alike. Nobody could use it: it is the price of aiohttp itself.
+It implements the part of the protocol that the load generator needs (ops 1 and 6, and accounts without checks), so
+that the same load runs against it and the server. It shows the cost of aiohttp itself and is not usable as a server.
 
     python bench/relay.py --port 8090 [--gather] [--uvloop]
 
-Plain, every frame is one `await ws.send_frame(...)`. With --gather the frames that one turn of the
-loop makes for a socket go out as one transport write.
+By default, every frame is one `await ws.send_frame(...)`. With --gather, all frames for a socket from one loop
+iteration go out in one transport write.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import uvloop
 from aiohttp import WSMsgType, web
 
 
-class Said(msgspec.Struct):
-    """A frame from a client, as the contract has it."""
+class RelayRequest(msgspec.Struct):
+    """A frame from a client (docs/protocol.md, section 2)."""
 
     op_type: int
     content: str
@@ -32,8 +32,8 @@ class Said(msgspec.Struct):
     type: int = 1
 
 
-class Told(msgspec.Struct):
-    """A frame to a client, with all the keys that the server sends; `time` in ms."""
+class RelayFrame(msgspec.Struct):
+    """A frame to a client, with the same keys as a frame of the server; `time` in milliseconds."""
 
     sender: str = msgspec.field(name="from")
     to: str
@@ -45,26 +45,29 @@ class Told(msgspec.Struct):
     type: int = 1
 
 
-class Link(Protocol):
-    """How frames reach one socket."""
+class RelaySocket(Protocol):
+    """The sending side of one socket."""
 
     async def send(self, payload: bytes) -> None:
         """Send one text frame."""
 
 
-class PlainLink:
-    """aiohttp's own writer: one write for each frame."""
+class PlainSocket:
+    """A socket that uses aiohttp's writer: one write per frame."""
 
     def __init__(self, ws: web.WebSocketResponse) -> None:
         self._ws = ws
 
     async def send(self, payload: bytes) -> None:
-        """Send one text frame, waiting as aiohttp does while the buffer is full."""
+        """Send one text frame; waits as aiohttp does while the buffer is full."""
         await self._ws.send_frame(payload, WSMsgType.TEXT)
 
 
-class GatheredLink:
-    """Frames built by hand and written once per turn of the loop. Unbounded: never copy this."""
+class GatheringSocket:
+    """A socket that builds frames itself and writes them once per loop iteration.
+
+    Its buffer is unbounded: do not use this in a server.
+    """
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
@@ -72,7 +75,7 @@ class GatheredLink:
         self._frames: list[bytes] = []
 
     async def send(self, payload: bytes) -> None:
-        """Leave one text frame for the end of this turn."""
+        """Buffer one text frame until the end of this loop iteration."""
         if not self._frames:
             self._loop.call_soon(self._flush)
         self._frames.append(text_header(len(payload)))
@@ -94,80 +97,79 @@ def text_header(size: int) -> bytes:
 
 
 class Relay:
-    """Who is connected, and what becomes of each frame."""
+    """The table of connected users, and the handling of each frame."""
 
     def __init__(self, gather: bool) -> None:
         self._gather = gather
-        self._users: defaultdict[str, set[Link]] = defaultdict(set)
+        self._users: defaultdict[str, set[RelaySocket]] = defaultdict(set)
         self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(Said).decode
+        self._decode = msgspec.json.Decoder(RelayRequest).decode
 
     async def chat(self, request: web.Request) -> web.WebSocketResponse:
-        """Serve one socket until it goes."""
+        """Serve one socket until it closes."""
         uid = request.query["uid"]
         ws = web.WebSocketResponse(compress=False)
         await ws.prepare(request)
-        link = self._link(request, ws)
-        self._users[uid].add(link)
+        socket = self._socket(request, ws)
+        self._users[uid].add(socket)
         try:
-            await link.send(self._encode(Told("System", uid, 40003, "", "connected")))
+            await socket.send(self._encode(RelayFrame("System", uid, 40003, "", "connected")))
             async for message in ws:
                 if message.type is not WSMsgType.TEXT:
                     break
-                said = self._decode(message.data)
-                await (self._to_all if said.op_type == 6 else self._to_one)(link, uid, said)
+                frame = self._decode(message.data)
+                await (self._to_all if frame.op_type == 6 else self._to_one)(socket, uid, frame)
         finally:
-            self._users[uid].discard(link)
+            self._users[uid].discard(socket)
             if not self._users[uid]:
                 del self._users[uid]
         return ws
 
-    def _link(self, request: web.Request, ws: web.WebSocketResponse) -> Link:
+    def _socket(self, request: web.Request, ws: web.WebSocketResponse) -> RelaySocket:
         if not self._gather:
-            return PlainLink(ws)
+            return PlainSocket(ws)
         assert request.transport is not None
-        return GatheredLink(request.transport)
+        return GatheringSocket(request.transport)
 
-    async def _to_one(self, link: Link, uid: str, said: Said) -> None:
-        message_id = said.content.partition("\n")[0]
+    async def _to_one(self, socket: RelaySocket, uid: str, frame: RelayRequest) -> None:
+        message_id = frame.content.partition("\n")[0]
         now = time.time_ns() // 1_000_000
-        links = self._users.get(said.to, ())
-        told = Told(uid, said.to, 40011, said.content, "message received", message_id, now)
-        payload = self._encode(told)
-        for other in tuple(links):
-            await other.send(payload)
-        code, text = (40018, "receiver online") if links else (40019, "receiver offline")
-        await link.send(self._encode(Told("System", uid, code, "", text, message_id, now)))
+        receivers = self._users.get(frame.to, ())
+        payload = self._encode(RelayFrame(uid, frame.to, 40011, frame.content, "message received", message_id, now))
+        for receiver in tuple(receivers):
+            await receiver.send(payload)
+        code, text = (40018, "receiver online") if receivers else (40019, "receiver offline")
+        await socket.send(self._encode(RelayFrame("System", uid, code, "", text, message_id, now)))
 
-    async def _to_all(self, link: Link, uid: str, said: Said) -> None:
-        payload = self._encode(Told(uid, "ALL", 40011, said.content, "message received"))
-        others = [links for user, links in self._users.items() if user != uid]
-        for other in [one for links in others for one in links]:
-            await other.send(payload)
-        await link.send(self._encode(Told("System", uid, 40009, str(len(others)), "sent")))
+    async def _to_all(self, socket: RelaySocket, uid: str, frame: RelayRequest) -> None:
+        payload = self._encode(RelayFrame(uid, "ALL", 40011, frame.content, "message received"))
+        others = [sockets for user, sockets in self._users.items() if user != uid]
+        for receiver in [receiver for sockets in others for receiver in sockets]:
+            await receiver.send(payload)
+        await socket.send(self._encode(RelayFrame("System", uid, 40009, str(len(others)), "sent")))
 
 
 async def ping(request: web.Request) -> web.Response:
-    """Say that the relay is up."""
+    """Answer that the relay is up."""
     return web.json_response({"status": 200, "data": None, "msg": "ok", "error": ""})
 
 
 async def register(request: web.Request) -> web.Response:
-    """Register anybody: nothing is kept."""
+    """Accept any registration and store nothing."""
     return web.json_response({"status": 41001, "data": None, "msg": "registered", "error": ""})
 
 
 async def login(request: web.Request) -> web.Response:
-    """Log anybody in, with a token that nobody asks for."""
+    """Accept any login, with a token that is never checked."""
     data = {"user_name": (await request.json())["user_name"], "token": "x", "expires_in": 1}
     return web.json_response({"status": 41003, "data": data, "msg": "logged in", "error": ""})
 
 
 def main() -> None:
-    """Serve on loopback until SIGTERM or SIGINT; say in one line when ready."""
+    """Serve on loopback until SIGTERM or SIGINT; print one line when ready."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--gather", action="store_true", help="one write per socket per loop turn")
+    parser.add_argument("--gather", action="store_true", help="one write per socket and loop iteration")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop instead of asyncio")
     args = parser.parse_args()
     relay = Relay(args.gather)

@@ -1,4 +1,4 @@
-"""The relay of relay.py on picows in place of aiohttp: what the edge could cost. It knows no accounts at all.
+"""The relay of relay.py on picows instead of aiohttp, to compare WebSocket libraries. It has no accounts.
 
 python -m bench.relay_picows --port 8091
 """
@@ -23,50 +23,52 @@ from picows import (
     ws_create_server,
 )
 
-from bench.relay import Said, Told
+from bench.relay import RelayFrame, RelayRequest
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Said).decode
+_decode = msgspec.json.Decoder(RelayRequest).decode
 _users: defaultdict[str, set[WSTransport]] = defaultdict(set)
 
 
-class Link(WSListener):
-    """One socket; every frame is a write of its own."""
+class PicowsSocket(WSListener):
+    """One socket; every frame is one write."""
 
     def __init__(self, uid: str) -> None:
         self._uid = uid
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Greet."""
+        """Register the socket and send 40003."""
         _users[self._uid].add(transport)
-        transport.send(WSMsgType.TEXT, _encode(Told("System", self._uid, 40003, "", "connected")))
+        transport.send(WSMsgType.TEXT, _encode(RelayFrame("System", self._uid, 40003, "", "connected")))
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Forget it."""
+        """Unregister the socket."""
         _users[self._uid].discard(transport)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Pass a message on and acknowledge it."""
+        """Deliver a message and acknowledge it."""
         if frame.msg_type == WSMsgType.CLOSE:
             transport.disconnect()
         if frame.msg_type != WSMsgType.TEXT:
             return
-        said = _decode(frame.get_payload_as_memoryview())
-        message_id = said.content.partition("\n")[0]
+        message = _decode(frame.get_payload_as_memoryview())
+        message_id = message.content.partition("\n")[0]
         now = time.time_ns() // 1_000_000
-        payload = _encode(Told(self._uid, said.to, 40011, said.content, "message received", message_id, now))
-        for other in _users[said.to]:
-            other.send(WSMsgType.TEXT, payload)
+        payload = _encode(
+            RelayFrame(self._uid, message.to, 40011, message.content, "message received", message_id, now)
+        )
+        for receiver in _users[message.to]:
+            receiver.send(WSMsgType.TEXT, payload)
         transport.send(
-            WSMsgType.TEXT, _encode(Told("System", self._uid, 40018, "", "receiver online", message_id, now))
+            WSMsgType.TEXT, _encode(RelayFrame("System", self._uid, 40018, "", "receiver online", message_id, now))
         )
 
 
-def _listener(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | Link:
+def _listener(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | PicowsSocket:
     path = request.path.decode()
     if path.startswith("/ping"):
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(b"ok"), None)
-    return Link(path.partition("uid=")[2].partition("&")[0])
+    return PicowsSocket(path.partition("uid=")[2].partition("&")[0])
 
 
 async def _serve(port: int) -> None:
@@ -75,7 +77,7 @@ async def _serve(port: int) -> None:
 
 
 def main() -> None:
-    """Serve on loopback until a signal ends it."""
+    """Serve on loopback until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, required=True)
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(parser.parse_args().port))

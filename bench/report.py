@@ -1,4 +1,4 @@
-"""Figures of several rounds, as ratios to a baseline of the same round: a table and a JSON file."""
+"""Figures of several rounds and their ratios to a baseline in the same round, as a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from statistics import median
 
 import msgspec
 
-from bench.harness import LIFTED, ROOT, counts_instructions
+from bench.server_process import ROOT, UNLIMITED, counts_instructions
 
-Figures = dict[str, float]  # by label, which names the unit
+Figures = dict[str, float]  # by label; the label contains the unit
 
 
 class Spread(msgspec.Struct):
-    """What several rounds gave; without a value nothing was measured."""
+    """Median, minimum and maximum over several rounds; NaN if nothing was measured."""
 
     median: float
     min: float
@@ -29,59 +29,59 @@ class Spread(msgspec.Struct):
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Summarise, leaving out what is not a number."""
+        """Summarise the values, ignoring NaN."""
         known = [value for value in values if not math.isnan(value)] or [math.nan]
         return cls(median(known), min(known), max(known))
 
-    def show(self, form: Callable[[float], str]) -> str:
+    def format(self, number: Callable[[float], str]) -> str:
         """Return `median (min..max)`."""
         if math.isnan(self.median):
             return "-"
         if self.min == self.max:
-            return form(self.median)
-        return f"{form(self.median)} ({form(self.min)}..{form(self.max)})"
+            return number(self.median)
+        return f"{number(self.median)} ({number(self.min)}..{number(self.max)})"
 
 
-class Report:
-    """The figures of one experiment: one column a server (or a size), one list of rounds each.
+class BenchReport:
+    """The figures of one experiment: one column for each server (or size), with one entry for each round.
 
-    A `baseline` that is no column: no ratios. `lifted`: the settings of the server that differ from the defaults.
+    There are ratios if one column is named `baseline`. `settings`: the server's settings that differ from the defaults.
     """
 
-    def __init__(self, title: str, baseline: str, data: Path, lifted: Mapping[str, str] = LIFTED) -> None:
+    def __init__(self, title: str, baseline: str, data: Path, settings: Mapping[str, str] = UNLIMITED) -> None:
         self.title = title
-        self._lifted = lifted
+        self._settings = settings
         self.baseline = baseline
-        self.errors = 0  # breaches of the contract: with any, the figures mean nothing
-        self.notes = [f"data on {filesystem(data)}; lifted: {', '.join(f'{k}={v}' for k, v in lifted.items())}"]
+        self.errors = 0  # violations of the contract; if there are any, the figures are invalid
+        self.notes = [f"data on {filesystem(data)}; settings: {', '.join(f'{k}={v}' for k, v in settings.items())}"]
         if not counts_instructions():
             self.notes.append("instructions: perf stat is not supported on this machine")
         self._rounds: dict[str, list[Figures]] = {}
 
     def add(self, column: str, figures: Figures) -> None:
-        """Take one round of one column and say so at once."""
+        """Add one round of one column, and print its first figure."""
         rounds = self._rounds.setdefault(column, [])
         rounds.append(figures)
         label, value = next(iter(figures.items()))
         print(f"round {len(rounds)}: {column}: {_number(value)} {label}", file=sys.stderr, flush=True)
 
-    def blame(self, column: str, errors: int, problems: list[str]) -> None:
-        """Count errors of a column's run."""
+    def add_errors(self, column: str, errors: int, problems: list[str]) -> None:
+        """Add the errors of one run of a column."""
         self.errors += errors
         if errors:
-            self.notes.append(f"ERROR: {column}: {errors} errors, such as: {'; '.join(problems)}")
+            self.notes.append(f"ERROR: {column}: {errors} errors, for example: {'; '.join(problems)}")
 
     def values(self, column: str, label: str) -> Spread:
-        """Return a figure over all rounds."""
+        """Summarise a figure over all rounds."""
         return Spread.of([figures.get(label, math.nan) for figures in self._rounds[column]])
 
     def ratio(self, column: str, label: str) -> Spread:
-        """Return a figure as ratio to the baseline's of the same round."""
+        """Summarise the ratios of a figure to the baseline in the same round."""
         both = zip(self._rounds[column], self._rounds.get(self.baseline, []), strict=False)
         return Spread.of([_divide(one.get(label, math.nan), base.get(label, math.nan)) for one, base in both])
 
     def table(self) -> str:
-        """Return a Markdown table: the baseline as it was, the others also as ratios to it."""
+        """Return a Markdown table with all figures and their ratios to the baseline."""
         labels = list(dict.fromkeys(label for rounds in self._rounds.values() for label in rounds[0]))
         lines = [f"**{self.title}**", "", f"| | {' | '.join(self._rounds)} |"]
         lines.append("|---" * (len(self._rounds) + 1) + "|")
@@ -93,14 +93,14 @@ class Report:
     def _cell(self, column: str, label: str) -> str:
         values = self.values(column, label)
         if column == self.baseline:
-            return values.show(_number)
+            return values.format(_number)
         ratio = self.ratio(column, label)
         if math.isnan(ratio.median):
-            return values.show(_number)
-        return f"{_number(values.median)} = {ratio.show(_ratio)}"
+            return values.format(_number)
+        return f"{_number(values.median)} = {ratio.format(_ratio)}"
 
     def write(self, path: Path) -> None:
-        """Write everything, every round too, as JSON."""
+        """Write all figures of all rounds as JSON."""
         columns = {
             column: {
                 "rounds": rounds,
@@ -113,21 +113,21 @@ class Report:
             )
             for column, rounds in self._rounds.items()
         }
-        everything = {
+        contents = {
             "title": self.title,
             "baseline": self.baseline,
             "errors": self.errors,
             "notes": self.notes,
-            "lifted": self._lifted,
+            "settings": self._settings,
             "machine": machine(),
             "columns": columns,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(everything), indent=2) + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(contents), indent=2) + b"\n")
 
 
 def machine() -> dict[str, str | int | None]:
-    """Say what was measured, where and when."""
+    """Describe the machine, the versions, the commit and the time of a measurement."""
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -144,11 +144,11 @@ def machine() -> dict[str, str | int | None]:
 
 
 def filesystem(path: Path) -> str:
-    """Name the type of the file system under `path`: on tmpfs a sync costs nothing, and proves nothing."""
+    """Return the type of the file system of `path`. On tmpfs a sync costs nothing, so the comparison is invalid."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     above = [(point, kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
     kind = max(above, key=lambda mount: len(mount[0]))[1]
-    return f"{kind} (memory: syncing costs nothing here)" if kind == "tmpfs" else kind
+    return f"{kind} (in memory: a sync costs nothing)" if kind == "tmpfs" else kind
 
 
 def _divide(one: float, other: float) -> float:

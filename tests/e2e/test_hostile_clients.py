@@ -133,7 +133,7 @@ async def chatting(one: ChatClient, other: ChatClient, seconds: float) -> int:
 
 @pytest.mark.parametrize("connections", [1, 20])
 async def test_a_flood_takes_little_memory_and_others_chat_on(server: SubprocessServer, connections: int) -> None:
-    """How long the others wait is measured by `python -m bench trouble`: clocks are too noisy for a test."""
+    """`python -m bench disruption` measures how long the others wait: clocks are too noisy for a test."""
     watched, faults = psutil.Process(server.process.pid), []
     async with server.chat("a", "b") as a, server.chat("b", "a") as b:
         await chatting(a, b, SECONDS)

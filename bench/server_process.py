@@ -1,6 +1,6 @@
-"""Servers under test: each a process of its own on a free loopback port, measured from outside.
+"""Start, stop and measure a server under test: a process on a free loopback port.
 
-Linux only: a process's CPU clock and /proc tell what it uses.
+Linux only: CPU time and memory come from the CPU clock of the process and from /proc.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 TARGETS = ("relay", "gather", "server")
 
-# The settings of the real server that a load would run into, and nothing else: all checks stay on,
-# every message is durable before its ack.
-LIFTED = {
+# Settings that remove only the limits that a load would exceed. All checks stay on, and every message is durable
+# before its acknowledgement.
+UNLIMITED = {
     "FramesPerSecond": "0",
     "BroadcastsPerMinute": "0",
     "RegistrationsPerHour": "0",
@@ -39,30 +39,30 @@ STOP_SECONDS = 10.0
 
 
 class NotRunningError(Exception):
-    """A server under test did not start, or ended by itself."""
+    """A server under test did not start, or ended during the test."""
 
 
-class Server(NamedTuple):
-    """A server under test that answers: its address, its process, and the seconds its start took."""
+class BenchServer(NamedTuple):
+    """A running server under test. `started_in`: seconds from the start of the process to the first answer."""
 
     url: str
     pid: int
     started_in: float
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of all its threads so far, user and system."""
-        return time.clock_gettime((~self.pid << 3) | 2)  # Linux's id of that clock: clock_getcpuclockid(3)
+        """Return the CPU time of all threads so far, user and system."""
+        return time.clock_gettime((~self.pid << 3) | 2)  # the Linux id of that clock, see clock_getcpuclockid(3)
 
     def rss(self) -> int:
-        """Return its resident memory in bytes."""
+        """Return the resident memory in bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    def forget_peak(self) -> None:
-        """Let `peak` begin anew."""
+    def reset_peak(self) -> None:
+        """Restart the measurement of `peak`."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def peak(self) -> int:
-        """Return the most resident memory it had since `forget_peak`, in bytes."""
+        """Return the highest resident memory since `reset_peak`, in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -73,15 +73,15 @@ def serving(
     folder: Path,
     *,
     on_uvloop: bool = True,
-    settings: Mapping[str, str] = LIFTED,
+    settings: Mapping[str, str] = UNLIMITED,
     environ: Mapping[str, str] = MappingProxyType({}),
     profile: Path | None = None,
-) -> Iterator[Server]:
-    """Run one of TARGETS, or the relay on picows, with its data and log in `folder`, until the end of the block.
+) -> Iterator[BenchServer]:
+    """Run one of TARGETS, or `picows`, with its data and log in `folder`, until the end of the block.
 
-    `on_uvloop` is for the relays, the server chooses its loop itself; `settings` and `environ` are for the server.
-    With `profile`, one of TARGETS runs under bench.calls, which writes the calls that it counts to this file.
-    A folder used before is gone on with: what was stored in it is there again.
+    `on_uvloop` applies to the relays; the server always runs on uvloop. `settings` and `environ` apply to the server.
+    With `profile`, one of TARGETS runs under bench.calls, which writes its profile to this file.
+    A folder from an earlier run keeps its data. Raises NotRunningError.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -103,20 +103,20 @@ def serving(
         yield _wait_until_up(process, port)
     finally:
         if process.poll() is not None:
-            raise NotRunningError(f"{command} ended with code {process.returncode}:\n{_tail(log)}")
+            raise NotRunningError(f"{command} ended with exit code {process.returncode}:\n{_tail(log)}")
         if not _stop(process):
-            print(f"process {process.pid} ignored SIGTERM: killed; its log:\n{_tail(log)}", file=sys.stderr)
+            print(f"killed process {process.pid}, which ignored SIGTERM; its log:\n{_tail(log)}", file=sys.stderr)
 
 
 def _command(target: str, folder: Path, port: int, on_uvloop: bool, settings: Mapping[str, str]) -> list[str]:
-    """Return the command line of a target, writing the real server's configuration where that is it."""
+    """Return the command line of a target. For the server, write its configuration file."""
     if target == "picows":
         return [sys.executable, "-m", "bench.relay_picows", f"--port={port}"]
     if target != "server":
         options = [f"--port={port}", *["--gather"] * (target == "gather"), *["--uvloop"] * on_uvloop]
         return [sys.executable, str(ROOT / "bench" / "relay.py"), *options]
     config = ConfigParser(interpolation=None)
-    config.optionxform = str  # type: ignore[assignment,method-assign]  # keep the keys' capitals
+    config.optionxform = str  # type: ignore[assignment,method-assign]  # keep upper case in keys
     config["service"] = {
         "HttpHost": "127.0.0.1",
         "HttpPort": str(port),
@@ -129,8 +129,8 @@ def _command(target: str, folder: Path, port: int, on_uvloop: bool, settings: Ma
     return [sys.executable, str(ROOT / "run.py"), "--config", str(folder / "config.ini")]
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> Server:
-    """Wait until GET /ping is answered with 200, or the process has ended."""
+def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> BenchServer:
+    """Wait until the process answers GET /ping with 200. Raises NotRunningError if it ends or takes too long."""
     began = time.monotonic()
     while time.monotonic() - began < START_SECONDS:
         if process.poll() is not None:
@@ -139,7 +139,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> Server:
         try:
             connection.request("GET", "/ping")
             if connection.getresponse().status == 200:
-                return Server(f"http://127.0.0.1:{port}", process.pid, time.monotonic() - began)
+                return BenchServer(f"http://127.0.0.1:{port}", process.pid, time.monotonic() - began)
         except OSError:
             time.sleep(0.01)
         finally:
@@ -152,7 +152,7 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> bool:
-    """End a process politely, and after STOP_SECONDS at once; say whether the former was enough."""
+    """Send SIGTERM, and SIGKILL after STOP_SECONDS; return whether SIGTERM was enough."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -163,18 +163,18 @@ def _stop(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-class Meter:
-    """What a server uses between the start and the end of a `with` block."""
+class ResourceUsage:
+    """The CPU time and memory of a server between the start and the end of a `with` block."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: BenchServer) -> None:
         self._server = server
         self._perf: subprocess.Popen[str] | None = None
         self.cpu_seconds = 0.0  # of all threads, user and system
-        self.machine_seconds = 0.0  # CPU time of everything on this machine
+        self.machine_seconds = 0.0  # CPU time of all processes on this machine
         self.rss_start = self.rss_end = 0  # bytes
-        self.instructions: int | None = None  # of all threads; None where the machine cannot count
+        self.instructions: int | None = None  # of all threads; None if `perf stat` cannot count them
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ResourceUsage:
         if counts_instructions():
             command = ["perf", "stat", "-x,", "-e", "instructions", "-p", str(self._server.pid)]
             self._perf = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -193,33 +193,33 @@ class Meter:
         finally:
             if self._perf is not None:
                 self._perf.send_signal(signal.SIGINT)
-                self.instructions = _counted(self._perf.communicate(timeout=10)[1])
+                self.instructions = _instructions(self._perf.communicate(timeout=10)[1])
 
 
 def allow_many_sockets() -> None:
-    """Let this process, and those that it starts, have as many files open as the system allows at all."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of open files to the hard limit, for this process and its children."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def machine_seconds() -> float:
-    """Return the CPU time that this machine has used so far, what its host took away included."""
+    """Return the CPU time that this machine has used so far, including time stolen by its host."""
     with open("/proc/stat", encoding="ascii") as file:
-        user, nice, system, _idle, _waiting, *others = (int(ticks) for ticks in file.readline().split()[1:9])
+        user, nice, system, _idle, _iowait, *others = (int(ticks) for ticks in file.readline().split()[1:9])
     return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
 
 
 @functools.cache
 def counts_instructions() -> bool:
-    """Say whether `perf stat -e instructions` works on this machine."""
+    """Return whether `perf stat -e instructions` works on this machine."""
     if shutil.which("perf") is None:
         return False
     command = ["perf", "stat", "-x,", "-e", "instructions", "true"]
-    return _counted(subprocess.run(command, capture_output=True, text=True, check=False).stderr) is not None
+    return _instructions(subprocess.run(command, capture_output=True, text=True, check=False).stderr) is not None
 
 
-def _counted(output: str) -> int | None:
-    """Take the count out of what `perf stat -x,` printed, where there is one."""
+def _instructions(output: str) -> int | None:
+    """Return the count in the output of `perf stat -x,`, or None."""
     for line in output.splitlines():
         count, *_ = line.split(",")
         if "instructions" in line and count.isdigit():

@@ -1,4 +1,4 @@
-"""Users that are there already: thousands of registrations and logins, without waiting for their passwords."""
+"""Create thousands of users and sessions directly in the database, without hashing passwords."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from chat_server.utils.sqlite import Database
 DAY = 86400  # seconds
 
 
-def enrol(data_dir: Path, names: Iterable[str]) -> dict[str, str]:
-    """Make users, each with a session, in the data folder of a server that does not run; return their tokens."""
+def seed_users(data_dir: Path, names: Iterable[str]) -> dict[str, str]:
+    """Create users with a session each in the data folder of a stopped server; return their tokens by name."""
     tokens = {name: secrets.token_urlsafe(16) for name in names}
-    asyncio.run(_enrol(data_dir, tokens))
+    asyncio.run(_seed(data_dir, tokens))
     return tokens
 
 
-async def _enrol(data_dir: Path, tokens: dict[str, str]) -> None:
+async def _seed(data_dir: Path, tokens: dict[str, str]) -> None:
     database, clock = Database(data_dir, timeout=60), Clock()
     await database.open(SCHEMAS)
     try:
@@ -34,7 +34,7 @@ async def _enrol(data_dir: Path, tokens: dict[str, str]) -> None:
         sessions = [
             SessionRecord(hashlib.sha256(token.encode()).digest(), name, expires) for name, token in tokens.items()
         ]
-        await SqliteUsers(database).put([User(name, "nobody knows the password") for name in tokens])
+        await SqliteUsers(database).put([User(name, "not a hash: no password matches") for name in tokens])
         await SqliteSessions(database, 30 * DAY, clock).put(sessions)
     finally:
         await database.close()

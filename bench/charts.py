@@ -1,4 +1,4 @@
-"""Pictures of what was measured, for the README: SVG, out of the JSON files that the reports wrote."""
+"""Draw the charts of README.md (SVG) from the JSON files of the reports."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import msgspec
 
-PANELS = {  # file -> title, and the figures that are shown as ratios to the plain relay
+PANELS = {  # result file -> title, and the figures to show as ratios to the plain relay
     "pairs": ("16 in flight", ("messages/s", "CPU µs/message", "ack p99 ms")),
-    "one": ("1 in flight", ("messages/s", "CPU µs/message", "ack p99 ms")),
+    "pairs-1": ("1 in flight", ("messages/s", "CPU µs/message", "ack p99 ms")),
     "group": ("group of 500", ("deliveries/s", "CPU µs/delivery", "delivered p99 ms")),
 }
 PAGES = ("newest page", "page at depth", "page after an id", "unread, none", "conversations")
 
 
-def draw(results: Path) -> None:
-    """Draw ratios.svg and pages.svg into `results`, where their figures are there."""
+def draw_charts(results: Path) -> None:
+    """Write ratios.svg and pages.svg to `results`, if their figures exist."""
     import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only needed here
 
     mpl.use("svg")
@@ -35,11 +35,11 @@ def _ratios(results: Path) -> None:
         columns = _columns(results / f"{name}.json")
         for place, (column, written) in enumerate(columns.items()):
             ratios = [written["ratios"][label] for label in labels]
-            middles = [ratio["median"] or 0 for ratio in ratios]
-            spread = [[max(0, m - (r["min"] or m)) for m, r in zip(middles, ratios, strict=True)]]
-            spread += [[max(0, (r["max"] or m) - m) for m, r in zip(middles, ratios, strict=True)]]
-            where = [i + (place - 1) * 0.27 for i in range(len(labels))]
-            panel.bar(where, middles, 0.25, yerr=spread, label=column, capsize=2)
+            medians = [ratio["median"] or 0 for ratio in ratios]
+            spread = [[max(0, m - (r["min"] or m)) for m, r in zip(medians, ratios, strict=True)]]
+            spread += [[max(0, (r["max"] or m) - m) for m, r in zip(medians, ratios, strict=True)]]
+            positions = [i + (place - 1) * 0.27 for i in range(len(labels))]
+            panel.bar(positions, medians, 0.25, yerr=spread, label=column, capsize=2)
         panel.set_title(f"{title}, ratio to the plain relay")
         panel.set_xticks(range(len(labels)), labels)
         panel.axhline(1, color="black", linewidth=0.5)
