@@ -105,6 +105,9 @@ def _reply(message: bytes) -> dict[str, Any]:
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": found}}
         case "listIndexes" | "listCollections":
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": []}}
+        case "findAndModify":  # the lease of chat_server, which the caller gets
+            holder = command["update"][0]["$set"]["holder"]["$cond"][1]["$literal"]
+            return {"ok": 1.0, "value": {"_id": "server", "holder": holder}}
         case "insert" | "update" | "delete":
             written = documents or len(command.get("documents", command.get("updates", command.get("deletes", []))))
             return {"ok": 1.0, "n": written, "nModified": written}
