@@ -1,6 +1,6 @@
-"""The Autobahn cases (kosoku's fuzzing client) against an echo on the server's connection code.
+"""Run the Autobahn test suite (kosoku's fuzzing client) against an echo server that uses the connection code.
 
-python -m tests.autobahn [CASE ...]    such as 7.* or 12.1.1; without any all of them
+python -m tests.autobahn [CASE ...]    for example 7.* or 12.1.1; default: all cases
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from collections.abc import Sequence
 from kosoku import FailureError, run_fuzzingclient
 
 from chat_server.utils import websocket
-from tests.echo import echoing
+from tests.echo import echo_server
 
 
-async def failures(cases: Sequence[str] | None, *, concurrency: int = 8) -> tuple[Counter[str], list[str]]:
-    """Run cases (None: all); how many had which verdict, and a line for each that did not pass."""
-    async with echoing() as url:
+async def run_cases(cases: Sequence[str] | None, *, concurrency: int = 8) -> tuple[Counter[str], list[str]]:
+    """Run the cases (None: all). Return the number of cases per verdict, and a line for each failed case."""
+    async with echo_server() as url:
         try:
             results = await run_fuzzingclient(url, cases, concurrency=concurrency)
         except FailureError as error:
             results = error.results
     verdicts = Counter(result.behavior.value for result in results)
     return verdicts, [
-        f"{one.case_id}: {one.behavior.value}, close {one.behavior_close.value}: {one.result} {one.result_close}"
-        for one in results
-        if not one.passed
+        f"{case.case_id}: {case.behavior.value}, close {case.behavior_close.value}: {case.result} {case.result_close}"
+        for case in results
+        if not case.passed
     ]
 
 
 def main() -> None:
-    """The command."""
-    # Short messages are not compressed, as RFC 7692 allows; kosoku fails itself on seeing one among compressed cases.
+    """Run the command line. The exit code is 1 if a case failed."""
+    # The server does not compress short messages, which RFC 7692 allows. kosoku fails on them in its compression cases,
+    # so the server compresses all messages here.
     websocket.COMPRESS_FROM = 0
-    verdicts, failed = asyncio.run(failures(sys.argv[1:] or None))
+    verdicts, failed = asyncio.run(run_cases(sys.argv[1:] or None))
     print(f"{verdicts.total()} cases:", ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()))
     print("\n".join(failed) or "all passed")
     sys.stdout.flush()
-    os._exit(bool(failed))  # kosoku's threads now and then abort an interpreter that ends by itself
+    os._exit(bool(failed))  # a normal exit sometimes aborts in kosoku's threads
 
 
 if __name__ == "__main__":

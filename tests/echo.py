@@ -1,6 +1,6 @@
-"""An echo on the very connection code of the server, for tests of the WebSocket protocol alone.
+"""An echo server that uses the connection code of chat_server, to test the WebSocket protocol alone.
 
-Binary frames and long messages are let through, as those tests want them; all else is as in the server.
+It accepts binary frames and long messages, because the test suite sends them. Everything else is as in the server.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ from chat_server.status import Refused
 from chat_server.utils.websocket import TEXT, frame
 
 BINARY = 0x82
-LARGEST = 1 << 25  # the suite's longest messages have 16 MiB
+MAX_MESSAGE_BYTES = 1 << 25  # the longest messages of the suite have 16 MiB
 
 
 class Echo:
-    """The Owner of connections that say everything back; a frame's data travels as the content of a Request."""
+    """The Owner of connections that send back every frame. The data of a frame becomes the content of a Request."""
 
     def __init__(self) -> None:
         self._workers: set[asyncio.Task[None]] = set()
 
     def decode(self, data: str | bytes) -> Request | Refused:
-        """The data, as latin-1 where it is bytes: `to` says so."""
+        """Return a Request with the data; binary data is decoded as latin-1 and marked in `to`."""
         if isinstance(data, str):
             return Request(op_type=0, content=data)
         return Request(op_type=0, content=data.decode("latin-1"), to="binary")
 
     async def work(self, connection: Connection, request: Request) -> None:
-        """Say it back."""
+        """Send the data back."""
         content = request.content
         connection.send(frame(BINARY, content.encode("latin-1")) if request.to else frame(TEXT, content.encode()))
         await connection.room()
 
     async def store(self, connection: Connection, run: Sequence[Request]) -> Callable[[], None]:
-        """Never: nothing is a send."""
+        """Not called: no request is a send."""
         raise NotImplementedError
 
     def refuse(self, connection: Connection, refused: Refused) -> None:
-        """Never: everything is decoded."""
+        """Not called: every frame is decoded."""
 
     def proven(self, connection: Connection, receipts: Sequence[Receipt]) -> None:
-        """Never: nothing is delivered."""
+        """Not called: no message is delivered."""
 
     def closing(self, connection: Connection) -> None:
-        """Nothing to do: nobody else knows of it."""
+        """Do nothing: the connection is in no table."""
 
     def too_slow(self) -> None:
-        """Nothing is counted."""
+        """Do nothing: there are no metrics."""
 
     def working(self, task: asyncio.Task[None]) -> None:
-        """Keep it until it is done."""
+        """Keep a reference to the task until it is done."""
         self._workers.add(task)
         task.add_done_callback(self._workers.discard)
 
 
 @asynccontextmanager
-async def echoing(*, compress: bool = True) -> AsyncIterator[str]:
-    """An echo server on a free port; yields its URL."""
+async def echo_server(*, compress: bool = True) -> AsyncIterator[str]:
+    """Run an echo server on a free port; yields its URL."""
     echo = Echo()
-    config = SocketSettings(outbox_bytes=4 * LARGEST, compress=compress)
+    config = SocketSettings(outbox_bytes=4 * MAX_MESSAGE_BYTES, compress=compress)
 
     async def upgrade(request: web.Request) -> web.StreamResponse:
-        ws = WebSocket(autoclose=False, autoping=False, compress=compress, max_msg_size=LARGEST)
+        ws = WebSocket(autoclose=False, autoping=False, compress=compress, max_msg_size=MAX_MESSAGE_BYTES)
         writer = await ws.prepare(request)
         if request.transport:
             connection = Connection(

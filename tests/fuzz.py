@@ -1,9 +1,9 @@
-"""Rubbish after the upgrade: frames by the hundred thousand that no client would send, beside two who chat.
+"""Fuzz test: send random and invalid WebSocket frames while two users chat.
 
     python -m tests.fuzz [--frames 1000000] [--seed N]
 
-First it searches for slow input (tests/slow.py), with an example of each kind for 500 frames. It says its seed, and
-fails if the server dies, if the two who chat are disturbed, or if anything is left behind.
+First it searches for slow input (tests/slow_input.py), with one example of each kind per 500 frames. It prints its
+seed. It fails if the server exits, if the two users miss a message, or if memory or file descriptors leak.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import NamedTuple
 
 import psutil
 
-from tests import raw, slow
+from tests import raw, slow_input
 from tests.harness import TIMEOUT, ServerHandle, SubprocessServer, subprocess_server, wait_until
 
 FUZZERS = ("f0", "f1", "f2", "f3")
-AT_ONCE = 24  # sockets
+CONCURRENCY = 24  # sockets
 WORDS = (
     "",
     "f0",
@@ -46,12 +46,12 @@ WORDS = (
     "\n",
     "x" * 300,
 )
-# What is a fault of the measuring more than a leak: the allocator's own air. In bytes.
-AIR = 24 << 20
+# Memory growth that does not count as a leak, in bytes: free memory that the allocator keeps.
+MEMORY_TOLERANCE = 24 << 20
 
 
-class Report(NamedTuple):
-    """What came of it; sizes in bytes, times in seconds."""
+class FuzzReport(NamedTuple):
+    """The measurements of a run: RSS before and after in bytes, the messages of the two users, times in seconds."""
 
     frames: int
     sockets: int
@@ -63,7 +63,7 @@ class Report(NamedTuple):
 
 
 def _request(random: Random) -> bytes:
-    """A request, right or nearly so."""
+    """Return a request, valid or nearly valid."""
     fields = {"op_type": random.randint(-1, 9), "content": random.choice(WORDS), "to": random.choice(WORDS)}
     text = json.dumps(fields).encode()
     if random.random() < 0.5:
@@ -73,7 +73,7 @@ def _request(random: Random) -> bytes:
 
 
 def _json(random: Random) -> bytes:
-    """JSON, but no request."""
+    """Return JSON that is not a request."""
     value: object = random.choice(
         [None, 1, -(2**70), 1e300, "\ud800", [], {}, True, {"op_type": [[]]}, {"op_type": 2**70}]
     )
@@ -83,7 +83,7 @@ def _json(random: Random) -> bytes:
 
 
 def _bytes(random: Random) -> bytes:
-    """Any bytes in a frame of any kind, whole or not."""
+    """Return random bytes in a frame of random kind, valid or not."""
     payload = random.randbytes(random.choice([0, 1, 2, 125, 126, 300, 70_000 if random.random() < 0.01 else 5]))
     mask = random.randbytes(4) if random.random() < 0.9 else b""
     rsv = random.choice([0, 0, 0, 0, 1, 7])
@@ -91,104 +91,104 @@ def _bytes(random: Random) -> bytes:
 
 
 def _text(random: Random) -> bytes:
-    """Text that is UTF-8, in any piece of a message."""
+    """Return UTF-8 text in any fragment of a message."""
     opcode = random.choice([raw.TEXT, raw.TEXT, raw.CONTINUATION])
     return raw.frame("日\0x😀".encode() * random.randint(0, 9), opcode, fin=random.random() < 0.8)
 
 
 def _control(random: Random) -> bytes:
-    """Pings, pongs that answer nothing, close frames with any code."""
+    """Return a ping, an unsolicited pong, or a close frame with any code."""
     opcode = random.choice([raw.PING, raw.PING, raw.PONG, raw.CLOSE])
     code = struct.pack("!H", random.choice([1000, 1005, 1006, 4001, random.randrange(65536)]))
     return raw.frame(code if opcode == raw.CLOSE else random.randbytes(random.choice([0, 8, 125, 126])), opcode)
 
 
 def _wire(random: Random) -> bytes:
-    """Bytes that are no frame at all."""
+    """Return bytes that are not a frame."""
     return random.randbytes(random.randint(1, 40))
 
 
 def _ping(random: Random) -> bytes:
-    """A ping, or a pong that answers none."""
+    """Return a ping or an unsolicited pong."""
     return raw.frame(random.randbytes(random.choice([0, 8, 125])), random.choice([raw.PING, raw.PONG]))
 
 
-# What a socket survives, and what it mostly does not.
+# Frames that leave the socket open, and frames that usually close it.
 HARMLESS: tuple[Callable[[Random], bytes], ...] = (_request, _request, _request, _json, _ping)
 FATAL: tuple[Callable[[Random], bytes], ...] = (_bytes, _text, _control, _wire)
 
 
-def rubbish(random: Random, most: int) -> list[bytes]:
-    """At most so many frames for one socket: it is worked on to the last few."""
+def random_frames(random: Random, limit: int) -> list[bytes]:
+    """Return up to `limit` frames for one socket. Only the last few can close it, so the server handles all others."""
     frames = [random.choice(HARMLESS)(random) for _ in range(random.randint(1, 100))]
-    return (frames + [random.choice(FATAL)(random) for _ in range(random.randint(0, 5))])[:most]
+    return (frames + [random.choice(FATAL)(random) for _ in range(random.randint(0, 5))])[:limit]
 
 
-async def fuzz(server: SubprocessServer, frames: int, seed: int) -> Report:
-    """Send so many. Users a and b must be friends. Raises AssertionError."""
+async def fuzz(server: SubprocessServer, frames: int, seed: int) -> FuzzReport:
+    """Send `frames` frames. Users a and b must be contacts. Raises AssertionError."""
     left = sockets = 0
 
     async def work(number: int) -> None:
         nonlocal left, sockets
         random, user = Random(f"{seed} {number} {left}"), FUZZERS[number % len(FUZZERS)]
         while left > 0:
-            batch = rubbish(random, left)
+            batch = random_frames(random, left)
             left -= len(batch)
             sockets += 1
-            await _throw(server, user, b"".join(batch), random)
+            await _send(server, user, b"".join(batch), random)
 
-    seen = psutil.Process(server.process.pid)
-    neighbours = _Neighbours(server)
+    process = psutil.Process(server.process.pid)
+    pair = _ChatPair(server)
     started = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        group.create_task(neighbours.chat())
+        group.create_task(pair.chat())
         left = frames // 10
-        await asyncio.gather(*map(work, range(AT_ONCE)))
-        before, files = seen.memory_info().rss, seen.num_fds()  # the caches are full by now
+        await asyncio.gather(*map(work, range(CONCURRENCY)))
+        before, files = process.memory_info().rss, process.num_fds()  # the caches are full now
         left = frames - frames // 10
-        await asyncio.gather(*map(work, range(AT_ONCE)))
-        neighbours.ending = True
+        await asyncio.gather(*map(work, range(CONCURRENCY)))
+        pair.ending = True
     seconds = time.monotonic() - started
-    await wait_until(lambda: seen.num_fds() <= files)
-    return Report(frames, sockets, seconds, neighbours.messages, neighbours.slowest, before, seen.memory_info().rss)
+    await wait_until(lambda: process.num_fds() <= files)
+    return FuzzReport(frames, sockets, seconds, pair.messages, pair.slowest, before, process.memory_info().rss)
 
 
-async def _throw(server: ServerHandle, user: str, data: bytes, random: Random) -> None:
-    """Open a socket, send the data in pieces, read what comes, and leave in some way."""
+async def _send(server: ServerHandle, user: str, data: bytes, random: Random) -> None:
+    """Open a socket, send the data in pieces, read the answers, and end the connection in a random way."""
     with suppress(raw.ConnectionCut, ConnectionError):
-        async with raw.chat(server, user, random.choice(FUZZERS)) as one:
-            reading = asyncio.create_task(_drain(one))
+        async with raw.chat(server, user, random.choice(FUZZERS)) as client:
+            reading = asyncio.create_task(_check_answers(client))
             try:
                 while data and not reading.done():
                     size = random.choice([100, 5000, 100_000]) if random.random() < 0.99 else 1
-                    await one.write(data[:size])
+                    await client.write(data[:size])
                     data = data[size:]
                 match random.randrange(20):
                     case 0:
-                        one.half_close()
+                        client.half_close()
                         await asyncio.wait_for(reading, TIMEOUT)
                     case 1:
-                        one.reset()
+                        client.reset()
                     case 2:
-                        one.vanish()
+                        client.vanish()
                     case _:
-                        await one.write(raw.frame(b"", raw.CLOSE))
+                        await client.write(raw.frame(b"", raw.CLOSE))
                         await asyncio.wait_for(reading, TIMEOUT)
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _drain(one: raw.RawSocket) -> None:
-    """Read until it is over or the server says so; whatever it answers is as docs/asyncapi.yaml has it."""
+async def _check_answers(client: raw.RawSocket) -> None:
+    """Read until the connection ends, and check every answer against docs/asyncapi.yaml."""
     with suppress(raw.ConnectionCut):
-        while (read := await one.read()).opcode != raw.CLOSE:
+        while (read := await client.read()).opcode != raw.CLOSE:
             if read.opcode == raw.TEXT:
-                one.json(read)
+                client.json(read)
 
 
-class _Neighbours:
-    """Users a and b, who chat meanwhile: each message is acknowledged and arrives, the next one after it."""
+class _ChatPair:
+    """Users a and b. Each message must be acknowledged and delivered before the next one is sent."""
 
     def __init__(self, server: ServerHandle) -> None:
         self._server = server
@@ -197,15 +197,15 @@ class _Neighbours:
         self.slowest = 0.0
 
     async def chat(self) -> None:
-        """Until `ending`."""
+        """Chat until `ending` is set."""
         async with self._server.chat("a", "b") as a, self._server.chat("b", "a") as b:
             while not self.ending:
                 text = f"n{self.messages}\nstill here"
                 started = time.monotonic()
                 await a.put(1, text)
-                for one, status in ((a, 40018), (b, 40011)):
-                    while (frame := await one.receive())["to"] == "ALL":
-                        pass  # rubbish may be a message to everybody, too
+                for client, status in ((a, 40018), (b, 40011)):
+                    while (frame := await client.receive())["to"] == "ALL":
+                        pass  # a random frame may be a message to all users
                     assert frame["op_type"] == status, frame
                 assert frame["content"] == text, frame
                 self.slowest = max(self.slowest, time.monotonic() - started)
@@ -213,16 +213,16 @@ class _Neighbours:
                 await asyncio.sleep(0.02)
 
 
-async def slowest(folder: Path, examples: int, seed: int) -> tuple[slow.Found, slow.Found]:
-    """A server of its own, and a search for frames and requests that are slow. Raises AssertionError."""
+async def slowest(folder: Path, examples: int, seed: int) -> tuple[slow_input.SlowestInput, slow_input.SlowestInput]:
+    """Search for slow frames and requests on a new server. Raises AssertionError if one is too slow."""
     async with subprocess_server(folder, coverage=False, FramesPerSecond=0) as server:
         await server.add_users("1", "2")
         await server.make_contacts("1", "2")
-        return await asyncio.to_thread(slow.search, server, examples, seed)
+        return await asyncio.to_thread(slow_input.search, server, examples, seed)
 
 
-async def run(folder: Path, frames: int, seed: int) -> Report:
-    """A server of its own, and rubbish for it. Raises AssertionError."""
+async def run(folder: Path, frames: int, seed: int) -> FuzzReport:
+    """Run the fuzz test on a new server. Raises AssertionError."""
     async with subprocess_server(folder, FramesPerSecond=0, BroadcastsPerMinute=30) as server:
         await server.add_users("a", "b", *FUZZERS)
         await server.make_contacts("a", "b")
@@ -235,7 +235,7 @@ async def run(folder: Path, frames: int, seed: int) -> Report:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line. The exit code is 1 if memory leaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
@@ -243,16 +243,15 @@ def main() -> None:
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="chat-fuzz-") as folder:
         found = asyncio.run(slowest(Path(folder) / "slow", arguments.frames // 500, arguments.seed))
-        for kind, one in zip(("frame", "request"), found, strict=True):
-            print(f"the dearest {kind} took {one.seconds * 1000:.1f} ms of CPU time for {one.size} bytes: {one.what}")
+        for kind, slow in zip(("frame", "request"), found, strict=True):
+            print(f"slowest {kind}: {slow.seconds * 1000:.1f} ms of CPU time for {slow.size} bytes: {slow.description}")
         report = asyncio.run(run(Path(folder) / "data", arguments.frames, arguments.seed))
     rate = report.frames / report.seconds
     print(f"{report.frames} frames on {report.sockets} sockets in {report.seconds:.0f} s ({rate:.0f}/s)")
-    print(
-        f"memory {report.before >> 20} MiB after a tenth, {report.after >> 20} MiB at the end; descriptors given back"
-    )
-    print(f"{report.messages} messages of two neighbours, the slowest took {report.slowest:.2f} s")
-    sys.exit(report.after > report.before + AIR)
+    print(f"memory {report.before >> 20} MiB after 10 % of the frames, {report.after >> 20} MiB at the end")
+    print("no file descriptor leaked")
+    print(f"{report.messages} messages of the two users, the slowest took {report.slowest:.2f} s")
+    sys.exit(report.after > report.before + MEMORY_TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -6,5 +6,5 @@ from tests import revoke
 
 
 async def test_no_frame_passes_after_the_answer_of_many_sessions_that_end_at_once(tmp_path: Path) -> None:
-    report = await revoke.run(tmp_path / "data", users=8, each=12)
+    report = await revoke.run(tmp_path / "data", users=8, sockets=12)
     assert report.sockets == 96

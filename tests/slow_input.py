@@ -1,9 +1,9 @@
-"""A search for slow input: hypothesis makes frames and requests, and prefers those that cost more CPU time per byte.
+"""Search for slow input: hypothesis generates frames and requests and maximises the CPU time per byte.
 
     make fuzz
 
-It is given the patterns of tests/hostile.py to combine, repeat and surround; what it finds slower than the bounds of
-tests/e2e/test_input_costs.py is a fault.
+It combines and repeats the patterns of tests/hostile.py. Input slower than the bounds of that module is a fault
+(tests/e2e/test_input_costs.py tests single patterns with the same bounds).
 """
 
 import http.client
@@ -23,10 +23,10 @@ from tests.hostile import BODIES, HEADERS, MAX_FRAME_SECONDS, MAX_REQUEST_SECOND
 T = TypeVar("T")
 
 FRAME, BODY, HEADER = 60_000, 16_000, 8_000  # characters at most
-OVERHEAD = 200  # bytes: what a frame or request has besides, so that short input is no find
+OVERHEAD = 200  # bytes added to the size of each input, so that the fixed cost of short input does not dominate
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """An HTTP request."""
 
     method: str
@@ -35,19 +35,19 @@ class Request(NamedTuple):
     body: bytes
 
 
-class Found(NamedTuple):
-    """The dearest input of a kind; `seconds` of CPU time."""
+class SlowestInput(NamedTuple):
+    """The input of one kind with the highest CPU time, in seconds; its size in bytes."""
 
     seconds: float
     size: int
-    what: str
+    description: str
 
 
-def texts(most: int) -> st.SearchStrategy[str]:
-    """Patterns, repeated and joined, between arbitrary short texts."""
+def texts(limit: int) -> st.SearchStrategy[str]:
+    """Generate repeated patterns joined with arbitrary short texts, up to `limit` characters."""
     pattern = st.sampled_from(list(PATTERNS.values())) | st.text(min_size=1, max_size=4)
-    repeated = st.tuples(pattern, st.integers(1, most)).map(lambda one: one[0] * max(1, one[1] // len(one[0])))
-    return st.lists(repeated | st.text(max_size=8), min_size=1, max_size=4).map(lambda parts: "".join(parts)[:most])
+    repeated = st.tuples(pattern, st.integers(1, limit)).map(lambda pair: pair[0] * max(1, pair[1] // len(pair[0])))
+    return st.lists(repeated | st.text(max_size=8), min_size=1, max_size=4).map(lambda parts: "".join(parts)[:limit])
 
 
 frames = st.builds(
@@ -59,13 +59,13 @@ frames = st.builds(
 
 _headers = st.dictionaries(st.sampled_from(HEADERS), texts(HEADER), min_size=1, max_size=2)
 _gets = st.builds(
-    lambda path, rest, headers: Request("GET", path + rest, headers, b""),
+    lambda path, rest, headers: HttpRequest("GET", path + rest, headers, b""),
     st.sampled_from(["/", "/ping", "/web/x/", "/chat/test?uid=", "/chat/test?token="]),
     texts(HEADER // 3),
     _headers,
 )
 _posts = st.builds(
-    lambda path, fields, kind, headers: Request(
+    lambda path, fields, kind, headers: HttpRequest(
         "POST", path, {**headers, "Content-Type": kind}, json.dumps(fields).encode()[:BODY]
     ),
     st.sampled_from(list(BODIES)),
@@ -76,14 +76,17 @@ _posts = st.builds(
 requests = _gets | _posts
 
 
-def search(server: SubprocessServer, examples: int, number: int) -> tuple[Found, Found]:
-    """The dearest frame and the dearest request among so many of each. Raises AssertionError if one is too dear."""
+def search(server: SubprocessServer, examples: int, number: int) -> tuple[SlowestInput, SlowestInput]:
+    """Return the slowest frame and the slowest request of `examples` each. Raises AssertionError if one is too slow.
+
+    `number`: the seed.
+    """
     pid = server.process.pid
 
-    def dearest(
+    def slowest(
         strategy: st.SearchStrategy[T], send: Callable[[T], int], bound: float, show: Callable[[T], str]
-    ) -> Found:
-        found = Found(0, 0, "")
+    ) -> SlowestInput:
+        found = SlowestInput(0, 0, "")
 
         @seed(number)
         @settings(
@@ -100,48 +103,48 @@ def search(server: SubprocessServer, examples: int, number: int) -> tuple[Found,
             size = send(given)
             cost = cpu(pid) - before
             target(cost * 1e9 / (size + OVERHEAD), label="CPU time in ns per byte")
-            found = max(found, Found(cost, size, show(given)))
+            found = max(found, SlowestInput(cost, size, show(given)))
             assert cost < bound, (cost, show(given))
 
         costs()
         return found
 
-    with Sockets(server) as sockets:
-        frame = dearest(frames, sockets.send, MAX_FRAME_SECONDS, lambda text: text[:200])
-    return frame, dearest(requests, Sender(server).send, MAX_REQUEST_SECONDS, lambda request: repr(request)[:300])
+    with FrameProbe(server) as probe:
+        frame = slowest(frames, probe.send, MAX_FRAME_SECONDS, lambda text: text[:200])
+    return frame, slowest(requests, RequestProbe(server).send, MAX_REQUEST_SECONDS, lambda request: repr(request)[:300])
 
 
-class Sockets:
-    """Socket of user 1, opened again when the server has closed it."""
+class FrameProbe:
+    """Sends frames on a socket of user 1, and reopens it if the server closes it."""
 
     def __init__(self, server: SubprocessServer) -> None:
         self._server = server
         self._stack = ExitStack()
         self._socket: ClientConnection | None = None
 
-    def __enter__(self) -> "Sockets":
+    def __enter__(self) -> "FrameProbe":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def send(self, text: str) -> int:
-        """Send a frame and wait until the server has dealt with it; its size in bytes."""
+        """Send a frame, wait until the server has handled it, and return its size in bytes."""
         data = text.encode("utf-8", "replace")
         for _ in range(2):
-            self._socket = self._socket or self._opened()
+            self._socket = self._socket or self._open()
             try:
                 self._socket.send(data, text=True)
                 self._socket.send('{"op_type": 99, "content": "mark"}')
                 while "unknown op_type: 99" not in self._socket.recv(decode=True):
                     pass
-            except ConnectionClosed:  # as after a hundred bad frames, or one that is too long
+            except ConnectionClosed:  # after a hundred bad frames, or one that is too long
                 self._socket = None
                 continue
             break
         return len(data)
 
-    def _opened(self) -> ClientConnection:
+    def _open(self) -> ClientConnection:
         headers = {"Authorization": f"Bearer {self._server.tokens['1']}"}
         url = self._server.socket_url("1", "2")
         self._stack.close()
@@ -150,14 +153,14 @@ class Sockets:
         )
 
 
-class Sender:
-    """Sends HTTP requests, each on a connection of its own."""
+class RequestProbe:
+    """Sends HTTP requests, each on a new connection."""
 
     def __init__(self, server: SubprocessServer) -> None:
         self._server = server
 
-    def send(self, request: Request) -> int:
-        """Send a request and read the answer, if there is one; its size in bytes."""
+    def send(self, request: HttpRequest) -> int:
+        """Send a request, read the response if there is one, and return the size of the request in bytes."""
         headers = {name: _latin(value) for name, value in request.headers.items()}
         path = request.path.encode("utf-8", "replace").replace(b" ", b"+")
         clean = bytes(byte if 32 < byte < 127 else 37 for byte in path).decode()
@@ -169,12 +172,12 @@ class Sender:
             connection.endheaders(request.body)
             connection.getresponse().read()
         except (http.client.HTTPException, OSError):
-            pass  # no answer, as to what is no HTTP
+            pass  # the server closes the connection after invalid HTTP
         finally:
             connection.close()
         return len(clean) + sum(len(value) for value in headers.values()) + len(request.body)
 
 
 def _latin(value: str) -> Any:
-    """A header's value as bytes, without those that would end it."""
+    """Return a header value as bytes, without the bytes that would end it."""
     return value.encode("utf-8", "replace").translate(None, b"\r\n\0")
