@@ -118,7 +118,7 @@ async def _fill(path: Path, messages: int) -> None:
             await stores.sessions.put([SessionRecord(number.to_bytes(32, "big"), one, now + 86400 * MICROSECONDS)])
             for begin in range(0, size, LONG):
                 await stores.messages.put(_records(one, other, first, begin, min(size, begin + LONG)))
-            await stores.messages.settle(one, other)
+            await stores.messages.update_last(one, other)
             first += size
 
 

@@ -143,21 +143,21 @@ async def _check_servers(settings: Settings) -> list[str]:
     if settings.mysql.db == "mysql":
         from chat_server.model import mysql  # noqa: PLC0415
 
-        found.append(await _probed("MySQL", mysql.look(settings.mysql, timeout)))
+        found.append(await _probed("MySQL", mysql.probe(settings.mysql, timeout)))
     if settings.redis.redis_db == "redis":
         from chat_server.cache import redis  # noqa: PLC0415
 
-        found.append(await _probed("Redis", redis.look(settings.redis, timeout)))
+        found.append(await _probed("Redis", redis.probe(settings.redis, timeout)))
     if settings.mongodb.mongodb == "mongodb":
         from chat_server.model import mongodb  # noqa: PLC0415
 
-        found.append(await _probed("MongoDB", mongodb.look(settings.mongodb, timeout)))
+        found.append(await _probed("MongoDB", mongodb.probe(settings.mongodb, timeout)))
     return found
 
 
-async def _probed(name: str, look: Awaitable[str]) -> str:
+async def _probed(name: str, probe: Awaitable[str]) -> str:
     try:
-        return f"{name}: {await look}"
+        return f"{name}: {await probe}"
     except StoreUnavailable as error:
         raise StartError(str(error)) from error
 

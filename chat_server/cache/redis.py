@@ -395,7 +395,7 @@ def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
     )
 
 
-async def look(config: RedisSettings, timeout: float) -> str:
+async def probe(config: RedisSettings, timeout: float) -> str:
     """What --check says of it."""
     scripts = Scripts(client(config, timeout), config.redis_prefix, timeout)
     try:

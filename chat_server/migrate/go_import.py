@@ -14,7 +14,7 @@ from chat_server.migrate.checksum import PAGE, Digest, Sum, stream
 from chat_server.migrate.skip_report import SkipReport
 from chat_server.migrate.spool import Draft, MessageSpool, UserSpool
 from chat_server.migrate.work import listed, progress, together
-from chat_server.model.go_source import SEPARATOR, Document, Original
+from chat_server.model.go_source import SEPARATOR, GoMessage, GoSource
 from chat_server.model.messages import Message, Record
 from chat_server.model.users import User
 from chat_server.service.frames import is_id
@@ -50,7 +50,7 @@ class Import:
 
     async def run(self) -> None:
         """Copy, compare and print. Raises StartError where something differs in the end, StoreUnavailable."""
-        self._original = Original(self._settings)
+        self._original = GoSource(self._settings)
         try:
             print(await self._bring_users())
             print(await self._bring_messages())
@@ -152,12 +152,12 @@ class Import:
             spool.close()
         if not last:
             return
-        await self._target.messages.settle(*pair)
+        await self._target.messages.update_last(*pair)
         if read.value() != written.value():
             raise StartError(f"the conversation of {pair[0]!r} and {pair[1]!r} differs from the original")
         self._sum.add(written)
 
-    def _spool(self, spool: MessageSpool, collection: str, sender: str, receiver: str, document: Document) -> None:
+    def _spool(self, spool: MessageSpool, collection: str, sender: str, receiver: str, document: GoMessage) -> None:
         """Put a document into its place, or note why not."""
         named = f"{document.id} in {collection}"
         if document.ghost:
@@ -231,17 +231,17 @@ class Import:
                 times.append(time)
                 newest = max(newest, time)
             new = [time for time, there in zip(times, known, strict=True) if not there]
-            now_taken = await self._target.messages.taken(new) if new else set()
+            now_taken = await self._target.messages.used_times(new) if new else set()
             if not now_taken:
                 return times
             taken |= now_taken
 
 
-def _text(document: Document) -> str:
+def _text(document: GoMessage) -> str:
     """The text of a message: its content, without a first line that is its id."""
     first, _, rest = document.content.partition("\n")
     return rest if first == document.id else document.content
 
 
-def _substitute(document: Document) -> str:
+def _substitute(document: GoMessage) -> str:
     return "go-" + hashlib.sha256(document.order).hexdigest()[:32]

@@ -136,7 +136,7 @@ class _Messages:
             bounds.append(page[-1].time)
             bar.update(len(page))
         if digest.count:
-            await self._target.settle(one, other)
+            await self._target.update_last(one, other)
         await self._compare(one, other, digest, bounds)
 
     async def _compare(self, one: str, other: str, digest: Digest, bounds: list[int]) -> None:

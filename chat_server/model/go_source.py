@@ -1,6 +1,5 @@
-"""What the Go original stored: users in MySQL, messages in MongoDB. It is read, and never written."""
+"""The data of the Go original: users in MySQL, messages in MongoDB. It is only read, never written."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,6 @@ import aiomysql
 import msgspec
 import pymysql
 from bson import CodecOptions, ObjectId
-from pymongo.errors import PyMongoError
 from pymysql.constants import ER
 
 from chat_server.conf import Settings
@@ -16,23 +14,23 @@ from chat_server.model import mongodb, mysql
 from chat_server.utils.errors import StartError, StoreUnavailable
 
 TABLE = "chat_demo_user"
-# A collection holds what one user wrote to another: p, the one, SEP, the other, p.
+# A collection holds the messages from one user to another: p, sender, SEP, receiver, p.
 SEPARATOR = "SEP"
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A row of the users' table that is not marked as deleted."""
+class GoUser(msgspec.Struct, frozen=True):
+    """A user that is not marked as deleted."""
 
     number: int
     name: str
     password: str
 
 
-class Document(msgspec.Struct, frozen=True):
-    """A document of a collection. `created` in seconds, None if it has no such number.
+class GoMessage(msgspec.Struct, frozen=True):
+    """A document of a collection. `created` is in seconds, None if the document has no such number.
 
-    `order` sorts as MongoDB sorts the _id. `wrong` says why it cannot be a message. A ghost is what marking an
-    unknown message as read left behind: it has no content.
+    `order` sorts like the _id in MongoDB. `wrong` says why the document cannot be a message. A ghost has no content:
+    the Go server created it when it marked an unknown message as read.
     """
 
     id: str
@@ -44,8 +42,8 @@ class Document(msgspec.Struct, frozen=True):
     wrong: str = ""
 
 
-class Original:
-    """Both databases of the Go original. Raises StoreUnavailable, and StartError for what waiting does not mend."""
+class GoSource:
+    """Both databases of the Go original. Raises StoreUnavailable, and StartError if waiting does not help."""
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = max(settings.stores.store_timeout, settings.stores.start_timeout)
@@ -53,7 +51,7 @@ class Original:
         self._mongodb = settings.mongodb
         self._pool: aiomysql.Pool = mysql.make_pool(settings.mysql)
         self._client = mongodb.client(settings.mongodb, self._timeout)
-        # A text that is not UTF-8 is better read in part than not at all.
+        # Keep the readable part of a text that is not UTF-8.
         lenient: CodecOptions[dict[str, Any]] = CodecOptions(unicode_decode_error_handler="replace")
         self._database = self._client.get_database(settings.mongodb.name, codec_options=lenient)
 
@@ -64,36 +62,36 @@ class Original:
         await self._pool.wait_closed()
 
     async def deleted(self) -> int:
-        """How many users are marked as deleted."""
+        """Return how many users are marked as deleted."""
         [[count]] = await self._rows(f"SELECT count(*) FROM {TABLE} WHERE deleted_at IS NOT NULL")  # noqa: S608
         return int(count)
 
-    async def users(self, count: int) -> AsyncIterator[list[Row]]:
-        """The users that are not deleted, the earliest first, at most `count` at a time."""
+    async def users(self, count: int) -> AsyncIterator[list[GoUser]]:
+        """Iterate over the users that are not deleted, the oldest first, at most `count` at a time."""
         query = f"""SELECT id, user_name, password FROM {TABLE}
             WHERE deleted_at IS NULL AND id > %s ORDER BY id LIMIT %s"""  # noqa: S608
         after = -1
         while page := [
-            Row(number, _text(name), _text(hashed)) for number, name, hashed in await self._rows(query, after, count)
+            GoUser(number, _text(name), _text(hashed)) for number, name, hashed in await self._rows(query, after, count)
         ]:
             yield page
             after = page[-1].number
 
     async def collections(self) -> list[str]:
-        """The names of the collections that may hold messages."""
+        """Return the names of the collections that may hold messages."""
         await mongodb.reach(self._mongodb, self._client, self._timeout)
-        names = await self._done(self._database.list_collection_names())
+        names = await self._call(self._database.list_collection_names())
         return sorted(name for name in names if name[:1] == name[-1:] == "p" and SEPARATOR in name[1:-1])
 
     async def count(self, collection: str) -> int:
-        """How many documents it has, at least about."""
-        return int(await self._done(self._database[collection].estimated_document_count()))
+        """Return an estimate of the number of documents."""
+        return int(await self._call(self._database[collection].estimated_document_count()))
 
-    async def documents(self, collection: str, count: int) -> AsyncIterator[list[Document]]:
-        """All documents, in no order, `count` at a time."""
+    async def documents(self, collection: str, count: int) -> AsyncIterator[list[GoMessage]]:
+        """Iterate over all documents, in no particular order, `count` at a time."""
         cursor = self._database[collection].find({}, batch_size=count)
-        while found := await self._done(cursor.to_list(count)):
-            yield [_document(document) for document in found]
+        while found := await self._call(cursor.to_list(count)):
+            yield [_message(document) for document in found]
 
     async def _rows(self, query: str, *values: int) -> Sequence[Sequence[Any]]:
         try:
@@ -110,20 +108,16 @@ class Original:
                 raise StartError(f"[mysql] DbName {self._mysql.db_name} has no table {TABLE}") from error
             raise
 
-    async def _done(self, work: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout * 1.2):
-                return await work
-        except (PyMongoError, OSError) as error:  # a timeout is one
-            raise mongodb.failure(mongodb.address(self._mongodb), error) from error
+    async def _call(self, work: Any) -> Any:
+        return await mongodb.call(work, self._timeout, mongodb.address(self._mongodb))
 
 
 def _text(value: str | bytes | None) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
 
 
-def _document(document: Mapping[str, Any]) -> Document:
-    id, order = _identity(document["_id"])
+def _message(document: Mapping[str, Any]) -> GoMessage:
+    id, order = _sort_key(document["_id"])
     content, created = document.get("content"), document.get("created")
     if isinstance(created, bool) or not isinstance(created, int | float):
         created = None
@@ -132,7 +126,7 @@ def _document(document: Mapping[str, Any]) -> Document:
         wrong = f"its _id is a {type(document['_id']).__name__}"
     elif content is not None and not isinstance(content, str):
         wrong = f"its content is a {type(content).__name__}"
-    return Document(
+    return GoMessage(
         id=id,
         order=order,
         created=None if created is None else float(created),
@@ -143,8 +137,8 @@ def _document(document: Mapping[str, Any]) -> Document:
     )
 
 
-def _identity(id: object) -> tuple[str, bytes]:
-    """An _id as a text, and what sorts as it does: texts before ObjectIds, each by its bytes. Empty for others."""
+def _sort_key(id: object) -> tuple[str, bytes]:
+    """Return an _id as text and as a sort key: texts before ObjectIds, each by its bytes; empty for other types."""
     if isinstance(id, str):
         return id, b"\x01" + id.encode("utf-8", "replace")
     if isinstance(id, ObjectId):

@@ -1,4 +1,4 @@
-"""What a store of messages must do, and the records it takes and gives."""
+"""The interface of a message store, and its records."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A message. `time` is in microseconds since the epoch, unlike that of any other message."""
+    """A message. `time` is in microseconds since the epoch and unique among all messages."""
 
     sender: str
     receiver: str
@@ -18,10 +18,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Added(msgspec.Struct, frozen=True, gc=False):
-    """What became of a message that was to be added.
+    """The result of adding a message.
 
-    `new`: it was stored now. Otherwise its sender had used the id before, at `time`: `same` says whether
-    with the same text, `unread` whether that one still waits to be read (a deleted one does not).
+    `new`: it was stored now. Otherwise its sender had already used the id, at `time`: `same` says whether with the
+    same text, and `unread` whether the earlier message is unread (a deleted message is not).
     """
 
     time: int
@@ -31,7 +31,7 @@ class Added(msgspec.Struct, frozen=True, gc=False):
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """A conversation as its user sees it: its newest message and how many of the peer's are unread."""
+    """A conversation as one user sees it: its newest message and the number of unread messages from the peer."""
 
     peer: str
     last: Message
@@ -39,7 +39,7 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A message as it is kept: of a deleted one `text` is the salted digest."""
+    """A message as it is stored. The `text` of a deleted message is its salted digest."""
 
     sender: str
     receiver: str
@@ -49,62 +49,62 @@ class Record(msgspec.Struct, frozen=True):
     read: bool
 
 
-# A message of a conversation is named by who sent it and its id: (sender, id).
-Name = tuple[str, str]
+# Within a conversation, sender and id identify a message.
+MessageKey = tuple[str, str]
 
-MOST_UNREAD = 1000  # unread messages of a conversation are counted up to here (protocol section 2, op 7)
+MAX_UNREAD = 1000  # the count of unread messages stops here (protocol section 2, op 7)
 
 
 class MessageStore(Protocol):
-    """Messages and conversations, durable. Every method raises StoreUnavailable when the store fails.
+    """Durable messages and conversations. Every method raises StoreUnavailable if the store fails.
 
-    A conversation is a pair of users, whoever writes. An id is unique per sender and receiver. A deleted
-    message leaves a tombstone (id, time and a salted digest of its text) that keeps its id used and its
-    place, and is in no page. Pages are lists in order of time. No cost grows with the number of stored
-    messages, but that of `skip`.
+    A conversation belongs to a pair of users, in both directions. An id is unique per sender and receiver. A deleted
+    message leaves a tombstone: its id, its time and a salted digest of its text. The id stays used and remains a valid
+    position, but no page contains the message. Pages are lists in order of time. Only the cost of `skip` grows with
+    the number of stored messages.
     """
 
     async def newest(self) -> int:
-        """The time of the newest message ever added, 0 if there is none."""
+        """Return the time of the newest message ever added, 0 if there is none."""
         ...
 
-    async def add(self, run: Sequence[Message]) -> list[Added]:
-        """Store messages, unread, in this order. When it returns they are durable; the answers are in order.
+    async def add(self, batch: Sequence[Message]) -> list[Added]:
+        """Store messages as unread, in this order. They are durable on return; the results are in the same order.
 
-        An id that its sender has used with the receiver is stored once, also when two come at once.
+        An id that its sender has already used with the receiver is stored once, even if both arrive together.
         """
         ...
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
-        """For each message, what is stored already under its id; None if nothing is."""
+        """Return for each message what is stored under its id, or None."""
         ...
 
     async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
-        """Sender and time of the newest `count` messages, tombstones too, the newest first."""
+        """Return sender and time of the newest `count` messages, tombstones included, the newest first."""
         ...
 
     async def has_written(self, sender: str, receiver: str) -> bool:
-        """Whether `sender` ever sent `receiver` a message that is stored, tombstones included."""
+        """Whether a message from `sender` to `receiver` is stored, tombstones included."""
         ...
 
-    async def place(self, one: str, other: str, sender: str, id: str) -> int | None:
-        """The time of that message of the conversation, also of a tombstone; None if there is none."""
+    async def time_of(self, one: str, other: str, sender: str, id: str) -> int | None:
+        """Return the time of a message of the conversation, also of a tombstone; None if it does not exist."""
         ...
 
     async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
-        """At most `count` messages after skipping the `skip` oldest (protocol section 2, `S-N`)."""
+        """Return at most `count` messages after the `skip` oldest (protocol section 2, `S-N`)."""
         ...
 
     async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        """The `count` messages just before `time`."""
+        """Return the `count` messages just before `time`."""
         ...
 
     async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        """The `count` messages just after `time`."""
+        """Return the `count` messages just after `time`."""
         ...
 
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
-        """At most `count` unread messages to `receiver` after the time `after`, the oldest first."""
+        """Return at most `count` unread messages to `receiver` after the time `after`, the oldest first."""
         ...
 
     async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
@@ -112,40 +112,43 @@ class MessageStore(Protocol):
         ...
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
-        """Mark the messages of those times, proven to have arrived; returns which were unread until now."""
+        """Mark the messages of these times, whose delivery is confirmed. Returns those that were unread until now."""
         ...
 
-    async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
-        """For each of `names`, a list of names to try, delete the first that is there.
+    async def delete(self, one: str, other: str, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
+        """For each list of alternative keys, delete the first message that exists.
 
-        One that was deleted before ends the search: a repeated request must not take another's message of that id.
-        Returns the names deleted, None where there was none.
+        A tombstone ends the search: a repeated request must not delete another message with the same id.
+        Returns the deleted keys, None where there was nothing to delete.
         """
         ...
 
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
-        """At most `count` of the user's conversations whose newest message is older than `before`, the newest first.
+        """Return at most `count` of the user's conversations whose newest message is older than `before`.
 
-        A conversation of tombstones alone is left out.
+        The newest comes first. Conversations that consist of tombstones are left out.
         """
         ...
 
     async def listed_at(self, user: str, peer: str) -> int | None:
-        """The time of the newest message of a conversation, of tombstones alone about that; None if there is none."""
+        """Return the position of a conversation in the list: the time of its newest message.
+
+        For a conversation of tombstones, about that time; None if there is no conversation.
+        """
         ...
 
-    async def purge(self, before: int, most: int) -> int:
-        """Forget at most `most` messages older than `before`, whole; returns how many there were."""
+    async def purge(self, before: int, limit: int) -> int:
+        """Remove at most `limit` messages older than `before`, leaving no tombstones. Returns how many."""
         ...
 
     def peers(self, user: str) -> AsyncIterator[str]:
-        """With whom `user` has conversations, also those of tombstones alone; some may have no message."""
+        """Iterate over the users with whom `user` has conversations, including those without any message left."""
         ...
 
-    async def erase(self, one: str, other: str, most: int) -> int:
-        """Forget at most `most` messages of the conversation, whole; returns how many there were.
+    async def erase(self, one: str, other: str, limit: int) -> int:
+        """Remove at most `limit` messages of the conversation, leaving no tombstones. Returns how many.
 
-        Where fewer are left the conversation itself is forgotten too.
+        If there were fewer, the conversation itself is removed too.
         """
         ...
 
@@ -155,32 +158,32 @@ class MessageStore(Protocol):
 
 
 class ExportableMessages(MessageStore, Protocol):
-    """What moving messages to another store needs besides: they are read and written as they are kept."""
+    """What a migration needs in addition: reading and writing messages as they are stored."""
 
     async def count(self) -> int:
-        """How many are stored, tombstones too; after a crash of the database perhaps only about."""
+        """Return the number of messages, tombstones included; after a crash of the database an estimate."""
         ...
 
     def pairs(self) -> AsyncIterator[tuple[str, str]]:
-        """The conversations, each as its two users, the lesser name first. Some may have no message."""
+        """Iterate over the conversations as pairs of users, the lesser name first. Some may have no message."""
         ...
 
     async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
-        """The first `count` messages after the time `after` and up to `until`, tombstones too."""
+        """Return the first `count` messages after the time `after` and up to `until`, tombstones included."""
         ...
 
     async def put(self, records: Sequence[Record]) -> None:
-        """Store messages of one conversation as they are, in place of their own earlier states.
+        """Store messages of one conversation as they are, replacing earlier states of the same messages.
 
-        Raises Duplicate where a time, or an id of its sender, is another message's already; some of the
-        others may be stored then. `settle` must follow the last call.
+        Raises Duplicate if another message already has one of the times, or one of the ids of a sender; some of the
+        other messages may then be stored. After the last call, call `update_last`.
         """
         ...
 
-    async def settle(self, one: str, other: str) -> None:
-        """Bring the conversation to the place that its newest message has; of tombstones alone, the newest."""
+    async def update_last(self, one: str, other: str) -> None:
+        """Move the conversation to the time of its newest message in the list; if all are tombstones, of the newest."""
         ...
 
-    async def taken(self, times: Sequence[int]) -> set[int]:
-        """Which of those times a message has."""
+    async def used_times(self, times: Sequence[int]) -> set[int]:
+        """Return which of these times belong to a message."""
         ...

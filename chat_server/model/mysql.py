@@ -112,7 +112,7 @@ class MySQLUsers:
         return changed > 0
 
     async def ping(self) -> None:
-        await self._watch.timed(self._borrow(lambda connection: _probe(connection, commit=True)))
+        await self._watch.timed(self._borrow(lambda connection: _probe_writes(connection, commit=True)))
 
     async def count(self) -> int:
         _, rows = await self._execute("SELECT count(*) FROM chat_users")
@@ -184,7 +184,7 @@ async def connect(
         async with opening(config, timeout), borrowed(pool) as connection:
             await _prepare(connection, timeout, alongside)
             if not alongside:
-                await _probe(connection)
+                await _probe_writes(connection)
     except BaseException:
         pool.terminate()
         await pool.wait_closed()
@@ -192,7 +192,7 @@ async def connect(
     return MySQLUsers(pool, address(config), timeout, watch)
 
 
-async def look(config: MySQLSettings, timeout: float) -> str:
+async def probe(config: MySQLSettings, timeout: float) -> str:
     """What --check says of it, having tried all that a start and the work need. Raises as `connect`."""
     pool = make_pool(config)
     try:
@@ -201,7 +201,7 @@ async def look(config: MySQLSettings, timeout: float) -> str:
             if done < len(STEPS):
                 await _try(connection, _SCHEMA_PROBE, {}, passes=(ER.NO_SUCH_TABLE,))
             missing = (ER.NO_SUCH_TABLE, ER.BAD_FIELD_ERROR) if done < len(STEPS) else ()
-            await _probe(connection, passes=missing)
+            await _probe_writes(connection, passes=missing)
             if done == len(STEPS):
                 return "answers, holds our users"
             return "answers, " + (
@@ -212,7 +212,7 @@ async def look(config: MySQLSettings, timeout: float) -> str:
         await pool.wait_closed()
 
 
-async def _probe(connection: aiomysql.Connection, *, commit: bool = False, passes: Sequence[int] = ()) -> None:
+async def _probe_writes(connection: aiomysql.Connection, *, commit: bool = False, passes: Sequence[int] = ()) -> None:
     """Do to a user that nobody can be all that is done to users, in one transaction, after which there is none.
 
     `commit` shows that a transaction can be made durable as well: on a full disk it is the commit that fails.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, Name, Record
+from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageKey, Record
 from chat_server.model.users import State, User
-from chat_server.utils.digest import digest, is_digest_of
+from chat_server.utils.digest import digest, is_text_of
 from chat_server.utils.errors import Duplicate
 from chat_server.utils.sqlite import Database, Schema, chunks, fetch_json
 
@@ -210,8 +210,8 @@ class SqliteMessages:
 
         return await self._database.read(job)
 
-    async def add(self, run: Sequence[Message]) -> list[Added]:
-        return await self._database.write_batched(self._add_runs, run, self._add_new_runs)
+    async def add(self, batch: Sequence[Message]) -> list[Added]:
+        return await self._database.write_batched(self._add_runs, batch, self._add_new_runs)
 
     def add_in(self, tx: sqlite3.Connection, run: Sequence[Message]) -> list[Added]:
         """What `add` does."""
@@ -260,7 +260,7 @@ class SqliteMessages:
         found = connection.execute("SELECT 1 FROM messages WHERE conv = ? AND side = ? LIMIT 1", values)
         return found.fetchone() is not None
 
-    async def place(self, one: str, other: str, sender: str, id: str) -> int | None:
+    async def time_of(self, one: str, other: str, sender: str, id: str) -> int | None:
         def job(connection: sqlite3.Connection) -> int | None:
             values = (_conversation(connection, one, other), int(sender != min(one, other)), id)
             row = connection.execute(
@@ -314,24 +314,24 @@ class SqliteMessages:
 
         return await self._database.write(job)
 
-    async def delete(self, one: str, other: str, names: Sequence[Sequence[Name]]) -> list[Name | None]:
+    async def delete(self, one: str, other: str, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
         low = min(one, other)
-        sides = [(int(sender != low), id) for choices in names for sender, id in choices]
+        sides = [(int(sender != low), id) for choices in keys for sender, id in choices]
 
         def look(connection: sqlite3.Connection) -> list[_Place]:
             return _places(connection, _conversation(connection, one, other), sides)
 
-        def job(tx: sqlite3.Connection) -> list[Name | None]:
+        def job(tx: sqlite3.Connection) -> list[MessageKey | None]:
             places = {(place.side, place.id): place for place in look(tx)}
-            return [_bury_first(tx, places, low, choices) for choices in names]
+            return [_bury_first(tx, places, low, choices) for choices in keys]
 
         if all(place.deleted for place in await self._database.read(look)):
-            return [None] * len(names)
+            return [None] * len(keys)
         return await self._database.write(job)
 
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
         def job(connection: sqlite3.Connection) -> list[Conversation]:
-            listed = fetch_json(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MOST_UNREAD, user, before, count))
+            listed = fetch_json(connection, f"peer, {_COLUMNS}, unread", _LISTED, (MAX_UNREAD, user, before, count))
             return [Conversation(peer, _message(sorted((user, peer)), *last), unread) for peer, *last, unread in listed]
 
         return await self._database.read(job)
@@ -341,12 +341,12 @@ class SqliteMessages:
         found = await self._database.fetch(query, (user, peer))
         return found[0][0] if found else None
 
-    async def purge(self, before: int, most: int) -> int:
+    async def purge(self, before: int, limit: int) -> int:
         def job(tx: sqlite3.Connection) -> int:
             gone = tx.execute(
                 """DELETE FROM messages WHERE time IN
                     (SELECT time FROM messages WHERE time < ? ORDER BY time LIMIT ?) RETURNING conv""",
-                (before, most),
+                (before, limit),
             ).fetchall()
             for conv in set(gone):
                 tx.execute(
@@ -367,13 +367,13 @@ class SqliteMessages:
                 yield peer
             after = page[-1][0]
 
-    async def erase(self, one: str, other: str, most: int) -> int:
+    async def erase(self, one: str, other: str, limit: int) -> int:
         def job(tx: sqlite3.Connection) -> int:
             conv = _conversation(tx, one, other)
             gone = tx.execute(
-                "DELETE FROM messages WHERE time IN (SELECT time FROM messages WHERE conv = ? LIMIT ?)", (conv, most)
+                "DELETE FROM messages WHERE time IN (SELECT time FROM messages WHERE conv = ? LIMIT ?)", (conv, limit)
             ).rowcount
-            if gone < most:
+            if gone < limit:
                 tx.execute("DELETE FROM conversations WHERE conv = ?", (conv,))
             return gone
 
@@ -409,14 +409,14 @@ class SqliteMessages:
     async def put(self, records: Sequence[Record]) -> None:
         await self._database.write(lambda tx: self._put(tx, records))
 
-    async def settle(self, one: str, other: str) -> None:
+    async def update_last(self, one: str, other: str) -> None:
         settle = """UPDATE conversations SET last = coalesce(
                 (SELECT time FROM messages WHERE conv = ?1 AND deleted = 0 ORDER BY time DESC LIMIT 1),
                 (SELECT -time FROM messages WHERE conv = ?1 AND deleted = 1 ORDER BY time DESC LIMIT 1), last)
             WHERE conv = ?1"""
         await self._database.write(lambda tx: tx.execute(settle, (_conversation(tx, one, other),)).rowcount)
 
-    async def taken(self, times: Sequence[int]) -> set[int]:
+    async def used_times(self, times: Sequence[int]) -> set[int]:
         def job(connection: sqlite3.Connection) -> set[int]:
             # a conversation's number is the time of a message, perhaps of one that is forgotten
             query = "SELECT 1 FROM messages WHERE time = ?1 UNION ALL SELECT 1 FROM conversations WHERE conv = ?1"
@@ -493,7 +493,7 @@ class SqliteMessages:
         if found is None or found[0] == mine:
             return None
         time, stored, read = found
-        same = is_digest_of(stored, text) if isinstance(stored, bytes) else stored == text
+        same = is_text_of(stored, text)
         return Added(time, new=False, same=same, unread=not read)
 
     async def _page(
@@ -553,8 +553,8 @@ def _places(connection: sqlite3.Connection, conv: int | None, named: Sequence[tu
 
 
 def _bury_first(
-    tx: sqlite3.Connection, places: dict[tuple[int, str], _Place], low: str, choices: Sequence[Name]
-) -> Name | None:
+    tx: sqlite3.Connection, places: dict[tuple[int, str], _Place], low: str, choices: Sequence[MessageKey]
+) -> MessageKey | None:
     """Turn the first of the messages that is there into a tombstone; None if there is none, or it is one already."""
     for sender, id in choices:
         key = (int(sender != low), id)

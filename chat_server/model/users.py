@@ -1,4 +1,4 @@
-"""What a store of users must do."""
+"""The interface of a user store, and its records."""
 
 from collections.abc import AsyncIterator, Sequence
 from enum import IntEnum
@@ -8,11 +8,11 @@ import msgspec
 
 
 class State(IntEnum):
-    """What a user may do. The numbers are kept in the stores."""
+    """What a user may do. The stores contain these numbers."""
 
     ENABLED = 0
-    DISABLED = 1  # no login; what is sent to it waits
-    REMOVED = 2  # the name alone is left: nobody gets it, nothing is sent to it, what was said with it can be read
+    DISABLED = 1  # cannot log in; messages to the user are stored
+    REMOVED = 2  # the name stays reserved; it receives no messages, but its old ones can be read
 
 
 class User(msgspec.Struct, frozen=True):
@@ -24,22 +24,22 @@ class User(msgspec.Struct, frozen=True):
 
 
 class UserStore(Protocol):
-    """Users, kept for good. Every method raises StoreUnavailable when the store does not answer."""
+    """Durable users. Every method raises StoreUnavailable if the store does not answer."""
 
     async def add(self, user: User) -> None:
-        """Add a user. Raises Duplicate if the name is taken, also when two come at once."""
+        """Add a user. Raises Duplicate if the name is taken, even if both arrive together."""
         ...
 
     async def get(self, name: str) -> User | None:
-        """The user of exactly that name: A is not a, and é is not e."""
+        """Return the user of exactly this name: A is not a, and é is not e."""
         ...
 
     async def set_password(self, name: str, old: str, new: str) -> bool:
-        """Replace the hash `old` by `new`; False, changing nothing, if it is no longer `old`."""
+        """Replace the hash `old` with `new`. Returns False and changes nothing if the hash is no longer `old`."""
         ...
 
     async def enabled(self, names: Sequence[str]) -> set[str]:
-        """Those of the names, at most a thousand, that are users who may log in."""
+        """Return the names, of at most a thousand, that belong to users who may log in."""
         ...
 
     async def set_state(self, name: str, state: State) -> bool:
@@ -47,7 +47,7 @@ class UserStore(Protocol):
         ...
 
     async def remove(self, name: str) -> bool:
-        """Forget the user, so that the name is free; False if there is no such user."""
+        """Remove the user, so that the name is free; False if there is no such user."""
         ...
 
     async def ping(self) -> None:
@@ -56,16 +56,16 @@ class UserStore(Protocol):
 
 
 class ExportableUsers(UserStore, Protocol):
-    """What moving users to another store needs besides."""
+    """What a migration needs in addition."""
 
     async def count(self) -> int:
-        """How many there are."""
+        """Return the number of users."""
         ...
 
     def pages(self, count: int) -> AsyncIterator[list[User]]:
-        """All users in the order of their names' code points, at most `count` at a time."""
+        """Iterate over all users, ordered by the code points of their names, at most `count` at a time."""
         ...
 
     async def put(self, users: Sequence[User]) -> None:
-        """Add those whose names are free; the others stay as they are."""
+        """Add the users whose names are free; existing users stay unchanged."""
         ...

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from chat_server.cache.counters import Rate, RateStore
 from chat_server.conf import ChatSettings
-from chat_server.model.messages import Conversation, Message, MessageStore, Name
+from chat_server.model.messages import Conversation, Message, MessageKey, MessageStore
 from chat_server.service.accounts import Accounts
 from chat_server.service.frames import Frames, Request, given_id, is_id, split
 from chat_server.service.memory import Friends, Recent, Relation
@@ -300,7 +300,7 @@ class Chat:
         if not choices:
             raise Refused(Status.HISTORY_FAILED, Reason.BAD_ID, f"no valid id: {marker[:80]}")
         for sender, id in choices:
-            if (time := await self._messages.place(me, peer, sender, id)) is not None:
+            if (time := await self._messages.time_of(me, peer, sender, id)) is not None:
                 return time
         raise Refused(Status.HISTORY_FAILED, Reason.NO_SUCH_MESSAGE, f"no such message: {marker}")
 
@@ -478,7 +478,7 @@ def _lines(failed: Status, content: str) -> list[str]:
     return lines
 
 
-def _names(lines: Sequence[str], me: str, peer: str) -> list[list[Name]]:
+def _names(lines: Sequence[str], me: str, peer: str) -> list[list[MessageKey]]:
     """Which messages each line may mean, in the order in which to look: `>ID` mine, `<ID` the peer's, `ID` either.
 
     A line that holds no valid id means none.

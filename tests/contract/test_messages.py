@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_server.model.messages import MOST_UNREAD, Added, Conversation, Message, MessageStore
+from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageStore
 from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
 
@@ -88,7 +88,7 @@ async def test_nothing_was_added(messages: MessageStore) -> None:
     assert await messages.unread("1", "2", 0, 10) == []
     assert await messages.recent("1", "2", 10) == []
     assert not await messages.has_written("1", "2")
-    assert await messages.place("1", "2", "1", "m") is None
+    assert await messages.time_of("1", "2", "1", "m") is None
     assert await messages.mark("1", "2", ["m"]) == (set(), [])
     assert await messages.mark_delivered([]) == set()
     assert await messages.mark_delivered([1, 2]) == set()
@@ -187,14 +187,14 @@ async def test_an_id_is_unique_per_direction_of_a_conversation(messages: Message
     assert await messages.add(run) == [Added(message.time) for message in run]
     assert await writer.all() == run[:2]
     for message in run:
-        place = await messages.place(message.sender, message.receiver, message.sender, "m")
-        assert place == message.time
+        time = await messages.time_of(message.sender, message.receiver, message.sender, "m")
+        assert time == message.time
 
 
 async def test_an_id_is_exactly_that_id(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add(*IDS)
     for message in run:
-        assert await messages.place("1", "2", "1", message.id) == message.time
+        assert await messages.time_of("1", "2", "1", message.id) == message.time
         assert await messages.mark("1", "2", [message.id]) == ({message.id}, [message.id])
     for message in run:
         assert await messages.delete("1", "2", [[("1", message.id)]]) == [("1", message.id)]
@@ -290,20 +290,20 @@ async def test_a_place_is_that_of_one_sender_s_message_in_one_conversation(
 ) -> None:
     [mine] = await writer.add("m")
     [other] = await writer.add("m", sender="2", receiver="1")
-    assert await messages.place("1", "2", "1", "m") == mine.time
-    assert await messages.place("2", "1", "1", "m") == mine.time
-    assert await messages.place("1", "2", "2", "m") == other.time
-    assert await messages.place("1", "3", "1", "m") is None
-    assert await messages.place("1", "2", "1", "M") is None
+    assert await messages.time_of("1", "2", "1", "m") == mine.time
+    assert await messages.time_of("2", "1", "1", "m") == mine.time
+    assert await messages.time_of("1", "2", "2", "m") == other.time
+    assert await messages.time_of("1", "3", "1", "m") is None
+    assert await messages.time_of("1", "2", "1", "M") is None
 
 
 async def test_a_tombstone_keeps_its_place_and_is_in_no_page(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add("a", "b", "c", "d")
     await messages.delete("1", "2", [[("1", "b")]])
-    place = await messages.place("1", "2", "1", "b")
-    assert place == run[1].time
-    assert ids(await messages.before("1", "2", place, 10)) == ["a"]
-    assert ids(await messages.after("1", "2", place, 10)) == ["c", "d"]
+    time = await messages.time_of("1", "2", "1", "b")
+    assert time == run[1].time
+    assert ids(await messages.before("1", "2", time, 10)) == ["a"]
+    assert ids(await messages.after("1", "2", time, 10)) == ["c", "d"]
     assert ids(await messages.skip("1", "2", 1, 10)) == ["c", "d"]
     assert ids(await messages.unread("1", "2", 0, 10)) == ["a", "c", "d"]
 
@@ -355,16 +355,16 @@ async def test_pages_are_those_of_a_plain_list(
         else:
             model.append(msgspec.structs.replace(message, read=fate == "read"))
     for look, at, count in looks:
-        place = 0 if at < 0 else run[at].time if at < len(run) else END
+        time = 0 if at < 0 else run[at].time if at < len(run) else END
         if look == "skip":
             assert await messages.skip(other, one, max(at, 0), count) == model[max(at, 0) :][:count]
         elif look == "before":
-            assert await messages.before(one, other, place, count) == [m for m in model if m.time < place][-count:]
+            assert await messages.before(one, other, time, count) == [m for m in model if m.time < time][-count:]
         elif look == "after":
-            assert await messages.after(other, one, place, count) == [m for m in model if m.time > place][:count]
+            assert await messages.after(other, one, time, count) == [m for m in model if m.time > time][:count]
         elif look == "unread":
-            unread = [m for m in model if m.sender == one and not m.read and m.time > place]
-            assert await messages.unread(one, other, place, count) == unread[:count]
+            unread = [m for m in model if m.sender == one and not m.read and m.time > time]
+            assert await messages.unread(one, other, time, count) == unread[:count]
         else:
             mine = [m for m in model if m.sender == other and not m.read]
             expected = [Conversation(other, model[-1], len(mine))] if model else []
@@ -540,10 +540,10 @@ async def test_purge_hides_a_conversation_of_newer_tombstones(messages: MessageS
 
 
 async def test_unread_messages_are_counted_up_to_a_bound(messages: MessageStore, writer: Writer) -> None:
-    await writer.add(*(f"m{number}" for number in range(MOST_UNREAD - 1)))
-    assert [one.unread for one in await messages.conversations("2", END, 1)] == [MOST_UNREAD - 1]
+    await writer.add(*(f"m{number}" for number in range(MAX_UNREAD - 1)))
+    assert [one.unread for one in await messages.conversations("2", END, 1)] == [MAX_UNREAD - 1]
     await writer.add("one more", "and more")
-    assert [one.unread for one in await messages.conversations("2", END, 1)] == [MOST_UNREAD]
+    assert [one.unread for one in await messages.conversations("2", END, 1)] == [MAX_UNREAD]
     assert [one.unread for one in await messages.conversations("1", END, 1)] == [0]
 
 
@@ -576,7 +576,7 @@ async def test_purge_forgets_whole_what_is_older(messages: MessageStore, writer:
     assert ids(await writer.all()) == ["c", "d"]
     assert await messages.purge(run[2].time, 100) == 0
     for id in ("a", "b"):
-        assert await messages.place("1", "2", "1", id) is None
+        assert await messages.time_of("1", "2", "1", id) is None
     assert [one.new for one in await messages.add([writer.message("b"), writer.message("a", "other")])] == [True, True]
     assert ids(await messages.unread("1", "2", 0, 10)) == ["c", "d", "b", "a"]
 
@@ -666,7 +666,7 @@ message = Message("1", "2", "m", "text", 1)
         lambda store: store.stored([message]),
         lambda store: store.recent("1", "2", 1),
         lambda store: store.has_written("1", "2"),
-        lambda store: store.place("1", "2", "1", "m"),
+        lambda store: store.time_of("1", "2", "1", "m"),
         lambda store: store.skip("1", "2", 0, 1),
         lambda store: store.before("1", "2", 1, 1),
         lambda store: store.after("1", "2", 1, 1),

@@ -66,13 +66,13 @@ async def test_records_come_back_as_they_were_put_also_tombstones(messages: Mess
     ]
     await store.put(there[:3])
     await store.put(there[3:])
-    await store.settle("1", "2")
+    await store.update_last("1", "2")
     assert await store.records("2", "1", 0, EVER, 10) == there
     assert await store.records("1", "2", 0, EVER, 2) == there[:2]
     assert await store.records("1", "2", T + 1, T + 4, 10) == there[1:4]
     assert await store.count() == 5
     assert [pair async for pair in store.pairs()] == [("1", "2")]
-    assert await store.taken([T + 1, T + 4, T + 5]) == {T + 1, T + 4}
+    assert await store.used_times([T + 1, T + 4, T + 5]) == {T + 1, T + 4}
     assert [message.time for message in await store.after("1", "2", 0, 10)] == [T + 1, T + 3, T + 6]
     assert [message.time for message in await store.unread("1", "2", 0, 10)] == [T + 1, T + 6]
     [tombstone] = await store.stored([Message("2", "1", "m2", "deleted", EVER)])
@@ -119,7 +119,7 @@ async def test_a_conversation_settles_where_its_newest_message_is(messages: Mess
     await store.put([record("1", "3", 5)])
     await store.put([record("1", "4", 7, digest("deleted"))])
     for other in ("2", "3", "4"):
-        await store.settle("1", other)
+        await store.update_last("1", other)
     assert [conversation.peer for conversation in await store.conversations("1", 2**62, 10)] == ["3", "2"]
     assert [pair async for pair in store.pairs()] == [("1", "2"), ("1", "3"), ("1", "4")]
     await store.add([Message("2", "1", "new", "new", T + 10)])
@@ -186,9 +186,9 @@ async def test_messages_that_are_away_say_so(messages_away: MessageStore) -> Non
     await _all_fail(
         store.count(),
         store.put([record("1", "2", 1)]),
-        store.settle("1", "2"),
+        store.update_last("1", "2"),
         store.records("1", "2", 0, EVER, 1),
-        store.taken([1]),
+        store.used_times([1]),
         anext(store.pairs()),
     )
 

@@ -299,7 +299,7 @@ async def embedded(folder: Path, name: str, user: str = "", *records: Record) ->
             await stores.users.put([User(user, HASH)])
         for record in records:
             await stores.messages.put([record])
-            await stores.messages.settle(record.sender, record.receiver)
+            await stores.messages.update_last(record.sender, record.receiver)
     return path
 
 

@@ -152,7 +152,7 @@ def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any
         "those after": lambda: messages.after(one, other, middle.time, 20),
         "unread": lambda: messages.unread(one, other, middle.time, 20),
         "none unread": lambda: messages.unread(other, one, 0, 20),
-        "the place of an id": lambda: messages.place(one, other, one, middle.id),
+        "the place of an id": lambda: messages.time_of(one, other, one, middle.id),
         "a retry": lambda: messages.stored([middle]),
         "for the strangers' counter": lambda: messages.recent(one, other, 6),
         "whether one has written": lambda: messages.has_written(one, other),

@@ -1,0 +1,22 @@
+"""Messages in MongoDB."""
+
+from chat_server.model.mongodb.connection import POOL, address, call, client, client_options, failure, reach
+from chat_server.model.mongodb.documents import LATEST
+from chat_server.model.mongodb.lease import MongoLease
+from chat_server.model.mongodb.messages import MongoMessages, connect
+from chat_server.model.mongodb.probe import probe
+
+__all__ = [
+    "LATEST",
+    "POOL",
+    "MongoLease",
+    "MongoMessages",
+    "address",
+    "call",
+    "client",
+    "client_options",
+    "connect",
+    "failure",
+    "probe",
+    "reach",
+]

@@ -1,0 +1,384 @@
+"""Messages in MongoDB."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import pymongo
+from bson import Binary, Int64
+from pymongo.errors import BulkWriteError
+
+from chat_server.conf import MongoDBSettings
+from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageKey, Record
+from chat_server.model.mongodb.connection import Calls, address
+from chat_server.model.mongodb.conversations import MongoConversations
+from chat_server.model.mongodb.documents import (
+    EARLIEST,
+    LATEST,
+    MESSAGES,
+    Document,
+    conversation_key,
+    earlier_message,
+    inbox_key,
+    to_document,
+    to_message,
+    to_record,
+    unread_messages,
+)
+from chat_server.model.mongodb.probe import probe_writes
+from chat_server.utils.batch import Batcher
+from chat_server.utils.digest import digest
+from chat_server.utils.errors import Duplicate, StoreUnavailable
+from chat_server.utils.lease import Held, always
+from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
+
+T = TypeVar("T")
+
+DUPLICATE_KEY = 11000
+# Callers whose messages go into one insert, at most.
+MAX_CALLERS = 512
+EXPIRY = "at_1"  # the index by which messages expire
+# Op 7 reads at least this many inboxes at a time, because some may have no message left.
+MIN_LISTED = 200
+
+
+class MongoMessages:
+    """MessageStore on MongoDB. The time of a message is its _id; `timeout` in seconds bounds every call.
+
+    `held` says whether this process still holds the lease on the database; without it, nothing counts as stored.
+    `name` names the server in errors.
+    """
+
+    def __init__(
+        self,
+        database: Any,
+        timeout: float,
+        held: Held = always,
+        watch: StoreMetrics = NO_STORE_METRICS,
+        name: str = "MongoDB",
+    ) -> None:
+        self._call = Calls(timeout, name, watch)
+        self._held = held
+        self._watch = watch
+        self._database = database
+        self._messages = database[MESSAGES]
+        self._conversations = MongoConversations(database, self._call)
+        self._marking = asyncio.Lock()  # one caller at a time, so that only one of them marks a message
+        self._adding: Batcher[Sequence[Message], list[Added]] = Batcher(
+            self._add_batches, most=MAX_CALLERS, timeout=timeout, watch=watch, name=name
+        )
+
+    async def prepare(self, days: float) -> None:
+        """Create the indexes. Messages expire after `days`; 0 means never."""
+        by_id = [("conv", 1), ("from", 1), ("mid", 1)]
+        by_time = [("conv", 1), ("deleted", 1), ("_id", 1)]
+        unread = [("to", 1), ("conv", 1), ("_id", 1)]
+        await self._call(self._messages.create_index(by_id, unique=True))
+        await self._call(self._messages.create_index(by_time))
+        await self._call(self._messages.create_index(unread, partialFilterExpression={"read": False}))
+        await self._conversations.prepare()
+        await self._expire_after(days)
+
+    async def newest(self) -> int:
+        query = {"_id": {"$gt": EARLIEST, "$lt": LATEST}}
+        found = await self._call(self._messages.find(query, {"_id": 1}).sort("_id", -1).limit(1).to_list(1))
+        return int(found[0]["_id"]) if found else 0
+
+    async def add(self, batch: Sequence[Message]) -> list[Added]:
+        return await self._adding.submit(batch)
+
+    async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
+        documents = await self._durable(messages)
+        return [earlier_message(document, message) for document, message in zip(documents, messages, strict=True)]
+
+    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        for deleted in (False, True):
+            query = {"conv": conversation_key(one, other), "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+            documents = await self._call(
+                self._messages.find(query, {"from": 1}).sort("_id", -1).limit(count).to_list(count)
+            )
+            found += [(document["from"], int(document["_id"])) for document in documents]
+        return sorted(found, key=lambda entry: entry[1], reverse=True)[:count]
+
+    async def has_written(self, sender: str, receiver: str) -> bool:
+        query = {"conv": conversation_key(sender, receiver), "from": sender}
+        return await self._call(self._messages.find_one(query, {"_id": 1})) is not None
+
+    async def time_of(self, one: str, other: str, sender: str, id: str) -> int | None:
+        query = {"conv": conversation_key(one, other), "from": sender, "mid": id}
+        document = await self._call(self._messages.find_one(query, {"_id": 1}))
+        return int(document["_id"]) if document else None
+
+    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
+        return await self._page(one, other, EARLIEST, LATEST, 1, count, skip=skip)
+
+    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        return (await self._page(one, other, EARLIEST, Int64(time), -1, count))[::-1]
+
+    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
+        return await self._page(one, other, Int64(time), LATEST, 1, count)
+
+    async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
+        query = {**unread_messages(sender, receiver), "_id": {"$gt": Int64(after), "$lt": LATEST}}
+        documents = await self._call(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
+        return [to_message(document) for document in documents]
+
+    async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
+        if not ids:
+            return set(), []
+        conv = conversation_key(sender, receiver)
+        query = {"conv": conv, "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
+        async with self._marking:
+            documents = await self._call(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
+            found = {document["mid"] for document in documents}
+            unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
+            if unread:
+                await self._mark_times(list(unread.values()))
+        return found, [id for id in dict.fromkeys(ids) if id in unread]
+
+    async def mark_delivered(self, times: Sequence[int]) -> set[int]:
+        query = {"_id": {"$in": [Int64(time) for time in times]}, "read": False}
+        async with self._marking:
+            documents = await self._call(self._messages.find(query, {"_id": 1}).to_list(None))
+            if documents:
+                await self._mark_times([document["_id"] for document in documents])
+        return {int(document["_id"]) for document in documents}
+
+    async def delete(self, one: str, other: str, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
+        return [await self._delete_first(conversation_key(one, other), alternatives) for alternatives in keys]
+
+    async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
+        page: list[Conversation] = []
+        limit = max(count, MIN_LISTED)
+        while len(page) < count:
+            inboxes = await self._conversations.listed(user, before, limit)
+            for start in range(0, len(inboxes), count):
+                part = inboxes[start : start + count]
+                found = await asyncio.gather(*(self._conversation(user, inbox["peer"]) for inbox in part))
+                await self._conversations.hide(
+                    [inbox for inbox, conversation in zip(part, found, strict=True) if not conversation]
+                )
+                page += [conversation for conversation in found if conversation]
+                if len(page) >= count:
+                    break
+            if len(inboxes) < limit:
+                break
+            before = inboxes[-1]["last"]
+        return page[:count]
+
+    async def listed_at(self, user: str, peer: str) -> int | None:
+        last = await self._conversations.last(user, peer)
+        return None if last is None else abs(last)
+
+    async def purge(self, before: int, limit: int) -> int:
+        query = {"_id": {"$gt": EARLIEST, "$lt": Int64(before)}}
+        removed = await self._remove(self._messages.find(query, {"_id": 1}).sort("_id", 1).limit(limit), limit)
+        if removed < limit:
+            await self._remove_empty(before, limit)
+        return removed
+
+    def peers(self, user: str) -> AsyncIterator[str]:
+        return self._conversations.peers(user)
+
+    async def erase(self, one: str, other: str, limit: int) -> int:
+        query = {"conv": conversation_key(one, other)}
+        removed = await self._remove(self._messages.find(query, {"_id": 1}).limit(limit), limit)
+        if removed < limit:
+            await self._conversations.remove([inbox_key(one, other), inbox_key(other, one)])
+        return removed
+
+    async def ping(self) -> None:
+        conversations = self._conversations.collection
+        await self._watch.timed(probe_writes(self._messages, conversations, self._call.timeout, self._call.name))
+        await self._expect_lease()
+
+    # --- migration
+
+    async def count(self) -> int:
+        return int(await self._call(self._messages.estimated_document_count()))
+
+    def pairs(self) -> AsyncIterator[tuple[str, str]]:
+        return self._conversations.pairs()
+
+    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+        found: list[Record] = []
+        for deleted in (False, True):
+            time = {"$gt": Int64(after), "$lte": Int64(until)}
+            query = {"conv": conversation_key(one, other), "deleted": deleted, "_id": time}
+            documents = await self._call(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
+            found += [to_record(document) for document in documents]
+        return sorted(found, key=lambda record: record.time)[:count]
+
+    async def put(self, records: Sequence[Record]) -> None:
+        documents = [to_document(record) for record in records]
+        try:
+            await self._call(self._messages.insert_many(documents, ordered=False))
+        except BulkWriteError as error:
+            existing = [documents[index] for index in self._duplicates(error)]
+            replacements = [
+                pymongo.ReplaceOne(
+                    {key: document[key] for key in ("_id", "conv", "from", "mid")}, document, upsert=True
+                )
+                for document in existing
+            ]
+            try:
+                await self._call(self._messages.bulk_write(replacements, ordered=False))
+            except BulkWriteError as another:
+                self._duplicates(another)
+                raise Duplicate("a time or an id") from another
+        await self._expect_lease()
+
+    async def update_last(self, one: str, other: str) -> None:
+        newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
+        last = newest[0].time if newest else -(await self.recent(one, other, 1))[0][1]
+        await self._conversations.set_last(one, other, last)
+
+    async def used_times(self, times: Sequence[int]) -> set[int]:
+        query = {"_id": {"$in": [Int64(time) for time in times]}}
+        documents = await self._call(self._messages.find(query, {"_id": 1}).to_list(None))
+        return {int(document["_id"]) for document in documents}
+
+    # --- adding
+
+    async def _add_batches(self, batches: list[Sequence[Message]]) -> Sequence[list[Added]]:
+        """Insert the messages of several callers, except for retries."""
+        messages = [message for batch in batches for message in batch]
+        earlier = await self.stored(messages)
+        new = [message for message, known in zip(messages, earlier, strict=True) if not known]
+        if new:
+            await self._conversations.touch(new)
+        inserted = iter(await self._insert(new) if new else [])
+        added = iter([known or next(inserted) for known in earlier])
+        await self._expect_lease()
+        return [[next(added) for _ in batch] for batch in batches]
+
+    async def _insert(self, messages: Sequence[Message]) -> list[Added]:
+        rejected: list[int] = []
+        try:
+            await self._call(self._messages.insert_many([to_document(message) for message in messages], ordered=False))
+        except BulkWriteError as error:
+            rejected = self._duplicates(error)
+        # The second of two messages with one id in a batch finds the first. If the driver repeated a write whose
+        # answer was lost, the message finds itself and is new.
+        documents = await self._durable([messages[index] for index in rejected])
+        if None in documents:  # not the id but the time is in use, by another server
+            raise self._call.incomplete()
+        earlier = dict(zip(rejected, documents, strict=True))
+        return [
+            earlier_message(earlier.get(index), message) or Added(message.time)
+            for index, message in enumerate(messages)
+        ]
+
+    async def _durable(self, messages: Sequence[Message]) -> list[Document | None]:
+        """Return for each message the document with its id, or None. The documents are durable."""
+        ids: dict[tuple[str, str], list[str]] = {}
+        for message in messages:
+            ids.setdefault((message.sender, message.receiver), []).append(message.id)
+        query = [
+            {"conv": conversation_key(sender, receiver), "from": sender, "mid": {"$in": mids}}
+            for (sender, receiver), mids in ids.items()
+        ]
+        documents = await self._call(self._messages.find({"$or": query}).to_list(None)) if query else []
+        if documents:
+            # A document that was only read may still be rolled back. A write waits until everything before it is
+            # journaled on a majority, even if it changes nothing.
+            there = {"_id": {"$in": [document["_id"] for document in documents]}}
+            confirmed = await self._call(self._messages.update_many(there, {"$unset": {"nothing": ""}}))
+            if confirmed.matched_count < len(documents):
+                raise StoreUnavailable(f"{self._call.name}: it rolled back what it had stored")
+        found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
+        return [found.get((conversation_key(m.sender, m.receiver), m.sender, m.id)) for m in messages]
+
+    def _duplicates(self, error: BulkWriteError) -> list[int]:
+        """Return which writes of a batch failed as duplicates. Raises StoreUnavailable if anything else failed."""
+        errors = error.details["writeErrors"]
+        if any(one["code"] != DUPLICATE_KEY for one in errors) or error.details.get("writeConcernErrors"):
+            raise self._call.incomplete() from error
+        return [one["index"] for one in errors]
+
+    async def _expect_lease(self) -> None:
+        if not await self._held():
+            raise StoreUnavailable(f"{self._call.name}: the lease was not renewed in time")
+
+    # --- shared by several methods
+
+    async def _page(
+        self, one: str, other: str, after: Int64, before: Int64, order: int, count: int, *, skip: int = 0
+    ) -> list[Message]:
+        query = {"conv": conversation_key(one, other), "deleted": False, "_id": {"$gt": after, "$lt": before}}
+        cursor = self._messages.find(query).sort("_id", order).skip(skip).limit(count)
+        return [to_message(document) for document in await self._call(cursor.to_list(count))]
+
+    async def _conversation(self, user: str, peer: str) -> Conversation | None:
+        last = await self._page(user, peer, EARLIEST, LATEST, -1, 1)
+        if not last:
+            return None
+        query = {**unread_messages(peer, user), "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+        unread = await self._call(self._messages.find(query, {"_id": 1}).limit(MAX_UNREAD).to_list(MAX_UNREAD))
+        return Conversation(peer, last[0], len(unread))
+
+    async def _mark_times(self, times: Sequence[Int64]) -> None:
+        await self._call(self._messages.update_many({"_id": {"$in": list(times)}}, {"$set": {"read": True}}))
+
+    async def _delete_first(self, conv: str, alternatives: Sequence[MessageKey]) -> MessageKey | None:
+        for sender, id in alternatives:
+            document = await self._call(self._messages.find_one({"conv": conv, "from": sender, "mid": id}))
+            if document is None:
+                continue
+            if document["deleted"]:
+                return None
+            change = {"deleted": True, "read": True, "digest": Binary(digest(document["text"]))}
+            result = await self._call(
+                self._messages.update_one(
+                    {"_id": document["_id"], "deleted": False}, {"$set": change, "$unset": {"text": ""}}
+                )
+            )
+            if result.modified_count:
+                await self._move_conversation(document)
+                return sender, id
+        return None
+
+    async def _move_conversation(self, deleted: Document) -> None:
+        """After a deletion, list the conversation at its newest remaining message, or hide it if there is none."""
+        one, other = deleted["from"], deleted["to"]
+        newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
+        last = newest[0].time if newest else -deleted["_id"]
+        await self._conversations.replace_last(one, other, deleted["_id"], last)
+
+    async def _remove(self, cursor: Any, limit: int) -> int:
+        """Remove the messages that a query finds, at most `limit`. Returns how many there were."""
+        times = [document["_id"] for document in await self._call(cursor.to_list(limit))]
+        if times:
+            await self._call(self._messages.delete_many({"_id": {"$in": times}}))
+        return len(times)
+
+    async def _remove_empty(self, before: int, limit: int) -> None:
+        """Remove old inboxes without messages. Deletions can move an inbox back in time, so each one is checked."""
+        for inbox in await self._conversations.older(before, limit):
+            conv = conversation_key(inbox["user"], inbox["peer"])
+            if await self._call(self._messages.find_one({"conv": conv}, {"_id": 1})) is None:
+                await self._conversations.remove([inbox["_id"]])
+
+    async def _expire_after(self, days: float) -> None:
+        """Let MongoDB remove messages by the date in `at`, because it cannot expire them by a number such as _id."""
+        indexes = await self._call(self._messages.index_information())
+        if EXPIRY in indexes:
+            await self._call(self._messages.drop_index(EXPIRY))
+        if days:
+            seconds = int(timedelta(days=days).total_seconds())
+            await self._call(self._messages.create_index("at", name=EXPIRY, expireAfterSeconds=seconds))
+
+
+async def connect(
+    config: MongoDBSettings, mongo: Any, timeout: float, days: float, held: Held, watch: StoreMetrics = NO_STORE_METRICS
+) -> MongoMessages:
+    """Open the message store of a database and create its indexes. Raises StoreUnavailable.
+
+    `timeout` in seconds bounds each call; messages expire after `days`, never if that is 0.
+    """
+    messages = MongoMessages(mongo[config.name], timeout, held, watch, address(config))
+    await messages.prepare(days)
+    await messages.ping()
+    return messages
