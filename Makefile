@@ -1,5 +1,5 @@
-# Each target prepares .venv by itself. It needs python3 (3.11 or later), its venv module and make.
-# make test PYTHON=python3.13 uses that Python, in a .venv of its own.
+# Each target prepares .venv automatically. Requirements: python3 (3.11 or later) with its venv module, and make.
+# make test PYTHON=python3.13 uses that Python in a separate venv, .venv-python3.13.
 PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
@@ -10,39 +10,40 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/python run.py
 
-# Several files at a time, one more than there are cores as tests often wait; the tests of one file in sequence. In the order of their names: the tests of the page, which
-# take longest, do not come last. The coverage data lie in a folder of their own, apart from those of another run.
+# One process more than there are cores, because tests often wait. The tests of one file run in sequence. Files run in
+# the order of their names, so the slowest ones (tests/browser) do not come last. A temporary folder for the coverage
+# data keeps concurrent runs apart.
 test: $(VENV)/.dev
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
 		$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder --durations=15 --cov --cov-report=term-missing
 
-# As on a machine without the optional programs: collects all tests, and runs the ones that need most of them.
+# As on a machine without the optional programs: collect all tests, and run those that need most of these programs.
 test-bare: $(VENV)/.dev
 	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q --collect-only > /dev/null
 	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q tests/browser tests/faults/test_redis.py tests/faults/test_tls.py
 
-# The long walk: clients at work on a server that is killed again and again, and a checker at the end.
-# It says its seed; SEED=n draws the same deeds again. STORES=servers needs mariadb-server and redis-server.
+# The soak test: clients use a server that is killed again and again; at the end, a checker compares the stores.
+# It prints its seed; SEED=n repeats the same actions. STORES=servers needs mariadb-server and redis-server.
 MINUTES ?= 30
 STORES ?= embedded
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --stores $(STORES) $(if $(SEED),--seed $(SEED))
 
-# RFC 6455 and 7692: every case of the Autobahn suite against an echo on the server's connection code.
+# RFC 6455 and 7692: all cases of the Autobahn suite, against an echo server with the connection code of chat_server.
 autobahn: $(VENV)/.dev
 	$(BIN)/python -m tests.autobahn
 
-# A million frames of rubbish, beside two who chat. It says its seed; SEED=n draws the same again.
+# A million random and invalid frames while two users chat. It prints its seed; SEED=n repeats the same frames.
 FRAMES ?= 1000000
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --frames $(FRAMES) $(if $(SEED),--seed $(SEED))
 
-# The sessions of many users end at once under their open sockets.
+# End the sessions of many users at the same moment, while their sockets are open.
 SOCKETS ?= 5000
 revoke: $(VENV)/.dev
 	$(BIN)/python -m tests.revoke --sockets $(SOCKETS)
 
-# What is served as /openapi.json, of docs/openapi.yaml: the server itself knows no YAML.
+# Convert docs/openapi.yaml to the file served as /openapi.json: the server has no YAML parser.
 openapi: $(VENV)/.dev
 	$(BIN)/python -c "import json, yaml; print(json.dumps(yaml.safe_load(open('docs/openapi.yaml')), indent=1))" > chat_server/api/openapi.json
 
@@ -55,7 +56,7 @@ lint: $(VENV)/.dev
 bandit: $(VENV)/.dev
 	$(BIN)/bandit -q -c bandit.yaml -r chat_server run.py
 
-# Asks PyPI what is known of the exact versions that are installed: it needs the network, and fails without an answer.
+# Ask PyPI for known vulnerabilities of the locked versions. It needs the network and fails without an answer.
 audit: bandit
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.txt
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.txt
@@ -71,11 +72,11 @@ bench: $(VENV)/.bench
 bench-full: $(VENV)/.bench
 	$(BIN)/python -m bench.goals
 
-# Renews docs/images, which the README shows. Needs chromium.
+# Renew docs/images, which the README shows. Needs chromium.
 screenshots: $(VENV)/.dev
 	$(BIN)/python -m tests.browser.screenshots
 
-# One lock file for all supported Pythons, from the bounds in setup.cfg. Pinned versions stay until
+# Write the lock files for all supported Pythons from the bounds in setup.cfg. Pinned versions stay until
 # `make lock UPGRADE=--upgrade`.
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--custom-compile-command "make lock" $(UPGRADE) setup.cfg
@@ -87,15 +88,15 @@ lock: $(VENV)/.dev
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info
 
-# The Python that made $(VENV) must be $(PYTHON): another one is made anew.
+# If $(VENV) was made with another Python than $(PYTHON), make it again.
 WHICH := import sys; print(sys.version, sys.base_prefix)
 ifneq ($(shell $(BIN)/python -c '$(WHICH)' 2>/dev/null),$(shell $(PYTHON) -c '$(WHICH)'))
-$(VENV)/pyvenv.cfg: anew
+$(VENV)/pyvenv.cfg: force
 endif
-.PHONY: anew
+.PHONY: force
 
 $(VENV)/pyvenv.cfg:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chat_server needs Python 3.11 or later; name one: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chat_server needs Python 3.11 or later; choose one, for example make PYTHON=python3.11")'
 	@echo "Preparing $(VENV) with $$($(PYTHON) --version), once ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 
@@ -107,11 +108,11 @@ $(VENV)/.run: requirements.txt $(VENV)/pyvenv.cfg
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
-	@echo "Installing the tools of the tests into $(VENV) (about a minute) ..."
+	@echo "Installing the test tools into $(VENV) (about a minute) ..."
 	@$(INSTALL) $<
 	@touch $@
 
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
-	@echo "Installing the tools of the measurements into $(VENV) ..."
+	@echo "Installing the benchmark tools into $(VENV) ..."
 	@$(INSTALL) $<
 	@touch $@
