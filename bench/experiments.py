@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from bench import databases, disruption_test, history, load, login_rate, many_sockets
-from bench.calls import profiling, read_profile, top_functions
+from bench.calls import FunctionCalls, profiling, read_profile, top_functions
 from bench.client import TIMEOUT
 from bench.disruptions import DISRUPTIONS
 from bench.overload import IN_FLIGHT_FACTOR, RECOVERED, RECOVERY_SECONDS, pair_names
@@ -30,7 +30,7 @@ STORE_COLUMNS = ("relay", "embedded", "databases", "stub")
 
 
 def pairs(args: argparse.Namespace) -> BenchReport:
-    """One-to-one: rate, CPU, latency and memory."""
+    """One-to-one: throughput, CPU, latency and memory."""
 
     def work(server: BenchServer, usage: ResourceUsage) -> Awaitable[load.LoadResult]:
         return load.pairs(server.url, pairs=args.pairs, window=usage, **_timing(args))
@@ -55,15 +55,8 @@ def calls(args: argparse.Namespace) -> BenchReport:
     for target in args.targets:
         figures: Figures = {}
         for in_flight in args.in_flight:
-            with _folder(args.data) as folder:
-                stats = (args.stats or folder).resolve() / f"{target}-{in_flight}.pstats"
-                with serving(target, folder, on_uvloop=args.uvloop, profile=stats) as server:
-                    timing = {"in_flight": in_flight, "seconds": args.seconds, "warm_up": args.warm_up}
-                    window = profiling(server.pid)
-                    work = load.pairs(server.url, pairs=args.pairs, window=window, **timing)
-                    result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
-                functions = read_profile(stats)
-            total = sum(one.calls for one in functions)
+            functions, result = _profile_pairs(args, target, in_flight)
+            total = sum(function.calls for function in functions)
             figures[f"calls/message, {in_flight} in flight"] = total / result.count
             report.add_errors(target, result.errors, result.problems)
             if args.top:
@@ -71,6 +64,19 @@ def calls(args: argparse.Namespace) -> BenchReport:
                 print(f"{top_functions(functions, result.count, args.top)}\n", flush=True)
         report.add(target, figures)
     return report
+
+
+def _profile_pairs(
+    args: argparse.Namespace, target: str, in_flight: int
+) -> tuple[list[FunctionCalls], load.LoadResult]:
+    """Put the load of `pairs` on one target under the profiler; return the functions that it called."""
+    with _folder(args.data) as folder:
+        stats = (args.stats or folder).resolve() / f"{target}-{in_flight}.pstats"
+        with serving(target, folder, on_uvloop=args.uvloop, profile=stats) as server:
+            timing = {"in_flight": in_flight, "seconds": args.seconds, "warm_up": args.warm_up}
+            work = load.pairs(server.url, pairs=args.pairs, window=profiling(server.pid), **timing)
+            result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
+        return read_profile(stats), result
 
 
 def group(args: argparse.Namespace) -> BenchReport:
