@@ -1,0 +1,59 @@
+"""The tables of users and messages. A released step never changes."""
+
+from chat_server.utils.sqlite import Schema
+
+USERS_SCHEMA = Schema(
+    "users",
+    (
+        "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        "ALTER TABLE users ADD COLUMN state INTEGER NOT NULL DEFAULT 0",
+    ),
+)
+
+# messages:
+#   time   the key: unique and increasing, so that a page is a range of an index
+#   conv   the number of the conversation: the time of its first message
+#   side   the sender: 0 for the lesser name of the pair, 1 for the greater
+#   text   the text; for a deleted message its salted digest, a blob
+# conversations: one row per user and peer
+#   last   the time of the newest message; negative once all messages are deleted, so that op 7 does not read the row
+# batches: inserting the rows of both tables here, as JSON, stores a whole batch with one statement
+MESSAGES_SCHEMA = Schema(
+    "messages",
+    (
+        """CREATE TABLE messages (
+            time INTEGER PRIMARY KEY,
+            conv INTEGER NOT NULL,
+            side INTEGER NOT NULL,
+            id TEXT NOT NULL,
+            text ANY NOT NULL,
+            read INTEGER NOT NULL DEFAULT 0,
+            deleted INTEGER NOT NULL DEFAULT 0
+        ) STRICT""",
+        "CREATE UNIQUE INDEX messages_by_id ON messages (conv, side, id)",
+        "CREATE INDEX messages_by_time ON messages (conv, deleted, time)",
+        "CREATE INDEX messages_unread ON messages (conv, side, time) WHERE read = 0",
+        """CREATE TABLE conversations (
+            user TEXT NOT NULL,
+            peer TEXT NOT NULL,
+            conv INTEGER NOT NULL,
+            side INTEGER NOT NULL,
+            last INTEGER NOT NULL,
+            PRIMARY KEY (user, peer)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX conversations_by_time ON conversations (user, last)",
+        "CREATE INDEX conversations_by_number ON conversations (conv)",
+        "CREATE VIEW batches (messages, conversations) AS SELECT NULL, NULL",
+        """CREATE TRIGGER batches_stored INSTEAD OF INSERT ON batches BEGIN
+            INSERT INTO messages (time, conv, side, id, text)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.messages);
+            INSERT INTO conversations (user, peer, conv, side, last)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.conversations)
+                WHERE true ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last);
+        END""",
+        """UPDATE conversations SET last = -last WHERE last > 0
+            AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = conversations.conv AND deleted = 0)""",
+    ),
+)

@@ -1,0 +1,63 @@
+"""The SQL of the message store."""
+
+_COLUMNS = "time, side, id, text, read"
+_NEWEST = "SELECT time FROM messages WHERE conv = {conv} AND deleted = {deleted} ORDER BY time DESC LIMIT 1"
+
+CONVERSATION = "SELECT conv FROM conversations WHERE user = ? AND peer = ?"
+BY_ID = "SELECT time, text, read FROM messages WHERE conv = ? AND side = ? AND id = ?"
+
+# --- pages
+
+PAGE_COLUMNS = _COLUMNS
+PAGE = f"SELECT {_COLUMNS} FROM messages WHERE conv = ? AND deleted = 0 "  # noqa: S608 - constants only
+UNREAD = """SELECT time, id, text FROM messages
+    WHERE conv = ? AND side = ? AND read = 0 AND time > ? ORDER BY time LIMIT ?"""
+RECENT = "SELECT time, side FROM messages WHERE conv = ? AND deleted = ? ORDER BY time DESC LIMIT ?"
+LISTED_COLUMNS = f"peer, {_COLUMNS}, unread"
+LISTED = f"""SELECT peer, m.time, m.side, m.id, m.text, m.read, (SELECT count(*) FROM
+            (SELECT 1 FROM messages WHERE conv = c.conv AND side = 1 - c.side AND read = 0 LIMIT ?)) AS unread
+    FROM conversations c CROSS JOIN messages m
+    WHERE user = ? AND last > 0 AND last < ? AND m.time = ({_NEWEST.format(conv="c.conv", deleted=0)})
+    ORDER BY last DESC LIMIT ?"""  # noqa: S608
+
+# --- marks and deletions
+
+BY_KEYS_COLUMNS = "time, side, id, read, deleted"
+BY_KEYS = """SELECT time, side, m.id AS id, read, deleted FROM json_each(?) AS n CROSS JOIN messages AS m
+    WHERE conv = ? AND side = json_extract(n.value, '$[0]') AND m.id = json_extract(n.value, '$[1]') LIMIT 1000"""
+UNREAD_TIMES = """SELECT json_group_array(time) FROM messages
+    WHERE time IN (SELECT value FROM json_each(?)) AND read = 0"""
+MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each(?))"
+# After a deletion the conversation is listed at its newest message. Without messages it is hidden where it was.
+UPDATE_AFTER_DELETION = f"""UPDATE conversations SET
+    last = coalesce(({_NEWEST.format(conv="?1", deleted=0)}), -last) WHERE conv = ?1 AND last = ?2"""  # noqa: S608
+PURGE = """DELETE FROM messages WHERE time IN
+    (SELECT time FROM messages WHERE time < ? ORDER BY time LIMIT ?) RETURNING conv"""
+REMOVE_IF_EMPTY = """DELETE FROM conversations
+    WHERE conv = ?1 AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = ?1)"""
+HIDE_IF_DELETED = """UPDATE conversations SET last = -last
+    WHERE conv = ?1 AND last > 0 AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = ?1 AND deleted = 0)"""
+
+# --- adding
+
+MESSAGES, ON_USED_ID = "messages (time, conv, side, id, text)", "(conv, side, id) DO NOTHING"
+CONVERSATIONS = "conversations (user, peer, conv, side, last)"
+ON_LISTED = "(user, peer) DO UPDATE SET last = max(last, excluded.last)"
+ADD_BATCH = "INSERT INTO batches (messages, conversations) VALUES (?, ?)"
+
+# --- migration
+
+_RANGE = f"""SELECT * FROM (SELECT {_COLUMNS} FROM messages
+    WHERE conv = ?1 AND deleted = {{}} AND time > ?2 AND time <= ?3 ORDER BY time LIMIT ?4)"""  # noqa: S608
+RECORDS = " UNION ALL ".join(_RANGE.format(deleted) for deleted in (0, 1)) + " ORDER BY time LIMIT ?4"
+PAIRS = """SELECT user, peer FROM conversations
+    WHERE (user, peer) > (?, ?) AND user < peer ORDER BY user, peer LIMIT ?"""
+PUT = """INSERT INTO messages (time, conv, side, id, text, read, deleted) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (time) DO UPDATE SET text = excluded.text, read = excluded.read, deleted = excluded.deleted
+        WHERE conv = excluded.conv AND side = excluded.side AND id = excluded.id"""
+OTHER_PAIR = "SELECT 1 FROM conversations WHERE conv = ? AND user < peer AND (user, peer) != (?, ?)"
+UPDATE_LAST = f"""UPDATE conversations SET last = coalesce(
+    ({_NEWEST.format(conv="?1", deleted=0)}), -({_NEWEST.format(conv="?1", deleted=1)}), last)
+    WHERE conv = ?1"""  # noqa: S608
+# The number of a conversation is the time of a message that may no longer exist.
+USED_TIME = "SELECT 1 FROM messages WHERE time = ?1 UNION ALL SELECT 1 FROM conversations WHERE conv = ?1"
