@@ -1,5 +1,7 @@
 """Unicode's Default_Ignorable_Code_Point: characters that are usually displayed as nothing at all."""
 
+import re
+
 # From DerivedCoreProperties.txt, identical from Unicode 14 to 17. Python's unicodedata lacks this property. The ranges
 # include the code points that Unicode reserves for future characters of this kind, so new versions do not change them.
 _RANGES = (
@@ -22,7 +24,9 @@ _RANGES = (
     (0xE0000, 0xE0FFF),  # tags, variation selectors, reserved
 )
 
+_INVISIBLE = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _RANGES) + "]")
+
 
 def has_invisible(text: str) -> bool:
     """Whether `text` contains a Default_Ignorable_Code_Point."""
-    return not text.isascii() and any(first <= ord(char) <= last for char in text for first, last in _RANGES)
+    return _INVISIBLE.search(text) is not None
