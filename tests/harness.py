@@ -34,8 +34,10 @@ PASSWORD = "secret1"
 NODE = str(Path(playwright.__file__).with_name("driver") / "node")
 # The longest wait, in seconds, for an expected event. It is generous because a busy machine is slow.
 TIMEOUT = 60.0
+# The environment of a child process without coverage, which takes CPU time.
+UNCOUNTED_ENVIRON = {"PATH": os.environ["PATH"]}
 # The environment of a child process: only PATH and the variables that coverage needs to measure the process.
-CLEAN_ENVIRON = {key: value for key, value in os.environ.items() if key == "PATH" or key.startswith("COVERAGE_")}
+CLEAN_ENVIRON = UNCOUNTED_ENVIRON | {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
 # Cheap password hashes, and no limits: a test of a limit sets it.
 DEFAULTS = {
     "HttpPort": 0,
@@ -303,7 +305,7 @@ async def subprocess_server(
             str(config),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env={**(CLEAN_ENVIRON if coverage else {"PATH": CLEAN_ENVIRON["PATH"]}), **(stores or {})},
+            env={**(CLEAN_ENVIRON if coverage else UNCOUNTED_ENVIRON), **(stores or {})},
         )
     assert child.stdout
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from tests import api_schemas
 from tests.e2e.answers import ask
-from tests.harness import CLEAN_ENVIRON, ROOT, TIMEOUT, ServerHandle, subprocess_server
+from tests.harness import ROOT, TIMEOUT, UNCOUNTED_ENVIRON, ServerHandle, subprocess_server
 
 # Not part of what schemathesis asks for: an upgrade, without which this address is always 426.
 CONFIG = """
@@ -58,7 +58,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             *("-H", f"Authorization: Bearer {server.tokens['1']}"),
         ]
         program = str(Path(sys.executable).with_name("st"))
-        environ = {**CLEAN_ENVIRON, "PYTHONPATH": str(ROOT)}
+        environ = {**UNCOUNTED_ENVIRON, "PYTHONPATH": str(ROOT)}
         run = await asyncio.create_subprocess_exec(
             program,
             *command,

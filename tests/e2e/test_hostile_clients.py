@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests import raw
-from tests.harness import ROOT, ChatClient, SubprocessServer, subprocess_server
+from tests.harness import ROOT, UNCOUNTED_ENVIRON, ChatClient, SubprocessServer, subprocess_server
 
 MIB = 1 << 20
 MOST_MIB = {1: 32, 20: 64}  # that the server may grow by, for so many connections
@@ -91,6 +91,7 @@ async def attacked(server: SubprocessServer, attack: Attack, connections: int) -
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
+        env=UNCOUNTED_ENVIRON,
     )
     assert flood.stdin
     assert flood.stdout
