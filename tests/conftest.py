@@ -56,6 +56,5 @@ def _missing(config: pytest.Config) -> str:
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
     """Run a server with the users 1 and 2, who have not written to each other."""
-    async with serving(tmp_path) as server:
-        await server.add_users("1", "2")
+    async with serving(tmp_path, users=("1", "2")) as server:
         yield server

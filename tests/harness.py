@@ -1,7 +1,6 @@
 """The server and the client that all tests share. Both use real sockets, and the calls follow the protocol.
 
-async with serving(tmp_path, StrangerLimit=2) as server:
-    await server.add_users("1", "2")
+async with serving(tmp_path, users=("1", "2"), StrangerLimit=2) as server:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         ack = await one.send("m1\\nhello")
         assert (await two.receive())["content"] == "m1\\nhello"
@@ -13,10 +12,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import playwright
@@ -60,13 +59,17 @@ class ManualClock(Clock):
 
 
 async def wait_until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str = "") -> None:
-    """Wait until `condition` returns True; raise TimeoutError after TIMEOUT."""
-    async with asyncio.timeout(TIMEOUT):
-        while True:
-            held = condition()
-            if held if isinstance(held, bool) else await held:
-                return
-            await asyncio.sleep(0.01)
+    """Wait until `condition` returns True. After TIMEOUT, raise TimeoutError with `what` in its note."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                held = condition()
+                if held if isinstance(held, bool) else await held:
+                    return
+                await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        error.add_note(f"while waiting for: {what or condition}")
+        raise
 
 
 def _request(op_type: int, content: str, keys: Mapping[str, Any]) -> str:
@@ -215,16 +218,23 @@ class ServerHandle:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, clock: Clock | None = None, *, stores: Mapping[str, str] | None = None, **settings: Any
+    folder: Path,
+    clock: Clock | None = None,
+    *,
+    users: Sequence[str] = (),
+    stores: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[ServerHandle]:
-    """Run a server in this process, on a free port, with its data in `folder`.
+    """Run a server in this process, on a free port, with its data in `folder`. Register and log in `users`.
 
     `stores` contains environment variables that select other stores, such as CHAT_REDIS_REDISDB.
     """
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in {**DEFAULTS, **settings}.items()}
     environ |= {"CHAT_SERVICE_DATADIR": str(folder), **(stores or {})}
     async with app.serving(conf.load(None, environ), clock) as (host, port):
-        yield ServerHandle(host, port)
+        server = ServerHandle(host, port)
+        await server.add_users(*users)
+        yield server
 
 
 class SubprocessServer(ServerHandle):
@@ -267,6 +277,29 @@ async def run_py(
     )
 
 
+class CommandResult(NamedTuple):
+    """The exit code and the output of a command."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+async def run_command(
+    *arguments: str | Path, environ: Mapping[str, str] | None = None, typed: str = "", timeout: float = TIMEOUT
+) -> CommandResult:
+    """Run `python run.py` to its end; kill it after `timeout` seconds. `typed` is its standard input."""
+    child = await run_py(*map(str, arguments), environ=environ, stdin=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(timeout):
+            out, err = await child.communicate(typed.encode())
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    return CommandResult(child.returncode, out.decode(), err.decode())
+
+
 def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
     """Return a `prefix` that runs run.py unchanged except for a lease of `seconds`."""
     launcher = folder / "launcher.py"
@@ -282,6 +315,7 @@ def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
 async def subprocess_server(
     folder: Path,
     *,
+    users: Sequence[str] = (),
     prefix: tuple[str, ...] = (),
     stores: Mapping[str, str] | None = None,
     coverage: bool = True,
@@ -289,8 +323,9 @@ async def subprocess_server(
 ) -> AsyncIterator[SubprocessServer]:
     """Run a server in its own process with its data in `folder`; kill it at the end if it still runs.
 
-    `stores` contains environment variables that select other stores. `prefix` is a command that runs it (strace).
-    `coverage=False` saves the CPU time of the measurement. The log is in folder/../server.log.
+    `users` are registered and logged in. `stores` contains environment variables that select other stores.
+    `prefix` is a command that runs the server, such as strace. `coverage=False` saves the CPU time of the measurement.
+    The log is in folder/../server.log.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
@@ -313,7 +348,9 @@ async def subprocess_server(
             ready = (await child.stdout.readline()).decode()
         match = re.search(r"ready.*http://(\S+):(\d+)", ready)  # text, or JSON in release mode
         assert match, (ready, log.read_text())
-        yield SubprocessServer(match[1], int(match[2]), child, log)
+        server = SubprocessServer(match[1], int(match[2]), child, log)
+        await server.add_users(*users)
+        yield server
     finally:
         if child.returncode is None:
             child.send_signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ from playwright.async_api import Browser, ViewportSize, expect
 from tests.browser.person import Window, at_a_browser, person
 from tests.browser.proxy import door
 from tests.browser.views import ME, full, views
-from tests.e2e.answers import sql
+from tests.e2e.http_helpers import sql
 from tests.harness import PASSWORD, ServerHandle, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser

@@ -463,6 +463,7 @@ async def test_a_message_is_deleted_once_for_both_and_only_there(messages: Messa
 
 
 async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, writer: Writer) -> None:
+    """A retry is acknowledged, but not stored or delivered."""
     [first] = await writer.add("m")
     await messages.delete("1", "2", [[("1", "m")]])
     assert await messages.add([writer.message("m", first.text), writer.message("m", "other")]) == [

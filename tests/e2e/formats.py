@@ -1,4 +1,4 @@
-"""Hooks for schemathesis: values of the formats that docs/openapi.yaml names, by the rules of the code."""
+"""Hooks for schemathesis: valid values of the formats in docs/openapi.yaml, generated with the server's own rules."""
 
 import schemathesis
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Peers that do not read, that send without end, that vanish: bounds, and what is given back (protocol section 2)."""
+"""Clients that stop reading, send without end or vanish: limits and released resources (protocol section 2)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,41 +13,41 @@ from tests import raw
 from tests.harness import TIMEOUT, ChatClient, ServerHandle, SubprocessServer, serving, subprocess_server, wait_until
 
 TEXT = "x" * 16000
-# So many messages of that size are more than may wait for a reader that has stopped, wherever they wait.
+# The number of such messages that exceeds all buffers on the way to a stopped reader.
 MANY = (raw.MAX_KERNEL_BYTES + 2_000_000) // len(TEXT)
 MIB = 1 << 20
 
 
 @asynccontextmanager
-async def open_house(folder: Path, *users: str, **settings: Any) -> AsyncIterator[ServerHandle]:
-    """A server in this process without a limit between these users."""
-    async with serving(folder, StrangerLimit=0, **settings) as server:
-        await server.add_users(*users)
+async def open_server(folder: Path, *users: str, **settings: Any) -> AsyncIterator[ServerHandle]:
+    """Run a server in this process with these users and without a contact limit."""
+    async with serving(folder, users=users, StrangerLimit=0, **settings) as server:
         yield server
 
 
 def memory(server: SubprocessServer) -> int:
-    """The server's resident memory, in bytes."""
+    """Return the resident memory of the server in bytes."""
     pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
     return pages * 4096
 
 
 async def page(two: raw.RawSocket, count: int) -> None:
-    """Read a page of `count` messages to its end."""
+    """Read a complete page of `count` messages."""
     assert [(await two.receive()).get("id") for _ in range(count)] == [f"m{n}" for n in range(count)]
     assert (await two.receive())["content"] == str(count)
 
 
-# --- readers that stop
+# --- clients that stop reading
 
 
-async def test_a_page_and_op_3_wait_for_a_reader_that_stopped_and_go_on_when_it_reads(tmp_path: Path) -> None:
-    async with open_house(tmp_path, "1", "2") as server:
+async def test_pages_wait_for_a_stopped_reader_and_then_continue(tmp_path: Path) -> None:
+    """Both op 2 and op 3 continue when the client reads again."""
+    async with open_server(tmp_path, "1", "2") as server:
         await raw.store_messages(server, "1", "2", MANY)
         async with raw.chat(server, "2", to="1", buffer=4096) as two, server.chat("1", to="2") as one:
             await two.write(raw.request(3) + raw.request(2, "-200") + raw.request(3) + raw.request(7, "-1"))
             await two.wait_stalled()
-            assert (await one.answer(7, "-1"))["op_type"] == 40023  # others do not wait
+            assert (await one.answer(7, "-1"))["op_type"] == 40023  # other users are not delayed
             await page(two, MANY)
             newest = [f"m{n}" for n in range(MANY)][-200:]
             assert [(await two.receive()).get("id") for _ in range(len(newest) + 1)] == [*newest, None]
@@ -56,7 +56,7 @@ async def test_a_page_and_op_3_wait_for_a_reader_that_stopped_and_go_on_when_it_
 
 
 async def test_many_short_pages_wait_for_the_reader_like_a_long_one(tmp_path: Path) -> None:
-    async with open_house(tmp_path, "1", "2") as server:
+    async with open_server(tmp_path, "1", "2") as server:
         await raw.store_messages(server, "1", "2", 20, "x" * 1000)
         count = 2 * MANY * len(TEXT) // (20 * 1000)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
@@ -67,12 +67,13 @@ async def test_many_short_pages_wait_for_the_reader_like_a_long_one(tmp_path: Pa
             await asking
 
 
-async def test_a_page_never_closes_a_socket_however_small_outbox_bytes_is(tmp_path: Path) -> None:
-    text = "\x01" * 16384  # JSON makes six bytes of one
+async def test_a_page_never_closes_a_socket_with_a_small_outbox(tmp_path: Path) -> None:
+    """The smallest OutboxBytes that the configuration accepts."""
+    text = "\x01" * 16384  # JSON encodes each of these bytes as six
     with pytest.raises(conf.ConfigError, match="OutboxBytes") as refused:
         conf.load(None, {"CHAT_SERVICE_OUTBOXBYTES": "4096"})
     least = int(str(refused.value).rpartition("at least ")[2])
-    async with open_house(tmp_path, "1", "2", OutboxBytes=least, MaxFrameBytes=131072) as server:
+    async with open_server(tmp_path, "1", "2", OutboxBytes=least, MaxFrameBytes=131072) as server:
         await raw.store_messages(server, "1", "2", MANY, text)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
@@ -80,9 +81,8 @@ async def test_a_page_never_closes_a_socket_however_small_outbox_bytes_is(tmp_pa
             await page(two, MANY)
 
 
-async def test_memory_stays_bounded_while_many_readers_stop_in_a_long_page(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
-        await server.add_users("1", "2")
+async def test_memory_stays_bounded_while_many_readers_stop(tmp_path: Path) -> None:
+    async with subprocess_server(tmp_path / "data", users=("1", "2"), StrangerLimit=0) as server:
         await raw.store_messages(server, "1", "2", MANY)
         before = memory(server)
         sockets = [raw.chat(server, "2", to="1", buffer=4096) for _ in range(20)]
@@ -93,37 +93,39 @@ async def test_memory_stays_bounded_while_many_readers_stop_in_a_long_page(tmp_p
         grown = memory(server) - before
         for one in sockets:
             await one.__aexit__(None, None, None)
-        assert grown < 100 * MIB  # all that is unread would be 120 MB and more for the frames alone
+        assert grown < 100 * MIB  # the frames of all unread messages would take more than 120 MB
 
 
-async def test_live_messages_over_outbox_bytes_close_with_1013_but_a_reader_that_reads_gets_any_number(
+async def test_live_messages_over_outbox_bytes_close_with_1013(
     tmp_path: Path,
 ) -> None:
-    async with open_house(tmp_path, "1", "2", OutboxBytes=262144) as server:
+    """A socket that reads in time gets the same messages; the closed one leaves them unread."""
+    async with open_server(tmp_path, "1", "2", OutboxBytes=262144) as server:
         async with raw.chat(server, "2", buffer=4096) as slow, raw.chat(server, "2") as quick:
             await asyncio.gather(raw.store_messages(server, "1", "2", MANY), received(quick, MANY))
-            assert await slow.wait_closed() in (1013, None)  # None: it was too late for the close frame
+            assert await slow.wait_closed() in (1013, None)  # None: the close frame no longer fitted into the buffers
         async with raw.chat(server, "2", to="1") as two:
             await two.put(3)
             await page(two, MANY)
 
 
 async def received(two: raw.RawSocket, count: int) -> None:
-    """Read so many live messages, answering no ping."""
+    """Read `count` live messages without answering pings."""
     assert [(await two.receive())["id"] for _ in range(count)] == [f"m{n}" for n in range(count)]
 
 
-# --- senders without end
+# --- clients that send without end
 
 
-async def test_a_sender_that_never_reads_its_answers_is_stopped_and_its_neighbours_chat_on(tmp_path: Path) -> None:
+async def test_a_sender_that_never_reads_is_stopped(tmp_path: Path) -> None:
+    """Meanwhile other users continue to chat."""
     async with (
-        open_house(tmp_path, "1", "2", "3", OutboxBytes=262144) as server,
+        open_server(tmp_path, "1", "2", "3", OutboxBytes=262144) as server,
         server.chat("3", to="2") as three,
         server.chat("2") as two,
         raw.chat(server, "1", to="2", buffer=4096) as one,
     ):
-        # Each answer names all that was not found, so that there is soon much to read.
+        # Each answer lists all ids that were not found, so the unread data grows fast.
         marks = raw.request(4, "\n".join(f"{n:064}" for n in range(200))) + raw.request(1, "m1\nhello")
         sending = asyncio.create_task(until_cut(one, marks * 10))
         chats = 0
@@ -138,7 +140,7 @@ async def test_a_sender_that_never_reads_its_answers_is_stopped_and_its_neighbou
 
 
 async def until_cut(one: raw.RawSocket, data: bytes) -> None:
-    """Send `data` again and again until the server has ended the connection."""
+    """Send `data` repeatedly until the server ends the connection."""
     with suppress(ConnectionError):
         async with asyncio.timeout(3 * TIMEOUT):
             while True:
@@ -146,56 +148,56 @@ async def until_cut(one: raw.RawSocket, data: bytes) -> None:
 
 
 async def test_a_client_is_not_read_while_its_own_requests_wait(tmp_path: Path) -> None:
-    async with open_house(tmp_path, "1", "2") as server:
+    async with open_server(tmp_path, "1", "2") as server:
         await raw.store_messages(server, "1", "2", MANY)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
             await two.wait_stalled()
             frames = [raw.request(1, f"r{n:04}\n{TEXT}") for n in range(2000)]
             size = len(frames[0])
-            taken = await two.flood(b"".join(frames), 2000 * size)
-            assert taken < 1900 * size  # the kernel has some, and the server little
+            sent_bytes = await two.flood(b"".join(frames), 2000 * size)
+            assert sent_bytes < 1900 * size  # the rest is in the kernel's buffers and, to a small part, in the server
             await page(two, MANY)
-            assert [(await two.answer())["id"] for _ in range(taken // size)] == [
-                f"r{n:04}" for n in range(taken // size)
+            assert [(await two.answer())["id"] for _ in range(sent_bytes // size)] == [
+                f"r{n:04}" for n in range(sent_bytes // size)
             ]
 
 
-# --- peers that vanish
+# --- clients that vanish
 
 
 async def idle(one: raw.RawSocket) -> None:
-    """Nothing under way."""
+    """No request is in progress."""
 
 
 async def half_a_frame(one: raw.RawSocket) -> None:
-    """In the middle of a frame."""
+    """The client has sent half a frame."""
     await one.write(raw.request(1, "half")[:20])
 
 
 async def in_a_page(one: raw.RawSocket) -> None:
-    """The server waits for it to read."""
+    """The server waits for the client to read a page."""
     await one.put(3, to="2")
     await one.wait_stalled()
 
 
 async def in_a_burst(one: raw.RawSocket) -> None:
-    """Requests wait to be answered."""
+    """Requests wait for their answers."""
     await one.write(b"".join(raw.request(1, f"burst{n}\nhello") for n in range(1000)))
 
 
 async def throttled(one: raw.RawSocket) -> None:
-    """The server waits before it reads on."""
+    """The server delays the next read because the client sends too fast."""
     await one.write(raw.frame(b"", raw.PING) * 10000)
 
 
 async def closing(one: raw.RawSocket) -> None:
-    """Closed by the server, and the close frame not answered."""
+    """The server has closed the socket, and the client does not answer the close frame."""
     await one.write(raw.frame(b"", raw.BINARY))
 
 
-async def unproven(one: raw.RawSocket) -> None:
-    """A delivered message waits for its pong."""
+async def unconfirmed(one: raw.RawSocket) -> None:
+    """A delivered message waits for the pong that confirms it."""
 
 
 WAYS: dict[str, Callable[[raw.RawSocket], None]] = {
@@ -206,37 +208,37 @@ WAYS: dict[str, Callable[[raw.RawSocket], None]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_nothing_is_left_of_sockets_that_vanish(tmp_path: Path, way: str) -> None:
-    states = [idle, half_a_frame, in_a_burst, throttled, closing, unproven]
-    if way != "half-close":  # then it may read on, until the heartbeat says that it does not: test_heartbeat.py
+async def test_vanished_sockets_leak_nothing(tmp_path: Path, way: str) -> None:
+    states = [idle, half_a_frame, in_a_burst, throttled, closing, unconfirmed]
+    if way != "half-close":  # a half-closed client may still read until the heartbeat fails: test_heartbeat.py
         states.append(in_a_page)
-    async with open_house(tmp_path, "1", "2", "3", FramesPerSecond=2000, FramesBurst=2000) as server:
+    async with open_server(tmp_path, "1", "2", "3", FramesPerSecond=2000, FramesBurst=2000) as server:
         await raw.store_messages(server, "2", "1", MANY)
         async with server.chat("2", to="1", max_queue=None) as two, server.chat("3") as three:
-            await settled(two)
+            await wait_settled(two)
             before = asyncio.all_tasks()
             for state in states:
                 async with raw.chat(server, "1", to="2", buffer=4096) as one:
-                    if state is unproven:
+                    if state is unconfirmed:
                         assert (await two.send("hello"))["op_type"] == 40018
                     await state(one)
                     WAYS[way](one)
                     await raw.wait_offline(two)
                     assert (await three.answer(6, "hello"))["content"] == "1"  # user 2
-                    while (await two.receive())["from"] != "3":  # those of the burst come first
+                    while (await two.receive())["from"] != "3":  # the messages of the burst come first
                         pass
                 await wait_until(lambda: asyncio.all_tasks() <= before, state.__name__)
 
 
-async def settled(chat: ChatClient) -> None:
-    """Wait until all is done that a request of this socket began."""
+async def wait_settled(chat: ChatClient) -> None:
+    """Wait until the server has finished all work that this socket caused."""
     await chat.answer(7, "-1")
     await chat.expect_nothing()
 
 
-async def test_nothing_is_left_of_clients_that_vanish_while_they_connect(tmp_path: Path) -> None:
-    async with open_house(tmp_path, "1", "2", SocketsPerUser=2) as server, server.chat("2", to="1") as two:
-        await settled(two)
+async def test_clients_that_vanish_while_connecting_leak_nothing(tmp_path: Path) -> None:
+    async with open_server(tmp_path, "1", "2", SocketsPerUser=2) as server, server.chat("2", to="1") as two:
+        await wait_settled(two)
         before = asyncio.all_tasks()
         upgrade = raw.upgrade(server, "1")
         for _ in range(10):
@@ -246,13 +248,13 @@ async def test_nothing_is_left_of_clients_that_vanish_while_they_connect(tmp_pat
                 raw.RawSocket(sock, "1").reset()
         await raw.wait_offline(two)
         await wait_until(lambda: asyncio.all_tasks() <= before)
-        async with server.chat("1"), server.chat("1"):  # and no place is taken
+        async with server.chat("1"), server.chat("1"):  # no place under SocketsPerUser is in use
             pass
 
 
-async def test_a_user_who_comes_and_goes_two_hundred_times_leaves_nothing(tmp_path: Path) -> None:
-    async with open_house(tmp_path, "1", "2") as server, server.chat("2", to="1") as two:
-        await settled(two)
+async def test_two_hundred_connects_and_resets_leak_nothing(tmp_path: Path) -> None:
+    async with open_server(tmp_path, "1", "2") as server, server.chat("2", to="1") as two:
+        await wait_settled(two)
         before = asyncio.all_tasks()
         for _ in range(200):
             async with raw.chat(server, "1", to="2") as one:

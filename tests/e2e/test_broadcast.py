@@ -1,4 +1,4 @@
-"""Op 6: to everybody online (protocol section 2)."""
+"""Op 6: broadcasts to all online users (protocol section 2)."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,9 +11,8 @@ from tests.harness import ChatClient, Frame, ManualClock, ServerHandle, serving,
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1 to 4."""
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3", "4")
+    """A server with the users 1 to 4 and without a contact limit."""
+    async with serving(tmp_path, users=("1", "2", "3", "4"), StrangerLimit=0) as server:
         yield server
 
 
@@ -22,14 +21,14 @@ def short(frame: Frame) -> tuple[int, str, str | None]:
 
 
 async def refused(chat: ChatClient, content: str) -> str:
-    """Why the message to everybody was refused."""
+    """Return the reason why the server refuses this broadcast."""
     frame = await chat.answer(6, content)
     assert (frame["op_type"], frame["from"]) == (40008, "System")
-    why: str = frame["reason"]
-    return why
+    reason: str = frame["reason"]
+    return reason
 
 
-async def test_it_reaches_every_other_user_who_is_online_on_every_socket(server: ServerHandle) -> None:
+async def test_a_broadcast_reaches_all_sockets_of_all_other_users(server: ServerHandle) -> None:
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(server.chat("1", to="2"))
         others = [await stack.enter_async_context(server.chat(user)) for user in ("2", "2", "3")]
@@ -54,13 +53,14 @@ async def test_the_answer_says_how_many_users_it_reached(server: ServerHandle) -
         async with server.chat("2"), server.chat("3"), server.chat("3"), server.chat("1"):
             assert short(await one.answer(6, "hello")) == (40009, "2", None)
 
-        async def alone() -> bool:
+        async def nobody_else_is_online() -> bool:
             return short(await one.answer(6, "hello")) == (40009, "0", None)
 
-        await wait_until(alone)
+        await wait_until(nobody_else_is_online)
 
 
-async def test_of_the_sender_s_sockets_only_the_other_sync_ones_hear_it(server: ServerHandle) -> None:
+async def test_a_broadcast_reaches_the_sender_s_other_sync_sockets(server: ServerHandle) -> None:
+    """The sender's plain sockets and the sending socket do not receive it."""
     async with (
         server.chat("1", to="2", sync=True) as one,
         server.chat("1", to="2", sync=True) as sync,
@@ -77,7 +77,7 @@ async def test_of_the_sender_s_sockets_only_the_other_sync_ones_hear_it(server: 
         await plain.expect_nothing()
 
 
-async def test_it_is_not_stored(server: ServerHandle) -> None:
+async def test_a_broadcast_is_not_stored(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.answer(6, "hello")
         await two.receive()
@@ -88,7 +88,7 @@ async def test_it_is_not_stored(server: ServerHandle) -> None:
             await late.expect_nothing()
 
 
-async def test_all_of_the_content_is_the_text(server: ServerHandle) -> None:
+async def test_the_whole_content_of_a_broadcast_is_its_text(server: ServerHandle) -> None:
     async with server.chat("1") as one, server.chat("2") as two:
         for content in ("a\nb", "no id!\nhello", "\nhello", "\n", "\0", "אבג", "😀", "名" * 5461 + "a"):
             assert short(await one.answer(6, content)) == (40009, "1", None)
@@ -97,45 +97,50 @@ async def test_all_of_the_content_is_the_text(server: ServerHandle) -> None:
             assert "id" not in frame
 
 
-async def test_an_empty_text_or_one_that_is_too_long_is_refused(server: ServerHandle) -> None:
+async def test_an_empty_or_too_long_broadcast_is_refused(server: ServerHandle) -> None:
     async with server.chat("1") as one, server.chat("2") as two:
         assert await refused(one, "") == "empty"
         assert await refused(one, "名" * 5461 + "ab") == "too_long"
         await two.expect_nothing()
 
 
-async def test_to_plays_no_part_in_it(server: ServerHandle) -> None:
+async def test_a_broadcast_ignores_to(server: ServerHandle) -> None:
     async with server.chat("1", to="3") as one, server.chat("2") as two:
         frame = await one.answer(6, "hello", to="2")
         assert short(frame) == (40009, "1", None)
         assert (await two.receive())["to"] == "ALL"
 
 
-async def test_a_user_may_send_broadcasts_per_minute_of_them_from_all_his_sockets(tmp_path: Path) -> None:
+async def test_broadcasts_per_minute_counts_all_sockets_of_a_user(tmp_path: Path) -> None:
     clock = ManualClock()
-    async with serving(tmp_path, clock, BroadcastsPerMinute=3) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1") as one, server.chat("1") as again, server.chat("2") as two:
-            assert await refused(one, "") == "empty"
-            for chat in (one, again, one):
-                assert (await chat.answer(6, "hello"))["op_type"] == 40009
-                await two.receive()
-            for chat in (one, again):
-                assert await refused(chat, "one more") == "too_many"
-            await two.expect_nothing()
-            assert (await two.answer(6, "mine"))["op_type"] == 40009
-            for chat in (one, again):
-                assert (await chat.receive())["content"] == "mine"
-            clock.shift += 61
-            assert (await again.answer(6, "hello"))["op_type"] == 40009
+    async with (
+        serving(tmp_path, clock, users=("1", "2"), BroadcastsPerMinute=3) as server,
+        server.chat("1") as one,
+        server.chat("1") as again,
+        server.chat("2") as two,
+    ):
+        assert await refused(one, "") == "empty"
+        for chat in (one, again, one):
+            assert (await chat.answer(6, "hello"))["op_type"] == 40009
+            await two.receive()
+        for chat in (one, again):
+            assert await refused(chat, "one more") == "too_many"
+        await two.expect_nothing()
+        assert (await two.answer(6, "mine"))["op_type"] == 40009
+        for chat in (one, again):
+            assert (await chat.receive())["content"] == "mine"
+        clock.shift += 61
+        assert (await again.answer(6, "hello"))["op_type"] == 40009
 
 
-async def test_it_is_no_answer_to_a_stranger_and_counts_for_none(tmp_path: Path) -> None:
-    async with serving(tmp_path, StrangerLimit=1) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-            for _ in range(3):
-                assert (await one.answer(6, "hello"))["op_type"] == 40009
-            assert (await one.send("first"))["op_type"] == 40018
-            assert (await two.answer(6, "no answer"))["op_type"] == 40009
-            assert (await one.send("second"))["op_type"] == 40020
+async def test_a_broadcast_does_not_affect_the_contact_limit(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, users=("1", "2"), StrangerLimit=1) as server,
+        server.chat("1", to="2") as one,
+        server.chat("2", to="1") as two,
+    ):
+        for _ in range(3):
+            assert (await one.answer(6, "hello"))["op_type"] == 40009
+        assert (await one.send("first"))["op_type"] == 40018
+        assert (await two.answer(6, "no answer"))["op_type"] == 40009
+        assert (await one.send("second"))["op_type"] == 40020

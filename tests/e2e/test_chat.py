@@ -12,30 +12,29 @@ import pytest
 
 from chat_server.api.connection import LONGEST_RUN
 from tests import raw
-from tests.e2e.answers import sql
+from tests.e2e.http_helpers import sql
 from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1, 2 and 3, and no limit between them."""
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3")
+    """A server with the users 1, 2 and 3 and without a contact limit."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0) as server:
         yield server
 
 
 def short(frame: Frame) -> tuple[Any, ...]:
-    """What an answer says: the code, why not, and about which message."""
+    """Return the code, the reason and the message id of an answer."""
     return frame["op_type"], frame.get("reason"), frame.get("id")
 
 
 async def stored(chat: ChatClient) -> list[str]:
-    """The contents of all stored messages between the socket's user and its peer."""
+    """Return the contents of all stored messages of the conversation."""
     return [frame["content"] for frame in (await chat.ask(2, "0-200"))[:-1]]
 
 
 async def burst(chat: ChatClient, *contents: str) -> list[Frame]:
-    """Send many at once; the answers."""
+    """Send many messages at once; return the answers."""
     for content in contents:
         await chat.put(1, content)
     answers: list[Frame] = []
@@ -65,8 +64,8 @@ async def test_a_message_reaches_the_receiver_and_is_acknowledged(server: Server
 # --- ID\nTEXT
 
 
-async def test_an_id_may_be_left_to_the_server(server: ServerHandle) -> None:
-    """By sending no newline at all, or an empty first line."""
+async def test_a_message_without_an_id_gets_one_from_the_server(server: ServerHandle) -> None:
+    """No newline at all, or an empty first line."""
     contents = {"hello": "hello", "\nhello": "hello", "\na\nb\n\n": "a\nb\n\n", " ": " ", "\n\n": "\n", "m1": "m1"}
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         acks = [await one.send(content) for content in contents]
@@ -75,10 +74,12 @@ async def test_an_id_may_be_left_to_the_server(server: ServerHandle) -> None:
             assert frame["id"] == ack["id"]
             assert frame["content"] == f"{ack['id']}\n{text}"
         assert len({ack["id"] for ack in acks}) == len(acks)
-        assert (await one.send(f"{acks[0]['id']}\nhello"))["time"] == acks[0]["time"]  # it is an id like any other
+        assert (await one.send(f"{acks[0]['id']}\nhello"))["time"] == acks[0][
+            "time"
+        ]  # the server's id works like any other id
 
 
-async def test_the_first_line_is_the_id_and_all_the_rest_is_the_text(server: ServerHandle) -> None:
+async def test_the_first_line_is_the_id_and_the_rest_is_the_text(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         contents = [f"m{n}\n{text}" for n, text in enumerate(["a\nb", "a\n", "\na", "m1\nm1\nm1", "a\r\nb"])]
         for number, content in enumerate(contents):
@@ -87,13 +88,13 @@ async def test_the_first_line_is_the_id_and_all_the_rest_is_the_text(server: Ser
         assert await stored(one) == contents
 
 
-async def test_an_id_has_1_to_64_of_its_letters(server: ServerHandle) -> None:
+async def test_an_id_has_1_to_64_allowed_characters(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for id in ("a", "0", "A-Z_a.z:0-9", ":", "x" * 64):
             assert short(await one.send(f"{id}\nhello")) == (40019, None, id)
 
 
-async def test_a_first_line_that_is_no_id_is_refused_and_nothing_is_guessed(server: ServerHandle) -> None:
+async def test_an_invalid_id_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for id in ("a b", "é", "x" * 65, "m1\r", "a/b", " ", "m1 ", ">m1", "*", "\0", "m,n", "m1\u2028"):
             refusal = await one.send(f"{id}\nhello")
@@ -102,7 +103,7 @@ async def test_a_first_line_that_is_no_id_is_refused_and_nothing_is_guessed(serv
         assert await stored(one) == []
 
 
-async def test_a_text_arrives_and_is_stored_letter_by_letter(server: ServerHandle) -> None:
+async def test_a_text_is_delivered_and_stored_unchanged(server: ServerHandle) -> None:
     texts = [
         *("\0", "a\0b", "'\"\\`", "$ne", "a.b", "%_*?", "null", "1", "1e400"),
         *("אבג", "\u202eabc", "😀👩‍👩‍👧", "名字", "e\u0301", "\u2028", "\ufeff", "\uffff", "\U0010ffff"),
@@ -118,7 +119,7 @@ async def test_a_text_arrives_and_is_stored_letter_by_letter(server: ServerHandl
 # --- from, to, type, other keys
 
 
-async def test_from_may_be_missing_empty_or_oneself(server: ServerHandle) -> None:
+async def test_from_may_be_missing_empty_or_the_own_name(server: ServerHandle) -> None:
     keys: list[dict[str, str]] = [{}, {"from": ""}, {"from": "1"}]
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         for sender in keys:
@@ -130,7 +131,7 @@ async def test_from_may_be_missing_empty_or_oneself(server: ServerHandle) -> Non
     ("op_type", "content"),
     [(1, "m1\nhello"), (2, "-5"), (3, ""), (4, "m0"), (5, "m0"), (6, "hello"), (7, "-5")],
 )
-async def test_from_somebody_else_is_refused_with_40008_whatever_the_op(
+async def test_a_foreign_from_is_refused_with_40008_for_every_op(
     server: ServerHandle, op_type: int, content: str
 ) -> None:
     async with server.chat("2", to="1") as two:
@@ -148,9 +149,10 @@ async def test_from_somebody_else_is_refused_with_40008_whatever_the_op(
     ("op_type", "content", "code"),
     [(1, "m1\nhello", 40008), (2, "-5", 40004), (3, "", 40004), (4, "m0", 40006), (5, "m0", 40012)],
 )
-async def test_to_an_unknown_user_or_oneself_is_refused_with_the_op_s_own_code(
+async def test_an_invalid_to_is_refused_with_the_code_of_the_op(
     server: ServerHandle, op_type: int, content: str, code: int
 ) -> None:
+    """An unknown user, or the sender itself."""
     id = "m1" if op_type == 1 else None
     async with server.chat("1", to="2") as one, server.chat("1") as without:
         for nobody in ("4", "nobody", "System", "ALL", "a b", "\0", "x" * 1000, "2 ", "２"):
@@ -160,7 +162,7 @@ async def test_to_an_unknown_user_or_oneself_is_refused_with_the_op_s_own_code(
         assert await stored(one) == []
 
 
-async def test_to_is_the_other_user_and_without_it_to_uid(server: ServerHandle) -> None:
+async def test_to_uid_is_the_default_of_to(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two, server.chat("3") as three:
         await one.send("m1\nhello")
         await one.send("m2\nhello", to="")
@@ -172,7 +174,7 @@ async def test_to_is_the_other_user_and_without_it_to_uid(server: ServerHandle) 
         await three.expect_nothing()
 
 
-async def test_a_name_is_normalised_wherever_it_is_given(server: ServerHandle) -> None:
+async def test_user_names_in_frames_are_normalised(server: ServerHandle) -> None:
     await server.add_users("é")
     async with server.chat("1", to="e\u0301") as one, server.chat("é", to="1") as two:
         assert (await one.send("m1\nhello"))["op_type"] == 40018
@@ -212,20 +214,21 @@ async def test_an_empty_text_is_refused(server: ServerHandle) -> None:
         assert await stored(one) == []
 
 
-async def test_a_text_has_max_text_bytes_of_utf8_and_not_one_more(tmp_path: Path) -> None:
-    async with serving(tmp_path, MaxTextBytes=24, StrangerLimit=0) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as one:
-            for size, letter in enumerate(("a", "é", "名", "😀"), 1):
-                longest = letter * (24 // size)
-                assert short(await one.send(f"m{size}\n{longest}")) == (40019, None, f"m{size}")
-                assert short(await one.send(longest))[0] == 40019
-                assert short(await one.send(f"n{size}\n{longest}a")) == (40008, "too_long", f"n{size}")
-                assert short(await one.send(f"{longest}{letter}")) == (40008, "too_long", None)
-            assert len(await stored(one)) == 8
+async def test_a_text_has_at_most_max_text_bytes_in_utf8(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, users=("1", "2"), MaxTextBytes=24, StrangerLimit=0) as server,
+        server.chat("1", to="2") as one,
+    ):
+        for size, letter in enumerate(("a", "é", "名", "😀"), 1):
+            longest = letter * (24 // size)
+            assert short(await one.send(f"m{size}\n{longest}")) == (40019, None, f"m{size}")
+            assert short(await one.send(longest))[0] == 40019
+            assert short(await one.send(f"n{size}\n{longest}a")) == (40008, "too_long", f"n{size}")
+            assert short(await one.send(f"{longest}{letter}")) == (40008, "too_long", None)
+        assert len(await stored(one)) == 8
 
 
-async def test_a_text_has_16_kib_unless_it_is_set_otherwise(server: ServerHandle) -> None:
+async def test_max_text_bytes_is_16_kib_by_default(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert short(await one.send("m1\n" + "名" * 5461 + "a")) == (40019, None, "m1")
         assert short(await one.send("m2\n" + "名" * 5461 + "ab")) == (40008, "too_long", "m2")
@@ -247,7 +250,7 @@ async def test_the_ack_says_whether_the_receiver_is_online(server: ServerHandle)
 
 
 async def test_answers_come_in_the_order_of_the_requests(server: ServerHandle) -> None:
-    """Whatever the ops, and whether they are done or refused."""
+    """This holds for all ops, and for refused requests."""
     async with server.chat("1", to="2") as one:
         for _ in range(5):
             await one.put(1, "hello")
@@ -266,7 +269,8 @@ async def test_answers_come_in_the_order_of_the_requests(server: ServerHandle) -
         assert codes == [40019, 40008, 40008, 40023, 40000, 40004, 40009, 40019, 40006] * 5
 
 
-async def test_messages_are_acknowledged_delivered_and_listed_in_the_order_they_were_sent(server: ServerHandle) -> None:
+async def test_messages_keep_the_order_of_sending(server: ServerHandle) -> None:
+    """Acknowledgements, deliveries and pages have the same order."""
     ids = [f"m{number}" for number in range(200)]
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         acks = await burst(one, *(f"{id}\nhello" for id in ids))
@@ -276,7 +280,7 @@ async def test_messages_are_acknowledged_delivered_and_listed_in_the_order_they_
         assert await stored(two) == [f"{id}\nhello" for id in ids]
 
 
-async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: ServerHandle) -> None:
+async def test_a_batch_with_refused_messages_keeps_its_order(server: ServerHandle) -> None:
     contents = ["a\n1", "b b\n2", "c\n", "d\n4", "a\n1", "a\n6", "e\n7"]
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         answers = [short(answer) for answer in await burst(one, *contents)]
@@ -293,9 +297,12 @@ async def test_a_run_with_refused_messages_in_it_keeps_its_order(server: ServerH
         await two.expect_nothing()
 
 
-async def test_answers_keep_their_order_where_a_run_is_answered_while_the_next_is_stored(server: ServerHandle) -> None:
+async def test_answers_of_overlapping_batches_keep_their_order(server: ServerHandle) -> None:
+    """A batch is answered while the store works on the next one."""
     async with raw.chat(server, "1", "2") as one:
-        stored = [raw.request(1, f"m{n}\nhello") for n in range(LONGEST_RUN)]  # a run; those behind it are the next
+        stored = [
+            raw.request(1, f"m{n}\nhello") for n in range(LONGEST_RUN)
+        ]  # one batch; the next requests are another
         refused = [raw.request(1, f"r{n}\n") for n in range(8)]
         again = raw.request(1, "m0\nhello")
         for _ in range(5):
@@ -309,10 +316,10 @@ async def test_answers_keep_their_order_where_a_run_is_answered_while_the_next_i
             assert [answer["op_type"] for answer in answers[-3:]] == [40000, 40019, 40004]
 
 
-# --- several devices, and nobody else
+# --- several sockets of a user, and other users
 
 
-async def test_each_socket_of_a_user_receives_everything_sent_to_him(server: ServerHandle) -> None:
+async def test_every_socket_of_a_user_receives_every_message(server: ServerHandle) -> None:
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(server.chat("1", to="2"))
         devices = [await stack.enter_async_context(server.chat("2", to=to)) for to in ("1", "3", "", "1")]
@@ -329,7 +336,7 @@ async def test_each_socket_of_a_user_receives_everything_sent_to_him(server: Ser
         await three.expect_nothing()
 
 
-async def test_a_socket_reads_and_writes_only_its_own_user_s_conversations(server: ServerHandle) -> None:
+async def test_a_socket_accesses_only_its_user_s_conversations(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two, server.chat("3", to="1") as three:
         await one.send("m1\nsecret")
         await two.receive()
@@ -344,10 +351,10 @@ async def test_a_socket_reads_and_writes_only_its_own_user_s_conversations(serve
         assert await stored(one) == ["m1\nsecret"]
 
 
-# --- the same id again
+# --- retries and used ids
 
 
-async def test_a_retry_is_stored_once_and_acknowledged_with_the_same_time(server: ServerHandle) -> None:
+async def test_a_retry_is_stored_once_and_has_the_same_time(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("1") as other:
         acks = [await one.send("m1\nhello"), await other.send("m1\nhello", to="2")]
         acks += await burst(one, *["m1\nhello"] * 3)
@@ -355,7 +362,7 @@ async def test_a_retry_is_stored_once_and_acknowledged_with_the_same_time(server
         assert await stored(one) == ["m1\nhello"]
 
 
-async def test_a_retry_of_what_was_put_on_a_socket_is_not_delivered_again(server: ServerHandle) -> None:
+async def test_a_retry_of_a_delivered_message_is_not_delivered(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         first = await one.send("m1\nhello")
         await two.receive()
@@ -368,7 +375,8 @@ async def test_a_retry_of_what_was_put_on_a_socket_is_not_delivered_again(server
             await later.expect_nothing()
 
 
-async def test_a_retry_of_what_was_on_no_socket_yet_is_delivered_with_its_first_time(server: ServerHandle) -> None:
+async def test_a_retry_of_an_undelivered_message_is_delivered(server: ServerHandle) -> None:
+    """It has the time of the first attempt."""
     async with server.chat("1", to="2") as one:
         first = await one.send("m1\nhello")
         async with server.chat("2") as two:
@@ -380,7 +388,7 @@ async def test_a_retry_of_what_was_on_no_socket_yet_is_delivered_with_its_first_
             await two.expect_nothing()
 
 
-async def test_a_retry_of_what_was_read_is_not_delivered(server: ServerHandle) -> None:
+async def test_a_retry_of_a_read_message_is_not_delivered(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("m1\nhello")
         async with server.chat("2", to="1") as two:
@@ -389,9 +397,8 @@ async def test_a_retry_of_what_was_read_is_not_delivered(server: ServerHandle) -
             await two.expect_nothing()
 
 
-async def test_after_a_restart_a_retry_delivers_what_is_unread_and_nothing_else(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        await server.add_users("1", "2")
+async def test_after_a_restart_a_retry_delivers_only_unread_messages(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=("1", "2")) as server:
         async with server.chat("1", to="2") as one:
             times = [(await one.send(content))["time"] for content in ("m1\nhello", "m2\nhello")]
         async with server.chat("2", to="1") as two:
@@ -405,7 +412,8 @@ async def test_after_a_restart_a_retry_delivers_what_is_unread_and_nothing_else(
             await two.expect_nothing()
 
 
-async def test_the_same_id_with_another_text_is_refused_and_changes_nothing(server: ServerHandle) -> None:
+async def test_a_used_id_with_another_text_is_refused(server: ServerHandle) -> None:
+    """Nothing is stored or delivered."""
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         await one.send("m1\nhello")
         await two.receive()
@@ -427,7 +435,7 @@ async def test_an_id_is_unique_per_direction_of_a_conversation(server: ServerHan
 
 
 async def test_the_id_of_a_deleted_message_stays_used(server: ServerHandle) -> None:
-    """Its retry is acknowledged, and nothing is stored or delivered."""
+    """A retry is acknowledged, but not stored or delivered."""
     async with server.chat("1", to="2") as one:
         first = await one.send("m1\nhello")
         assert (await one.answer(5, "m1"))["op_type"] == 40013
@@ -441,7 +449,7 @@ async def test_the_id_of_a_deleted_message_stays_used(server: ServerHandle) -> N
             assert [frame["content"] for frame in await two.ask(3)] == ["0"]
 
 
-async def test_the_same_id_on_many_sockets_at_once_is_one_message(server: ServerHandle) -> None:
+async def test_the_same_message_on_many_sockets_is_stored_once(server: ServerHandle) -> None:
     async with AsyncExitStack() as stack:
         devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
         two = await stack.enter_async_context(server.chat("2", to="1"))
@@ -453,9 +461,10 @@ async def test_the_same_id_on_many_sockets_at_once_is_one_message(server: Server
         assert await stored(two) == ["m1\nhello"]
 
 
-async def test_of_different_texts_with_the_same_id_at_once_one_is_sent_and_the_others_are_refused(
+async def test_one_of_many_texts_with_the_same_id_is_stored(
     server: ServerHandle,
 ) -> None:
+    """The texts arrive at the same moment; the others are refused."""
     async with AsyncExitStack() as stack:
         devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
         two = await stack.enter_async_context(server.chat("2", to="1"))
@@ -466,36 +475,36 @@ async def test_of_different_texts_with_the_same_id_at_once_one_is_sent_and_the_o
         await two.expect_nothing()
 
 
-async def test_what_the_store_did_not_confirm_is_refused_and_its_retry_delivers_it_once(tmp_path: Path) -> None:
-    """An attempt that was answered 40008 because the store failed may have been stored all the same."""
-    async with serving(tmp_path, StoreTimeout=0.5, StrangerLimit=0) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-            await one.send("m0\nhello")
-            await two.receive()
-            with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as database:
-                database.execute("BEGIN IMMEDIATE")  # nobody else can write
-                refusal = await one.send("m1\nhello")
-                assert short(refusal) == (40008, "store_away", "m1")
-                await two.expect_nothing()
-                database.execute("ROLLBACK")
-            acks: list[Frame] = []
-
-            async def acknowledged() -> bool:
-                acks.append(await one.send("m1\nhello"))
-                assert acks[-1].get("reason") in (None, "store_away")
-                return bool(acks[-1]["op_type"] == 40018)
-
-            await wait_until(acknowledged)
-            frame = await two.receive()
-            assert (frame["content"], frame["time"]) == ("m1\nhello", acks[-1]["time"])
-            assert await stored(one) == ["m0\nhello", "m1\nhello"]
+async def test_a_retry_after_a_store_failure_delivers_once(tmp_path: Path) -> None:
+    """The message may have been stored although the first attempt was answered with 40008."""
+    async with (
+        serving(tmp_path, users=("1", "2"), StoreTimeout=0.5, StrangerLimit=0) as server,
+        server.chat("1", to="2") as one,
+        server.chat("2", to="1") as two,
+    ):
+        await one.send("m0\nhello")
+        await two.receive()
+        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")  # blocks all other writers
+            refusal = await one.send("m1\nhello")
+            assert short(refusal) == (40008, "store_away", "m1")
             await two.expect_nothing()
+            database.execute("ROLLBACK")
+        acks: list[Frame] = []
+
+        async def acknowledged() -> bool:
+            acks.append(await one.send("m1\nhello"))
+            assert acks[-1].get("reason") in (None, "store_away")
+            return bool(acks[-1]["op_type"] == 40018)
+
+        await wait_until(acknowledged)
+        frame = await two.receive()
+        assert (frame["content"], frame["time"]) == ("m1\nhello", acks[-1]["time"])
+        assert await stored(one) == ["m0\nhello", "m1\nhello"]
+        await two.expect_nothing()
 
 
-async def test_while_the_store_of_users_is_away_chat_goes_on_with_those_who_are_known(
-    server: ServerHandle, tmp_path: Path
-) -> None:
+async def test_known_users_chat_while_the_user_store_is_unavailable(server: ServerHandle, tmp_path: Path) -> None:
     async with server.chat("1", to="2") as one:
         sql(tmp_path, "ALTER TABLE users RENAME TO away")
         assert short(await one.send("m1\nhello")) == (40019, None, "m1")
@@ -504,7 +513,7 @@ async def test_while_the_store_of_users_is_away_chat_goes_on_with_those_who_are_
         assert short(await one.send("m1\nhello", to="3")) == (40019, None, "m1")
 
 
-async def test_every_frame_is_one_json_object_in_utf8(server: ServerHandle) -> None:
+async def test_every_frame_is_a_json_object_in_utf_8(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         await one.put(1, "m1\n名😀")
         for chat in (one, two):

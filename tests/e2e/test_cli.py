@@ -1,4 +1,4 @@
-"""python run.py: what it says, how it starts, why it does not, and how it ends."""
+"""python run.py: options, startup, startup errors and shutdown."""
 
 import asyncio
 import logging
@@ -12,58 +12,36 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import websockets
 
 from chat_server import __version__
 from chat_server.cli import main
-from tests.e2e.answers import ask, done, lives
-from tests.harness import ROOT, TIMEOUT, SubprocessServer, run_py, serving, subprocess_server
+from tests.e2e.http_helpers import check_success, is_valid_session, send_request
+from tests.harness import ROOT, TIMEOUT, SubprocessServer, run_command, run_py, serving, subprocess_server
 
-# The issue: SIGTERM and SIGINT end it within so many seconds.
-ENDING = 10
+# The maximum duration, in seconds, of a shutdown by SIGTERM or SIGINT (docs/architecture.md).
+MAX_SHUTDOWN_SECONDS = 10
 PAGE = 4096
 SECRET = "hunter2-and-more"
-NOWHERE = {"CHAT_MYSQL_DBPORT": "1", "CHAT_REDIS_REDISADDR": "127.0.0.1:1", "CHAT_MONGODB_MONGODBPORT": "1"}
-
-
-class Ran(NamedTuple):
-    """What a command has said, and its exit code."""
-
-    code: int | None
-    out: str
-    err: str
-
-
-async def run(*arguments: str, environ: Mapping[str, str] | None = None) -> Ran:
-    """python run.py, to its end."""
-    child = await run_py(*arguments, environ=environ)
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            out, err = await child.communicate()
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.communicate()
-    return Ran(child.returncode, out.decode(), err.decode())
+UNREACHABLE = {"CHAT_MYSQL_DBPORT": "1", "CHAT_REDIS_REDISADDR": "127.0.0.1:1", "CHAT_MONGODB_MONGODBPORT": "1"}
 
 
 def settings(folder: Path, **values: object) -> dict[str, str]:
-    """The environment of a server with its data in `folder`."""
+    """Return the environment of a server with its data in `folder`."""
     values = {"DataDir": folder, "HttpPort": 0, **values}
     return {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
 
 
-async def fails(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
-    """The one line with which a start fails."""
-    ran = await run(*arguments, environ=environ)
-    assert ran.code == 1, ran
-    assert "ready" not in ran.out, ran
-    assert "Traceback" not in ran.err, ran
-    *waiting, line = ran.err.splitlines()
-    assert all("store not ready" in said for said in waiting)
+async def failed_start(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    """Start a server, which must fail; return its last error line."""
+    result = await run_command(*arguments, environ=environ)
+    assert result.code == 1, result
+    assert "ready" not in result.out, result
+    assert "Traceback" not in result.err, result
+    *waiting, line = result.err.splitlines()
+    assert all("store not ready" in text for text in waiting)
     assert line.startswith("chat-server: ")
     return line
 
@@ -73,11 +51,11 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The same command in this process: the one line with which it fails."""
+    """Run a failing command in this process; return its single error line."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
-    def fails_here(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    def fail_in_process(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
         for name, value in (environ or {}).items():
             monkeypatch.setenv(name, value)
         assert main(list(arguments)) == 1
@@ -87,7 +65,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         assert line.startswith("chat-server: ")
         return str(line)
 
-    yield fails_here
+    yield fail_in_process
     for handler in set(root.handlers) - set(handlers):
         handler.close()
     root.handlers[:] = handlers
@@ -95,7 +73,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Everything below a folder, as it is now."""
+    """Return the current time, size and mode of everything below a folder."""
     return {
         str(path.relative_to(folder)): (stat.st_mtime_ns, stat.st_size, stat.st_mode)
         for path in (folder, *folder.rglob("*"))
@@ -105,15 +83,13 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data that a server has left: users, messages, sessions."""
+    """Create the data folder of a stopped server with users, messages and sessions."""
     folder = tmp_path_factory.mktemp("template") / "data"
 
     async def live() -> None:
-        async with serving(folder) as server:
-            await server.add_users("1", "2")
-            async with server.chat("1", to="2") as chat:
-                await chat.send("hello")
-                await chat.send("x" * 16_000)
+        async with serving(folder, users=("1", "2")) as server, server.chat("1", to="2") as chat:
+            await chat.send("hello")
+            await chat.send("x" * 16_000)
 
     asyncio.run(live())
     return folder
@@ -121,87 +97,84 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path, template: Path) -> Path:
-    """A folder with such data."""
+    """Return a copy of the template that the test may change."""
     return Path(shutil.copytree(template, tmp_path / "data"))
 
 
-# --- what it says of itself
+# --- version, help and options
 
 
 async def test_version_and_help() -> None:
-    version, help_ = await asyncio.gather(run("--version"), run("--help"))
+    version, help_ = await asyncio.gather(run_command("--version"), run_command("--help"))
     assert version == (0, f"chat-server {__version__}\n", "")
     assert (help_.code, help_.err) == (0, "")
     for option in ("--config FILE", "--check", "--version", "--help"):
         assert option in help_.out
 
 
-async def test_an_unknown_option_is_named() -> None:
-    ran = await run("--chekc")
-    assert ran.code == 2
-    assert "--chekc" in ran.err
+async def test_an_error_names_an_unknown_option() -> None:
+    result = await run_command("--chekc")
+    assert result.code == 2
+    assert "--chekc" in result.err
 
 
 # --- --check
 
 
-async def test_check_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+async def test_check_does_not_create_a_missing_folder(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
-    ran = await run("--check", environ=settings(tmp_path / "deep" / "data"))
-    assert (ran.code, ran.err) == (0, "")
-    assert "does not exist yet" in ran.out
+    result = await run_command("--check", environ=settings(tmp_path / "deep" / "data"))
+    assert (result.code, result.err) == (0, "")
+    assert "does not exist yet" in result.out
     assert snapshot(tmp_path) == before
 
 
-async def test_check_says_what_it_found_and_changes_nothing(tmp_path: Path, data: Path) -> None:
+async def test_check_reports_its_findings_and_changes_nothing(tmp_path: Path, data: Path) -> None:
     config = tmp_path / "my.ini"
     config.write_text("[service]\nDataDir = data\nHttpPort = 0")
     before = snapshot(tmp_path)
-    ran = await run("--check", "--config", str(config))
-    assert (ran.code, ran.err) == (0, "")
-    assert str(config) in ran.out
-    assert str(data / "chat.db") in ran.out
-    assert "sound" in ran.out
+    result = await run_command("--check", "--config", str(config))
+    assert (result.code, result.err) == (0, "")
+    assert str(config) in result.out
+    assert str(data / "chat.db") in result.out
+    assert "sound" in result.out
     assert snapshot(tmp_path) == before
 
 
-async def test_check_beside_a_running_server_changes_nothing_and_disturbs_nobody(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data") as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as chat:
-            before = snapshot(tmp_path)
-            ran = await run("--check", "--config", str(tmp_path / "server.ini"))
-            assert (ran.code, ran.err) == (0, "")
-            assert "sound" in ran.out
-            assert snapshot(tmp_path) == before
-            assert (await chat.send("hello"))["op_type"] == 40019
+async def test_check_does_not_affect_a_running_server(tmp_path: Path) -> None:
+    async with subprocess_server(tmp_path / "data", users=("1", "2")) as server, server.chat("1", to="2") as chat:
+        before = snapshot(tmp_path)
+        result = await run_command("--check", "--config", str(tmp_path / "server.ini"))
+        assert (result.code, result.err) == (0, "")
+        assert "sound" in result.out
+        assert snapshot(tmp_path) == before
+        assert (await chat.send("hello"))["op_type"] == 40019
 
 
-async def test_check_of_what_a_killed_server_left_changes_nothing(tmp_path: Path) -> None:
-    """It looks at the stores read-only: no lock, nothing created or migrated."""
+async def test_check_after_a_kill_changes_nothing(tmp_path: Path) -> None:
+    """It opens the stores read-only: it takes no lock, creates nothing and migrates nothing."""
     whole, part = tmp_path / "data", tmp_path / "part"
-    async with subprocess_server(whole) as server:
-        await server.add_users("1")
+    async with subprocess_server(whole, users=("1",)) as server:
         server.kill()
         await server.wait()
     assert (whole / "chat.db-wal").stat().st_size
     shutil.copytree(whole, part, ignore=shutil.ignore_patterns("*-shm"))
     before = snapshot(tmp_path)
-    for ran in await asyncio.gather(*(run("--check", environ=settings(folder)) for folder in (whole, part))):
-        assert (ran.code, ran.err) == (0, "")
+    for result in await asyncio.gather(*(run_command("--check", environ=settings(folder)) for folder in (whole, part))):
+        assert (result.code, result.err) == (0, "")
     assert snapshot(tmp_path) == before
 
 
 async def test_check_of_an_older_schema_migrates_nothing(tmp_path: Path) -> None:
     tmp_path.joinpath("chat.db").touch()
     before = snapshot(tmp_path)
-    ran = await run("--check", environ=settings(tmp_path))
-    assert (ran.code, ran.err) == (0, "")
-    assert "next start" in ran.out
+    result = await run_command("--check", environ=settings(tmp_path))
+    assert (result.code, result.err) == (0, "")
+    assert "next start" in result.out
     assert snapshot(tmp_path) == before
 
 
-# --- databases that cannot be used: --check and the start say so
+# --- unusable databases: --check and startup report them
 
 
 def garbage(path: Path) -> None:
@@ -259,7 +232,7 @@ def root_page(path: Path, name: str) -> int:
     return page
 
 
-SPOILT: list[Callable[[Path], None]] = [
+DAMAGES: list[Callable[[Path], None]] = [
     garbage,
     truncated,
     first_page,
@@ -273,12 +246,10 @@ SPOILT: list[Callable[[Path], None]] = [
 ]
 
 
-@pytest.mark.parametrize("spoil", SPOILT)
-def test_check_tells_of_a_database_that_cannot_be_used(
-    data: Path, command: Command, spoil: Callable[[Path], None]
-) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_check_reports_an_unusable_database(data: Path, command: Command, damage: Callable[[Path], None]) -> None:
     path = data / "chat.db"
-    spoil(path)
+    damage(path)
     before = snapshot(data)
     line = command("--check", environ=settings(data))
     assert str(path) in line
@@ -286,117 +257,118 @@ def test_check_tells_of_a_database_that_cannot_be_used(
     assert snapshot(data) == before
 
 
-@pytest.mark.parametrize("spoil", SPOILT)
-def test_a_database_that_cannot_be_used_is_a_start_error(
-    data: Path, command: Command, spoil: Callable[[Path], None]
-) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_unusable_database_is_a_startup_error(data: Path, command: Command, damage: Callable[[Path], None]) -> None:
     path = data / "chat.db"
-    spoil(path)
+    damage(path)
     content = path.read_bytes()
-    # The port is taken as well: a server that overlooks the damage ends, too, but with other words.
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        line = command(environ=settings(data, HttpPort=taken.getsockname()[1]))
+    # The port is in use, so a server that overlooks the damage ends with a different error.
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        line = command(environ=settings(data, HttpPort=listener.getsockname()[1]))
     assert str(path) in line or "messages cannot be read" in line
     assert "backup" in line or "another DataDir" in line
-    if spoil in (of_another_program, of_a_newer_release):
+    if damage in (of_another_program, of_a_newer_release):
         assert path.read_bytes() == content
 
 
-async def test_the_same_in_a_process_of_its_own(data: Path) -> None:
+async def test_a_process_reports_an_unusable_database(data: Path) -> None:
     garbage(data / "chat.db")
     environ = settings(data)
-    for line in await asyncio.gather(fails("--check", environ=environ), fails(environ=environ)):
+    for line in await asyncio.gather(failed_start("--check", environ=environ), failed_start(environ=environ)):
         assert str(data / "chat.db") in line
         assert "backup" in line
 
 
-# --- other reasons not to start
+# --- other startup errors
 
 
-async def test_a_port_in_use_is_told(tmp_path: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
-        line = await fails(environ=settings(tmp_path, HttpPort=port))
+async def test_a_port_in_use_is_a_startup_error(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+        line = await failed_start(environ=settings(tmp_path, HttpPort=port))
     assert f"HttpPort {port}" in line
     assert "in use" in line
 
 
-async def test_an_address_that_is_not_this_machines_is_told(tmp_path: Path) -> None:
-    assert "HttpHost 192.0.2.1" in await fails(environ=settings(tmp_path, HttpHost="192.0.2.1"))
+async def test_an_address_of_another_machine_is_a_startup_error(tmp_path: Path) -> None:
+    assert "HttpHost 192.0.2.1" in await failed_start(environ=settings(tmp_path, HttpHost="192.0.2.1"))
 
 
-async def test_a_data_dir_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """Below a file not even root can make a folder."""
+async def test_an_unwritable_data_dir_is_a_startup_error(tmp_path: Path) -> None:
+    """The parent is a file: not even root can create a folder there."""
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "data", tmp_path / "file"):
         environ = settings(folder)
-        for line in await asyncio.gather(fails("--check", environ=environ), fails(environ=environ)):
+        for line in await asyncio.gather(failed_start("--check", environ=environ), failed_start(environ=environ)):
             assert f"DataDir {folder}" in line
             assert "another DataDir" in line
     assert (tmp_path / "file").read_bytes() == b""
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no folder in which not even root may write")
-def test_a_folder_in_which_nothing_can_be_made_is_told(command: Command) -> None:
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc, where not even root can create a folder, is missing")
+def test_a_data_dir_in_proc_is_a_startup_error(command: Command) -> None:
     assert "DataDir /proc/data" in command(environ=settings(Path("/proc/data")))
 
 
-async def test_a_second_process_on_the_same_data_is_refused_and_the_first_unharmed(tmp_path: Path) -> None:
+async def test_a_second_process_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    """The first process continues to work."""
     folder = tmp_path / "data"
     async with subprocess_server(folder) as first:
         await first.add_users("1", "2")
         async with first.chat("1", to="2") as one, first.chat("2", to="1") as two:
-            line = await fails(environ=settings(folder))
+            line = await failed_start(environ=settings(folder))
             assert f"DataDir {folder}" in line
             assert "another chat_server is running" in line
             assert (await one.send("m\nhello"))["op_type"] == 40018
             assert (await two.receive())["id"] == "m"
         first.kill()
         await first.wait()
-    async with subprocess_server(folder) as again:  # the lock of one that was killed is in nobody's way
-        assert await lives(again, first.tokens["1"])
+    async with subprocess_server(folder) as again:  # the lock of a killed server does not remain
+        assert await is_valid_session(again, first.tokens["1"])
 
 
-async def test_a_wrong_setting_is_told_with_its_file(tmp_path: Path) -> None:
+async def test_an_error_names_the_wrong_setting_and_its_file(tmp_path: Path) -> None:
     config = tmp_path / "my.ini"
     for text, named in (("[service]\nHttpProt = 8081", "httpprot"), ("[service]\nHttpPort = 808100", "HttpPort")):
         config.write_text(text)
-        for line in await asyncio.gather(fails("--config", str(config)), fails("--config", str(config), "--check")):
+        for line in await asyncio.gather(
+            failed_start("--config", str(config)), failed_start("--config", str(config), "--check")
+        ):
             assert str(config) in line
             assert named in line
 
 
-def test_a_wrong_environment_variable_is_told(command: Command) -> None:
+def test_an_error_names_the_wrong_environment_variable(command: Command) -> None:
     assert "CHAT_SERVICE_HTTPPORT" in command(environ={"CHAT_SERVICE_HTTPPORT": "many"})
 
 
-async def test_a_file_that_is_named_must_exist(tmp_path: Path, command: Command) -> None:
-    assert f"{tmp_path}/missing.ini" in await fails("--config", f"{tmp_path}/missing.ini")
+async def test_a_missing_config_file_is_a_startup_error(tmp_path: Path, command: Command) -> None:
+    assert f"{tmp_path}/missing.ini" in await failed_start("--config", f"{tmp_path}/missing.ini")
     assert f"{tmp_path}: " in command("--config", str(tmp_path))
 
 
-def test_where_no_file_is_named_config_ini_in_the_current_folder_is_read(
+def test_config_ini_in_the_current_folder_is_the_default(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the command that `pip install` gives does it: beside it there is no config.ini."""
+    """The command that `pip install` creates has no config.ini next to it."""
     (tmp_path / "config.ini").write_text("[service]\nHttpPort = many")
     monkeypatch.chdir(tmp_path)
     assert f"{tmp_path}/config.ini: [service] HttpPort" in command()
 
 
-async def test_a_database_server_that_is_not_there_is_a_start_error(tmp_path: Path) -> None:
-    """Nobody listens on port 1. (A release without a backend for it says so, too.)"""
+async def test_an_unreachable_database_server_is_a_startup_error(tmp_path: Path) -> None:
+    """No server listens on port 1. (A release without the backend reports an error, too.)"""
     words = {"CHAT_MYSQL_DB": "mysql", "CHAT_REDIS_REDISDB": "redis", "CHAT_MONGODB_MONGODB": "mongodb"}
-    patience = {"StartTimeout": 0.5, "StoreTimeout": 0.5}
+    timeouts = {"StartTimeout": 0.5, "StoreTimeout": 0.5}
     starts = (
-        fails(environ=NOWHERE | settings(tmp_path / word, **patience) | {variable: word})
+        failed_start(environ=UNREACHABLE | settings(tmp_path / word, **timeouts) | {variable: word})
         for variable, word in words.items()
     )
     for word, line in zip(words.values(), await asyncio.gather(*starts), strict=True):
         assert word in line.lower()
 
 
-async def test_the_password_of_a_database_server_is_never_repeated(tmp_path: Path) -> None:
+async def test_errors_never_contain_a_database_password(tmp_path: Path) -> None:
     passwords = {"CHAT_MYSQL_DBPASSWORD": SECRET, "CHAT_REDIS_REDISPW": SECRET, "CHAT_MONGODB_MONGODBPWD": SECRET}
     servers = [
         {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBUSER": "root"},
@@ -408,34 +380,35 @@ async def test_the_password_of_a_database_server_is_never_repeated(tmp_path: Pat
         {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBADDR": f"nonsense://user:{SECRET}@127.0.0.1:1/"},
         {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBADDR": f"mongodb://us:er:{SECRET}@127.0.0.1:many/"},
     ]
-    patience = {"StartTimeout": 0.5, "StoreTimeout": 0.5}
+    timeouts = {"StartTimeout": 0.5, "StoreTimeout": 0.5}
     starts = [
-        run(environ=NOWHERE | passwords | settings(tmp_path / str(number), **patience) | server)
+        run_command(environ=UNREACHABLE | passwords | settings(tmp_path / str(number), **timeouts) | server)
         for number, server in enumerate(servers)
     ]
-    for ran in await asyncio.gather(*starts):
-        assert ran.code == 1, ran
-        assert SECRET not in ran.out + ran.err
+    for result in await asyncio.gather(*starts):
+        assert result.code == 1, result
+        assert SECRET not in result.out + result.err
 
 
-async def test_the_originals_file_is_a_start_error_that_names_a_database(tmp_path: Path) -> None:
+async def test_the_config_of_the_go_server_is_a_startup_error(tmp_path: Path) -> None:
+    """The error names the database that the file selects."""
     config = tmp_path / "config.ini"
     config.write_bytes((ROOT / "tests" / "data" / "origin.ini").read_bytes())
-    line = await fails(
-        "--config", str(config), environ=NOWHERE | settings(tmp_path, StartTimeout=0.5, StoreTimeout=0.5)
+    line = await failed_start(
+        "--config", str(config), environ=UNREACHABLE | settings(tmp_path, StartTimeout=0.5, StoreTimeout=0.5)
     )
     assert re.search("mysql|redis|mongodb", line.lower())
     assert "123456" not in line
 
 
-async def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
-    """A module of that name that raises what Python raises where there is none."""
+async def test_an_error_names_a_missing_package(tmp_path: Path) -> None:
+    """A module of the same name raises the error that Python raises for a missing module."""
 
     async def without(package: str) -> None:
         folder = tmp_path / package
         folder.mkdir()
         (folder / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module', name={package!r})")
-        line = await fails(environ={"PYTHONPATH": str(folder)})
+        line = await failed_start(environ={"PYTHONPATH": str(folder)})
         assert f" {package} " in line
         assert "make run" in line
 
@@ -446,7 +419,7 @@ async def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: str, shown: str) -> None:
+async def test_the_ready_line_contains_the_address(tmp_path: Path, host: str, shown: str) -> None:
     try:
         socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError:
@@ -469,19 +442,19 @@ async def test_ready_is_said_in_one_line_with_the_address(tmp_path: Path, host: 
     assert (out, err) == (b"", b"")
 
 
-async def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+async def test_the_server_raises_its_limit_of_open_files(tmp_path: Path) -> None:
     async with subprocess_server(
         tmp_path / "data", prefix=("sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"', "sh")
     ) as server:
         assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
 
 
-# --- the end
+# --- shutdown
 
 
 @asynccontextmanager
-async def stubborn(server: SubprocessServer) -> AsyncIterator[None]:
-    """Peers that do nothing to help: one idle, one in the middle of a request, one that never reads its socket."""
+async def slow_connections(server: SubprocessServer) -> AsyncIterator[None]:
+    """Open connections that delay a shutdown: one idle, one with half a request, one that never reads."""
     requests = [
         b"",
         b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -508,12 +481,11 @@ async def stubborn(server: SubprocessServer) -> AsyncIterator[None]:
                 await writer.wait_closed()
 
 
-async def test_sigterm_ends_it_politely_whatever_its_peers_do(tmp_path: Path) -> None:
+async def test_sigterm_ends_the_server_despite_slow_connections(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    async with subprocess_server(folder) as server:
-        await server.add_users("1", "2")
+    async with subprocess_server(folder, users=("1", "2")) as server:
         await server.make_contacts("1", "2")
-        async with stubborn(server), server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        async with slow_connections(server), server.chat("1", to="2") as one, server.chat("2", to="1") as two:
             sent = [f"m{number}" for number in range(200)]
             for id in sent:
                 await one.put(1, f"{id}\nhello")
@@ -525,37 +497,34 @@ async def test_sigterm_ends_it_politely_whatever_its_peers_do(tmp_path: Path) ->
                     acked.append((await one.receive())["id"])
             assert await one.wait_closed() == 1001
             assert await two.wait_closed() == 1001
-            async with asyncio.timeout(ENDING):
+            async with asyncio.timeout(MAX_SHUTDOWN_SECONDS):
                 assert await server.process.wait() == 0
         assert server.process.stdout
         assert (await server.process.stdout.read()).decode() == "chat-server is ending\n"
         assert "Traceback" not in server.log.read_text()
-    assert not (folder / "chat.db-wal").exists()  # all of it is in chat.db
+    assert not (folder / "chat.db-wal").exists()  # its contents are in chat.db
     assert acked == sent[: len(acked)]
     async with serving(folder) as server_again, server_again.chat("1", to="2", token=server.tokens["1"]) as one:
         stored = [frame["id"] for frame in await one.ask(2, "-200") if frame["from"] != "System"]
     assert set(acked) <= set(stored)
 
 
-async def test_sigint_ends_it_too(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data") as server:
-        await server.add_users("1")
+async def test_sigint_ends_the_server(tmp_path: Path) -> None:
+    async with subprocess_server(tmp_path / "data", users=("1",)) as server:
         server.process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(ENDING):
+        async with asyncio.timeout(MAX_SHUTDOWN_SECONDS):
             assert await server.process.wait() == 0
         assert "Traceback" not in server.log.read_text()
 
 
-async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data") as server:
-        await server.add_users("1", "2")
-        async with stubborn(server):
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.stdout
-            async with asyncio.timeout(TIMEOUT):
-                assert await server.process.stdout.readline() == b"chat-server is ending\n"
-            server.process.send_signal(signal.SIGTERM)
-            assert await server.wait() == -signal.SIGTERM
+async def test_a_second_signal_ends_the_server_immediately(tmp_path: Path) -> None:
+    async with subprocess_server(tmp_path / "data", users=("1", "2")) as server, slow_connections(server):
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.stdout
+        async with asyncio.timeout(TIMEOUT):
+            assert await server.process.stdout.readline() == b"chat-server is ending\n"
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.wait() == -signal.SIGTERM
     async with subprocess_server(tmp_path / "data") as again:
-        done(await ask(again, "GET", "/health"), 200)
-        assert await lives(again, server.tokens["1"])
+        check_success(await send_request(again, "GET", "/health"), 200)
+        assert await is_valid_session(again, server.tokens["1"])

@@ -1,4 +1,7 @@
-"""The accounts of compose.yaml, made by its scripts in real databases: the server works, and can do no more."""
+"""The database accounts of compose.yaml have exactly the rights that the server needs.
+
+The scripts of compose.yaml create the accounts in real databases.
+"""
 
 import asyncio
 import json
@@ -21,13 +24,13 @@ from tests.harness import CLEAN_ENVIRON, NODE, ROOT, run_py, serving, subprocess
 from tests.unit.test_compose import DOCKERFILE, SERVICES, make_secrets, server_environment
 
 SCRIPTS = ROOT / "docs" / "compose"
-# What mongosh has and Node has not: just enough for the script, whose calls it prints.
+# The parts of mongosh that the script uses and Node.js lacks. They print the calls of the script.
 MONGOSH = """globalThis.db = { getSiblingDB: (name) => ({
   createUser: (user) => console.log(JSON.stringify([name, user])) }) };"""
 
 
 class Composed(NamedTuple):
-    """The three databases with their accounts, and the folder with the passwords."""
+    """The three databases with their accounts and the folder with the passwords."""
 
     mysql: servers.DatabaseServer
     mongodb: servers.DatabaseServer
@@ -35,12 +38,12 @@ class Composed(NamedTuple):
     secrets: Path
 
     def password(self, name: str) -> str:
-        """A password."""
+        """Return the password of an account."""
         return (self.secrets / name).read_text()
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of the server in compose.yaml, at the addresses of these databases."""
+        """Return the server's settings in compose.yaml with the addresses of these databases."""
         local = {
             "CHAT_MYSQL_DBHOST": "127.0.0.1",
             "CHAT_MYSQL_DBPORT": str(self.mysql.port),
@@ -54,7 +57,7 @@ class Composed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
-    """The databases as the images start them on empty volumes."""
+    """Start the databases as the images do with empty volumes."""
     folder = tmp_path_factory.mktemp("composed")
     secrets = make_secrets(folder)
     started: list[servers.DatabaseServer] = []
@@ -69,7 +72,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
 
 
 def start_mysql(_folder: Path, secrets: Path) -> servers.DatabaseServer:
-    """MariaDB, with the account that MySQL's image makes, and then the script."""
+    """Start MariaDB, create the account as the MySQL image does, and run the script."""
     needs.program("mariadbd")
     server = servers.mysql()
     environment = SERVICES["mysql"]["environment"]
@@ -78,7 +81,7 @@ def start_mysql(_folder: Path, secrets: Path) -> servers.DatabaseServer:
     with pymysql.connect(unix_socket=f"{server.folder}/socket", user="root") as root, root.cursor() as cursor:
         script = (SCRIPTS / "mysql.sql").read_text().split(";")
         for statement in (
-            "DROP USER 'chat'@'127.0.0.1'",  # the account of other tests
+            "DROP USER 'chat'@'127.0.0.1'",  # the account that other tests use
             f"CREATE DATABASE {database}",
             f"CREATE USER '{user}'@'%' IDENTIFIED BY '{password}'",
             f"GRANT ALL ON {database}.* TO '{user}'@'%'",
@@ -89,7 +92,7 @@ def start_mysql(_folder: Path, secrets: Path) -> servers.DatabaseServer:
 
 
 def start_mongodb(folder: Path, secrets: Path) -> servers.DatabaseServer:
-    """secantusd, with the account that the script makes, and then with --auth."""
+    """Start secantusd, let the script create the account, and restart it with --auth."""
     script, shim, options = folder / "mongodb.js", folder / "mongosh.js", ["--sync-on-commit"]
     script.write_text((SCRIPTS / "mongodb.js").read_text().replace("/run/secrets", str(secrets)))
     shim.write_text(MONGOSH)
@@ -112,7 +115,7 @@ def start_mongodb(folder: Path, secrets: Path) -> servers.DatabaseServer:
 
 
 def start_redis(folder: Path, secrets: Path) -> servers.DatabaseServer:
-    """Redis, by its script and with the options in compose.yaml."""
+    """Start Redis with its script and with the options in compose.yaml."""
     needs.program("redis-server")
     entrypoint = folder / "bin" / "docker-entrypoint.sh"
     entrypoint.parent.mkdir()
@@ -133,7 +136,7 @@ def start_redis(folder: Path, secrets: Path) -> servers.DatabaseServer:
     return server
 
 
-async def test_server_works_with_these_accounts_and_after_a_restart(composed: Composed, tmp_path: Path) -> None:
+async def test_server_works_with_these_accounts_after_a_restart(composed: Composed, tmp_path: Path) -> None:
     for registered in (False, True):
         async with subprocess_server(tmp_path / "data", stores=composed.environment, MessageDays=7) as server:
             if not registered:
@@ -159,7 +162,7 @@ async def test_server_works_with_these_accounts_and_after_a_restart(composed: Co
 
 
 async def test_commands_work_with_these_accounts(composed: Composed) -> None:
-    soon = {"CHAT_SERVICE_HEARTBEATSECONDS": "0.1", "CHAT_SERVICE_STORETIMEOUT": "2"}  # what `remove` waits for
+    soon = {"CHAT_SERVICE_HEARTBEATSECONDS": "0.1", "CHAT_SERVICE_STORETIMEOUT": "2"}  # `remove` waits for these
     for arguments, typed in (
         (["--check"], ""),
         (["user", "add", "three"], "secret1\n"),
@@ -172,7 +175,8 @@ async def test_commands_work_with_these_accounts(composed: Composed) -> None:
         assert child.returncode == 0, (arguments, errors)
 
 
-def test_mysql_account_changes_no_other_database_and_drops_nothing(composed: Composed) -> None:
+def test_mysql_account_cannot_change_other_databases(composed: Composed) -> None:
+    """It cannot drop anything either."""
     address: dict[str, Any] = {"host": "127.0.0.1", "port": composed.mysql.port, "user": "chat"}
     with pymysql.connect(**address, password=composed.password("mysql")) as connection, connection.cursor() as cursor:
         cursor.execute("SHOW DATABASES")
@@ -189,7 +193,7 @@ def test_mysql_account_changes_no_other_database_and_drops_nothing(composed: Com
                 cursor.execute(refused)
 
 
-def test_mongodb_account_uses_its_own_database_alone(composed: Composed) -> None:
+def test_mongodb_account_uses_only_its_own_database(composed: Composed) -> None:
     with pymongo.MongoClient[Any](
         "127.0.0.1", composed.mongodb.port, username="chat", password=composed.password("mongodb")
     ) as client:
@@ -205,7 +209,8 @@ def test_mongodb_account_uses_its_own_database_alone(composed: Composed) -> None
                 refused()
 
 
-def test_redis_account_uses_its_own_keys_and_administers_nothing(composed: Composed) -> None:
+def test_redis_account_uses_only_its_own_keys(composed: Composed) -> None:
+    """It has no administrative commands."""
     redis = Redis(port=composed.redis.port, username="chat", password=composed.password("redis"))
     with redis:
         redis.set("chat_server:probe", 1, ex=1)
@@ -218,7 +223,7 @@ def test_redis_account_uses_its_own_keys_and_administers_nothing(composed: Compo
 
 @pytest.mark.parametrize("name", ["mysql", "redis"])
 def test_health_checks_pass_and_fail(composed: Composed, name: str) -> None:
-    """Their commands, with the port and the folder of this test."""
+    """The commands of the health checks run with the port and the folder of this test."""
     [_, printed] = SERVICES[name]["healthcheck"]["test"]
     port = {"mysql": composed.mysql, "redis": composed.redis}[name].port
 

@@ -1,4 +1,4 @@
-"""One socket on the wire: fragments, bad input, close codes, compression (protocol section 2; RFC 6455)."""
+"""The bytes of one socket: fragments, bad input, close codes, compression (protocol section 2; RFC 6455)."""
 
 import asyncio
 import json
@@ -16,27 +16,27 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from tests import raw
 from tests.harness import ServerHandle, serving, subprocess_server, wait_until
 
-LARGEST = 65536  # MaxFrameBytes as shipped
+MAX_FRAME_BYTES = 65536  # the default of MaxFrameBytes
 
 
 def padded(size: int, content: str = "m1\nhello") -> bytes:
-    """A request of exactly `size` bytes that is understood."""
+    """Return a valid request of exactly `size` bytes."""
     text = json.dumps({"op_type": 1, "content": content}).encode()
     return text[:-1] + b" " * (size - len(text)) + text[-1:]
 
 
 def cut(text: bytes, *at: int) -> list[bytes]:
-    """The frames of a message cut at these places."""
+    """Return the frames of a message that is cut at these positions."""
     ends = (0, *at, len(text))
     parts = [text[start:end] for start, end in pairwise(ends)]
     last = len(parts) - 1
     return [raw.frame(part, raw.CONTINUATION if i else raw.TEXT, fin=i == last) for i, part in enumerate(parts)]
 
 
-# --- how a frame may arrive
+# --- fragments and partial frames
 
 
-async def test_a_message_in_fragments_is_one_message_wherever_it_was_cut(server: ServerHandle) -> None:
+async def test_a_fragmented_message_is_one_message(server: ServerHandle) -> None:
     text = json.dumps({"op_type": 1, "content": "m1\n漢字 😀"}, ensure_ascii=False).encode()
     async with raw.chat(server, "1", to="2") as one:
         for frame in cut(text, 0, 5, text.index("😀".encode()) + 2, len(text)):
@@ -46,7 +46,7 @@ async def test_a_message_in_fragments_is_one_message_wherever_it_was_cut(server:
         assert (await two.ask(3))[0]["content"] == "m1\n漢字 😀"
 
 
-async def test_a_ping_between_fragments_is_answered_before_the_message_is_whole(server: ServerHandle) -> None:
+async def test_a_ping_between_fragments_is_answered_immediately(server: ServerHandle) -> None:
     first, second = cut(padded(100), 50)
     async with raw.chat(server, "1", to="2") as one:
         await one.write(first + raw.frame(b"are you there", raw.PING))
@@ -55,14 +55,14 @@ async def test_a_ping_between_fragments_is_answered_before_the_message_is_whole(
         assert (await one.answer())["id"] == "m1"
 
 
-async def test_frames_that_come_together_are_answered_one_by_one_in_order(server: ServerHandle) -> None:
+async def test_frames_in_one_packet_are_answered_in_order(server: ServerHandle) -> None:
     await server.make_contacts("1", "2")
     async with raw.chat(server, "1", to="2") as one:
         await one.write(b"".join(raw.request(1, f"m{n}\nhello") for n in range(300)))
         assert [(await one.answer())["id"] for _ in range(300)] == [f"m{n}" for n in range(300)]
 
 
-async def test_a_frame_may_come_one_byte_at_a_time(server: ServerHandle) -> None:
+async def test_a_frame_may_arrive_byte_by_byte(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         for byte in raw.request(1, "m1\nhello"):
             await one.write(bytes([byte]))
@@ -70,15 +70,15 @@ async def test_a_frame_may_come_one_byte_at_a_time(server: ServerHandle) -> None
         assert (await one.answer())["id"] == "m1"
 
 
-async def test_a_frame_without_a_mask_is_read_like_any_other(server: ServerHandle) -> None:
-    # RFC 6455 section 5.1 asks a server to close; aiohttp is lenient, and it harms nobody.
+async def test_an_unmasked_frame_is_accepted(server: ServerHandle) -> None:
+    # RFC 6455 section 5.1 requires the server to close the connection; aiohttp accepts the frame, which is harmless.
     async with raw.chat(server, "1", to="2") as one:
         await one.write(raw.frame(padded(100), mask=b""))
         assert (await one.answer())["id"] == "m1"
         assert (await one.ask(1, "m2\nhello"))["id"] == "m2"
 
 
-async def test_frames_right_behind_the_upgrade_are_answered(server: ServerHandle) -> None:
+async def test_frames_sent_with_the_upgrade_are_answered(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2", early=raw.request(1, "m1\nhello")) as one:
         assert (await one.answer())["id"] == "m1"
 
@@ -86,10 +86,10 @@ async def test_frames_right_behind_the_upgrade_are_answered(server: ServerHandle
 # --- what closes a socket
 
 
-async def closes(server: ServerHandle, data: bytes, code: int) -> None:
-    """`data`, sent after a request, closes the socket with `code`; the request was answered, and others chat on."""
+async def assert_closes(server: ServerHandle, data: bytes, code: int) -> None:
+    """Fail unless `data` closes the socket with `code` after an answered request and leaves other sockets alone."""
     async with raw.chat(server, "1", to="2") as one, server.chat("2", to="1") as two:
-        await one.write(raw.request(1, "before\nhello") + data)  # the first time a message, then a retry
+        await one.write(raw.request(1, "before\nhello") + data)  # the first call sends a message, later calls a retry
         assert (await one.answer())["id"] == "before"
         assert await one.wait_closed() == code, data[:60]
         assert (await two.answer(2, "-1"))["content"] == "1"
@@ -99,9 +99,9 @@ async def test_text_that_is_not_utf8_closes_with_1007(server: ServerHandle) -> N
     for data in (
         raw.frame(b'{"op_type": 1, "content": "\xff"}'),
         raw.frame(b"\xed\xa0\x80"),  # a surrogate
-        raw.frame(b"\xf0\x9f", fin=False) + raw.frame(b"\x98", raw.CONTINUATION),  # cut short
+        raw.frame(b"\xf0\x9f", fin=False) + raw.frame(b"\x98", raw.CONTINUATION),  # an incomplete character
     ):
-        await closes(server, data, 1007)
+        await assert_closes(server, data, 1007)
 
 
 async def test_a_binary_frame_closes_with_1003(server: ServerHandle) -> None:
@@ -110,49 +110,49 @@ async def test_a_binary_frame_closes_with_1003(server: ServerHandle) -> None:
         raw.frame(b"", raw.BINARY),
         raw.frame(b"a", raw.BINARY, fin=False) + raw.frame(b"b", raw.CONTINUATION),
     ):
-        await closes(server, data, 1003)
+        await assert_closes(server, data, 1003)
 
 
 async def test_a_frame_over_max_frame_bytes_closes_with_1009(server: ServerHandle) -> None:
     for data in (
-        raw.frame(padded(LARGEST + 1)),
-        raw.header(LARGEST + 1),
+        raw.frame(padded(MAX_FRAME_BYTES + 1)),
+        raw.header(MAX_FRAME_BYTES + 1),
         raw.header(2**40),
         raw.header(2**63 - 1),
         raw.header(2**64 - 1),
-        b"".join(cut(padded(LARGEST + 1), 1000, 40000)),
-        raw.frame(b" " * LARGEST, fin=False) + raw.frame(b" ", raw.CONTINUATION, fin=False),
+        b"".join(cut(padded(MAX_FRAME_BYTES + 1), 1000, 40000)),
+        raw.frame(b" " * MAX_FRAME_BYTES, fin=False) + raw.frame(b" ", raw.CONTINUATION, fin=False),
     ):
-        await closes(server, data, 1009)
+        await assert_closes(server, data, 1009)
 
 
-async def test_a_frame_of_exactly_max_frame_bytes_is_fine_whole_and_in_fragments(server: ServerHandle) -> None:
+async def test_a_frame_of_max_frame_bytes_is_accepted(server: ServerHandle) -> None:
+    """It may be one frame or several fragments."""
     async with raw.chat(server, "1", to="2") as one:
-        await one.write(raw.frame(padded(LARGEST)))
+        await one.write(raw.frame(padded(MAX_FRAME_BYTES)))
         assert (await one.answer())["id"] == "m1"
-        await one.write(b"".join(cut(padded(LARGEST, "m2\nhello"), 1, 60000)))
+        await one.write(b"".join(cut(padded(MAX_FRAME_BYTES, "m2\nhello"), 1, 60000)))
         assert (await one.answer())["id"] == "m2"
 
 
 @pytest.mark.parametrize("size", [256, 5000])
-async def test_max_frame_bytes_is_a_setting(tmp_path: Path, size: int) -> None:
-    async with serving(tmp_path, MaxFrameBytes=size) as server:
-        await server.add_users("1", "2")
+async def test_max_frame_bytes_is_configurable(tmp_path: Path, size: int) -> None:
+    async with serving(tmp_path, users=("1", "2"), MaxFrameBytes=size) as server:
         async with raw.chat(server, "1", to="2") as one:
             await one.write(raw.frame(padded(size)))
             assert (await one.answer())["id"] == "m1"
-        await closes(server, raw.frame(padded(size + 1)), 1009)
+        await assert_closes(server, raw.frame(padded(size + 1)), 1009)
 
 
-async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(server: ServerHandle) -> None:
+async def test_a_websocket_protocol_error_closes_with_1002(server: ServerHandle) -> None:
     for data in (
         *(raw.frame(padded(100), rsv=rsv) for rsv in (1, 2, 4)),
-        *(raw.frame(b"", opcode) for opcode in (3, 7, 11, 15)),  # that mean nothing
+        *(raw.frame(b"", opcode) for opcode in (3, 7, 11, 15)),  # reserved opcodes
         raw.frame(b"", raw.PING, fin=False),
         raw.frame(b"x" * 126, raw.PING),
-        raw.frame(b"more", raw.CONTINUATION),  # of nothing
-        raw.frame(b"begun", fin=False) + raw.frame(padded(100)),  # and not continued
-        raw.frame(b"\x03", raw.CLOSE),  # half a code
+        raw.frame(b"more", raw.CONTINUATION),  # without a first fragment
+        raw.frame(b"begun", fin=False) + raw.frame(padded(100)),  # without a last fragment
+        raw.frame(b"\x03", raw.CLOSE),  # half a close code
         raw.close(1004),
         raw.close(999),
         raw.close(1005),
@@ -160,17 +160,19 @@ async def test_a_frame_that_breaks_the_websocket_protocol_closes_with_1002(serve
         raw.close(5000),
         raw.close(65535),
     ):
-        await closes(server, data, 1002)
+        await assert_closes(server, data, 1002)
 
 
-async def test_a_hundred_bad_frames_in_a_row_are_answered_and_close_with_1008(server: ServerHandle) -> None:
+async def test_a_hundred_bad_frames_at_once_close_with_1008(server: ServerHandle) -> None:
+    """Each of them is answered first."""
     async with raw.chat(server, "1", to="2") as one:
         await one.write(raw.frame(b"bad") * 100)
         assert [(await one.answer())["op_type"] for _ in range(100)] == [40000] * 100
         assert await one.wait_closed() == 1008
 
 
-async def test_a_hundred_bad_frames_one_after_the_other_are_answered_and_close_with_1008(server: ServerHandle) -> None:
+async def test_a_hundred_bad_frames_in_sequence_close_with_1008(server: ServerHandle) -> None:
+    """Each of them is answered first."""
     async with raw.chat(server, "1", to="2") as one:
         for _ in range(100):
             await one.write(raw.frame(b"bad"))
@@ -178,17 +180,17 @@ async def test_a_hundred_bad_frames_one_after_the_other_are_answered_and_close_w
         assert await one.wait_closed() == 1008
 
 
-async def test_a_good_frame_after_99_bad_ones_is_forgiven(server: ServerHandle) -> None:
+async def test_a_good_frame_resets_the_count_of_bad_frames(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2") as one:
         for n in range(3):
             await one.write(raw.frame(b"bad") * 99 + raw.request(1, f"m{n}\nhello"))
             assert [(await one.answer())["op_type"] for _ in range(100)] == [40000] * 99 + [40019]
-        # A request that is refused was understood.
+        # A refused request counts as a good frame.
         await one.write(raw.frame(b"bad") * 99 + raw.request(2, "no page") + raw.frame(b"bad") * 99)
         assert [(await one.answer())["op_type"] for _ in range(199)] == [40000] * 99 + [40004] + [40000] * 99
 
 
-# --- bad input that does not close
+# --- bad input that leaves the socket open
 
 
 BAD = (
@@ -203,7 +205,7 @@ BAD = (
     (b'{"op_type": 1, "content": "\\udc00\\ud800"}', "bad_json"),
     (b'{"op_type": 1, "key": ' + b"[" * 60000, "bad_json"),
     (b'{"op_type": 1, "key": ' + b'{"":' * 15000, "bad_json"),
-    (b"null", "bad_frame"),  # killed the whole Go server
+    (b"null", "bad_frame"),  # crashed the Go server
     (b"[]", "bad_frame"),
     (b"1", "bad_frame"),
     (b'"hello"', "bad_frame"),
@@ -227,18 +229,19 @@ BAD = (
 )
 
 
-async def test_a_bad_frame_is_answered_40000_with_why_and_the_socket_stays_open(server: ServerHandle) -> None:
+async def test_a_bad_frame_gets_40000_and_leaves_the_socket_open(server: ServerHandle) -> None:
+    """The answer contains the reason."""
     await server.make_contacts("1", "2")
     async with raw.chat(server, "1", to="2") as one:
         for data, reason in BAD:
             await one.write(raw.frame(data))
             answer = await one.answer()
-            said = (answer["op_type"], answer["from"], answer["to"], answer["reason"], bool(answer["content"]))
-            assert said == (40000, "System", "1", reason, True), data[:60]
+            fields = (answer["op_type"], answer["from"], answer["to"], answer["reason"], bool(answer["content"]))
+            assert fields == (40000, "System", "1", reason, True), data[:60]
             assert (await one.ask(1, "hello"))["op_type"] == 40019
 
 
-async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_included(server: ServerHandle) -> None:
+async def test_answers_to_bad_frames_keep_their_order(server: ServerHandle) -> None:
     requests = {
         40019: raw.request(1, "hello"),
         40000: raw.frame(b"bad"),
@@ -258,7 +261,7 @@ async def test_answers_come_in_the_order_of_the_requests_bad_frames_between_incl
 # --- closing
 
 
-async def test_a_close_frame_is_answered_with_its_code(server: ServerHandle) -> None:
+async def test_a_close_frame_is_answered_with_the_same_code(server: ServerHandle) -> None:
     for payload, code in (
         (b"", 1000),
         (b"\x03\xe8", 1000),
@@ -269,11 +272,11 @@ async def test_a_close_frame_is_answered_with_its_code(server: ServerHandle) -> 
         async with raw.chat(server, "1", to="2") as one:
             await one.write(raw.frame(payload, raw.CLOSE))
             assert await one.wait_closed() == code
-            with pytest.raises(raw.ConnectionCut):  # and then the server ends the connection
+            with pytest.raises(raw.ConnectionCut):  # the server then ends the connection
                 await one.read_bytes()
 
 
-async def test_what_was_sent_before_a_close_frame_is_still_answered_and_what_comes_after_is_not(
+async def test_only_requests_before_a_close_frame_are_answered(
     server: ServerHandle,
 ) -> None:
     async with raw.chat(server, "1", to="2") as one:
@@ -286,7 +289,7 @@ async def test_what_was_sent_before_a_close_frame_is_still_answered_and_what_com
         assert [frame["id"] for frame in (await two.ask(3))[:-1]] == [f"m{n}" for n in range(5)]
 
 
-async def test_a_polite_client_closes_normally(server: ServerHandle) -> None:
+async def test_a_client_can_close_normally(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("hello")
         await one.connection.close(4321, "bye")
@@ -296,19 +299,18 @@ async def test_a_polite_client_closes_normally(server: ServerHandle) -> None:
 
 
 async def test_sigterm_closes_every_socket_with_1001(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data") as server:
-        await server.add_users("1", "2")
+    async with subprocess_server(tmp_path / "data", users=("1", "2")) as server:
         async with server.chat("1") as one, server.chat("2") as two, server.chat("2") as other:
             server.process.send_signal(signal.SIGTERM)
             assert [await one.wait_closed(), await two.wait_closed(), await other.wait_closed()] == [1001] * 3
         assert await server.wait() == 0
 
 
-async def test_a_reader_that_stops_is_closed_with_1013_its_messages_stay_unread_and_others_chat_on(
+async def test_a_stopped_reader_is_closed_with_1013(
     tmp_path: Path,
 ) -> None:
-    async with serving(tmp_path, StrangerLimit=0, OutboxBytes=262144) as server:
-        await server.add_users("1", "2", "3")
+    """Its messages stay unread, and other users continue to chat."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0, OutboxBytes=262144) as server:
         async with (
             raw.chat(server, "2", to="1", buffer=4096) as slow,
             server.chat("1", to="2") as one,
@@ -333,42 +335,42 @@ async def test_a_reader_that_stops_is_closed_with_1013_its_messages_stay_unread_
             assert [frame["id"] for frame in (await two.ask(3))[:-1]] == [f"m{n}" for n in range(sent)]
 
 
-async def test_a_session_whose_row_is_gone_closes_its_sockets_with_4001(tmp_path: Path) -> None:
-    async with serving(tmp_path, HeartbeatSeconds=0.2) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1") as one, server.chat("1") as other, server.chat("2") as two:
-            with closing(sqlite3.connect(tmp_path / "chat.db")) as database, database:
-                database.execute("DELETE FROM sessions WHERE user = '1'")
-            assert [await one.wait_closed(), await other.wait_closed()] == [4001, 4001]
-            await two.expect_nothing()
+async def test_a_deleted_session_closes_its_sockets_with_4001(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, users=("1", "2"), HeartbeatSeconds=0.2) as server,
+        server.chat("1") as one,
+        server.chat("1") as other,
+        server.chat("2") as two,
+    ):
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as database, database:
+            database.execute("DELETE FROM sessions WHERE user = '1'")
+        assert [await one.wait_closed(), await other.wait_closed()] == [4001, 4001]
+        await two.expect_nothing()
 
 
-async def test_a_store_that_is_away_closes_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(tmp_path, HeartbeatSeconds=0.2) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as one:
-            with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
-                database.execute("ALTER TABLE sessions RENAME TO away")
-                await wait_until(lambda: caplog.text.count("sessions not renewed") >= 3)
-                assert (await one.send("m1\nhello"))["op_type"] == 40019
-                database.execute("ALTER TABLE away RENAME TO sessions")
-            async with server.chat("1", to="2"):
-                assert (await one.send("m2\nhello"))["op_type"] == 40019
+async def test_an_unavailable_store_closes_no_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(tmp_path, users=("1", "2"), HeartbeatSeconds=0.2) as server, server.chat("1", to="2") as one:
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
+            database.execute("ALTER TABLE sessions RENAME TO away")
+            await wait_until(lambda: caplog.text.count("sessions not renewed") >= 3)
+            assert (await one.send("m1\nhello"))["op_type"] == 40019
+            database.execute("ALTER TABLE away RENAME TO sessions")
+        async with server.chat("1", to="2"):
+            assert (await one.send("m2\nhello"))["op_type"] == 40019
 
 
-async def test_the_close_frame_arrives_although_the_client_is_still_sending(server: ServerHandle) -> None:
+async def test_a_client_that_still_sends_gets_the_close_frame(server: ServerHandle) -> None:
     for data, code in ((raw.frame(b"", raw.BINARY), 1003), (raw.header(2**40), 1009)):
         async with raw.chat(server, "1", to="2") as one:
             await one.write(data)
-            for _ in range(50):  # which the server takes, so that no RST runs over the close frame
+            for _ in range(50):  # the server reads these, so no RST overtakes the close frame
                 await one.write(raw.frame(b"x" * 60000))
                 await asyncio.sleep(0.001)
             assert await one.wait_closed() == code
 
 
-async def test_the_close_frame_arrives_although_much_was_unread(tmp_path: Path) -> None:
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2")
+async def test_a_client_with_unread_data_gets_the_close_frame(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=("1", "2"), StrangerLimit=0) as server:
         await raw.store_messages(server, "1", "2", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
@@ -382,16 +384,16 @@ async def test_the_close_frame_arrives_although_much_was_unread(tmp_path: Path) 
 
 # --- compression
 
-MANIFOLD = "".join(map(chr, range(0x4E00, 0x4E00 + 2500))) * 2  # repeats itself, but not within a small window
+LONG_PERIOD_TEXT = "".join(map(chr, range(0x4E00, 0x4E00 + 2500))) * 2  # repeats only beyond a small window
 
 
 async def compressed(server: ServerHandle, **options: Any) -> None:
-    """Both directions work, small and large, live and from the history."""
+    """Exchange small and large messages in both directions, live and from the history, with compression."""
     async with server.chat("1", to="2", **options) as one, server.chat("2", to="1", **options) as two:
         assert one.connection.protocol.extensions
         assert one.connection.response
         assert "permessage-deflate" in one.connection.response.headers["Sec-WebSocket-Extensions"]
-        for n, text in enumerate(["hello", "x" * 16000, "漢字 😀 " * 1000, MANIFOLD] * 3):
+        for n, text in enumerate(["hello", "x" * 16000, "漢字 😀 " * 1000, LONG_PERIOD_TEXT] * 3):
             assert (await one.send(f"m{n}\n{text}"))["op_type"] == 40018
             assert (await two.receive())["content"] == f"m{n}\n{text}"
         assert len(await two.ask(2, "0-200")) == 13
@@ -406,52 +408,48 @@ async def compressed(server: ServerHandle, **options: Any) -> None:
         {"client_max_window_bits": 9},
     ],
 )
-async def test_with_compress_both_directions_are_compressed(tmp_path: Path, parameters: dict[str, Any]) -> None:
-    async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
-        await server.add_users("1", "2")
+async def test_compress_compresses_both_directions(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    async with serving(tmp_path, users=("1", "2"), Compress="yes", StrangerLimit=0) as server:
         await compressed(server, compression=None, extensions=[ClientPerMessageDeflateFactory(**parameters)])
 
 
-async def test_with_compress_a_large_frame_is_smaller_on_the_wire_and_a_client_without_it_reads_plain_text(
+async def test_compress_makes_large_frames_smaller(
     tmp_path: Path,
 ) -> None:
-    async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
-        await server.add_users("1", "2")
-        async with (
-            raw.chat(server, "2", extensions="permessage-deflate") as packed,
-            raw.chat(server, "2") as plain,
-            server.chat("1", to="2") as one,
-        ):
-            assert b"permessage-deflate" in packed.response
-            assert b"permessage-deflate" not in plain.response
-            await one.send("m1\n" + "x" * 10000)
-            small, large = await packed.read(), await plain.read()
-            assert (small.rsv, large.rsv) == (4, 0)
-            assert len(small.payload) < 1000 < len(large.payload)
+    """A client without the extension still gets plain text."""
+    async with (
+        serving(tmp_path, users=("1", "2"), Compress="yes", StrangerLimit=0) as server,
+        raw.chat(server, "2", extensions="permessage-deflate") as packed,
+        raw.chat(server, "2") as plain,
+        server.chat("1", to="2") as one,
+    ):
+        assert b"permessage-deflate" in packed.response
+        assert b"permessage-deflate" not in plain.response
+        await one.send("m1\n" + "x" * 10000)
+        small, large = await packed.read(), await plain.read()
+        assert (small.rsv, large.rsv) == (4, 0)
+        assert len(small.payload) < 1000 < len(large.payload)
 
 
-async def test_with_compress_a_frame_needs_no_larger_window_than_was_agreed_on(tmp_path: Path) -> None:
-    async with serving(tmp_path, Compress="yes", StrangerLimit=0) as server:
-        await server.add_users("1", "2")
+async def test_compress_respects_the_negotiated_window(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=("1", "2"), Compress="yes", StrangerLimit=0) as server:
         offer = "permessage-deflate; server_max_window_bits=9"
         async with raw.chat(server, "2", extensions=offer) as two, server.chat("1", to="2") as one:
             assert b"server_max_window_bits=9" in two.response
-            await one.send("m1\n" + MANIFOLD)
+            await one.send("m1\n" + LONG_PERIOD_TEXT)
             packed = (await two.read()).payload + b"\0\0\xff\xff"
-            inflate = zlib.decompressobj(wbits=-9)  # piece by piece: zlib looks back into what it gave out at once
+            inflate = zlib.decompressobj(wbits=-9)  # in pieces: zlib may refer to all output of one call
             text = b"".join(inflate.decompress(packed[start : start + 100]) for start in range(0, len(packed), 100))
-            assert json.loads(text)["content"] == "m1\n" + MANIFOLD
+            assert json.loads(text)["content"] == "m1\n" + LONG_PERIOD_TEXT
 
 
-async def test_with_compress_what_is_too_large_once_unpacked_closes_with_1009(tmp_path: Path) -> None:
-    async with serving(tmp_path, Compress="yes") as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as one:
-            await one.send_text("x" * 5_000_000)
-            assert await one.wait_closed() == 1009
+async def test_a_message_too_large_after_inflation_closes_with_1009(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=("1", "2"), Compress="yes") as server, server.chat("1", to="2") as one:
+        await one.send_text("x" * 5_000_000)
+        assert await one.wait_closed() == 1009
 
 
-async def test_without_compress_it_is_not_agreed_on(server: ServerHandle) -> None:
+async def test_compression_is_off_by_default(server: ServerHandle) -> None:
     async with raw.chat(server, "1", to="2", extensions="permessage-deflate; client_max_window_bits") as one:
         assert b"sec-websocket-extensions" not in one.response.lower()
     async with server.chat("1", to="2", compression="deflate") as polite:

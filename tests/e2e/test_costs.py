@@ -1,4 +1,4 @@
-"""What makes the server fast, counted and not timed: writes, encodings, tasks and memory of sockets."""
+"""Costs that determine the speed, counted instead of timed: writes, encodings, tasks, memory per socket."""
 
 import asyncio
 import re
@@ -21,14 +21,14 @@ RUN = 48
 
 
 def writing(trace: Path) -> tuple[str, ...]:
-    """The command that runs the server and traces each write, with the addresses of the socket it goes to."""
+    """Return the command that runs the server and traces each write with the addresses of its socket."""
     return strace(trace, "write,writev,sendto,sendmsg", "-yy", "-s", "0")
 
 
-async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_few_writes(tmp_path: Path) -> None:
+async def test_a_batch_of_messages_takes_few_writes(tmp_path: Path) -> None:
+    """Both the deliveries and the acknowledgements."""
     trace = tmp_path / "trace"
-    async with subprocess_server(tmp_path / "data", prefix=writing(trace)) as server:
-        await server.add_users("1", "2")
+    async with subprocess_server(tmp_path / "data", users=("1", "2"), prefix=writing(trace)) as server:
         await server.make_contacts("1", "2")
         async with raw.chat(server, "1", "2") as one, raw.chat(server, "2", "1") as two:
             before = writes(trace)
@@ -40,10 +40,10 @@ async def test_a_run_of_messages_reaches_its_receiver_and_is_acknowledged_in_a_f
                 assert 1 <= made[socket.sock.getsockname()[1]] <= RUN // 8, made
 
 
-async def test_a_run_of_long_messages_is_stored_in_steps_between_which_others_have_their_turn(tmp_path: Path) -> None:
+async def test_a_batch_of_long_messages_is_stored_in_steps(tmp_path: Path) -> None:
+    """Other sockets have their turn between the steps."""
     trace = tmp_path / "trace"
-    async with subprocess_server(tmp_path / "data", prefix=writing(trace)) as server:
-        await server.add_users("1", "2")
+    async with subprocess_server(tmp_path / "data", users=("1", "2"), prefix=writing(trace)) as server:
         await server.make_contacts("1", "2")
         async with raw.chat(server, "1", "2") as one:
             before = writes(trace)
@@ -53,58 +53,53 @@ async def test_a_run_of_long_messages_is_stored_in_steps_between_which_others_ha
             assert made[one.sock.getsockname()[1]] >= RUN * 16000 // 81920, made
 
 
-class HeldBack:
-    """The store of messages takes large texts and keeps them until the gate opens; how many it had at once."""
+class LargeTextGate:
+    """Let the message store block on large texts until `gate` opens; count the blocked batches."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = asyncio.Event()
-        self.now = self.most = 0
+        self.waiting = self.max_waiting = 0
         add = SqliteMessages.add
 
-        async def slowly(store: SqliteMessages, run: Sequence[Message]) -> list[Added]:
+        async def gated_add(store: SqliteMessages, run: Sequence[Message]) -> list[Added]:
             if len(run[0].text) > 1000:
-                self.now += 1
-                self.most = max(self.most, self.now)
+                self.waiting += 1
+                self.max_waiting = max(self.max_waiting, self.waiting)
                 await self.gate.wait()
-                self.now -= 1
+                self.waiting -= 1
             return await add(store, run)
 
-        monkeypatch.setattr(SqliteMessages, "add", slowly)
+        monkeypatch.setattr(SqliteMessages, "add", gated_add)
 
 
-async def test_of_many_large_texts_a_few_are_with_the_store_and_a_short_one_does_not_wait_for_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(tmp_path) as server, AsyncExitStack() as stack:
-        await server.add_users("1", "2")
+async def test_a_short_text_does_not_wait_for_many_large_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most four batches of large texts are in the store at a time."""
+    async with serving(tmp_path, users=("1", "2")) as server, AsyncExitStack() as stack:
         await server.make_contacts("1", "2")
-        held = HeldBack(monkeypatch)
+        held = LargeTextGate(monkeypatch)
         chats = [await stack.enter_async_context(server.chat("1", "2")) for _ in range(12)]
         for number, chat in enumerate(chats):
             await chat.put(1, f"m{number}\n" + "x" * 16000, type=1)
-        await wait_until(lambda: held.now == 4)
+        await wait_until(lambda: held.waiting == 4)
         async with server.chat("2", "1") as other:
             assert (await other.send("short\nhello"))["id"] == "short"
         held.gate.set()
         for number, chat in enumerate(chats):
             assert (await chat.receive())["content"] == "short\nhello"
             assert (await chat.receive())["id"] == f"m{number}"
-        assert held.most == 4
+        assert held.max_waiting == 4
 
 
-async def test_a_large_text_that_waits_for_others_too_long_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_large_text_that_waits_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_manager, "LARGE_PATIENCE", 0.05)
-    async with serving(tmp_path) as server, AsyncExitStack() as stack:
-        await server.add_users("1", "2")
+    async with serving(tmp_path, users=("1", "2")) as server, AsyncExitStack() as stack:
         await server.make_contacts("1", "2")
-        held = HeldBack(monkeypatch)
+        held = LargeTextGate(monkeypatch)
         chats = [await stack.enter_async_context(server.chat("1", "2")) for _ in range(5)]
         text = "\n" + "x" * 16000
         for chat in chats[1:]:
             await chat.put(1, text, type=1)
-        await wait_until(lambda: held.now == 4)
+        await wait_until(lambda: held.waiting == 4)
         refused = await chats[0].send("m1" + text)
         assert (refused["op_type"], refused["reason"], refused["id"]) == (40008, "store_away", "m1")
         held.gate.set()
@@ -114,13 +109,11 @@ async def test_a_large_text_that_waits_for_others_too_long_is_refused(
 
 
 def writes(trace: Path) -> Counter[int]:
-    """The writes to each socket so far, by the peer's port."""
+    """Count the writes to each socket so far, by the peer's port."""
     return Counter(map(int, re.findall(r"TCP:\[[^\]]*->127\.0\.0\.1:(\d+)\]", trace.read_text())))
 
 
-async def test_a_message_to_everybody_is_encoded_once_however_many_hear_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broadcast_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[frames.Frame] = []
     encode = frames._encode
 
@@ -129,8 +122,7 @@ async def test_a_message_to_everybody_is_encoded_once_however_many_hear_it(
         return encode(record)
 
     names = [str(number) for number in range(20)]
-    async with serving(tmp_path) as server, AsyncExitStack() as stack:
-        await server.add_users(*names)
+    async with serving(tmp_path, users=names) as server, AsyncExitStack() as stack:
         chats = [await stack.enter_async_context(server.chat(name)) for name in names for _ in range(2)]
         monkeypatch.setattr(frames, "_encode", counted)
         await chats[0].put(6, "hello")
@@ -140,20 +132,21 @@ async def test_a_message_to_everybody_is_encoded_once_however_many_hear_it(
         assert [record.to for record in encoded] == ["ALL", "0"]
 
 
-async def test_an_idle_socket_has_no_task_but_the_two_of_aiohttp(tmp_path: Path) -> None:
-    async with serving(tmp_path, SocketsPerUser=1000) as server, AsyncExitStack() as stack:
-        await server.add_users("1")
+async def test_an_idle_socket_has_only_the_two_tasks_of_aiohttp(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=("1",), SocketsPerUser=1000) as server, AsyncExitStack() as stack:
         await stack.enter_async_context(raw.chat(server, "1"))
         before = len(asyncio.all_tasks())
         for _ in range(20):
             await stack.enter_async_context(raw.chat(server, "1"))
-        assert len(asyncio.all_tasks()) - before == 2 * 20  # of the connection, and of the request
+        assert len(asyncio.all_tasks()) - before == 2 * 20  # one for the connection, one for the request
 
 
-async def test_an_idle_socket_takes_less_than_twenty_four_kibibytes(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", SocketsPerUser=1000) as server, AsyncExitStack() as stack:
-        await server.add_users("1")
-        for _ in range(50):  # what is made once
+async def test_an_idle_socket_takes_less_than_24_kib(tmp_path: Path) -> None:
+    async with (
+        subprocess_server(tmp_path / "data", users=("1",), SocketsPerUser=1000) as server,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(50):  # warm up: allocate everything that is allocated only once
             await stack.enter_async_context(raw.chat(server, "1"))
         before = resident(server.process.pid)
         for _ in range(400):
@@ -162,5 +155,5 @@ async def test_an_idle_socket_takes_less_than_twenty_four_kibibytes(tmp_path: Pa
 
 
 def resident(pid: int) -> int:
-    """Resident memory of a process in bytes."""
+    """Return the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

@@ -1,4 +1,4 @@
-"""The edge: headers on every answer, slow peers, smuggled requests, and what a page elsewhere could try."""
+"""The HTTP edge: response headers, slow clients, request smuggling, and attacks from other origins."""
 
 import asyncio
 import json
@@ -13,7 +13,19 @@ from aiohttp import web
 
 from chat_server.api.headers import secure
 from tests import raw
-from tests.e2e.answers import ENDPOINTS, UPGRADE, ask, done, lives, opened, post, refused, speak, try_login, try_upgrade
+from tests.e2e.http_helpers import (
+    ENDPOINTS,
+    UPGRADE,
+    check_refusal,
+    check_success,
+    is_valid_session,
+    open_socket,
+    post,
+    send_bytes,
+    send_request,
+    try_login,
+    try_upgrade,
+)
 from tests.harness import PASSWORD, TIMEOUT, ServerHandle, serving, wait_until
 from tests.servers import free_port
 
@@ -22,8 +34,8 @@ OTHER = {"Origin": "https://other.example"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-def careful(response: httpx.Response) -> None:
-    """Fail unless a browser is told what not to do with this answer, and nobody which software it is from."""
+def check_security_headers(response: httpx.Response) -> None:
+    """Fail unless the response has the security headers and does not name the server software."""
     headers = response.headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
@@ -36,50 +48,49 @@ def careful(response: httpx.Response) -> None:
 # --- headers
 
 
-async def test_no_answer_is_without_its_headers(tmp_path: Path) -> None:
-    async with serving(tmp_path, LoginFailures=1, AllowedOrigins="https://friend.example") as server:
-        await server.add_users("1")
+async def test_every_answer_has_the_security_headers(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=("1",), LoginFailures=1, AllowedOrigins="https://friend.example") as server:
         login = {"user_name": "1", "password": PASSWORD}
         friend = {"Origin": "https://friend.example"}
         answers = [
-            await ask(server, "GET", "/ping"),
-            await ask(server, "HEAD", "/ping"),
-            await ask(server, "GET", "/health"),
-            await ask(server, "GET", "/nothing"),
-            await ask(server, "DELETE", "/ping"),
-            await ask(server, "OPTIONS", "/user/login", headers=friend),
+            await send_request(server, "GET", "/ping"),
+            await send_request(server, "HEAD", "/ping"),
+            await send_request(server, "GET", "/health"),
+            await send_request(server, "GET", "/nothing"),
+            await send_request(server, "DELETE", "/ping"),
+            await send_request(server, "OPTIONS", "/user/login", headers=friend),
             await try_login(server, "1"),
             await post(server, "/user/login", user_name="1"),
-            await ask(server, "POST", "/user/login", content="x"),
-            await ask(server, "POST", "/user/login", json={"user_name": "x" * 100_000}),
-            await ask(server, "POST", "/user/login", json=login, headers=OTHER),
-            await ask(server, "POST", "/user/login", json=login, headers=friend),
+            await send_request(server, "POST", "/user/login", content="x"),
+            await send_request(server, "POST", "/user/login", json={"user_name": "x" * 100_000}),
+            await send_request(server, "POST", "/user/login", json=login, headers=OTHER),
+            await send_request(server, "POST", "/user/login", json=login, headers=friend),
             await post(server, "/user/logout", user_name="1"),
-            await ask(server, "GET", "/chat/test"),
+            await send_request(server, "GET", "/chat/test"),
             await try_upgrade(server, uid="1", token=server.tokens["1"], to_uid="nobody"),
             await try_upgrade(server, OTHER, uid="1", token=server.tokens["1"]),
             await post(server, "/user/register", **login),
             *[await try_login(server, "nobody") for _ in range(2)],
-            await speak(server, b"GARBAGE\r\n\r\n"),
-            await speak(server, b"POST /ping HTTP/1.1\r\n" + HOST + b"Expect: miracles\r\n\r\n"),
+            await send_bytes(server, b"GARBAGE\r\n\r\n"),
+            await send_bytes(server, b"POST /ping HTTP/1.1\r\n" + HOST + b"Expect: miracles\r\n\r\n"),
         ]
-        async with opened(server, "1") as chat:
+        async with open_socket(server, "1") as chat:
             assert chat.connection.response
             answers.append(httpx.Response(101, headers=list(chat.connection.response.headers.raw_items())))
     for answer in answers:
-        careful(answer)
+        check_security_headers(answer)
     codes = {answer.status_code for answer in answers}
     assert codes == {101, 200, 400, 401, 403, 404, 405, 409, 413, 415, 426, 429} | ({417} & codes)
 
 
-async def test_no_answer_to_prometheus_is_without_its_headers(tmp_path: Path) -> None:
+async def test_every_metrics_answer_has_the_security_headers(tmp_path: Path) -> None:
     port = free_port()
     async with serving(tmp_path, MetricsPort=port), httpx.AsyncClient(trust_env=False, verify=False) as client:
         for path in ("metrics", "nothing"):
-            careful(await client.get(f"http://127.0.0.1:{port}/{path}"))
+            check_security_headers(await client.get(f"http://127.0.0.1:{port}/{path}"))
 
 
-def test_a_page_keeps_the_headers_that_it_brings() -> None:
+def test_a_page_keeps_its_own_headers() -> None:
     own = {"Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'", "Cache-Control": "max-age=60"}
     response = web.Response(headers=own)
     secure(response)
@@ -87,14 +98,13 @@ def test_a_page_keeps_the_headers_that_it_brings() -> None:
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-# --- peers that take for ever
+# --- slow clients
 
 
 @pytest.fixture
-async def hasty(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server that waits half a second for a request, and a user who has registered in time."""
-    async with serving(tmp_path) as server:
-        await server.add_users("1")
+async def impatient_server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
+    """A server with a RequestTimeout of half a second and a registered user."""
+    async with serving(tmp_path, users=("1",)) as server:
         tokens = server.tokens
     async with serving(tmp_path, RequestTimeout=0.5) as server:
         server.tokens.update(tokens)
@@ -102,27 +112,27 @@ async def hasty(tmp_path: Path) -> AsyncIterator[ServerHandle]:
 
 
 async def drip(server: ServerHandle, start: bytes, more: bytes) -> bytes:
-    """Send the beginning of a request, then a little more again and again; what came until the server cut it."""
+    """Send `start`, then `more` repeatedly until the server ends the connection; return the received bytes."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
-    came = bytearray()
+    received = bytearray()
 
-    async def hear() -> None:
+    async def read_all() -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
-                came.extend(data)
+                received.extend(data)
 
-    hearing = asyncio.create_task(hear())
+    reading = asyncio.create_task(read_all())
     try:
         async with asyncio.timeout(TIMEOUT):
             writer.write(start)
-            while not hearing.done():
+            while not reading.done():
                 if more:
                     writer.write(more)
-                await asyncio.wait([hearing], timeout=0.05)
+                await asyncio.wait([reading], timeout=0.05)
     finally:
-        hearing.cancel()
+        reading.cancel()
         writer.close()
-    return bytes(came)
+    return bytes(received)
 
 
 @pytest.mark.parametrize(
@@ -136,28 +146,30 @@ async def drip(server: ServerHandle, start: bytes, more: bytes) -> bytes:
     ],
     ids=["nothing", "a word", "headers", "a header", "empty lines"],
 )
-async def test_a_head_that_never_ends_does_not_hold_a_connection(
-    hasty: ServerHandle, start: bytes, more: bytes
+async def test_a_connection_with_an_endless_head_is_closed(
+    impatient_server: ServerHandle, start: bytes, more: bytes
 ) -> None:
-    assert await drip(hasty, start, more) == b""
-    done(await ask(hasty, "GET", "/ping"), 200)
+    assert await drip(impatient_server, start, more) == b""
+    check_success(await send_request(impatient_server, "GET", "/ping"), 200)
 
 
-async def test_a_second_head_that_never_ends_does_not_hold_a_connection(hasty: ServerHandle) -> None:
-    answer = await drip(hasty, b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\nGET /ping HTTP/1.1\r\n", b"X-Header: x\r\n")
+async def test_a_connection_with_an_endless_second_head_is_closed(impatient_server: ServerHandle) -> None:
+    answer = await drip(
+        impatient_server, b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\nGET /ping HTTP/1.1\r\n", b"X-Header: x\r\n"
+    )
     assert answer.count(b"HTTP/1.") == answer.count(b" 200 OK") == 1
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 10000", b"Transfer-Encoding: chunked"])
-async def test_a_body_that_never_ends_does_not_hold_a_connection(hasty: ServerHandle, length: bytes) -> None:
+async def test_a_connection_with_an_endless_body_is_closed(impatient_server: ServerHandle, length: bytes) -> None:
     start = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + length + b"\r\n\r\n"
-    answer = await drip(hasty, start, b"1\r\n \r\n")
+    answer = await drip(impatient_server, start, b"1\r\n \r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["data"]["reason"] == "bad_request"
 
 
-async def test_who_never_takes_his_answers_does_not_hold_a_connection(hasty: ServerHandle) -> None:
-    sock = await raw.connect(hasty, buffer=4096)
+async def test_a_connection_with_unread_answers_is_closed(impatient_server: ServerHandle) -> None:
+    sock = await raw.connect(impatient_server, buffer=4096)
     client = raw.RawSocket(sock, "")
 
     async def cut() -> bool:
@@ -173,13 +185,13 @@ async def test_who_never_takes_his_answers_does_not_hold_a_connection(hasty: Ser
         sock.close()
 
 
-async def test_an_open_socket_is_not_cut_for_being_silent(hasty: ServerHandle) -> None:
-    async with raw.chat(hasty, "1") as one:
-        await asyncio.sleep(1.2)  # more than two RequestTimeout
+async def test_a_silent_socket_stays_open_after_request_timeout(impatient_server: ServerHandle) -> None:
+    async with raw.chat(impatient_server, "1") as one:
+        await asyncio.sleep(1.2)  # more than twice RequestTimeout
         assert (await one.ask(7, "-1"))["op_type"] == 40023
 
 
-# --- requests within requests
+# --- request smuggling
 
 LOGIN = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
 HIDDEN = b"GET /nothing HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -210,8 +222,8 @@ HIDDEN = b"GET /nothing HTTP/1.1\r\n" + HOST + b"\r\n"
         b"Host: other.example\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-async def test_what_a_proxy_might_frame_otherwise_is_400_and_the_end(server: ServerHandle, framing: bytes) -> None:
-    """Where two readers could disagree where a request ends, the second one would be somebody else's."""
+async def test_an_ambiguous_request_length_is_400_and_closes(server: ServerHandle, framing: bytes) -> None:
+    """If proxy and server disagree about the end of a request, the rest becomes a request of another client."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(LOGIN + framing + HIDDEN)
     async with asyncio.timeout(TIMEOUT):
@@ -221,7 +233,7 @@ async def test_what_a_proxy_might_frame_otherwise_is_400_and_the_end(server: Ser
     assert answer.count(b"HTTP/1.") == 1, answer
 
 
-async def test_a_head_that_is_too_large_is_400_and_the_end(server: ServerHandle) -> None:
+async def test_a_too_large_head_is_400_and_closes(server: ServerHandle) -> None:
     for headers in (b"X: " + b"x" * 100_000, b"X: x\r\n" * 10_000, b"X: x\r\n" * 200 + b"X" * 9000):
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(b"GET /ping HTTP/1.1\r\n" + HOST + headers + b"\r\n\r\n" + HIDDEN)
@@ -229,36 +241,37 @@ async def test_a_head_that_is_too_large_is_400_and_the_end(server: ServerHandle)
             try:
                 answer = await reader.read()
             except ConnectionResetError:
-                answer = b""  # it went on sending into a connection that had ended
+                answer = b""  # the client was still sending when the connection ended
         writer.close()
         assert b" 200 " not in answer
         assert answer.count(b"HTTP/1.") <= 1
 
 
-# --- a page elsewhere
+# --- pages of other origins
 
 
-async def test_a_form_posted_from_another_site_does_nothing_with_or_without_a_cookie(server: ServerHandle) -> None:
+async def test_a_form_posted_from_another_site_is_refused(server: ServerHandle) -> None:
+    """With and without a cookie."""
     for cookie in ({}, {"Cookie": f"session={server.tokens['1']}"}):
         for path, (fields, failed) in ENDPOINTS.items():
             form = dict.fromkeys(fields, PASSWORD) | {"user_name": "1"}
-            response = await ask(server, "POST", path, data=form, headers=OTHER | FORM | cookie)
-            refused(response, 403, failed, "foreign_origin")
+            response = await send_request(server, "POST", path, data=form, headers=OTHER | FORM | cookie)
+            check_refusal(response, 403, failed, "foreign_origin")
             assert "Set-Cookie" not in response.headers
-    assert await lives(server, server.tokens["1"])
-    done(await try_login(server, "1"), 41003)
+    assert await is_valid_session(server, server.tokens["1"])
+    check_success(await try_login(server, "1"), 41003)
 
 
-async def test_a_socket_opened_from_another_site_does_not_open_with_or_without_a_cookie(server: ServerHandle) -> None:
+async def test_a_socket_opened_from_another_site_is_refused(server: ServerHandle) -> None:
+    """With and without a cookie."""
     for origin in (OTHER, {"Origin": "null"}):
         for cookie in ({}, {"Cookie": f"session={server.tokens['1']}"}):
-            refused(await try_upgrade(server, origin | cookie, uid="1"), 403, 40014, "foreign_origin")
+            check_refusal(await try_upgrade(server, origin | cookie, uid="1"), 403, 40014, "foreign_origin")
 
 
-async def test_behind_tls_a_page_that_came_without_it_is_foreign(tmp_path: Path) -> None:
-    """Whoever sits in between can write such a page."""
-    async with serving(tmp_path, TrustedProxies="127.0.0.1") as server:
-        await server.add_users("1")
+async def test_behind_tls_a_page_without_tls_is_a_foreign_origin(tmp_path: Path) -> None:
+    """An attacker on the network can write such a page."""
+    async with serving(tmp_path, users=("1",), TrustedProxies="127.0.0.1") as server:
         body = {"user_name": "1", "password": PASSWORD}
         for proto, origin, own in (
             ("https", "https://chat.example", True),
@@ -267,45 +280,44 @@ async def test_behind_tls_a_page_that_came_without_it_is_foreign(tmp_path: Path)
             ("", "https://chat.example", True),
         ):
             headers = {"Host": "chat.example", "X-Forwarded-Proto": proto, "Origin": origin}
-            response = await ask(server, "POST", "/user/login", json=body, headers=headers)
+            response = await send_request(server, "POST", "/user/login", json=body, headers=headers)
             if own:
-                done(response, 41003)
+                check_success(response, 41003)
             else:
-                refused(response, 403, 41002, "foreign_origin")
+                check_refusal(response, 403, 41002, "foreign_origin")
 
 
-async def test_a_host_that_is_said_twice_is_not_chosen_from(server: ServerHandle) -> None:
+async def test_two_host_headers_are_refused(server: ServerHandle) -> None:
     body = json.dumps({"user_name": "1", "password": PASSWORD}).encode()
     for first, second in ((b"chat.example", b"other.example"), (b"other.example", b"chat.example")):
         request = (
             b"POST /user/login HTTP/1.1\r\nHost: %s\r\nHost: %s\r\nOrigin: http://other.example\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (first, second, len(body), body)
         )
-        assert (await speak(server, request)).status_code in (400, 403)
+        assert (await send_bytes(server, request)).status_code in (400, 403)
 
 
-async def test_an_origin_that_is_said_twice_is_not_chosen_from(server: ServerHandle) -> None:
+async def test_two_origin_headers_are_refused(server: ServerHandle) -> None:
     for origins in (("http://x", "https://other.example"), ("https://other.example", "http://x")):
         headers = [("Host", "x"), *(("Origin", origin) for origin in origins)]
-        response = await ask(
+        response = await send_request(
             server, "POST", "/user/login", json={"user_name": "1", "password": PASSWORD}, headers=headers
         )
-        refused(response, 403, 41002, "foreign_origin")
+        check_refusal(response, 403, 41002, "foreign_origin")
 
 
 @pytest.mark.parametrize("proxies", ["", "127.0.0.1"])
-async def test_a_byte_that_is_no_text_is_never_an_error_of_the_server(
+async def test_a_non_text_byte_never_causes_a_server_error(
     tmp_path: Path, proxies: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In any header, in the query and in the path: 4xx, or as if the header were not there."""
+    """In a header, the query or the path: the answer is 4xx, or the header is ignored."""
     names = (
         "Host Origin Cookie Authorization Content-Type Content-Encoding Content-Length Accept Accept-Encoding Expect"
     )
     names += " X-Forwarded-For X-Forwarded-Proto X-Forwarded-Host Transfer-Encoding Connection Upgrade If-None-Match"
     names += " Sec-WebSocket-Key Sec-WebSocket-Version Sec-WebSocket-Protocol Sec-WebSocket-Extensions User-Agent"
     body = json.dumps({"user_name": "nobody", "password": PASSWORD}).encode()
-    async with serving(tmp_path, TrustedProxies=proxies) as server:
-        await server.add_users("1")
+    async with serving(tmp_path, users=("1",), TrustedProxies=proxies) as server:
         token = server.tokens["1"].encode()
         login = {b"Host": b"x", b"Content-Type": b"application/json", b"Content-Length": b"%d" % len(body)}
         upgrade = {b"Host": b"x", **{name.encode(): value.encode() for name, value in UPGRADE.items()}}
@@ -322,7 +334,7 @@ async def test_a_byte_that_is_no_text_is_never_an_error_of_the_server(
         ]
         for target, headers, content in requests:
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers.items())
-            response = await speak(server, target + b" HTTP/1.1\r\n" + lines + b"\r\n" + content)
+            response = await send_bytes(server, target + b" HTTP/1.1\r\n" + lines + b"\r\n" + content)
             assert 400 <= response.status_code < 500, (target, headers, response.text)
     assert not [record.message for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
@@ -330,28 +342,30 @@ async def test_a_byte_that_is_no_text_is_never_an_error_of_the_server(
 # --- sessions
 
 
-async def test_no_session_is_one_that_the_client_chose(server: ServerHandle) -> None:
-    """Session fixation: who plants a token in somebody's browser must not be logged in with them."""
+async def test_a_client_cannot_choose_its_session_token(server: ServerHandle) -> None:
+    """Session fixation: a token that an attacker plants in a browser must never become a session."""
     planted = "planted-" + "x" * 35
     headers = {"Cookie": f"session={planted}; chat_session={planted}"}
     body = {"user_name": "1", "password": PASSWORD, "token": planted, "session": planted}
-    response = await ask(server, "POST", f"/user/login?token={planted}&session={planted}", json=body, headers=headers)
-    token = done(response, 41003)["token"]
+    response = await send_request(
+        server, "POST", f"/user/login?token={planted}&session={planted}", json=body, headers=headers
+    )
+    token = check_success(response, 41003)["token"]
     assert token != planted
     assert response.cookies["chat_session"] == token
-    assert not await lives(server, planted)
-    refused(await try_upgrade(server, uid="1", token=planted), 401, 41012, "not_logged_in")
+    assert not await is_valid_session(server, planted)
+    check_refusal(await try_upgrade(server, uid="1", token=planted), 401, 41012, "not_logged_in")
 
 
-async def test_logging_in_anew_makes_a_token_anew(server: ServerHandle) -> None:
+async def test_every_login_returns_a_new_token(server: ServerHandle) -> None:
     headers = {"Cookie": f"session={server.tokens['2']}"}
     body = {"user_name": "1", "password": PASSWORD}
-    response = await ask(server, "POST", "/user/login", json=body, headers=headers)
-    assert done(response, 41003)["token"] not in server.tokens.values()
+    response = await send_request(server, "POST", "/user/login", json=body, headers=headers)
+    assert check_success(response, 41003)["token"] not in server.tokens.values()
 
 
-async def test_no_failed_login_costs_less_than_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same time, shown by the work: one bcrypt of the same cost, whatever is wrong with name or password."""
+async def test_all_failed_logins_cost_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every failed login runs one bcrypt of the same cost, so its duration does not depend on the error."""
     checked: list[bytes] = []
     check = bcrypt.checkpw
 
@@ -360,21 +374,20 @@ async def test_no_failed_login_costs_less_than_another(tmp_path: Path, monkeypat
         return check(password, hashed)
 
     monkeypatch.setattr(bcrypt, "checkpw", counting)
-    async with serving(tmp_path, PasswordCost=5, LoginFailures=100) as server:
-        await server.add_users("1")
+    async with serving(tmp_path, users=("1",), PasswordCost=5, LoginFailures=100) as server:
         checked.clear()
         tries = [("1", "wrong one"), ("nobody", PASSWORD), ("", ""), ("a b", PASSWORD), ("x" * 5000, PASSWORD)]
         tries += [("System", PASSWORD), ("1", ""), ("1", "x" * 100), ("nobody", "x" * 100), ("1", "\0"), ("1", "short")]
         for name, password in tries:
-            refused(await try_login(server, name, password), 401, 41010, "wrong_password")
+            check_refusal(await try_login(server, name, password), 401, 41010, "wrong_password")
         assert checked == [b"05"] * len(tries)
 
 
-# --- upgrades that are none
+# --- failed upgrades
 
 
-async def test_frames_behind_an_upgrade_that_was_refused_are_no_requests(server: ServerHandle) -> None:
-    """The connection speaks HTTP as before, and a frame is no HTTP: 400 and the end."""
+async def test_frames_after_a_refused_upgrade_are_malformed_http(server: ServerHandle) -> None:
+    """The connection still speaks HTTP, so a frame is malformed: the answer is 400, and the connection ends."""
     lines = [f"{name}: {value}" for name, value in UPGRADE.items()]
     head = "\r\n".join(["GET /chat/test?uid=1 HTTP/1.1", "Host: x", *lines, "", ""]).encode()
     reader, writer = await asyncio.open_connection(server.host, server.port)

@@ -1,4 +1,4 @@
-"""The two clients of docs/clients.md, run as they are printed there."""
+"""The two example clients in docs/clients.md run as printed."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ import pytest
 from tests.harness import CLEAN_ENVIRON, NODE, ROOT, ServerHandle, subprocess_server, wait_until
 from tests.servers import free_port
 
-MOST_LINES = 22
+MAX_LINES = 22
 PROGRAMS = {"Python": "client.py", "JavaScript": "client.mjs"}
 PASSWORDS = {"1": "secret-1", "2": "secret-2"}
 
 
 def example(language: str) -> str:
-    """The example as printed: the first block under its heading."""
+    """Return the printed example: the first code block under its heading."""
     section = (ROOT / "docs" / "clients.md").read_text().split(f"## Example: {language}\n")[1]
     found = re.search(r"```\w+\n(.*?)```", section, re.DOTALL)
     assert found
@@ -29,7 +29,7 @@ def example(language: str) -> str:
 
 @asynccontextmanager
 async def running(folder: Path, server: ServerHandle, language: str, command: Sequence[str]) -> AsyncIterator[Path]:
-    """The example, run by `command` against `server`; the file with its output."""
+    """Run the example with `command` against `server`; yield the file with its output."""
     program, printed = folder / PROGRAMS[language], folder / f"{language}.txt"
     program.write_text(example(language).replace("127.0.0.1:8081", f"{server.host}:{server.port}"))
     with printed.open("wb") as output:
@@ -44,7 +44,7 @@ async def running(folder: Path, server: ServerHandle, language: str, command: Se
 
 
 def install_ws(folder: Path) -> None:
-    """Put the npm package ws where Node finds it: Playwright has a copy."""
+    """Install the npm package ws for Node.js. Playwright contains a copy."""
     bundle = Path(NODE).with_name("package") / "lib" / "utilsBundle.js"
     package = folder / "node_modules" / "ws"
     package.mkdir(parents=True)
@@ -53,7 +53,7 @@ def install_ws(folder: Path) -> None:
 
 @pytest.mark.parametrize("language", ["Python", "JavaScript"])
 def test_an_example_is_short(language: str) -> None:
-    assert len(example(language).splitlines()) <= MOST_LINES
+    assert len(example(language).splitlines()) <= MAX_LINES
 
 
 @pytest.mark.parametrize("options", [[], ["--no-experimental-websocket"]], ids=["node 22", "node 20 with ws"])
@@ -84,7 +84,7 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
 
 
 async def closing(server: ServerHandle) -> None:
-    """On the server's port, close each connection after its handshake request, until both users have tried."""
+    """Listen on the server's port and close each connection after its upgrade request, until both users have tried."""
     users: set[bytes] = set()
 
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

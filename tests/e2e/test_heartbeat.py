@@ -1,4 +1,4 @@
-"""Signs of life, sessions kept by an open socket, and flood control that refuses nothing (protocol section 2)."""
+"""Liveness checks, session renewal by an open socket, and flood control without refusals (protocol section 2)."""
 
 import asyncio
 import sqlite3
@@ -13,23 +13,24 @@ import pytest
 from tests import raw
 from tests.harness import ChatClient, ManualClock, ServerHandle, serving, wait_until
 
-BEAT = 0.1
+HEARTBEAT = 0.1
 DAY = 86400
 
 
 @asynccontextmanager
-async def beating(folder: Path, **settings: Any) -> AsyncIterator[ServerHandle]:
-    """A server with a fast heartbeat, with the users 1 and 2 and no limit between them."""
-    async with serving(folder, **{"HeartbeatSeconds": BEAT, "StrangerLimit": 0, **settings}) as server:
-        await server.add_users("1", "2")
+async def fast_heartbeat(folder: Path, **settings: Any) -> AsyncIterator[ServerHandle]:
+    """Run a server with a fast heartbeat, the users 1 and 2, and no contact limit."""
+    async with serving(
+        folder, users=("1", "2"), **{"HeartbeatSeconds": HEARTBEAT, "StrangerLimit": 0, **settings}
+    ) as server:
         yield server
 
 
-# --- who stays and who is cut
+# --- liveness
 
 
 async def test_an_idle_client_that_answers_pings_stays(tmp_path: Path) -> None:
-    async with beating(tmp_path) as server, raw.chat(server, "1", to="2") as one:
+    async with fast_heartbeat(tmp_path) as server, raw.chat(server, "1", to="2") as one:
         for _ in range(8):
             read = await one.read()
             assert read.opcode == raw.PING
@@ -37,15 +38,16 @@ async def test_an_idle_client_that_answers_pings_stays(tmp_path: Path) -> None:
         assert (await one.ask(1, "m1\nhello"))["op_type"] == 40019
 
 
-async def test_an_idle_client_of_another_make_stays(tmp_path: Path) -> None:
-    async with beating(tmp_path) as server, server.chat("1", to="2") as one:
-        await asyncio.sleep(8 * BEAT)
+async def test_an_idle_client_of_another_library_stays(tmp_path: Path) -> None:
+    async with fast_heartbeat(tmp_path) as server, server.chat("1", to="2") as one:
+        await asyncio.sleep(8 * HEARTBEAT)
         assert (await one.send("m1\nhello"))["op_type"] == 40019
 
 
-async def test_a_peer_that_neither_sends_nor_takes_is_cut_without_a_close_frame(tmp_path: Path) -> None:
+async def test_an_unresponsive_client_is_disconnected(tmp_path: Path) -> None:
+    """There is no close frame, because the client would not answer it."""
     async with (
-        beating(tmp_path) as server,
+        fast_heartbeat(tmp_path) as server,
         raw.chat(server, "1") as silent,
         raw.chat(server, "1") as early,
         server.chat("2", to="1") as two,
@@ -57,8 +59,9 @@ async def test_a_peer_that_neither_sends_nor_takes_is_cut_without_a_close_frame(
 
 
 @pytest.mark.parametrize("more", [0, 2_000_000], ids=["silent", "with frames that wait"])
-async def test_a_reader_that_stops_in_a_page_is_cut_without_a_close_frame(tmp_path: Path, more: int) -> None:
-    async with beating(tmp_path) as server:
+async def test_a_reader_that_stops_in_a_page_is_disconnected(tmp_path: Path, more: int) -> None:
+    """There is no close frame."""
+    async with fast_heartbeat(tmp_path) as server:
         await raw.store_messages(server, "1", "2", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
@@ -67,8 +70,8 @@ async def test_a_reader_that_stops_in_a_page_is_cut_without_a_close_frame(tmp_pa
             assert await two.wait_closed() is None
 
 
-async def test_a_reader_that_stops_and_half_closes_is_cut_too(tmp_path: Path) -> None:
-    async with beating(tmp_path) as server:
+async def test_a_half_closed_reader_that_stops_is_disconnected(tmp_path: Path) -> None:
+    async with fast_heartbeat(tmp_path) as server:
         await raw.store_messages(server, "1", "2", raw.MAX_KERNEL_BYTES // 16000 + 100)
         async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
@@ -77,41 +80,42 @@ async def test_a_reader_that_stops_and_half_closes_is_cut_too(tmp_path: Path) ->
             await raw.wait_offline(one)
 
 
-async def test_a_peer_that_takes_many_beats_for_one_frame_is_not_cut(tmp_path: Path) -> None:
-    async with beating(tmp_path) as server, raw.chat(server, "1", to="2") as one:
+async def test_a_client_that_sends_a_frame_slowly_stays(tmp_path: Path) -> None:
+    async with fast_heartbeat(tmp_path) as server, raw.chat(server, "1", to="2") as one:
         frame = raw.request(1, "m1\nhello")
         for byte in frame[:40]:
             await one.write(bytes([byte]))
-            await asyncio.sleep(BEAT / 4)
+            await asyncio.sleep(HEARTBEAT / 4)
         await one.write(frame[40:])
         assert (await one.answer())["id"] == "m1"
 
 
-async def test_a_peer_that_reads_a_page_slowly_for_many_beats_is_not_cut(tmp_path: Path) -> None:
-    async with beating(tmp_path) as server:
+async def test_a_client_that_reads_a_page_slowly_stays(tmp_path: Path) -> None:
+    """Reading the page takes many heartbeats."""
+    async with fast_heartbeat(tmp_path) as server:
         await raw.store_messages(server, "1", "2", 150)
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(2, "-150")
             for _ in range(40):
                 await two.read_bytes(16384)
-                await asyncio.sleep(BEAT / 4)
+                await asyncio.sleep(HEARTBEAT / 4)
             for n in range(150):
                 assert (await two.receive())["id"] == f"m{n}"
             assert (await two.answer())["content"] == "150"
 
 
-async def test_a_peer_that_takes_each_message_as_it_comes_is_not_cut(tmp_path: Path) -> None:
-    async with beating(tmp_path) as server, server.chat("1", to="2") as one, raw.chat(server, "2") as two:
-        for n in range(40):  # of which nothing waits for long
+async def test_a_client_that_reads_each_message_stays(tmp_path: Path) -> None:
+    async with fast_heartbeat(tmp_path) as server, server.chat("1", to="2") as one, raw.chat(server, "2") as two:
+        for n in range(40):  # no message waits for long
             assert (await one.send(f"m{n}\nhello"))["op_type"] == 40018
             assert (await two.receive())["id"] == f"m{n}"
-            await asyncio.sleep(BEAT / 4)
+            await asyncio.sleep(HEARTBEAT / 4)
 
 
 # --- sessions
 
 
-async def test_an_open_socket_keeps_its_session_alive_and_no_other(tmp_path: Path) -> None:
+async def test_an_open_socket_renews_only_its_own_session(tmp_path: Path) -> None:
     clock = ManualClock()
 
     def expires() -> int:
@@ -119,15 +123,14 @@ async def test_an_open_socket_keeps_its_session_alive_and_no_other(tmp_path: Pat
             found: int = database.execute("SELECT max(expires) FROM sessions").fetchone()[0]
         return found
 
-    async with serving(tmp_path, clock, HeartbeatSeconds=BEAT, SessionDays=1) as server:
-        await server.add_users("1", "2")
+    async with serving(tmp_path, clock, users=("1", "2"), HeartbeatSeconds=HEARTBEAT, SessionDays=1) as server:
         unused = await server.login("1")
         async with server.chat("1", to="2") as one:
             for _ in range(3):
                 clock.shift += 0.7 * DAY
                 await wait_until(lambda: expires() >= clock.now() + 0.98 * DAY * 1_000_000)
             assert (await one.send("m1\nhello"))["op_type"] == 40019
-        async with server.chat("1", to="2"):  # its token is as good as ever
+        async with server.chat("1", to="2"):  # the token is still valid
             pass
         body, headers = {"user_name": "1"}, {"Authorization": f"Bearer {unused}"}
         assert (await server.post("/user/logout", body, headers=headers)).json()["status"] == 41012
@@ -137,24 +140,25 @@ async def test_an_open_socket_keeps_its_session_alive_and_no_other(tmp_path: Pat
 
 
 def names(chat: ChatClient, count: int) -> list[str]:
-    """The ids of so many messages of this socket."""
+    """Return the ids of the messages that `flood` sends."""
     return [f"{id(chat):x}-{n}" for n in range(count)]
 
 
-async def answered(chat: ChatClient, count: int) -> None:
-    """All of `count` messages, sent by flood(), are acknowledged, in order."""
+async def check_answers(chat: ChatClient, count: int) -> None:
+    """Fail unless all `count` messages of `flood` are acknowledged in order."""
     assert [(await chat.receive()).get("id") for _ in range(count)] == names(chat, count)
 
 
 async def flood(chat: ChatClient, count: int) -> None:
-    """Send so many messages at once."""
+    """Send `count` messages at once."""
     for name in names(chat, count):
         await chat.put(1, f"{name}\nhello")
 
 
-async def test_who_sends_too_fast_is_read_more_slowly_all_sockets_together_and_loses_nothing(tmp_path: Path) -> None:
+async def test_a_user_that_sends_too_fast_is_read_more_slowly(tmp_path: Path) -> None:
+    """The rate covers all sockets of the user, and no frame is lost."""
     async with (
-        beating(tmp_path, FramesPerSecond=40, FramesBurst=20) as server,
+        fast_heartbeat(tmp_path, FramesPerSecond=40, FramesBurst=20) as server,
         server.chat("1", to="2") as one,
         server.chat("1", to="2") as other,
         server.chat("2", to="1", max_queue=None) as two,
@@ -162,38 +166,38 @@ async def test_who_sends_too_fast_is_read_more_slowly_all_sockets_together_and_l
         began = monotonic()
         await flood(one, 30)
         await flood(other, 30)
-        assert (await two.answer(2, "-1"))["op_type"] == 40005  # somebody else is not slowed
-        await asyncio.gather(answered(one, 30), answered(other, 30))
+        assert (await two.answer(2, "-1"))["op_type"] == 40005  # other users are not slowed down
+        await asyncio.gather(check_answers(one, 30), check_answers(other, 30))
         got = [(await two.receive())["id"] for _ in range(60)]
         for chat in (one, other):
             assert [name for name in got if name in names(chat, 30)] == names(chat, 30)
-        assert monotonic() - began > (60 - 20) / 40 * 0.95  # nothing was waved through
+        assert monotonic() - began > (60 - 20) / 40 * 0.95  # no frame bypassed the rate
 
 
-async def test_a_new_socket_brings_no_new_burst(tmp_path: Path) -> None:
-    async with beating(tmp_path, FramesPerSecond=20, FramesBurst=20) as server:
+async def test_a_new_socket_gets_no_new_burst(tmp_path: Path) -> None:
+    async with fast_heartbeat(tmp_path, FramesPerSecond=20, FramesBurst=20) as server:
         began = monotonic()
         for _ in range(4):
             async with server.chat("1", to="2") as one:
                 await flood(one, 10)
-                await answered(one, 10)
+                await check_answers(one, 10)
         assert monotonic() - began > (40 - 20) / 20 * 0.95
 
 
-async def test_a_throttled_peer_is_not_cut_while_a_burst_of_its_waits(tmp_path: Path) -> None:
+async def test_a_throttled_client_with_a_waiting_burst_stays(tmp_path: Path) -> None:
     async with (
-        beating(tmp_path, FramesPerSecond=20, FramesBurst=1) as server,
+        fast_heartbeat(tmp_path, FramesPerSecond=20, FramesBurst=1) as server,
         server.chat("1", to="2") as one,
     ):
         await flood(one, 20)
-        await answered(one, 20)
+        await check_answers(one, 20)
 
 
-async def test_a_throttled_peer_is_not_cut_although_one_frame_waits_for_many_beats(tmp_path: Path) -> None:
-    # "the time in which the server itself does not read does not count"
+async def test_a_throttled_client_stays_for_many_heartbeats(tmp_path: Path) -> None:
+    # The protocol: "the time in which the server itself does not read does not count"
     async with (
-        beating(tmp_path, FramesPerSecond=1, FramesBurst=1) as server,
+        fast_heartbeat(tmp_path, FramesPerSecond=1, FramesBurst=1) as server,
         server.chat("1", to="2") as one,
     ):
         await flood(one, 2)
-        await answered(one, 2)
+        await check_answers(one, 2)

@@ -1,4 +1,4 @@
-"""Ops 2, 3 and 7: stored messages, what is unread, and my conversations (protocol section 2)."""
+"""Ops 2, 3 and 7: stored messages, unread messages and conversations (protocol section 2)."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,14 +10,13 @@ from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1 to 3, and no limit between them."""
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3")
+    """A server with the users 1 to 3 and without a contact limit."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0) as server:
         yield server
 
 
 async def write(chat: ChatClient, *contents: str, to: str = "") -> None:
-    """Store messages; all are acknowledged."""
+    """Send messages, which must all be acknowledged."""
     for content in contents:
         await chat.put(1, content, to=to)
     answered = 0
@@ -29,7 +28,7 @@ async def write(chat: ChatClient, *contents: str, to: str = "") -> None:
 
 
 async def page(chat: ChatClient, content: str, op_type: int = 2, to: str = "") -> list[Frame]:
-    """The frames of a page, without the answer, which says how many they are; live ones between are passed over."""
+    """Return the frames of a page without live frames and without the answer, which contains their number."""
     *frames, answer = await chat.ask(op_type, content, to=to)
     stored = [frame for frame in frames if frame["type"] == 2]
     assert {frame["op_type"] for frame in (*stored, answer)} == {40023 if op_type == 7 else 40005}
@@ -42,18 +41,18 @@ async def ids(chat: ChatClient, content: str, op_type: int = 2, to: str = "") ->
 
 
 async def reason(chat: ChatClient, op_type: int, content: str, to: str = "") -> str:
-    """Why the op was refused, with its own code."""
+    """Return the reason of a refusal, which must have the code of the op."""
     [refusal] = await chat.ask(op_type, content, to=to)
     assert refusal["op_type"] == {2: 40004, 3: 40004, 7: 40022}[op_type]
     assert refusal["content"]
-    why: str = refusal["reason"]
-    return why
+    reason: str = refusal["reason"]
+    return reason
 
 
 # --- op 2
 
 
-async def test_a_page_has_the_messages_of_both_sides_as_they_are_stored(server: ServerHandle) -> None:
+async def test_a_page_contains_the_messages_of_both_users(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         sent = await one.send("m1\nhello\nthere")
         async with server.chat("2", to="1") as two:
@@ -76,7 +75,7 @@ async def test_a_page_has_the_messages_of_both_sides_as_they_are_stored(server: 
         }
 
 
-async def test_s_n_is_n_messages_after_the_s_oldest(server: ServerHandle) -> None:
+async def test_s_n_returns_n_messages_after_the_s_oldest(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(10)]
     async with server.chat("1", to="2") as one:
         await write(one, *(f"{name}\nhello" for name in names))
@@ -87,7 +86,7 @@ async def test_s_n_is_n_messages_after_the_s_oldest(server: ServerHandle) -> Non
         assert await ids(one, "00-1") == names[:1]
 
 
-async def test_none_left_is_an_empty_page_and_not_an_error(server: ServerHandle) -> None:
+async def test_a_page_beyond_the_end_is_empty(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("m1\nhello")
         for skip in ("1", "2", "999999999999999", "9223372036854775807", "9" * 30, "9" * 1000):
@@ -98,7 +97,7 @@ async def test_none_left_is_an_empty_page_and_not_an_error(server: ServerHandle)
         assert await ids(one, "-5", to="3") == []
 
 
-async def test_minus_n_is_the_newest_n_the_oldest_of_them_first(server: ServerHandle) -> None:
+async def test_minus_n_returns_the_newest_n_in_order(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(10)]
     async with server.chat("1", to="2") as one:
         await write(one, *(f"{name}\nhello" for name in names))
@@ -107,7 +106,8 @@ async def test_minus_n_is_the_newest_n_the_oldest_of_them_first(server: ServerHa
         assert await ids(one, "-200") == names
 
 
-async def test_from_a_message_on_both_ways_are_the_n_just_before_and_the_n_just_after_it(server: ServerHandle) -> None:
+async def test_a_page_at_a_message_returns_its_neighbours(server: ServerHandle) -> None:
+    """`-N@ID` returns the N messages just before it, and `+N@ID` the N messages just after it."""
     names = [f"m{number}" for number in range(10)]
     async with server.chat("1", to="2") as one:
         await write(one, *(f"{name}\nhello" for name in names))
@@ -117,7 +117,7 @@ async def test_from_a_message_on_both_ways_are_the_n_just_before_and_the_n_just_
         assert await ids(one, "+200@m5") == names[6:]
 
 
-async def test_page_by_page_a_client_sees_everything_once_from_either_end(server: ServerHandle) -> None:
+async def test_paging_from_either_end_returns_each_message_once(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(450)]
     async with server.chat("1", to="2") as one:
         await write(one, *(f"{name}\nhello" for name in names))
@@ -130,7 +130,7 @@ async def test_page_by_page_a_client_sees_everything_once_from_either_end(server
         assert upwards == downwards == names
 
 
-async def test_an_id_is_looked_for_among_mine_first_and_then_the_other_s(server: ServerHandle) -> None:
+async def test_an_id_means_the_own_message_before_the_peer_s(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await write(one, "a\nhello", "both\nmine", "b\nhello")
         await write(two, "c\nhello", "both\nthe other's", "theirs\nhello", "d\nhello")
@@ -144,7 +144,7 @@ async def test_an_id_is_looked_for_among_mine_first_and_then_the_other_s(server:
         assert await reason(one, 2, "-1@>c") == "no_such_message"
 
 
-async def test_a_deleted_message_is_in_no_page_and_stays_a_place(server: ServerHandle) -> None:
+async def test_a_deleted_message_is_hidden_but_stays_a_page_marker(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(6)]
     async with server.chat("1", to="2") as one:
         await write(one, *(f"{name}\nhello" for name in names))
@@ -157,7 +157,7 @@ async def test_a_deleted_message_is_in_no_page_and_stays_a_place(server: ServerH
         assert await ids(one, "+1@>m1") == ["m2"]
 
 
-async def test_a_marker_that_is_nowhere_is_refused(server: ServerHandle) -> None:
+async def test_an_unknown_page_marker_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, "m1\nhello")
         await write(one, "m3\nhello", to="3")
@@ -170,7 +170,7 @@ async def test_a_marker_that_is_nowhere_is_refused(server: ServerHandle) -> None
             assert await reason(one, 2, f"+5@{odd}") == "bad_id"
 
 
-async def test_n_is_1_to_200_and_nothing_else_is_a_page(server: ServerHandle) -> None:
+async def test_only_pages_of_1_to_200_messages_are_accepted(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, "m1\nhello")
         for content in ("0-{}", "-{}", "-{}@m1", "+{}@m1"):
@@ -191,7 +191,8 @@ async def test_each_conversation_has_its_own_history(server: ServerHandle) -> No
 # --- op 3
 
 
-async def test_unread_is_everything_from_the_other_to_me_not_yet_read_oldest_first(server: ServerHandle) -> None:
+async def test_op_3_returns_all_unread_messages_from_the_peer(server: ServerHandle) -> None:
+    """The oldest message comes first."""
     async with server.chat("1", to="2") as one, server.chat("3", to="2") as three:
         await write(one, "m1\nhello", "m2\nhello", "m3\nhello", "m4\nhello")
         await write(three, "m5\nhello")
@@ -207,7 +208,7 @@ async def test_unread_is_everything_from_the_other_to_me_not_yet_read_oldest_fir
         assert await ids(two, "", 3, to="3") == ["m5"]
 
 
-async def test_unread_with_n_is_the_n_oldest(server: ServerHandle) -> None:
+async def test_op_3_with_n_returns_the_n_oldest_unread_messages(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, *(f"m{number}\nhello" for number in range(5)))
     async with server.chat("2", to="1") as two:
@@ -218,7 +219,7 @@ async def test_unread_with_n_is_the_n_oldest(server: ServerHandle) -> None:
             assert await reason(two, 3, content) == "bad_page"
 
 
-async def test_unread_streams_however_many_there_are_and_marks_none(server: ServerHandle) -> None:
+async def test_op_3_returns_any_number_of_messages_and_marks_none(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(350)]
     async with server.chat("1", to="2") as one:
         await write(one, *(f"{name}\nhello" for name in names))
@@ -230,7 +231,7 @@ async def test_unread_streams_however_many_there_are_and_marks_none(server: Serv
         assert {frame["read"] for frame in await page(two, "-200")} == {False}
 
 
-async def test_nothing_unread_is_an_empty_page(server: ServerHandle) -> None:
+async def test_op_3_without_unread_messages_returns_an_empty_page(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert await ids(one, "", 3) == []
         await write(one, "mine\nhello")
@@ -241,7 +242,8 @@ async def test_nothing_unread_is_an_empty_page(server: ServerHandle) -> None:
 # --- op 7
 
 
-async def test_conversations_are_the_newest_first_each_with_its_last_message(server: ServerHandle) -> None:
+async def test_op_7_lists_the_newest_conversations_first(server: ServerHandle) -> None:
+    """Each conversation has its last message."""
     async with server.chat("1", to="2") as one:
         await write(one, "a\nhello", "b\nto two")
         async with server.chat("3", to="1") as three:
@@ -262,7 +264,7 @@ async def test_conversations_are_the_newest_first_each_with_its_last_message(ser
         assert await ids(one, "-10", 7) == ["d", "c"]
 
 
-async def test_a_conversation_tells_how_many_from_the_other_are_unread(server: ServerHandle) -> None:
+async def test_a_conversation_has_its_number_of_unread_messages(server: ServerHandle) -> None:
     async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
         await write(two, "a\nhello", "b\nhello", "c\nhello")
         await write(three, "d\nhello")
@@ -275,7 +277,7 @@ async def test_a_conversation_tells_how_many_from_the_other_are_unread(server: S
         assert [frame["read"] for frame in frames] == [False, True]
 
 
-async def test_a_conversation_tells_whether_the_other_is_online(server: ServerHandle) -> None:
+async def test_a_conversation_says_whether_the_peer_is_online(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, "a\nhello")
         await write(one, "b\nhello", to="3")
@@ -288,7 +290,7 @@ async def test_a_conversation_tells_whether_the_other_is_online(server: ServerHa
         await wait_until(offline)
 
 
-async def test_unread_messages_of_a_conversation_are_counted_up_to_1000(server: ServerHandle) -> None:
+async def test_the_unread_count_of_a_conversation_ends_at_1000(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, *["hello"] * 999)
         async with server.chat("2", sync=True) as two:
@@ -299,7 +301,7 @@ async def test_unread_messages_of_a_conversation_are_counted_up_to_1000(server: 
             assert [frame["unread"] for frame in await page(two, "-1", 7)] == [1000]
 
 
-async def test_page_by_page_a_client_sees_every_conversation_once(server: ServerHandle) -> None:
+async def test_paging_returns_each_conversation_once(server: ServerHandle) -> None:
     others = [f"user{number}" for number in range(7)]
     await server.add_users(*others)
     async with server.chat("1") as one:
@@ -313,7 +315,7 @@ async def test_page_by_page_a_client_sees_every_conversation_once(server: Server
         assert await ids(one, "-3@user0", 7) == []
 
 
-async def test_a_page_of_conversations_is_refused_if_it_is_none(server: ServerHandle) -> None:
+async def test_an_invalid_page_of_conversations_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, "m1\nhello")
         for content in ("", "5", "0-5", "+5", "-0", "-201", "-5@", "*", "-", "-x", "- 5", "-5\n", "-٣", "-" + "9" * 99):
@@ -322,7 +324,7 @@ async def test_a_page_of_conversations_is_refused_if_it_is_none(server: ServerHa
             assert await reason(one, 7, f"-5@{user}") == "no_such_user"
 
 
-async def test_a_user_in_a_page_of_conversations_is_normalised(server: ServerHandle) -> None:
+async def test_the_user_in_a_page_of_conversations_is_normalised(server: ServerHandle) -> None:
     await server.add_users("é")
     async with server.chat("1") as one:
         await write(one, "m1\nhello", to="2")
@@ -330,7 +332,7 @@ async def test_a_user_in_a_page_of_conversations_is_normalised(server: ServerHan
         assert await ids(one, "-5@e\u0301", 7) == ["m1"]
 
 
-async def test_a_deleted_message_is_no_conversation_s_last(server: ServerHandle) -> None:
+async def test_a_deleted_message_is_never_the_last_message(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, "m1\nhello", "m2\nhello")
         await write(one, "m3\nhello", to="3")
@@ -343,7 +345,7 @@ async def test_a_deleted_message_is_no_conversation_s_last(server: ServerHandle)
             assert await ids(two, "-5", 7) == []
 
 
-async def test_conversations_stay_the_newest_first_when_a_last_message_is_deleted(server: ServerHandle) -> None:
+async def test_deleting_a_last_message_keeps_the_list_sorted(server: ServerHandle) -> None:
     async with server.chat("1") as one:
         await write(one, "m1\nhello", to="2")
         await write(one, "m2\nhello", to="3")
@@ -352,7 +354,7 @@ async def test_conversations_stay_the_newest_first_when_a_last_message_is_delete
         assert await ids(one, "-5", 7) == ["m2", "m1"]
 
 
-async def test_a_retry_does_not_bring_its_conversation_up(server: ServerHandle) -> None:
+async def test_a_retry_does_not_move_its_conversation_up(server: ServerHandle) -> None:
     async with server.chat("1") as one:
         await write(one, "m1\nhello", to="2")
         await write(one, "m2\nhello", to="3")
@@ -360,7 +362,7 @@ async def test_a_retry_does_not_bring_its_conversation_up(server: ServerHandle) 
         assert await ids(one, "-5", 7) == ["m2", "m1"]
 
 
-async def test_who_never_wrote_nor_was_written_to_has_no_conversations(server: ServerHandle) -> None:
+async def test_a_new_user_has_no_conversations(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await write(one, "m1\nhello")
     async with server.chat("3") as three:

@@ -1,4 +1,4 @@
-"""Logs: one line per event, readable or JSON, and no secret in any of them (point 6 of the issue)."""
+"""Logs: one line per event, as text or JSON, without secrets."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ import pytest
 import websockets
 
 from chat_server.utils.logs import JsonLines, Readable
-from tests.e2e.answers import ask, opened, post, refused, speak, sql, try_login
+from tests.e2e.http_helpers import check_refusal, open_socket, post, send_bytes, send_request, sql, try_login
 from tests.harness import ServerHandle, SubprocessServer, serving, subprocess_server, wait_until
 
-# What nobody may find in a log.
+# Texts that must not appear in a log.
 SECRETS = (
     "correct-horse-7f3a",
     "wrong-horse-9b1c",
@@ -28,29 +28,29 @@ SECRETS = (
 )
 RIGHT, WRONG, NEW, TEXT, FRAME, URL = SECRETS
 READABLE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) \S.*")
-# Libraries of the tests' own clients, which share the process with the server.
+# Libraries of the test clients, which share the process with the server.
 CLIENTS = ("websockets", "httpx", "httpcore")
 
 
-async def everything(server: ServerHandle, folder: Path) -> set[str]:
-    """What people do, what they get wrong, and what goes wrong in the server. Returns the tokens that were used."""
+async def cause_all_events(server: ServerHandle, folder: Path) -> set[str]:
+    """Cause normal events, client errors and server errors; return the used tokens."""
     for name in ("1", "2", "broken"):
         await post(server, "/user/register", user_name=name, password=RIGHT)
     tokens = {name: (await try_login(server, name, RIGHT)).json()["data"]["token"] for name in ("1", "2", "broken")}
     server.tokens.update(tokens)
-    await _people(server)
-    await _nonsense(server)
-    await _trouble(server, folder)
+    await _cause_normal_events(server)
+    await _cause_client_errors(server)
+    await _cause_server_errors(server, folder)
     return set(tokens.values())
 
 
-async def _people(server: ServerHandle) -> None:
-    refused(await try_login(server, "1", WRONG), 401, 41010, "wrong_password")
-    refused(await try_login(server, "1", "x" + RIGHT * 5), 401, 41010, "wrong_password")
+async def _cause_normal_events(server: ServerHandle) -> None:
+    check_refusal(await try_login(server, "1", WRONG), 401, 41010, "wrong_password")
+    check_refusal(await try_login(server, "1", "x" + RIGHT * 5), 401, 41010, "wrong_password")
     change = {"user_name": "1", "old_password": WRONG, "new_password": NEW}
-    refused(await post(server, "/user/set_password", server.tokens["1"], **change), 401, 41010, "wrong_password")
+    check_refusal(await post(server, "/user/set_password", server.tokens["1"], **change), 401, 41010, "wrong_password")
     await post(server, "/user/set_password", server.tokens["1"], **(change | {"old_password": RIGHT}))
-    async with opened(server, "1") as one, server.chat("2", to="1") as two:
+    async with open_socket(server, "1") as one, server.chat("2", to="1") as two:
         await one.send(f"m1\n{TEXT}", to="2")
         await two.receive()
         await two.send(f"m2\n{TEXT}")
@@ -69,8 +69,8 @@ async def _people(server: ServerHandle) -> None:
             await one.answer(1, f"{TEXT}\n{TEXT}", **keys)
 
 
-async def _nonsense(server: ServerHandle) -> None:
-    async with opened(server, "1") as one:
+async def _cause_client_errors(server: ServerHandle) -> None:
+    async with open_socket(server, "1") as one:
         for frame in (
             f'{{"content": "{FRAME}"',
             f'["{FRAME}"]',
@@ -80,10 +80,10 @@ async def _nonsense(server: ServerHandle) -> None:
         ):
             await one.send_text(frame)
             assert (await one.receive())["op_type"] == 40000
-    async with opened(server, "1") as one:
+    async with open_socket(server, "1") as one:
         await one.connection.send(FRAME.encode())
         assert await one.wait_closed() == 1003
-    async with opened(server, "1") as one:
+    async with open_socket(server, "1") as one:
         assert (await one.send(f"{FRAME} " * 1_200, to="2"))["reason"] == "too_long"
     headers = {"Content-Type": "application/json"}
     for body in (
@@ -92,8 +92,8 @@ async def _nonsense(server: ServerHandle) -> None:
         f'{{"user_name": ["{RIGHT}"], "password": "{RIGHT}"}}',
         RIGHT,
     ):
-        await ask(server, "POST", "/user/login", content=body, headers=headers)
-        await ask(server, "POST", "/user/login", content=body, headers=headers | {"Content-Encoding": "gzip"})
+        await send_request(server, "POST", "/user/login", content=body, headers=headers)
+        await send_request(server, "POST", "/user/login", content=body, headers=headers | {"Content-Encoding": "gzip"})
     token = server.tokens["1"].encode()
     for request in (
         b"%s\r\n\r\n" % RIGHT.encode(),
@@ -103,28 +103,28 @@ async def _nonsense(server: ServerHandle) -> None:
         b"GET /ping HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n" % (token * 500),
         b"POST /user/login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n" % RIGHT.encode(),
     ):
-        await speak(server, request)
+        await send_bytes(server, request)
     for query in (f"uid=1&token={URL.replace(' ', '-')}", f"uid=2&token={server.tokens['1']}"):
         with pytest.raises(websockets.InvalidStatus):
             await websockets.connect(f"ws://{server.host}:{server.port}/chat/test?{query}", proxy=None)
 
 
-async def _trouble(server: ServerHandle, folder: Path) -> None:
-    # An error within an endpoint, and one within an op: what lies in the database is not what we wrote there.
+async def _cause_server_errors(server: ServerHandle, folder: Path) -> None:
+    # An error in an endpoint and an error in an op: the database contains invalid data.
     sql(folder, "UPDATE users SET password = ? WHERE name = 'broken'", f"no hash of {RIGHT}")
-    refused(await try_login(server, "broken", RIGHT), 500, 44444, "internal")
+    check_refusal(await try_login(server, "broken", RIGHT), 500, 44444, "internal")
     change = {"user_name": "broken", "old_password": RIGHT, "new_password": NEW}
     path = f"/user/set_password?token={server.tokens['broken']}"
-    refused(await post(server, path, server.tokens["broken"], **change), 500, 44444, "internal")
+    check_refusal(await post(server, path, server.tokens["broken"], **change), 500, 44444, "internal")
     async with server.chat("broken", to="2") as broken:
         await broken.send(TEXT)
         sql(folder, "UPDATE strangers SET state = ?", TEXT.encode())
         refusal = await broken.send(f"m4\n{TEXT}")
         assert (refusal["op_type"], refusal["reason"]) == (40008, "internal")
-        # A database that does not answer.
+        # An unresponsive database.
         with closing(sqlite3.connect(folder / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            refused(await post(server, path, server.tokens["broken"], **change), 503, 44444, "store_away")
+            check_refusal(await post(server, path, server.tokens["broken"], **change), 503, 44444, "store_away")
             refusal = await broken.send(f"m5\n{TEXT}", to="1")
             assert (refusal["op_type"], refusal["reason"]) == (40008, "store_away")
 
@@ -134,8 +134,8 @@ async def _trouble(server: ServerHandle, folder: Path) -> None:
     await wait_until(again)
 
 
-def harmless(lines: Iterable[str], tokens: set[str]) -> None:
-    """Fail where a line tells a secret, whole or escaped in some way."""
+def check_no_secret(lines: Iterable[str], tokens: set[str]) -> None:
+    """Fail if a line contains a secret, plain or escaped."""
     for line in lines:
         for secret in (*SECRETS, *tokens):
             for written in {secret, secret.replace(" ", "-"), secret.replace(" ", "%20"), secret.encode().hex()}:
@@ -143,20 +143,20 @@ def harmless(lines: Iterable[str], tokens: set[str]) -> None:
 
 
 async def end(server: SubprocessServer) -> list[str]:
-    """End it; the lines that it logged."""
+    """Stop the server; return its log lines."""
     server.process.terminate()
     assert await server.wait() == 0
     return server.log.read_text("utf-8").splitlines()
 
 
-async def test_debug_lines_are_readable_and_tell_no_secret(tmp_path: Path) -> None:
+async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=0.2) as server:
-        tokens = await everything(server, tmp_path / "data")
+        tokens = await cause_all_events(server, tmp_path / "data")
         lines = await end(server)
-    harmless(lines, tokens)
+    check_no_secret(lines, tokens)
     for line in lines:
         assert READABLE.fullmatch(line)
-    # What was to be logged was logged, once.
+    # Each expected event was logged once.
     assert len([line for line in lines if " INFO user registered " in line]) == 3
     assert len([line for line in lines if " INFO password changed " in line]) == 1
     assert len([line for line in lines if " INFO socket opened " in line]) == 6
@@ -166,11 +166,11 @@ async def test_debug_lines_are_readable_and_tell_no_secret(tmp_path: Path) -> No
     assert 'user="1" address="127.0.0.1"' in next(line for line in lines if " INFO user logged in " in line)
 
 
-async def test_release_lines_are_json_and_tell_no_secret(tmp_path: Path) -> None:
+async def test_release_lines_are_json_and_contain_no_secret(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=0.2) as server:
-        tokens = await everything(server, tmp_path / "data")
+        tokens = await cause_all_events(server, tmp_path / "data")
         lines = await end(server)
-    harmless(lines, tokens)
+    check_no_secret(lines, tokens)
     events: list[dict[str, Any]] = [json.loads(line) for line in lines]
     for event in events:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
@@ -183,18 +183,18 @@ async def test_release_lines_are_json_and_tell_no_secret(tmp_path: Path) -> None
     assert all(isinstance(event["at"], list) and event["at"] for event in failed)
 
 
-async def test_no_secret_is_told_at_debug_level_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the level is: the server's own lines, aiohttp's and asyncio's."""
+async def test_debug_level_lines_contain_no_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """This includes the lines of aiohttp and asyncio."""
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
     async with serving(tmp_path, StoreTimeout=0.2) as server:
-        tokens = await everything(server, tmp_path)
+        tokens = await cause_all_events(server, tmp_path)
     records = [record for record in caplog.records if not record.name.startswith(CLIENTS)]
     assert {record.name.partition(".")[0] for record in records} >= {"chat_server", "asyncio"}
     assert logging.DEBUG in {record.levelno for record in records}
     for formatter in (Readable(), JsonLines()):
         lines = [formatter.format(record) for record in records]
-        harmless(lines, tokens)
+        check_no_secret(lines, tokens)
         assert all(len(line.splitlines()) == 1 for line in lines)
 
 
@@ -203,19 +203,19 @@ async def test_no_secret_is_told_at_debug_level_either(tmp_path: Path, caplog: p
 
 def record(message: str = "an event", error: BaseException | None = None, **extra: object) -> logging.LogRecord:
     exc_info = (type(error), error, error.__traceback__) if error else None
-    made = logging.LogRecord("chat_server.test", logging.INFO, __file__, 1, message, (), exc_info)
-    vars(made).update(extra)
-    return made
+    log_record = logging.LogRecord("chat_server.test", logging.INFO, __file__, 1, message, (), exc_info)
+    vars(log_record).update(extra)
+    return log_record
 
 
 @pytest.mark.parametrize("formatter", [Readable(), JsonLines()])
-def test_whatever_an_event_tells_it_stays_one_line(formatter: logging.Formatter) -> None:
+def test_every_log_record_is_one_line(formatter: logging.Formatter) -> None:
     for text in ("a\nb", "a\r\nb", "a\x0b\x0c\x1c\x1db"):
-        for made in (record(text), record(value=text), record(value=[text, {text: text}])):
-            assert not re.search("[\r\n\x0b\x0c\x1c\x1d]", formatter.format(made))
+        for log_record in (record(text), record(value=text), record(value=[text, {text: text}])):
+            assert not re.search("[\r\n\x0b\x0c\x1c\x1d]", formatter.format(log_record))
 
 
-def test_a_json_line_is_json_whatever_it_tells() -> None:
+def test_every_json_log_line_is_valid_json() -> None:
     for value in ("日本", '"\\', None, 1, 1.5, {"a": [1]}, Path("/x"), b"\xff", object()):
         event = json.loads(JsonLines().format(record(value=value)))
         assert (event["event"], event["level"]) == ("an event", "INFO")
@@ -223,7 +223,7 @@ def test_a_json_line_is_json_whatever_it_tells() -> None:
 
 
 @pytest.mark.parametrize("formatter", [Readable(), JsonLines()])
-def test_of_an_error_its_kind_and_place_are_told_and_not_its_text(formatter: logging.Formatter) -> None:
+def test_an_error_is_logged_by_type_and_place_without_its_text(formatter: logging.Formatter) -> None:
     def fail() -> None:
         try:
             raise KeyError(TEXT)

@@ -1,4 +1,4 @@
-"""Ops 4 and 5, and what a pong proves (protocol section 2; section 3, promise 2)."""
+"""Ops 4 and 5, and delivery confirmation by pongs (protocol section 2; section 3, promise 2)."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,14 +11,13 @@ from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1 to 3, and no limit between them."""
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3")
+    """A server with the users 1 to 3 and without a contact limit."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0) as server:
         yield server
 
 
-async def store(server: ServerHandle, sender: str, receiver: str, *ids: str) -> None:
-    """Store messages while the receiver is offline, so that all are unread."""
+async def store_unread(server: ServerHandle, sender: str, receiver: str, *ids: str) -> None:
+    """Store messages while the receiver is offline, so that all stay unread."""
     async with server.chat(sender, to=receiver) as chat:
         for id in ids:
             await chat.put(1, f"{id}\nfrom {sender}")
@@ -31,13 +30,13 @@ def short(frame: Frame) -> tuple[int, str | None]:
 
 
 async def unread(chat: ChatClient, to: str = "") -> list[str]:
-    """The ids of what is unread from the peer."""
+    """Return the ids of the unread messages from the peer."""
     frames = await chat.ask(3, to=to)
     return [frame["id"] for frame in frames if frame["type"] == 2]
 
 
-async def left(chat: ChatClient, to: str = "") -> list[tuple[str, str]]:
-    """Sender and id of all that is stored."""
+async def stored(chat: ChatClient, to: str = "") -> list[tuple[str, str]]:
+    """Return sender and id of all stored messages."""
     frames = await chat.ask(2, "-200", to=to)
     return [(frame["from"], frame["id"]) for frame in frames if frame["type"] == 2]
 
@@ -46,20 +45,20 @@ async def left(chat: ChatClient, to: str = "") -> list[tuple[str, str]]:
 
 
 async def test_a_message_to_me_is_marked_as_read(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a", "b")
+    await store_unread(server, "1", "2", "a", "b")
     async with server.chat("2", to="1") as two:
         answer = await two.answer(4, "a")
         assert (answer["op_type"], answer["from"], answer["to"]) == (40007, "System", "2")
         assert await unread(two) == ["b"]
-        assert short(await two.answer(4, "a")) == (40007, None)  # it is read already
+        assert short(await two.answer(4, "a")) == (40007, None)  # already read
     async with server.chat("1", to="2") as one:
         frames = (await one.ask(2, "-5"))[:-1]
         assert [(frame["id"], frame["read"]) for frame in frames] == [("a", True), ("b", False)]
 
 
-async def test_up_to_200_ids_one_a_line_are_marked(server: ServerHandle) -> None:
+async def test_op_4_marks_up_to_200_ids(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(202)]
-    await store(server, "1", "2", *names)
+    await store_unread(server, "1", "2", *names)
     async with server.chat("2", to="1") as two:
         assert short(await two.answer(4, "\n".join(names[:201]))) == (40006, "too_long")
         assert await unread(two) == names
@@ -69,8 +68,8 @@ async def test_up_to_200_ids_one_a_line_are_marked(server: ServerHandle) -> None
         assert await unread(two) == []
 
 
-async def test_those_found_are_marked_and_a_refusal_names_the_others(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a", "b", "c")
+async def test_op_4_marks_known_ids_and_names_the_unknown_ones(server: ServerHandle) -> None:
+    await store_unread(server, "1", "2", "a", "b", "c")
     async with server.chat("2", to="1") as two:
         refusal = await two.answer(4, "a\nnowhere\nc\n>b\nnot.there")
         assert short(refusal) == (40006, "no_such_message")
@@ -80,10 +79,10 @@ async def test_those_found_are_marked_and_a_refusal_names_the_others(server: Ser
         assert short(refusal) == (40006, "no_such_message")
 
 
-async def test_a_star_marks_all_from_that_user(server: ServerHandle) -> None:
-    await store(server, "1", "2", *(f"m{number}" for number in range(450)))
-    await store(server, "3", "2", "other")
-    await store(server, "2", "1", "mine")
+async def test_a_star_marks_all_messages_from_the_peer(server: ServerHandle) -> None:
+    await store_unread(server, "1", "2", *(f"m{number}" for number in range(450)))
+    await store_unread(server, "3", "2", "other")
+    await store_unread(server, "2", "1", "mine")
     async with server.chat("2", to="1") as two:
         assert short(await two.answer(4, "*")) == (40007, None)
         assert await unread(two) == []
@@ -94,8 +93,8 @@ async def test_a_star_marks_all_from_that_user(server: ServerHandle) -> None:
 
 
 async def test_only_messages_to_me_can_be_marked(server: ServerHandle) -> None:
-    await store(server, "1", "2", "theirs", "both")
-    await store(server, "2", "1", "mine", "both")
+    await store_unread(server, "1", "2", "theirs", "both")
+    await store_unread(server, "2", "1", "mine", "both")
     async with server.chat("2", to="1") as two:
         for id in ("mine", ">mine", "<mine", ">both", ">theirs"):
             assert short(await two.answer(4, id)) == (40006, "no_such_message")
@@ -108,7 +107,7 @@ async def test_only_messages_to_me_can_be_marked(server: ServerHandle) -> None:
 
 
 async def test_a_message_of_another_conversation_cannot_be_marked(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a")
+    await store_unread(server, "1", "2", "a")
     async with server.chat("2", to="3") as two, server.chat("3", to="2") as three:
         assert short(await two.answer(4, "a")) == (40006, "no_such_message")
         assert short(await three.answer(4, "a")) == (40006, "no_such_message")
@@ -116,16 +115,16 @@ async def test_a_message_of_another_conversation_cannot_be_marked(server: Server
         assert short(await two.answer(4, "a", to="1")) == (40007, None)
 
 
-async def test_a_deleted_message_is_not_there_to_be_marked(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a")
+async def test_a_deleted_message_cannot_be_marked(server: ServerHandle) -> None:
+    await store_unread(server, "1", "2", "a")
     async with server.chat("2", to="1") as two:
         await two.answer(5, "a")
         assert short(await two.answer(4, "a")) == (40006, "no_such_message")
 
 
 @pytest.mark.parametrize(("op_type", "code"), [(4, 40006), (5, 40012)])
-async def test_what_names_no_message_is_refused(server: ServerHandle, op_type: int, code: int) -> None:
-    await store(server, "1", "2", "a")
+async def test_content_without_a_valid_id_is_refused(server: ServerHandle, op_type: int, code: int) -> None:
+    await store_unread(server, "1", "2", "a")
     async with server.chat("2", to="1") as two:
         assert short(await two.answer(op_type, "")) == (code, "empty")
         assert short(await two.answer(op_type, "\n")) in ((code, "empty"), (code, "bad_id"))
@@ -138,39 +137,39 @@ async def test_what_names_no_message_is_refused(server: ServerHandle, op_type: i
 
 
 async def test_either_side_deletes_a_message_for_both(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a", "b", "c")
+    await store_unread(server, "1", "2", "a", "b", "c")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         answer = await one.answer(5, "a")
         assert (answer["op_type"], answer["from"], answer["to"]) == (40013, "System", "1")
         assert short(await two.answer(5, "b")) == (40013, None)
         for chat in (one, two):
-            assert await left(chat) == [("1", "c")]
+            assert await stored(chat) == [("1", "c")]
             assert [frame["id"] for frame in (await chat.ask(7, "-5"))[:-1]] == ["c"]
         assert await unread(two) == ["c"]
         assert [frame["unread"] for frame in (await two.ask(7, "-5"))[:-1]] == [1]
 
 
-async def test_up_to_200_ids_one_a_line_are_deleted(server: ServerHandle) -> None:
+async def test_op_5_deletes_up_to_200_ids(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(202)]
-    await store(server, "1", "2", *names)
+    await store_unread(server, "1", "2", *names)
     async with server.chat("2", to="1") as two:
         assert short(await two.answer(5, "\n".join(names[:201]))) == (40012, "too_long")
         assert len(await unread(two)) == 202
         assert short(await two.answer(5, "\n".join(names[:200]))) == (40013, None)
-        assert await left(two) == [("1", "m200"), ("1", "m201")]
+        assert await stored(two) == [("1", "m200"), ("1", "m201")]
 
 
-async def test_those_found_are_deleted_and_a_refusal_names_the_others(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a", "b", "c")
+async def test_op_5_deletes_known_ids_and_names_the_unknown_ones(server: ServerHandle) -> None:
+    await store_unread(server, "1", "2", "a", "b", "c")
     async with server.chat("2", to="1") as two:
         refusal = await two.answer(5, "a\nnowhere\nc\n>b\nnot.there")
         assert short(refusal) == (40012, "no_such_message")
         assert [name in refusal["content"] for name in ("nowhere", ">b", "not.there")] == [True] * 3
-        assert await left(two) == [("1", "b")]
+        assert await stored(two) == [("1", "b")]
 
 
-async def test_deleting_what_is_not_there_or_not_there_any_more_is_refused(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a")
+async def test_deleting_an_unknown_or_deleted_message_is_refused(server: ServerHandle) -> None:
+    await store_unread(server, "1", "2", "a")
     async with server.chat("1", to="2") as one, server.chat("3", to="1") as three:
         assert short(await three.answer(5, "a")) == (40012, "no_such_message")
         assert short(await three.answer(5, "a", to="2")) == (40012, "no_such_message")
@@ -180,24 +179,24 @@ async def test_deleting_what_is_not_there_or_not_there_any_more_is_refused(serve
         assert short(await one.answer(5, "never")) == (40012, "no_such_message")
 
 
-async def test_mine_is_deleted_first_unless_the_line_says_whose(server: ServerHandle) -> None:
+async def test_op_5_deletes_the_own_message_unless_a_side_is_given(server: ServerHandle) -> None:
     for sender, receiver in (("1", "2"), ("2", "1")):
-        await store(server, sender, receiver, "a", "b", "c")
-    await store(server, "2", "1", "theirs")
+        await store_unread(server, sender, receiver, "a", "b", "c")
+    await store_unread(server, "2", "1", "theirs")
     async with server.chat("1", to="2") as one:
         assert short(await one.answer(5, "a\ntheirs")) == (40013, None)
         assert short(await one.answer(5, "<b")) == (40013, None)
         assert short(await one.answer(5, ">c")) == (40013, None)
-        assert await left(one) == [("1", "b"), ("2", "a"), ("2", "c")]
+        assert await stored(one) == [("1", "b"), ("2", "a"), ("2", "c")]
         assert short(await one.answer(5, ">theirs")) == (40012, "no_such_message")
         assert short(await one.answer(5, ">b\n<c")) == (40013, None)
-        assert await left(one) == [("2", "a")]
+        assert await stored(one) == [("2", "a")]
 
 
-# --- delivery, proven
+# --- delivery confirmation
 
 
-async def test_a_pong_marks_what_was_delivered_as_read(server: ServerHandle) -> None:
+async def test_a_pong_marks_delivered_messages_as_read(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
         await two.receive()
@@ -209,7 +208,7 @@ async def test_a_pong_marks_what_was_delivered_as_read(server: ServerHandle) -> 
         assert await unread(two) == []
 
 
-async def test_ops_2_3_and_7_see_what_was_proven_before_them(server: ServerHandle) -> None:
+async def test_ops_2_3_and_7_see_earlier_confirmations(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         for number, (op_type, content) in enumerate([(2, "-1"), (3, ""), (7, "-1")] * 10):
             await one.send(f"m{number}\nhello")
@@ -225,7 +224,7 @@ async def test_ops_2_3_and_7_see_what_was_proven_before_them(server: ServerHandl
                 await two.receive()
 
 
-async def test_what_went_to_a_client_that_never_pongs_stays_unread(server: ServerHandle) -> None:
+async def test_messages_to_a_client_without_pongs_stay_unread(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         async with raw.chat(server, "2", to="1") as mute:
             for id in ("a", "b", "c"):
@@ -239,7 +238,7 @@ async def test_what_went_to_a_client_that_never_pongs_stays_unread(server: Serve
         assert [frame["read"] for frame in (await one.ask(2, "0-3"))[:-1]] == [False] * 3
 
 
-async def test_a_pong_proves_only_what_was_sent_before_its_ping(server: ServerHandle) -> None:
+async def test_a_pong_confirms_only_messages_before_its_ping(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         await one.send("a\nhello")
         assert (await two.receive())["id"] == "a"
@@ -257,7 +256,7 @@ async def test_a_pong_proves_only_what_was_sent_before_its_ping(server: ServerHa
         assert (await two.ask(3))["content"] == "0"
 
 
-async def test_a_pong_that_echoes_no_ping_proves_nothing(server: ServerHandle) -> None:
+async def test_an_unsolicited_pong_confirms_nothing(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         await two.write(raw.frame(b"", raw.PONG))
         await one.send("a\nhello")
@@ -270,7 +269,7 @@ async def test_a_pong_that_echoes_no_ping_proves_nothing(server: ServerHandle) -
         assert (await two.ask(3))["content"] == "0"
 
 
-async def test_one_socket_of_the_receiver_that_pongs_is_proof(server: ServerHandle) -> None:
+async def test_a_pong_of_one_socket_of_the_receiver_suffices(server: ServerHandle) -> None:
     async with (
         server.chat("1", to="2") as one,
         raw.chat(server, "2", to="1") as mute,
@@ -287,7 +286,7 @@ async def test_one_socket_of_the_receiver_that_pongs_is_proof(server: ServerHand
         assert (await mute.ask(3))["content"] == "0"
 
 
-async def test_a_message_that_was_deleted_before_its_pong_stays_deleted(server: ServerHandle) -> None:
+async def test_a_message_deleted_before_its_pong_stays_deleted(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         await one.send("a\nhello")
         await two.receive()
@@ -298,16 +297,16 @@ async def test_a_message_that_was_deleted_before_its_pong_stays_deleted(server: 
         assert short(await one.send("a\nhello")) == (40018, None)
 
 
-async def test_what_a_page_shows_is_not_marked_by_a_pong(server: ServerHandle) -> None:
-    """Reading them here does not mark them."""
-    await store(server, "1", "2", "a", "b")
+async def test_a_pong_does_not_mark_the_messages_of_a_page(server: ServerHandle) -> None:
+    """Reading a page does not mark its messages."""
+    await store_unread(server, "1", "2", "a", "b")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         assert await unread(two) == ["a", "b"]
         await two.ask(2, "-5")
         await one.send("c\nhello")
         await two.receive()
 
-        async def proven() -> bool:
+        async def is_confirmed() -> bool:
             return await unread(two) == ["a", "b"]
 
-        await wait_until(proven)
+        await wait_until(is_confirmed)

@@ -1,4 +1,7 @@
-"""python run.py migrate --from-go: what the Go original stored, written here by hand, comes in and is only read."""
+"""python run.py migrate --from-go: imports the data of the Go server and only reads it.
+
+The tests write the data by hand as the Go server stores it.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +14,10 @@ from bson import ObjectId
 from chat_server.backends import open_exportable
 from chat_server.model.messages import Message
 from chat_server.utils.clock import MICROSECONDS, Clock
-from tests.e2e.moving import Places, Ran, databases, held, migrate, places, refused, settings
+from tests.e2e.migration import ConfigFiles, configs, databases, load_settings, migrate, refused_migration, stored_data
 from tests.harness import PASSWORD, serving
 
-__all__ = ["databases", "places"]  # fixtures
+__all__ = ["configs", "databases"]  # fixtures
 
 T = 1_700_000_000  # seconds
 GO_HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).replace(b"$2b$", b"$2a$", 1).decode()
@@ -29,50 +32,51 @@ Documents = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def doc(id: Any, content: Any = "", created: Any = T, read: int = 0, **more: Any) -> dict[str, Any]:
-    """A document as the Go original writes it."""
+    """Return a document as the Go server writes it."""
     return {"_id": id, "content": content, "created": created, "endTime": created, "read": read, **more}
 
 
-def go(
-    places: Places, users: Sequence[str | tuple[str, str]], documents: Documents, deleted: Sequence[str] = ()
+def write_go_data(
+    configs: ConfigFiles, users: Sequence[str | tuple[str, str]], documents: Documents, deleted: Sequence[str] = ()
 ) -> Path:
-    """What the Go original stored, and its file of settings."""
-    with places.mysql() as cursor:
+    """Write the data of a Go server; return its configuration file."""
+    with configs.mysql() as cursor:
         cursor.execute(TABLE)
         insert = "INSERT INTO chat_demo_user (deleted_at, user_name, password) VALUES (%s, %s, %s)"
         rows = [(None, *((user, GO_HASH) if isinstance(user, str) else user)) for user in users]
         cursor.executemany(insert, [*rows, *(("2024-01-02 03:04:05", name, GO_HASH) for name in deleted)])
-    with places.mongodb() as database:
+    with configs.mongodb() as database:
         for name, found in documents.items():
             database[name].insert_many(found)
-    return places.ini("original", "mysql mongodb")
+    return configs.write_ini("original", "mysql mongodb")
 
 
-def stored_by_go(places: Places) -> Any:
-    """All of it, as it is now."""
-    with places.mysql() as cursor, places.mongodb() as database:
+def stored_by_write_go_data(configs: ConfigFiles) -> Any:
+    """Return the current data of the Go server."""
+    with configs.mysql() as cursor, configs.mongodb() as database:
         cursor.execute("SELECT * FROM chat_demo_user ORDER BY id")
         names = [name for name in database.list_collection_names() if name.startswith("p")]
         return cursor.fetchall(), {name: list(database[name].find()) for name in sorted(names)}
 
 
-async def brought_in(original: Path, target: Path, *more: str) -> str:
-    """Bring it in, which must succeed; what was said."""
-    ran: Ran = await migrate("--from-go", original, "--config", target, *more)
-    assert (ran.code, ran.err) == (0, ""), ran
-    return ran.out
+async def import_go(source: Path, target: Path, *more: str) -> str:
+    """Import the data of the Go server, which must succeed; return the output."""
+    result = await migrate("--from-go", source, "--config", target, *more)
+    assert (result.code, result.err) == (0, ""), result
+    return result.out
 
 
 async def texts(path: Path, one: str, other: str) -> list[tuple[str, str, str, bool]]:
-    """Sender, id, text and read of a conversation in order."""
-    messages = (await held(path))["messages"].get((one, other), [])
+    """Return sender, id, text and read mark of each message of a conversation in order."""
+    messages = (await stored_data(path))["messages"].get((one, other), [])
     return [(record.sender, record.id, record.text, record.read) for record in messages]
 
 
 @pytest.mark.parametrize("stores", ["", "mysql mongodb redis"], ids=["embedded", "the same servers"])
-async def test_users_and_messages_come_in_and_the_original_stays_as_it_was(places: Places, stores: str) -> None:
-    original = go(
-        places,
+async def test_users_and_messages_are_imported(configs: ConfigFiles, stores: str) -> None:
+    """The data of the Go server stays unchanged."""
+    source = write_go_data(
+        configs,
         ["1", "2", "שלום", "a.b"],
         {
             "p1SEP2p": [
@@ -93,10 +97,10 @@ async def test_users_and_messages_come_in_and_the_original_stays_as_it_was(place
         },
         deleted=["gone"],
     )
-    target = places.ini("target", stores)
-    before = stored_by_go(places)
-    said = await brought_in(original, target)
-    assert stored_by_go(places) == before
+    target = configs.write_ini("target", stores)
+    before = stored_by_write_go_data(configs)
+    output = await import_go(source, target)
+    assert stored_by_write_go_data(configs) == before
     assert await texts(target, "1", "2") == [
         ("2", "a", "before ObjectIds", False),
         ("2", str(FIRST), "first", False),
@@ -107,21 +111,21 @@ async def test_users_and_messages_come_in_and_the_original_stays_as_it_was(place
         ("2", "m9", "", False),
     ]
     assert await texts(target, "a.b", "שלום") == [("שלום", "quotes", 'it\'s "$where" \0 \u202e 🙂\nmore', False)]
-    users = (await held(target))["users"]
+    users = (await stored_data(target))["users"]
     assert [(user.name, user.password) for user in users] == [(name, GO_HASH) for name in ("1", "2", "a.b", "שלום")]
-    assert "users: 4" in said
-    assert "messages: 8 in 2 conversations; 8 new" in said
-    assert "left out: 2 ghosts without content\n" in said
-    assert "left out: 1 deleted users\n" in said
-    times = [record.time // MICROSECONDS - T for record in (await held(target))["messages"]["1", "2"]]
+    assert "users: 4" in output
+    assert "messages: 8 in 2 conversations; 8 new" in output
+    assert "left out: 2 ghosts without content\n" in output
+    assert "left out: 1 deleted users\n" in output
+    times = [record.time // MICROSECONDS - T for record in (await stored_data(target))["messages"]["1", "2"]]
     assert times == [0, 0, 0, 5, 6, 7, 7]
 
 
-async def test_people_log_in_with_their_old_passwords_and_find_their_messages(places: Places) -> None:
+async def test_imported_users_keep_their_passwords_and_messages(configs: ConfigFiles) -> None:
     documents = {"p1SEP2p": [doc(f"m{n}", f"m{n}\ntext {n}", T + n) for n in range(30)]}
-    target = places.ini("target")
-    await brought_in(go(places, ["1", "2"], documents), target)
-    async with serving(places.folder / "target-data") as server:
+    target = configs.write_ini("target")
+    await import_go(write_go_data(configs, ["1", "2"], documents), target)
+    async with serving(configs.folder / "target-data") as server:
         server.tokens = {name: await server.login(name) for name in ("1", "2")}
         async with server.chat("2", to="1") as two:
             frames = await two.ask(2, "0-50")
@@ -129,34 +133,35 @@ async def test_people_log_in_with_their_old_passwords_and_find_their_messages(pl
     assert contents == [f"m{n}\ntext {n}" for n in range(30)]
 
 
-async def test_a_second_time_nothing_is_doubled_and_what_came_later_is_added(places: Places) -> None:
-    original = go(places, ["1", "2"], {"p1SEP2p": [doc("m1", "one"), doc("m3", "three", T + 3)]})
-    target = places.ini("target", "mysql mongodb redis")
-    await brought_in(original, target)
-    first = await held(target)
-    assert "messages: 2 in 1 conversations; 0 new" in await brought_in(original, target)
-    assert await held(target) == first
-    with places.mongodb() as database:
+async def test_a_second_import_adds_only_new_data(configs: ConfigFiles) -> None:
+    source = write_go_data(configs, ["1", "2"], {"p1SEP2p": [doc("m1", "one"), doc("m3", "three", T + 3)]})
+    target = configs.write_ini("target", "mysql mongodb redis")
+    await import_go(source, target)
+    first = await stored_data(target)
+    assert "messages: 2 in 1 conversations; 0 new" in await import_go(source, target)
+    assert await stored_data(target) == first
+    with configs.mongodb() as database:
         database["p1SEP2p"].insert_one(doc("m4", "four", T + 4))
-    async with open_exportable([settings(target)], Clock(), print) as [stores]:
+    async with open_exportable([load_settings(target)], Clock(), print) as [stores]:
         await stores.messages.delete("1", "2", [[("1", "m1")]])
         await stores.messages.add([Message("2", "1", "new", "written here", Clock().now())])
-    assert "messages: 3 in 1 conversations; 1 new" in await brought_in(original, target)
+    assert "messages: 3 in 1 conversations; 1 new" in await import_go(source, target)
     assert [id for _, id, _, _ in await texts(target, "1", "2")] == ["m1", "m3", "m4", "new"]
     assert isinstance((await texts(target, "1", "2"))[0][2], bytes)
 
 
-async def test_many_conversations_in_one_second_each_get_times_of_their_own(places: Places) -> None:
+async def test_messages_of_one_second_get_different_times(configs: ConfigFiles) -> None:
+    """Each conversation has its own times."""
     names = [f"u{number}" for number in range(12)]
     documents = {
         f"p{one}SEP{other}p": [doc(f"m{number:04}", f"text {number}") for number in range(60)]
         for one in names[:6]
         for other in names[6:]
     }
-    target = places.ini("target")
-    said = await brought_in(go(places, names, documents), target)
-    assert f"messages: {36 * 60} in 36 conversations" in said
-    messages = (await held(target, 1000))["messages"]
+    target = configs.write_ini("target")
+    output = await import_go(write_go_data(configs, names, documents), target)
+    assert f"messages: {36 * 60} in 36 conversations" in output
+    messages = (await stored_data(target, 1000))["messages"]
     times = [record.time for records in messages.values() for record in records]
     assert len(set(times)) == 36 * 60
     assert {time // MICROSECONDS for time in times} == {T}
@@ -164,7 +169,7 @@ async def test_many_conversations_in_one_second_each_get_times_of_their_own(plac
         assert [record.id for record in records] == [f"m{number:04}" for number in range(60)]
 
 
-async def test_names_that_hold_the_separator_are_resolved_or_reported(places: Places) -> None:
+async def test_names_with_the_separator_are_resolved_or_reported(configs: ConfigFiles) -> None:
     documents = {
         "paSEPbSEPcp": [doc("m", "only a and bSEPc are users")],
         "pxSEPySEPzp": [doc("m", "x and ySEPz, or xSEPy and z")],
@@ -175,20 +180,20 @@ async def test_names_that_hold_the_separator_are_resolved_or_reported(places: Pl
         "pbobSEPap": [doc("m", "another case than the user's")],
     }
     users = ["a", "bSEPc", "x", "ySEPz", "xSEPy", "z", "1", "Bob"]
-    target = places.ini("target")
-    original = go(places, users, documents, deleted=["gone"])
-    said = await brought_in(original, target)
-    assert list((await held(target))["messages"]) == [("a", "bSEPc")]
-    assert "1 collections that may be of several pairs of users: pxSEPySEPzp (1)" in said
-    assert "1 collections of somebody's messages to himself: p1SEP1p (1)" in said
-    assert "4 collections of names that are not both users" in said
-    assert all(name in said for name in ("p1SEPnobodyp (2)", "p1SEPgonep (1)", "pbobSEPap (1)", "pSEPSEPSEPp (1)"))
-    await brought_in(original, target, "--unregistered")
+    target = configs.write_ini("target")
+    source = write_go_data(configs, users, documents, deleted=["gone"])
+    output = await import_go(source, target)
+    assert list((await stored_data(target))["messages"]) == [("a", "bSEPc")]
+    assert "1 collections that may be of several pairs of users: pxSEPySEPzp (1)" in output
+    assert "1 collections of somebody's messages to himself: p1SEP1p (1)" in output
+    assert "4 collections of names that are not both users" in output
+    assert all(name in output for name in ("p1SEPnobodyp (2)", "p1SEPgonep (1)", "pbobSEPap (1)", "pSEPSEPSEPp (1)"))
+    await import_go(source, target, "--unregistered")
     pairs = [("1", "gone"), ("1", "nobody"), ("a", "bSEPc"), ("a", "bob")]
-    assert sorted((await held(target))["messages"]) == pairs
+    assert sorted((await stored_data(target))["messages"]) == pairs
 
 
-async def test_what_is_not_valid_here_is_reported_and_counted(places: Places) -> None:
+async def test_invalid_data_is_reported_and_counted(configs: ConfigFiles) -> None:
     long_id, spaced = "x" * 65, "an id, with spaces"
     documents = {
         "p1SEP2p": [
@@ -211,11 +216,11 @@ async def test_what_is_not_valid_here_is_reported_and_counted(places: Places) ->
     }
     users: list[str | tuple[str, str]]
     users = ["1", "2", "bob smith", "", "System", "n" * 65, ("2", OTHER_HASH), ("plain", "secret"), "cafe\u0301"]
-    target = places.ini("target", "mysql mongodb redis")
-    said = await brought_in(go(places, users, documents), target)
-    there = await held(target)
-    assert [user.name for user in there["users"]] == ["1", "2", "café"]
-    assert all(user.password == GO_HASH for user in there["users"])
+    target = configs.write_ini("target", "mysql mongodb redis")
+    output = await import_go(write_go_data(configs, users, documents), target)
+    data = await stored_data(target)
+    assert [user.name for user in data["users"]] == ["1", "2", "café"]
+    assert all(user.password == GO_HASH for user in data["users"])
     found = await texts(target, "1", "2")
     assert sorted(text for _, _, text, _ in found) == sorted(
         ["text one", "text two", "as a text", "as an ObjectId", "x" * 16384, "a float"]
@@ -235,23 +240,25 @@ async def test_what_is_not_valid_here_is_reported_and_counted(places: Places) ->
         "left out: 1 documents: their text is longer than MaxTextBytes = 16384: long in p1SEP2p",
         "left out: 1 collections of names that are not both users: p1SEPbob smithp (1)",
     ):
-        assert line in said, said
-    assert "secret" not in said.replace("plain", "")
-    second = await brought_in(places.folder / "original.ini", target)
+        assert line in output, output
+    assert "secret" not in output.replace("plain", "")
+    second = await import_go(configs.folder / "original.ini", target)
     assert "messages: 6 in 1 conversations; 0 new" in second
 
 
-async def test_a_user_of_the_target_is_not_given_another_ones_messages(places: Places) -> None:
-    target = places.ini("target")
-    async with serving(places.folder / "target-data") as server:
-        await server.add_users("2", "mine")
-    original = go(places, ["1", "2"], {"p1SEP2p": [doc("m", "for the other 2")]})
-    assert "user '2' has another password in the target" in await refused("--from-go", original, "--config", target)
-    assert (await held(target))["messages"] == {}
+async def test_a_user_of_the_target_gets_no_foreign_messages(configs: ConfigFiles) -> None:
+    target = configs.write_ini("target")
+    async with serving(configs.folder / "target-data", users=("2", "mine")):
+        pass
+    source = write_go_data(configs, ["1", "2"], {"p1SEP2p": [doc("m", "for the other 2")]})
+    assert "user '2' has another password in the target" in await refused_migration(
+        "--from-go", source, "--config", target
+    )
+    assert (await stored_data(target))["messages"] == {}
 
 
-async def test_an_original_that_is_none_is_one_line(places: Places) -> None:
-    embedded, target = places.ini("embedded"), places.ini("target")
-    assert "must name a [mysql]" in await refused("--from-go", embedded, "--config", target)
-    empty = places.ini("empty", "mysql mongodb")
-    assert "has no table chat_demo_user" in await refused("--from-go", empty, "--config", target)
+async def test_an_invalid_go_source_is_one_error_line(configs: ConfigFiles) -> None:
+    embedded, target = configs.write_ini("embedded"), configs.write_ini("target")
+    assert "must name a [mysql]" in await refused_migration("--from-go", embedded, "--config", target)
+    empty = configs.write_ini("empty", "mysql mongodb")
+    assert "has no table chat_demo_user" in await refused_migration("--from-go", empty, "--config", target)

@@ -1,45 +1,45 @@
-"""The page and its files, as HTTP sees them."""
+"""The HTTP responses with the web page and its files."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.answers import ask, refused, try_upgrade
+from tests.e2e.http_helpers import check_refusal, send_request, try_upgrade
 from tests.harness import ServerHandle, serving
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Accept-Encoding": "gzip, br"}
-LARGEST = 100_000  # bytes, of the page with all that it loads
+MAX_PAGE_BYTES = 100_000  # of the page and all files that it loads
 
 
 def files_of(page: str) -> set[str]:
-    """The addresses of the files that the page names."""
+    """Return the paths of the files that the page references."""
     return set(re.findall(r'"(/web/[^"]+)"', page))
 
 
-async def test_the_root_is_the_page(server: ServerHandle) -> None:
-    response = await ask(server, "GET", "/", headers=BROWSER)
+async def test_the_root_path_serves_the_page(server: ServerHandle) -> None:
+    response = await send_request(server, "GET", "/", headers=BROWSER)
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert response.text.startswith("<!doctype html>")
     assert "{" not in response.text
 
 
-async def test_the_address_of_the_socket_is_the_page_where_a_browser_opens_it(server: ServerHandle) -> None:
-    page = await ask(server, "GET", "/", headers=BROWSER)
-    response = await ask(server, "GET", "/chat/test?uid=1&to_uid=2", headers=BROWSER)
+async def test_a_browser_gets_the_page_at_the_path_of_the_socket(server: ServerHandle) -> None:
+    page = await send_request(server, "GET", "/", headers=BROWSER)
+    response = await send_request(server, "GET", "/chat/test?uid=1&to_uid=2", headers=BROWSER)
     assert (response.status_code, response.content) == (200, page.content)
     assert "Accept" in response.headers["Vary"]
 
 
-async def test_the_address_of_the_socket_is_the_socket_for_everybody_else(server: ServerHandle) -> None:
-    refused(await ask(server, "GET", "/chat/test?uid=1&to_uid=2"), 426, 40014, "no_upgrade")
-    refused(await try_upgrade(server, {"Accept": "text/html"}, uid="1"), 401, 41012, "not_logged_in")
+async def test_other_clients_get_no_page_at_the_path_of_the_socket(server: ServerHandle) -> None:
+    check_refusal(await send_request(server, "GET", "/chat/test?uid=1&to_uid=2"), 426, 40014, "no_upgrade")
+    check_refusal(await try_upgrade(server, {"Accept": "text/html"}, uid="1"), 401, 41012, "not_logged_in")
 
 
-async def test_nothing_inline_and_nothing_from_elsewhere_may_run(server: ServerHandle) -> None:
+async def test_the_page_forbids_inline_and_foreign_code(server: ServerHandle) -> None:
     for path in ("/", "/chat/test", "/sw.js"):
-        response = await ask(server, "GET", path, headers=BROWSER)
+        response = await send_request(server, "GET", path, headers=BROWSER)
         directives = dict(
             part.strip().partition(" ")[::2] for part in response.headers["Content-Security-Policy"].split(";")
         )
@@ -51,30 +51,30 @@ async def test_nothing_inline_and_nothing_from_elsewhere_may_run(server: ServerH
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_the_page_is_asked_for_anew_and_its_files_are_kept(server: ServerHandle) -> None:
-    page = await ask(server, "GET", "/", headers=BROWSER)
+async def test_the_page_is_revalidated_and_its_files_are_immutable(server: ServerHandle) -> None:
+    page = await send_request(server, "GET", "/", headers=BROWSER)
     assert page.headers["Cache-Control"] == "no-cache"
     for path in files_of(page.text):
-        response = await ask(server, "GET", path, headers=BROWSER)
+        response = await send_request(server, "GET", path, headers=BROWSER)
         assert response.status_code == 200, path
         assert "immutable" in response.headers["Cache-Control"]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_what_a_browser_has_already_is_not_sent_again(server: ServerHandle, encoding: str) -> None:
+async def test_a_cached_page_is_not_sent_again(server: ServerHandle, encoding: str) -> None:
     headers = {"Accept": "text/html", "Accept-Encoding": encoding}
-    first = await ask(server, "GET", "/", headers=headers)
-    again = await ask(server, "GET", "/", headers=headers | {"If-None-Match": first.headers["ETag"]})
+    first = await send_request(server, "GET", "/", headers=headers)
+    again = await send_request(server, "GET", "/", headers=headers | {"If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
     other = {"gzip": "identity", "identity": "gzip"}[encoding]
-    changed = await ask(server, "GET", "/", headers=headers | {"If-None-Match": '"other"'})
+    changed = await send_request(server, "GET", "/", headers=headers | {"If-None-Match": '"other"'})
     assert (changed.status_code, changed.text) == (200, first.text)
-    coded = await ask(server, "GET", "/", headers=headers | {"Accept-Encoding": other})
+    coded = await send_request(server, "GET", "/", headers=headers | {"Accept-Encoding": other})
     assert coded.headers["ETag"] != first.headers["ETag"]
 
 
-async def test_files_of_another_version_and_unknown_ones_are_404(server: ServerHandle) -> None:
-    page = await ask(server, "GET", "/", headers=BROWSER)
+async def test_unknown_files_and_other_versions_are_404(server: ServerHandle) -> None:
+    page = await send_request(server, "GET", "/", headers=BROWSER)
     path = sorted(files_of(page.text))[0]
     version, name = path.split("/")[2:]
     for wrong in (
@@ -83,20 +83,20 @@ async def test_files_of_another_version_and_unknown_ones_are_404(server: ServerH
         f"/web/{version}/index.html",
         f"/web/{version}/..%2fapp.py",
     ):
-        refused(await ask(server, "GET", wrong), 404, 404, "not_found")
+        check_refusal(await send_request(server, "GET", wrong), 404, 404, "not_found")
 
 
-async def test_the_manifest_names_icons_that_there_are(server: ServerHandle) -> None:
-    page = await ask(server, "GET", "/", headers=BROWSER)
+async def test_the_icons_of_the_manifest_exist(server: ServerHandle) -> None:
+    page = await send_request(server, "GET", "/", headers=BROWSER)
     [path] = [path for path in files_of(page.text) if path.endswith(".webmanifest")]
-    icons = (await ask(server, "GET", path, headers=BROWSER)).json()["icons"]
+    icons = (await send_request(server, "GET", path, headers=BROWSER)).json()["icons"]
     assert {"image/png", "image/svg+xml"} == {icon["type"] for icon in icons}
     for icon in icons:
-        response = await ask(server, "GET", path.rpartition("/")[0] + "/" + icon["src"], headers=BROWSER)
+        response = await send_request(server, "GET", path.rpartition("/")[0] + "/" + icon["src"], headers=BROWSER)
         assert (response.status_code, response.headers["Content-Type"]) == (200, icon["type"])
 
 
-async def test_the_page_with_all_it_loads_is_small(server: ServerHandle) -> None:
+async def test_the_page_and_its_files_are_small(server: ServerHandle) -> None:
     sent = 0
     async with server.client(headers=BROWSER) as client:
         page = await client.get("/")
@@ -104,10 +104,10 @@ async def test_the_page_with_all_it_loads_is_small(server: ServerHandle) -> None
             response = await client.get(path)
             assert response.headers["Content-Encoding"] == "gzip"
             sent += int(response.headers["Content-Length"])
-    assert sent < LARGEST
+    assert sent < MAX_PAGE_BYTES
 
 
-async def test_the_page_knows_the_server_s_limits(tmp_path: Path) -> None:
+async def test_the_page_contains_the_limits_of_the_server(tmp_path: Path) -> None:
     async with serving(tmp_path, MaxTextBytes=100, MaxFrameBytes=1000, Registration="closed") as server:
-        page = (await ask(server, "GET", "/", headers=BROWSER)).text
+        page = (await send_request(server, "GET", "/", headers=BROWSER)).text
         assert 'data-max-text="100" data-max-frame="1000" data-min-password="6" data-registration="closed"' in page

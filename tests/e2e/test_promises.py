@@ -1,4 +1,4 @@
-"""What the server promises (protocol section 3): at least once, in order, nobody where they don't belong."""
+"""The promises of the server (protocol section 3): at least once, in order, no foreign access."""
 
 import asyncio
 import sqlite3
@@ -18,18 +18,18 @@ from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, serving, wa
 
 
 def ids(frames: Sequence[Frame]) -> list[str]:
-    """The ids of a page, without the answer that ends it."""
+    """Return the ids of a page without the final answer."""
     return [frame["id"] for frame in frames[:-1]]
 
 
-async def message(two: raw.RawSocket) -> str:
-    """The id of the next message."""
+async def next_id(two: raw.RawSocket) -> str:
+    """Return the id of the next message."""
     id: str = (await two.receive())["id"]
     return id
 
 
 async def ping(two: raw.RawSocket) -> bytes:
-    """What the next ping carries."""
+    """Return the payload of the next ping."""
     while (read := await two.read()).opcode != raw.PING:
         assert read.opcode == raw.TEXT, read
     return read.payload
@@ -37,23 +37,21 @@ async def ping(two: raw.RawSocket) -> bytes:
 
 @asynccontextmanager
 async def three_users(folder: Path, **settings: Any) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1, 2 and 3 and no limit between them."""
-    async with serving(folder, **{"StrangerLimit": 0, **settings}) as server:
-        await server.add_users("1", "2", "3")
+    """Run a server with the users 1, 2 and 3 and without a contact limit."""
+    async with serving(folder, users=("1", "2", "3"), **{"StrangerLimit": 0, **settings}) as server:
         yield server
 
 
-# --- 2. at least once, unread until proven
+# --- 2. at least once, unread until confirmed
 
 
 @pytest.mark.parametrize("end", [raw.RawSocket.reset, raw.RawSocket.vanish, raw.RawSocket.half_close])
-async def test_a_socket_that_dies_before_the_pong_leaves_its_messages_unread(
-    server: ServerHandle, end: Callable[[raw.RawSocket], None]
-) -> None:
+async def test_messages_stay_unread_without_a_pong(server: ServerHandle, end: Callable[[raw.RawSocket], None]) -> None:
+    """The socket disconnects before it answers the ping."""
     async with server.chat("1", to="2") as one:
         async with raw.chat(server, "2") as two:
             assert (await one.send("m1\nhello"))["op_type"] == 40018
-            assert await message(two) == "m1"
+            assert await next_id(two) == "m1"
             await ping(two)
             end(two)
             await until_offline(one)
@@ -62,7 +60,10 @@ async def test_a_socket_that_dies_before_the_pong_leaves_its_messages_unread(
 
 
 async def until_offline(one: ChatClient) -> None:
-    """Wait until the server knows that user 2 is gone; the same retry each time, since a stranger may not say much."""
+    """Wait until the server reports user 2 as offline.
+
+    Each attempt is a retry of the same message, because the contact limit applies.
+    """
 
     async def offline() -> bool:
         return bool((await one.send("late\nhello"))["op_type"] == 40019)
@@ -70,15 +71,15 @@ async def until_offline(one: ChatClient) -> None:
     await wait_until(offline)
 
 
-async def test_a_pong_proves_what_came_before_its_ping_and_nothing_else(server: ServerHandle) -> None:
+async def test_a_pong_confirms_only_what_preceded_its_ping(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         async with raw.chat(server, "2") as two:
             await one.send("m1\nhello")
-            assert await message(two) == "m1"
+            assert await next_id(two) == "m1"
             first = await ping(two)
             await one.send("m2\nhello")
-            assert await message(two) == "m2"
-            await two.write(raw.frame(b"", raw.PONG) + raw.frame(first[:-1] + b"\xff", raw.PONG))  # to no ping
+            assert await next_id(two) == "m2"
+            await two.write(raw.frame(b"", raw.PONG) + raw.frame(first[:-1] + b"\xff", raw.PONG))  # payloads of no ping
             assert (await two.ask(3, to="1"))["from"] == "System"
             await two.write(raw.frame(first, raw.PONG))
             assert await ping(two) != first
@@ -87,30 +88,30 @@ async def test_a_pong_proves_what_came_before_its_ping_and_nothing_else(server: 
             assert ids(await two_again.ask(3)) == ["m2"]
 
 
-async def test_without_a_pong_everything_stays_unread_and_with_it_everything_is_read(server: ServerHandle) -> None:
+async def test_only_a_pong_marks_delivered_messages_as_read(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, raw.chat(server, "2", to="1") as two:
         for n in range(5):
             await one.send(f"m{n}\nhello")
-            assert await message(two) == f"m{n}"
+            assert await next_id(two) == f"m{n}"
         await two.put(3)
-        assert [await message(two) for _ in range(5)] == [f"m{n}" for n in range(5)]
+        assert [await next_id(two) for _ in range(5)] == [f"m{n}" for n in range(5)]
         assert (await two.answer())["content"] == "5"
     async with server.chat("2", to="1") as polite:
-        assert len(await polite.ask(3)) == 6  # to read them here does not mark them
+        assert len(await polite.ask(3)) == 6  # reading a page does not mark its messages
         assert len(await polite.ask(3)) == 6
         async with server.chat("1", to="2") as one:
-            await polite.send("hello")  # now both talk freely
+            await polite.send("hello")  # now the contact limit no longer applies
             await one.send("m5\nhello")
             assert (await polite.receive())["id"] == "m5"
             await wait_until(lambda: unread(polite, 5))
 
 
 async def unread(two: ChatClient, count: int) -> bool:
-    """Whether so many messages are unread."""
+    """Return whether exactly `count` messages are unread."""
     return bool((await two.answer(3))["content"] == str(count))
 
 
-async def test_of_several_sockets_one_that_proves_it_is_enough(server: ServerHandle) -> None:
+async def test_a_confirmation_by_one_of_several_sockets_suffices(server: ServerHandle) -> None:
     async with (
         server.chat("1", to="2") as one,
         raw.chat(server, "2") as mute,
@@ -118,12 +119,12 @@ async def test_of_several_sockets_one_that_proves_it_is_enough(server: ServerHan
         server.chat("2", to="1") as polite,
     ):
         await one.send("m1\nhello")
-        assert [await message(mute), await message(dying), (await polite.receive())["id"]] == ["m1"] * 3
+        assert [await next_id(mute), await next_id(dying), (await polite.receive())["id"]] == ["m1"] * 3
         dying.reset()
         await wait_until(lambda: unread(polite, 0))
 
 
-async def test_who_was_away_finds_everything_once_in_order(tmp_path: Path) -> None:
+async def test_an_offline_user_later_gets_all_messages_in_order(tmp_path: Path) -> None:
     async with three_users(tmp_path) as server:
         async with server.chat("1", to="2") as one:
             for n in range(250):
@@ -133,16 +134,16 @@ async def test_who_was_away_finds_everything_once_in_order(tmp_path: Path) -> No
             assert ids(await two.ask(3)) == [f"m{n}" for n in range(250)]
 
 
-async def test_a_socket_that_is_being_closed_is_nobody_who_is_online(server: ServerHandle) -> None:
-    # What is sent to it is forgotten: whoever sends must not be told that it was received.
+async def test_a_user_with_only_a_closing_socket_is_offline(server: ServerHandle) -> None:
+    # The server drops frames to such a socket, so the sender must not be told that the message was received.
     async with server.chat("1", to="2") as one, raw.chat(server, "2") as two:
         await two.write(raw.frame(b"", raw.BINARY))
-        assert await two.wait_closed() == 1003  # two does not answer, and the server waits for it
+        assert await two.wait_closed() == 1003  # the client does not answer, and the server waits for the answer
         assert (await one.send("m1\nhello"))["op_type"] == 40019
         assert (await one.answer(6, "hello"))["content"] == "0"
 
 
-async def test_what_no_socket_could_take_is_delivered_by_its_retry(server: ServerHandle) -> None:
+async def test_a_retry_delivers_what_a_closing_socket_missed(server: ServerHandle) -> None:
     # "delivered again only if it is still unread and this process does not remember having put it on a socket"
     async with server.chat("1", to="2") as one, raw.chat(server, "2") as two:
         await two.write(raw.frame(b"", raw.BINARY))
@@ -157,10 +158,10 @@ async def test_what_no_socket_could_take_is_delivered_by_its_retry(server: Serve
 # --- 3. in order
 
 
-async def test_one_socket_to_many_receivers_is_stored_listed_and_delivered_in_order(tmp_path: Path) -> None:
+async def test_messages_to_many_receivers_keep_their_order(tmp_path: Path) -> None:
+    """They are stored, listed and delivered in the order of sending."""
     receivers = [f"r{n}" for n in range(4)]
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", *receivers)
+    async with serving(tmp_path, users=("1", *receivers), StrangerLimit=0) as server:
         sockets = [raw.chat(server, name, to="1") for name in receivers]
         open_ones = [await one.__aenter__() for one in sockets]
         async with raw.chat(server, "1") as one:
@@ -173,20 +174,20 @@ async def test_one_socket_to_many_receivers_is_stored_listed_and_delivered_in_or
             assert times == sorted(times)
         for two in open_ones:
             mine = [id for id, to in order if to == two.user]
-            assert [await message(two) for _ in mine] == mine
+            assert [await next_id(two) for _ in mine] == mine
             await two.put(3)
-            assert [await message(two) for _ in mine] == mine
+            assert [await next_id(two) for _ in mine] == mine
             assert (await two.answer())["content"] == str(len(mine))
             await two.put(2, "-200")
-            assert [await message(two) for _ in mine] == mine
+            assert [await next_id(two) for _ in mine] == mine
         for two_socket in sockets:
             await two_socket.__aexit__(None, None, None)
 
 
-# --- 4. harassment interception, where sockets race
+# --- 4. harassment interception with racing sockets
 
 
-async def test_no_race_of_parallel_sockets_gets_one_message_more_through(server: ServerHandle) -> None:
+async def test_parallel_sockets_do_not_exceed_the_contact_limit(server: ServerHandle) -> None:
     async def send(n: int) -> list[int]:
         async with server.chat("1", to="2") as one:
             for k in range(3):
@@ -201,9 +202,9 @@ async def test_no_race_of_parallel_sockets_gets_one_message_more_through(server:
         assert (await two.answer(2, "-200"))["content"] == "5"
 
 
-async def test_where_the_counters_are_away_friends_talk_on_and_strangers_are_refused(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        await server.add_users("1", "2", "3")
+async def test_contacts_chat_while_the_counters_are_unavailable(tmp_path: Path) -> None:
+    """Messages to strangers are refused."""
+    async with serving(tmp_path, users=("1", "2", "3")) as server:
         await server.make_contacts("1", "2")
         async with server.chat("1") as one:
             assert (await one.send("hello", to="2"))["op_type"] == 40019
@@ -218,10 +219,10 @@ async def test_where_the_counters_are_away_friends_talk_on_and_strangers_are_ref
             assert ids(await three.ask(3)) == ["m1"]
 
 
-# --- 5. no one in where they don't belong
+# --- 5. no foreign access
 
 
-async def test_nobody_sees_or_touches_the_conversation_of_two_others(tmp_path: Path) -> None:
+async def test_a_third_user_cannot_access_a_conversation(tmp_path: Path) -> None:
     async with three_users(tmp_path) as server:
         async with server.chat("1", to="2") as one:
             for n in range(3):
@@ -248,9 +249,9 @@ async def test_nobody_sees_or_touches_the_conversation_of_two_others(tmp_path: P
             assert [frame["content"] for frame in (await two.ask(3))[:-1]] == [f"m{n}\nsecret" for n in range(3)]
 
 
-async def test_names_that_look_alike_when_glued_together_do_not_share_a_conversation(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        await server.add_users("a", "b-c", "a-b", "c", "aSEPb", "A")
+async def test_users_with_similar_names_share_no_conversation(tmp_path: Path) -> None:
+    """The concatenated names of the pairs look alike."""
+    async with serving(tmp_path, users=("a", "b-c", "a-b", "c", "aSEPb", "A")) as server:
         async with server.chat("a", to="b-c") as one:
             await one.send("m1\nhello")
         for user, peer in (("a-b", "c"), ("c", "a-b"), ("aSEPb", "c"), ("A", "b-c"), ("b-c", "A")):
@@ -260,41 +261,40 @@ async def test_names_that_look_alike_when_glued_together_do_not_share_a_conversa
 
 
 async def logout(server: ServerHandle, user: str, token: str) -> httpx.Response:
-    """End that session."""
+    """End the session of `token`."""
     return await server.post("/user/logout", {"user_name": user}, headers={"Authorization": f"Bearer {token}"})
 
 
 async def new_password(server: ServerHandle, user: str, token: str) -> httpx.Response:
-    """End all sessions of the user but this one."""
+    """End all sessions of the user except the one of `token`."""
     body = {"user_name": user, "old_password": PASSWORD, "new_password": "secret2"}
     return await server.post("/user/set_password", body, headers={"Authorization": f"Bearer {token}"})
 
 
-Way = Callable[[ServerHandle, str, str], Any]
+EndSession = Callable[[ServerHandle, str, str], Any]
 
 
-async def to_end(server: ServerHandle, way: Way) -> tuple[str, str]:
-    """A second session of user 1, which that way ends, and the session that has to ask for it."""
+async def session_to_end(server: ServerHandle, end: EndSession) -> tuple[str, str]:
+    """Return the token of a second session of user 1, which `end` will end, and the token that `end` needs."""
     other = await server.login("1")
-    return other, other if way is logout else server.tokens["1"]
+    return other, other if end is logout else server.tokens["1"]
 
 
-@pytest.mark.parametrize("way", [logout, new_password])
-async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_were_in_flight(
-    tmp_path: Path, way: Way
-) -> None:
+@pytest.mark.parametrize("end", [logout, new_password])
+async def test_no_frame_of_an_ended_session_passes_after_the_answer(tmp_path: Path, end: EndSession) -> None:
+    """Many frames are in flight when the session ends."""
     async with three_users(tmp_path) as server:
-        ended, asking = await to_end(server, way)
+        ended, asking = await session_to_end(server, end)
         async with (
             raw.chat(server, "1", to="2", token=ended) as one,
             server.chat("1", to="2", token=server.tokens["1"]) as kept,
             raw.chat(server, "2", to="1") as two,
         ):
             sending = asyncio.create_task(flood(one))
-            assert await message(two) == "m0"
-            assert (await way(server, "1", asking)).status_code == 200
+            assert await next_id(two) == "m0"
+            assert (await end(server, "1", asking)).status_code == 200
             last = (await kept.ask(2, "-1"))[0]["id"]
-            while await message(two) != last:  # what was delivered before the answer
+            while await next_id(two) != last:  # messages that were delivered before the answer
                 pass
             assert await one.wait_closed() == 4001
             await sending
@@ -303,11 +303,11 @@ async def test_no_frame_of_an_ended_session_passes_after_the_answer_though_many_
             assert (await two.receive())["content"].endswith("\nhello")
 
 
-@pytest.mark.parametrize("way", [logout, new_password])
-async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_has_ended(
-    tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", [logout, new_password])
+async def test_no_frame_of_a_lost_connection_passes_after_logout(
+    tmp_path: Path, end: EndSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came before the cut is worked on, unless the session ends first."""
+    """Frames that arrived before the disconnect are processed, unless the session ends first."""
     store, gate, begun = Service.store, asyncio.Event(), []
 
     async def slow(self: Service, socket: Socket, run: Sequence[Request]) -> Any:
@@ -318,7 +318,7 @@ async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_ha
 
     monkeypatch.setattr(Service, "store", slow)
     async with three_users(tmp_path) as server:
-        ended, asking = await to_end(server, way)
+        ended, asking = await session_to_end(server, end)
         async with server.chat("3") as three:
             async with raw.chat(server, "1", to="2", token=ended) as one:
                 await one.write(b"".join(raw.request(1, f"m{n}\n{'x' * 4000}") for n in range(50)))
@@ -326,10 +326,10 @@ async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_ha
             async def alone() -> bool:
                 return bool((await three.answer(6, "anybody?"))["content"] == "0")
 
-            await wait_until(alone)  # the server has read all of it, and the end
-            ending = asyncio.create_task(way(server, "1", asking))
+            await wait_until(alone)  # the server has read all frames and the end of the connection
+            ending = asyncio.create_task(end(server, "1", asking))
 
-            async def over() -> bool:  # before, user 2 is not his to log out
+            async def over() -> bool:  # until then the answer is 403, because the session may not log out user 2
                 return bool((await logout(server, "2", ended)).status_code == 401)
 
             await wait_until(over)
@@ -342,7 +342,7 @@ async def test_no_frame_of_a_connection_that_was_cut_passes_after_its_session_ha
 
 
 async def flood(one: raw.RawSocket) -> None:
-    """Send m0, m1, ... until the server has ended the connection."""
+    """Send m0, m1, ... until the server ends the connection."""
     try:
         for start in range(0, 1_000_000, 50):
             await one.write(b"".join(raw.request(1, f"m{n}\nsecret") for n in range(start, start + 50)))
@@ -351,17 +351,17 @@ async def flood(one: raw.RawSocket) -> None:
         pass
 
 
-async def test_a_throttled_frame_of_an_ended_session_does_not_pass_either(tmp_path: Path) -> None:
+async def test_a_throttled_frame_of_an_ended_session_is_dropped(tmp_path: Path) -> None:
     async with (
         three_users(tmp_path, FramesPerSecond=1, FramesBurst=1) as server,
         server.chat("2", to="1") as two,
         raw.chat(server, "1", to="2") as one,
     ):
         await one.write(raw.request(1, "m1\nhello") + raw.request(1, "m2\nhello"))
-        assert (await one.answer())["id"] == "m1"  # m2 waits a second
+        assert (await one.answer())["id"] == "m1"  # m2 is throttled for one second
         assert (await logout(server, "1", server.tokens["1"])).status_code == 200
         assert await one.wait_closed() == 4001
-        await one.read_to_end()  # the server ends the connection after that second
+        await one.read_to_end()  # the server ends the connection after one second
         assert (await two.receive())["id"] == "m1"
         await two.expect_nothing()
         assert (await two.answer(2, "-200"))["content"] == "1"
@@ -375,7 +375,7 @@ async def test_no_frame_to_an_ended_session_passes_after_the_answer(tmp_path: Pa
         raw.chat(server, "3", to="2") as three,
     ):
         sending, reading = asyncio.create_task(flood(three)), asyncio.create_task(three.read_to_end())
-        assert await message(two) == "m0"
+        assert await next_id(two) == "m0"
         assert (await logout(server, "2", server.tokens["2"])).status_code == 200
         assert (await one.send("late\nhello"))["op_type"] == 40019
         assert "late" not in [frame.get("id") for frame in await two.read_to_end()]
@@ -384,7 +384,7 @@ async def test_no_frame_to_an_ended_session_passes_after_the_answer(tmp_path: Pa
 
 
 def many_users(folder: Path, count: int) -> list[str]:
-    """So many users, made at once, whom the server has never looked at."""
+    """Insert `count` users directly into the database, so that the server has not cached them."""
     names = [f"u{n}" for n in range(count)]
     with closing(sqlite3.connect(folder / "chat.db")) as database, database:
         database.executemany("INSERT INTO users (name, password) VALUES (?, '')", [(name,) for name in names])
@@ -392,7 +392,7 @@ def many_users(folder: Path, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("times", [1, 8])
-async def test_what_is_in_work_when_its_session_ends_is_done_before_the_answer(tmp_path: Path, times: int) -> None:
+async def test_logout_answers_after_the_frames_in_progress(tmp_path: Path, times: int) -> None:
     def stored() -> int:
         with closing(sqlite3.connect(tmp_path / "chat.db")) as database:
             count: int = database.execute("SELECT count(*) FROM messages").fetchone()[0]
@@ -409,10 +409,10 @@ async def test_what_is_in_work_when_its_session_ends_is_done_before_the_answer(t
                 f"POST /user/logout HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.tokens['1']}\r\n"
                 'Content-Type: application/json\r\nContent-Length: 17\r\n\r\n{"user_name":"1"}'.encode()
             )
-            await asyncio.sleep(0.001)  # side by side, but not in step
+            await asyncio.sleep(0.001)  # in parallel, at slightly different times
         for status in asyncio.as_completed([ending.status() for ending in asking]):
             if await status == 200:
-                break  # the first that says so counts, though it may have found the socket being closed already
+                break  # the first success counts, even if it found the socket already closing
         before = stored()
         assert await one.wait_closed() == 4001
         await one.read_to_end()
@@ -420,7 +420,7 @@ async def test_what_is_in_work_when_its_session_ends_is_done_before_the_answer(t
 
 
 def long_history(folder: Path, count: int) -> None:
-    """So many messages between 1 and 2, made at once: to skip them keeps a reader of the database busy."""
+    """Insert `count` messages between 1 and 2 at once. Skipping them keeps a reader of the database busy."""
     with closing(sqlite3.connect(folder / "chat.db")) as database, database:
         database.execute("INSERT INTO conversations VALUES ('2', '1', 1, 1, 1), ('1', '2', 1, 0, 1)")
         database.executemany(
@@ -429,13 +429,13 @@ def long_history(folder: Path, count: int) -> None:
         )
 
 
-async def test_an_upgrade_that_races_with_the_end_of_its_session_is_refused_or_closed(tmp_path: Path) -> None:
+async def test_an_upgrade_during_logout_is_refused_or_closed(tmp_path: Path) -> None:
     async def outcome(one: raw.RawSocket) -> int | None:
         status = await one.status()
         return await one.wait_closed() if status == 101 else status
 
     async with three_users(tmp_path) as server, AsyncExitStack() as stack:
-        # Whoever wants to know if there is a user waits for these: between the look at the session and the socket.
+        # User lookups wait for these readers: the upgrade waits between session check and opening.
         long_history(tmp_path, 200_000)
         for user in ("1", "2") * 3:
             one = await stack.enter_async_context(raw.chat(server, user, "2" if user == "1" else "1"))

@@ -1,4 +1,4 @@
-"""The samples in docs/proxy, each in the real proxy: TLS, the client's own address, sockets, no token in a log."""
+"""The samples in docs/proxy work in the real proxies: TLS, client addresses, sockets, no token in a log."""
 
 import asyncio
 import logging
@@ -15,19 +15,19 @@ import pytest
 import websockets
 
 from tests import needs
-from tests.e2e.answers import done, refused
+from tests.e2e.http_helpers import check_refusal, check_success
 from tests.faults.test_tls import Authority
 from tests.harness import PASSWORD, ROOT, TIMEOUT, ChatClient, ServerHandle, serving
 from tests.servers import free_port
 
 SAMPLES = ROOT / "docs" / "proxy"
-# Another address of this machine, to be told from the proxy's.
+# Another address of this machine, different from the address of the proxy.
 CLIENT = "127.0.0.2"
 TOKEN = "a-token-that-no-log-may-hold"
 
 
 class Ports(NamedTuple):
-    """Where a proxy listens, with TLS and without, and where the server is."""
+    """The ports of a proxy, with and without TLS, and of the server."""
 
     tls: int
     plain: int
@@ -37,8 +37,8 @@ class Ports(NamedTuple):
 Sample = Callable[[Path, Ports, Path, Path], tuple[str, ...]]
 
 
-class Proxy(NamedTuple):
-    """A running proxy; its logs are the *.log files in `folder`."""
+class RunningProxy(NamedTuple):
+    """A running proxy. Its logs are the *.log files in `folder`."""
 
     ports: Ports
     trust: ssl.SSLContext
@@ -46,18 +46,18 @@ class Proxy(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Its address with TLS."""
+        """The HTTPS URL of the proxy."""
         return f"https://127.0.0.1:{self.ports.tls}"
 
     def client(self) -> httpx.AsyncClient:
-        """A client at another address than the proxy's, that claims yet another."""
+        """Return a client whose address differs from the proxy's and whose headers claim a third address."""
         transport = httpx.AsyncHTTPTransport(verify=self.trust, local_address=CLIENT, trust_env=False)
         headers = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "elsewhere.example"}
         return httpx.AsyncClient(base_url=self.url, transport=transport, headers=headers, timeout=TIMEOUT)
 
     @asynccontextmanager
     async def chat(self, user: str, to: str, token: str) -> AsyncIterator[ChatClient]:
-        """A socket through the proxy, its token in the address."""
+        """Open a socket through the proxy with the token in the URL."""
         url = f"{self.url.replace('https', 'wss')}/chat/test?uid={user}&to_uid={to}&token={token}"
         headers = {"Origin": self.url}
         async with websockets.connect(url, ssl=self.trust, proxy=None, additional_headers=headers) as connection:
@@ -66,12 +66,12 @@ class Proxy(NamedTuple):
             yield chat
 
     def logs(self) -> str:
-        """Everything it has logged."""
+        """Return the contents of all logs."""
         return "".join(path.read_text() for path in self.folder.glob("*.log"))
 
 
 def nginx(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str, ...]:
-    """The command that runs nginx with the sample, included as Debian's nginx.conf includes it."""
+    """Return the command that runs nginx with the sample, included as in Debian's nginx.conf."""
     sample = changed(
         "nginx.conf",
         {
@@ -93,7 +93,7 @@ def nginx(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str
 
 
 def caddy(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str, ...]:
-    """The command that runs Caddy with the sample."""
+    """Return the command that runs Caddy with the sample."""
     sample = changed(
         "Caddyfile",
         {
@@ -108,7 +108,7 @@ def caddy(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str
 
 
 def changed(sample: str, values: Mapping[str, str]) -> str:
-    """The text of a sample, with values for this machine."""
+    """Return the text of a sample with values for this machine."""
     text = (SAMPLES / sample).read_text()
     for old, new in values.items():
         assert old in text, old
@@ -118,14 +118,14 @@ def changed(sample: str, values: Mapping[str, str]) -> str:
 
 @pytest.fixture(params=[nginx, caddy])
 def sample(request: pytest.FixtureRequest) -> Sample:
-    """The sample of each proxy; skipped where the proxy is missing."""
+    """The sample of each proxy; the test is skipped if the proxy is missing."""
     needs.program(request.param.__name__)
     return cast("Sample", request.param)
 
 
 @asynccontextmanager
-async def in_front_of(behind: int, sample: Sample, folder: Path) -> AsyncIterator[Proxy]:
-    """The proxy in front of a port."""
+async def running_proxy(behind: int, sample: Sample, folder: Path) -> AsyncIterator[RunningProxy]:
+    """Run the proxy in front of the port `behind`."""
     authority = Authority(folder, "ours")
     certificate, key = authority.sign("127.0.0.1")
     ports = Ports(free_port(), free_port(), behind)
@@ -135,7 +135,7 @@ async def in_front_of(behind: int, sample: Sample, folder: Path) -> AsyncIterato
         child = await asyncio.create_subprocess_exec(*command, env=environ, stdout=out, stderr=out)
     try:
         await _listening(ports.tls, child, folder / "out.log")
-        yield Proxy(ports, ssl.create_default_context(cafile=authority.file), folder)
+        yield RunningProxy(ports, ssl.create_default_context(cafile=authority.file), folder)
     finally:
         if child.returncode is None:
             child.terminate()
@@ -143,12 +143,13 @@ async def in_front_of(behind: int, sample: Sample, folder: Path) -> AsyncIterato
 
 
 @asynccontextmanager
-async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[Proxy, ServerHandle]]:
-    """A server with the users 1 and 2 behind the proxy."""
-    async with serving(folder / "data", TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server:
-        await server.add_users("1", "2")
-        async with in_front_of(server.port, sample, folder) as proxy:
-            yield proxy, server
+async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[RunningProxy, ServerHandle]]:
+    """Run a server with the users 1 and 2 behind the proxy."""
+    async with (
+        serving(folder / "data", users=("1", "2"), TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server,
+        running_proxy(server.port, sample, folder) as proxy,
+    ):
+        yield proxy, server
 
 
 async def _listening(port: int, child: asyncio.subprocess.Process, log: Path) -> None:
@@ -164,20 +165,20 @@ async def _listening(port: int, child: asyncio.subprocess.Process, log: Path) ->
                 return
 
 
-async def test_login_has_client_address_and_secure_cookie(
+async def test_a_login_has_the_client_address_and_a_secure_cookie(
     sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         async with chatting(sample, tmp_path) as (proxy, _), proxy.client() as client:
             response = await client.post("/user/login", json={"user_name": "1", "password": PASSWORD})
-            done(response, 41003)
+            check_success(response, 41003)
             assert "Secure" in response.headers["Set-Cookie"]
             assert response.headers["Strict-Transport-Security"] == "max-age=31536000"
             own = await client.post("/user/login", json={"user_name": "1"}, headers={"Origin": proxy.url})
-            refused(own, 400, 41002, "bad_request", "password")
+            check_refusal(own, 400, 41002, "bad_request", "password")
             for origin in ("https://elsewhere.example", proxy.url.replace("https", "http")):
                 foreign = await client.post("/user/login", json={}, headers={"Origin": origin})
-                refused(foreign, 403, 41002, "foreign_origin")
+                check_refusal(foreign, 403, 41002, "foreign_origin")
     logins = [vars(record)["address"] for record in caplog.records if record.message == "user logged in"]
     assert logins[-1:] == [CLIENT]
 
@@ -187,7 +188,7 @@ async def test_sockets_work_and_stay_open_while_silent(sample: Sample, tmp_path:
         await server.make_contacts("1", "2")
         one, two = server.tokens["1"], server.tokens["2"]
         async with proxy.chat("1", "2", one) as sender, proxy.chat("2", "1", two) as receiver:
-            await asyncio.sleep(2)  # some heartbeats
+            await asyncio.sleep(2)  # several heartbeats
             for number in range(50):
                 assert (await sender.send(f"m{number}\n{'x' * 10_000}"))["op_type"] == 40018
                 assert (await receiver.receive())["id"] == f"m{number}"
@@ -198,14 +199,14 @@ async def test_sockets_work_and_stay_open_while_silent(sample: Sample, tmp_path:
             assert '"GET /chat/test" 101' in logs
 
 
-async def test_no_failing_request_puts_a_token_into_a_log(sample: Sample, tmp_path: Path) -> None:
-    """The server is away, the request is malformed, or the proxy itself fails."""
+async def test_failing_requests_put_no_token_into_a_log(sample: Sample, tmp_path: Path) -> None:
+    """The server is unavailable, the request is malformed, or the proxy itself fails."""
     address = f"/chat/test?uid=1&to_uid=2&token={TOKEN}"
     headers = {"Referer": f"https://chat.example.org{address}", "Authorization": f"Bearer {TOKEN}"}
     headers["Cookie"] = f"session={TOKEN}"
-    async with in_front_of(free_port(), sample, tmp_path) as proxy, proxy.client() as client:
+    async with running_proxy(free_port(), sample, tmp_path) as proxy, proxy.client() as client:
         assert (await client.get(address, headers=headers)).status_code == 502
-        shutil.rmtree(proxy.folder / "client_body", ignore_errors=True)  # where nginx puts large bodies
+        shutil.rmtree(proxy.folder / "client_body", ignore_errors=True)  # the folder of nginx for large bodies
         failed = await client.post(address, content=b"x" * 1_000_000, headers=headers)
         assert failed.status_code in (500, 502)
         _, writer = await asyncio.open_connection("127.0.0.1", proxy.ports.tls)
@@ -216,8 +217,8 @@ async def test_no_failing_request_puts_a_token_into_a_log(sample: Sample, tmp_pa
     assert TOKEN not in proxy.logs()
 
 
-async def test_without_tls_a_token_is_neither_logged_nor_sent_on(sample: Sample, tmp_path: Path) -> None:
-    async with in_front_of(free_port(), sample, tmp_path) as proxy:
+async def test_without_tls_a_token_is_neither_logged_nor_forwarded(sample: Sample, tmp_path: Path) -> None:
+    async with running_proxy(free_port(), sample, tmp_path) as proxy:
         url = f"http://127.0.0.1:{proxy.ports.plain}/chat/test?uid=1&token={TOKEN}"
         async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as client:
             answer = await client.get(url, headers={"Referer": url})

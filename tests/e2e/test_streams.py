@@ -1,4 +1,4 @@
-"""Standard streams that are full, closed or gone, and signals: none of them stops or freezes a server."""
+"""Full, closed or broken standard streams, and signals, neither stop nor block a server."""
 
 import asyncio
 import fcntl
@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.answers import try_login
-from tests.e2e.operating import Place
+from tests.e2e.commands import Deployment
+from tests.e2e.http_helpers import try_login
 from tests.harness import (
     CLEAN_ENVIRON,
     DEFAULTS,
@@ -30,15 +30,15 @@ from tests.harness import (
 )
 from tests.servers import free_port
 
-# The end may take so many seconds, whatever its streams do.
-ENDING = 10
+# The maximum duration of a shutdown in seconds.
+MAX_SHUTDOWN_SECONDS = 10
 
 
 @asynccontextmanager
-async def quiet(
+async def server_with_output_to(
     folder: Path, stream: int | None, *, prefix: tuple[str, ...] = (), **settings: object
 ) -> AsyncIterator[SubprocessServer]:
-    """A server whose output, both of it, goes to `stream`: its port says when it is ready."""
+    """Run a server with stdout and stderr on `stream`. It is ready when its port answers."""
     values = {**DEFAULTS, "DataDir": folder, "HttpPort": free_port(), **settings}
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
     command = (*prefix, sys.executable, str(ROOT / "run.py"))
@@ -64,23 +64,23 @@ async def quiet(
         await child.wait()
 
 
-async def chats(server: ServerHandle) -> None:
-    """Two users log in and talk."""
+async def check_chat(server: ServerHandle) -> None:
+    """Fail unless two users can log in and chat."""
     await server.add_users("1", "2")
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         assert (await one.send("m1\nhello"))["op_type"] == 40018
         assert (await two.receive())["id"] == "m1"
 
 
-async def ends(server: SubprocessServer) -> None:
+async def check_end(server: SubprocessServer) -> None:
     server.process.terminate()
-    async with asyncio.timeout(ENDING):
+    async with asyncio.timeout(MAX_SHUTDOWN_SECONDS):
         assert await server.process.wait() == 0
 
 
 @pytest.fixture
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe that takes no more: nobody reads it."""
+    """Both ends of a full pipe without a reader."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writing, False)
@@ -91,79 +91,78 @@ def full_pipe() -> Iterator[tuple[int, int]]:
     os.close(reading)
 
 
-async def test_a_log_that_nobody_reads_freezes_nothing(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
-    """Neither the chat nor the end. The lines for `ready` and `ending` find the pipe full as well."""
-    async with quiet(tmp_path / "data", full_pipe[1]) as server:
-        await chats(server)
-        await ends(server)
+async def test_an_unread_log_blocks_nothing(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
+    """Neither the chat nor the shutdown blocks. The pipe is full for the lines `ready` and `ending`, too."""
+    async with server_with_output_to(tmp_path / "data", full_pipe[1]) as server:
+        await check_chat(server)
+        await check_end(server)
 
 
-async def test_a_log_that_is_read_again_is_whole(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
+async def test_a_log_that_is_read_again_is_complete(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
     reading, writing = full_pipe
-    async with quiet(tmp_path / "data", writing) as server:
-        await chats(server)
+    async with server_with_output_to(tmp_path / "data", writing) as server:
+        await check_chat(server)
         text = b""
         while b"socket opened" not in text:
             text += await asyncio.to_thread(os.read, reading, 4096)
         assert b"is ready on http://" in text
         assert text.count(b"registered") == 2
-        await ends(server)
+        await check_end(server)
 
 
-async def test_a_log_whose_reader_is_gone_stops_nothing(tmp_path: Path) -> None:
+async def test_a_log_without_a_reader_stops_nothing(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        async with quiet(tmp_path / "data", writing) as server:
-            await chats(server)
-            await ends(server)
+        async with server_with_output_to(tmp_path / "data", writing) as server:
+            await check_chat(server)
+            await check_end(server)
     finally:
         os.close(writing)
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 async def test_closed_standard_streams_stop_nothing(tmp_path: Path, closed: str) -> None:
-    """Without care a socket gets the number of a standard stream, and libuv aborts when it closes it."""
+    """Otherwise a socket could get the number of a standard stream, and libuv aborts when it closes that number."""
     prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
-    async with quiet(tmp_path / "data", None, prefix=prefix) as server:
-        await chats(server)
-        await ends(server)
+    async with server_with_output_to(tmp_path / "data", None, prefix=prefix) as server:
+        await check_chat(server)
+        await check_end(server)
 
 
 async def test_sighup_is_ignored(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data") as server:
         server.process.send_signal(signal.SIGHUP)
         await wait_until(lambda: "signal ignored" in server.log.read_text())
-        await chats(server)
-        await ends(server)
+        await check_chat(server)
+        await check_end(server)
 
 
 async def test_in_release_mode_every_line_is_json(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", AppMode="release") as server:
-        await ends(server)
+        await check_end(server)
         assert server.process.stdout
         assert json.loads(await server.process.stdout.read())["event"] == "server ending"
 
 
 async def test_in_release_mode_a_failed_start_is_json(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    place = Place(tmp_path / "file", AppMode="release")
-    code, out, err = await place.command()
+    deployment = Deployment(tmp_path / "file", AppMode="release")
+    code, out, err = await deployment.command()
     assert (code, out) == (1, "")
     line = json.loads(err)
     assert (line["level"], line["event"]) == ("CRITICAL", "server failed")
     assert "another DataDir" in line["why"]
 
 
-async def test_errors_that_repeat_are_counted(tmp_path: Path) -> None:
-    """One line at once, and one with the count."""
-    async with subprocess_server(tmp_path / "data", StoreTimeout=0.2, LoginFailures=1000) as server:
-        await server.add_users("1")
+async def test_repeated_errors_are_counted(tmp_path: Path) -> None:
+    """The log has one line at once and one line with the count."""
+    async with subprocess_server(tmp_path / "data", users=("1",), StoreTimeout=0.2, LoginFailures=1000) as server:
         with closing(sqlite3.connect(tmp_path / "data" / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for _ in range(10):
                 assert (await try_login(server, "1", PASSWORD)).status_code == 503
-        await ends(server)
+        await check_end(server)
     lines = [line for line in server.log.read_text().splitlines() if "store unavailable" in line]
     causes = {re.search(r'error="([^"]*)"', line)[1] for line in lines}  # type: ignore[index]
     counts = [int(match[1]) for line in lines if (match := re.search(r"repeated=(\d+)", line))]
@@ -175,59 +174,59 @@ async def test_errors_that_repeat_are_counted(tmp_path: Path) -> None:
 # --- commands
 
 
-async def piped(place: Place, pipeline: str, **environ: str) -> tuple[int | None, str, str]:
-    """A shell's pipeline of run.py, named $RUN: the exit code of run.py, output, errors."""
+async def piped(deployment: Deployment, pipeline: str, **environ: str) -> tuple[int | None, str, str]:
+    """Run a shell pipeline with run.py as $RUN; return the exit code of run.py, the output and the errors."""
     child = await asyncio.create_subprocess_exec(
         *("bash", "-c", f"{pipeline}; exit ${{PIPESTATUS[0]}}"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**CLEAN_ENVIRON, **place.environ, **environ, "RUN": f"{sys.executable} {ROOT / 'run.py'}"},
+        env={**CLEAN_ENVIRON, **deployment.environ, **environ, "RUN": f"{sys.executable} {ROOT / 'run.py'}"},
     )
     async with asyncio.timeout(TIMEOUT):
         out, err = await child.communicate()
     return child.returncode, out.decode(), err.decode()
 
 
-async def test_a_reader_that_wants_no_more_ends_a_command_quietly(tmp_path: Path) -> None:
-    place = Place(tmp_path / "data")
-    await place.does("user", "add", "anna", typed=PASSWORD)
+async def test_a_closed_output_pipe_ends_a_command_quietly(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "data")
+    await deployment.run("user", "add", "anna", typed=PASSWORD)
     for command in ("user list", "user export anna", "--help", "--check"):
-        _, out, err = await piped(place, f"$RUN {command} | true")
+        _, out, err = await piped(deployment, f"$RUN {command} | true")
         assert (out, err) == ("", "")
-    assert (await piped(place, "$RUN user disable ghost 2>&1 | true"))[2] == ""
+    assert (await piped(deployment, "$RUN user disable ghost 2>&1 | true"))[2] == ""
 
 
-async def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    place = Place(tmp_path / "data")
-    await place.does("user", "add", "anna", typed=PASSWORD)
+async def test_unwritable_output_is_one_error_line(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "data")
+    await deployment.run("user", "add", "anna", typed=PASSWORD)
     for command in ("list", "export anna"):
-        code, _, err = await piped(place, f"$RUN user {command} > /dev/full")
+        code, _, err = await piped(deployment, f"$RUN user {command} > /dev/full")
         assert code == 1
         assert err.startswith("chat-server: ")
         assert err.count("\n") == 1
         assert "No space left" in err
 
 
-async def test_output_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
-    """The work is done by then, so a command must not fail."""
-    place = Place(tmp_path / "data")
-    await place.does("user", "add", "名字", typed=PASSWORD)
-    code, out, err = await piped(place, "$RUN user list", PYTHONIOENCODING="ascii")
+async def test_unencodable_output_is_escaped(tmp_path: Path) -> None:
+    """The command has done its work at that time, so it must not fail."""
+    deployment = Deployment(tmp_path / "data")
+    await deployment.run("user", "add", "名字", typed=PASSWORD)
+    code, out, err = await piped(deployment, "$RUN user list", PYTHONIOENCODING="ascii")
     assert (code, out, err) == (0, "\\u540d\\u5b57\tenabled\n", "")
-    code, _, err = await piped(place, "$RUN user disable nobody-名字", PYTHONIOENCODING="ascii")
+    code, _, err = await piped(deployment, "$RUN user disable nobody-名字", PYTHONIOENCODING="ascii")
     assert (code, err) == (1, "chat-server: there is no user nobody-\\u540d\\u5b57\n")
     odd = tmp_path / "odd-\udcff.db"
-    code, out, err = await piped(place, f'$RUN backup "$(printf "{tmp_path}/odd-\\xff.db")"')
+    code, out, err = await piped(deployment, f'$RUN backup "$(printf "{tmp_path}/odd-\\xff.db")"')
     assert (code, err) == (0, "")
     assert "\\udcff" in out
     assert odd.exists()
 
 
-async def test_a_command_with_closed_streams_does_its_work(tmp_path: Path) -> None:
-    place = Place(tmp_path / "data")
-    assert (await piped(place, f"echo {PASSWORD} | $RUN user add anna 1>&- 2>&-"))[2] == ""
-    assert await place.does("user", "list") == "anna\tenabled\n"
-    code, _, err = await piped(place, "$RUN user add ben 0<&-")
+async def test_a_command_works_with_closed_streams(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "data")
+    assert (await piped(deployment, f"echo {PASSWORD} | $RUN user add anna 1>&- 2>&-"))[2] == ""
+    assert await deployment.run("user", "list") == "anna\tenabled\n"
+    code, _, err = await piped(deployment, "$RUN user add ben 0<&-")
     assert code == 1
     assert err.startswith("chat-server: the password must be")

@@ -1,4 +1,4 @@
-"""Sockets opened with sync=1: the same state on every device (protocol section 2, Sync)."""
+"""Sockets with sync=1: the same state on every device (protocol section 2, Sync)."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +12,7 @@ from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 
 class Devices(NamedTuple):
-    """Sockets of the users 1 and 2, each the other's peer, and of 3: with sync, and without."""
+    """Plain and sync sockets of the users 1 and 2, who are peers, and of user 3."""
 
     one: ChatClient
     one_plain: ChatClient
@@ -21,8 +21,13 @@ class Devices(NamedTuple):
     two_sync: ChatClient
     three_sync: ChatClient
 
-    async def silent(self, *but: ChatClient) -> None:
-        """Fail if any has heard something."""
+    async def expect_on_sync_sockets(self, expected: Frame) -> None:
+        """Fail unless `expected` is the next frame of both other sync sockets."""
+        for socket in (self.one_sync, self.two_sync):
+            assert await socket.receive() == expected
+
+    async def expect_nothing(self, *but: ChatClient) -> None:
+        """Fail if a socket except `but` has an unread frame."""
         for device in self:
             if device not in but:
                 await device.expect_nothing()
@@ -30,15 +35,14 @@ class Devices(NamedTuple):
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1 to 3, and no limit between them."""
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3")
+    """A server with the users 1 to 3 and without a contact limit."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0) as server:
         yield server
 
 
 @asynccontextmanager
 async def devices(server: ServerHandle, *, asking_sync: bool = False) -> AsyncIterator[Devices]:
-    """All devices; `one` is the one that asks."""
+    """Open all devices. `one` sends the requests."""
     async with AsyncExitStack() as stack:
         wanted = [("1", asking_sync), ("1", False), ("1", True), ("2", False), ("2", True), ("3", True)]
         yield Devices(
@@ -49,8 +53,8 @@ async def devices(server: ServerHandle, *, asking_sync: bool = False) -> AsyncIt
         )
 
 
-async def store(server: ServerHandle, sender: str, receiver: str, *ids: str) -> None:
-    """Store messages while nobody is there to hear."""
+async def store_offline(server: ServerHandle, sender: str, receiver: str, *ids: str) -> None:
+    """Store messages while no socket is open."""
     async with server.chat(sender, to=receiver) as chat:
         for id in ids:
             await chat.send(f"{id}\nhello")
@@ -61,22 +65,22 @@ def notice(sender: str, to: str, op_type: int, content: str) -> Frame:
     return {"from": sender, "to": to, "type": 2, "op_type": op_type, "content": content, "msg": msg}
 
 
-async def asked(chat: ChatClient, op_type: int, content: str, **keys: str) -> Frame:
-    """The answer to a request, before which nothing else was heard."""
+async def sole_answer(chat: ChatClient, op_type: int, content: str, **keys: str) -> Frame:
+    """Send a request; return the answer, which must be the next frame."""
     [answer] = await chat.ask(op_type, content, **keys)
     return answer
 
 
 async def unread(chat: ChatClient) -> list[str]:
-    """The ids of what is unread from the peer; live frames are passed over."""
+    """Return the ids of the unread messages from the peer without live frames."""
     frames = await chat.ask(3)
     return [frame["id"] for frame in frames if frame["op_type"] == 40005 and frame["from"] != "System"]
 
 
 @pytest.mark.parametrize("asking_sync", [False, True])
-async def test_a_message_is_heard_on_the_sender_s_other_sync_sockets(server: ServerHandle, asking_sync: bool) -> None:
+async def test_a_message_reaches_the_sender_s_other_sync_sockets(server: ServerHandle, asking_sync: bool) -> None:
     async with devices(server, asking_sync=asking_sync) as sockets:
-        ack = await asked(sockets.one, 1, "m1\nhello\nthere")
+        ack = await sole_answer(sockets.one, 1, "m1\nhello\nthere")
         expected = {
             "from": "1",
             "to": "2",
@@ -93,10 +97,10 @@ async def test_a_message_is_heard_on_the_sender_s_other_sync_sockets(server: Ser
         assert await sockets.one_sync.receive() == await sockets.two_sync.receive() == notice("2", "1", 40007, "m1")
         if asking_sync:
             assert await sockets.one.receive() == notice("2", "1", 40007, "m1")
-        await sockets.silent()
+        await sockets.expect_nothing()
 
 
-async def test_a_message_to_somebody_offline_is_heard_too(server: ServerHandle) -> None:
+async def test_a_message_to_an_offline_user_reaches_sync_sockets(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("1", sync=True) as other:
         await one.send("m1\nhello")
         frame = await other.receive()
@@ -105,56 +109,51 @@ async def test_a_message_to_somebody_offline_is_heard_too(server: ServerHandle) 
         assert (await other.receive())["to"] == "3"
 
 
-async def test_what_was_refused_is_heard_nowhere(server: ServerHandle) -> None:
+async def test_refused_requests_reach_no_sync_socket(server: ServerHandle) -> None:
     async with devices(server) as sockets:
         for content in ("", "a b\nhello", "m1\n"):
-            assert (await asked(sockets.one, 1, content))["op_type"] == 40008
-        assert (await asked(sockets.one, 1, "m1\nhello", to="nobody"))["op_type"] == 40008
-        assert (await asked(sockets.one, 4, "nowhere"))["op_type"] == 40006
-        assert (await asked(sockets.one, 5, "nowhere"))["op_type"] == 40012
-        await sockets.silent()
+            assert (await sole_answer(sockets.one, 1, content))["op_type"] == 40008
+        assert (await sole_answer(sockets.one, 1, "m1\nhello", to="nobody"))["op_type"] == 40008
+        assert (await sole_answer(sockets.one, 4, "nowhere"))["op_type"] == 40006
+        assert (await sole_answer(sockets.one, 5, "nowhere"))["op_type"] == 40012
+        await sockets.expect_nothing()
 
 
 @pytest.mark.parametrize("asking_sync", [False, True])
-async def test_what_op_4_marked_is_heard_by_both_users_but_not_by_who_asked(
-    server: ServerHandle, asking_sync: bool
-) -> None:
-    await store(server, "2", "1", "a", "b", "c")
+async def test_both_users_hear_of_op_4(server: ServerHandle, asking_sync: bool) -> None:
+    await store_offline(server, "2", "1", "a", "b", "c")
     async with devices(server, asking_sync=asking_sync) as sockets:
-        assert (await asked(sockets.one, 4, "a"))["op_type"] == 40007
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            assert await hearer.receive() == notice("1", "2", 40007, "a")
-        assert (await asked(sockets.one, 4, "b\nc"))["op_type"] == 40007
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            assert await hearer.receive() == notice("1", "2", 40007, "b\nc")
-        await sockets.silent()
+        assert (await sole_answer(sockets.one, 4, "a"))["op_type"] == 40007
+        await sockets.expect_on_sync_sockets(notice("1", "2", 40007, "a"))
+        assert (await sole_answer(sockets.one, 4, "b\nc"))["op_type"] == 40007
+        await sockets.expect_on_sync_sockets(notice("1", "2", 40007, "b\nc"))
+        await sockets.expect_nothing()
 
 
-async def test_of_several_those_that_were_marked_are_heard_and_no_others(server: ServerHandle) -> None:
-    await store(server, "2", "1", "a", "b")
+async def test_a_notice_lists_only_the_marked_ids(server: ServerHandle) -> None:
+    await store_offline(server, "2", "1", "a", "b")
     async with devices(server) as sockets:
-        assert (await asked(sockets.one, 4, "a\nnowhere\nb"))["op_type"] == 40006
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            assert await hearer.receive() == notice("1", "2", 40007, "a\nb")
-        await sockets.silent()
+        assert (await sole_answer(sockets.one, 4, "a\nnowhere\nb"))["op_type"] == 40006
+        await sockets.expect_on_sync_sockets(notice("1", "2", 40007, "a\nb"))
+        await sockets.expect_nothing()
 
 
-async def test_all_that_a_star_marked_are_heard(server: ServerHandle) -> None:
+async def test_notices_list_all_ids_that_a_star_marked(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(250)]
-    await store(server, "2", "1", *names)
+    await store_offline(server, "2", "1", *names)
     async with devices(server) as sockets:
-        assert (await asked(sockets.one, 4, "*"))["op_type"] == 40007
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            heard: list[str] = []
-            while len(heard) < len(names):
-                frame = await hearer.receive()
+        assert (await sole_answer(sockets.one, 4, "*"))["op_type"] == 40007
+        for listener in (sockets.one_sync, sockets.two_sync):
+            marked: list[str] = []
+            while len(marked) < len(names):
+                frame = await listener.receive()
                 assert frame == notice("1", "2", 40007, frame["content"])
-                heard += frame["content"].split("\n")
-            assert heard == names
-        await sockets.silent()
+                marked += frame["content"].split("\n")
+            assert marked == names
+        await sockets.expect_nothing()
 
 
-async def test_what_a_pong_proved_is_heard_by_both_users(server: ServerHandle) -> None:
+async def test_both_users_hear_of_a_confirmation_by_pong(server: ServerHandle) -> None:
     async with (
         server.chat("1", to="2") as one,
         server.chat("1", sync=True) as one_sync,
@@ -163,32 +162,32 @@ async def test_what_a_pong_proved_is_heard_by_both_users(server: ServerHandle) -
     ):
         await one.send("m1\nhello")
         await two.receive()
-        for hearer in (one_sync, two_sync):
-            assert (await hearer.receive())["content"] == "m1\nhello"
-            await hearer.expect_nothing()
+        for listener in (one_sync, two_sync):
+            assert (await listener.receive())["content"] == "m1\nhello"
+            await listener.expect_nothing()
         await two.write(raw.frame((await two.read()).payload, raw.PONG))
-        for hearer in (one_sync, two_sync):
-            assert await hearer.receive() == notice("2", "1", 40007, "m1")
-            await hearer.expect_nothing()
+        for listener in (one_sync, two_sync):
+            assert await listener.receive() == notice("2", "1", 40007, "m1")
+            await listener.expect_nothing()
         assert (await two.ask(2, "-1"))["content"] == "1"
         await one.expect_nothing()
 
 
 async def test_the_pong_of_a_sync_socket_marks_nothing(server: ServerHandle) -> None:
-    """It marks what its person has seen with op 4."""
+    """The client of a sync socket marks messages with op 4 when its user has seen them."""
     async with server.chat("1", to="2", sync=True) as one, server.chat("2", to="1", sync=True) as two:
         for id in ("a", "b"):
             await one.send(f"{id}\nhello")
             assert (await two.receive())["id"] == id
-            await two.expect_nothing()  # a ping and its pong went by
+            await two.expect_nothing()  # this exchanges a ping and a pong
         assert await unread(two) == ["a", "b"]
         await one.expect_nothing()
-        assert (await asked(two, 4, "a"))["op_type"] == 40007
+        assert (await sole_answer(two, 4, "a"))["op_type"] == 40007
         assert await one.receive() == notice("2", "1", 40007, "a")
         assert await unread(two) == ["b"]
 
 
-async def test_a_plain_socket_beside_a_sync_one_proves_as_ever(server: ServerHandle) -> None:
+async def test_the_pong_of_a_plain_socket_marks_despite_a_sync_one(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1", sync=True) as sync, server.chat("2"):
         await one.send("m1\nhello")
 
@@ -199,40 +198,37 @@ async def test_a_plain_socket_beside_a_sync_one_proves_as_ever(server: ServerHan
 
 
 @pytest.mark.parametrize("asking_sync", [False, True])
-async def test_what_was_deleted_is_heard_with_whose_it_was(server: ServerHandle, asking_sync: bool) -> None:
-    """`>ID` for a message that `from` wrote, `<ID` for one that `to` wrote."""
-    await store(server, "1", "2", "mine", "both")
-    await store(server, "2", "1", "theirs", "both")
+async def test_the_notice_of_a_deletion_names_the_side(server: ServerHandle, asking_sync: bool) -> None:
+    """The notice has `>ID` for a message of `from` and `<ID` for a message of `to`."""
+    await store_offline(server, "1", "2", "mine", "both")
+    await store_offline(server, "2", "1", "theirs", "both")
     async with devices(server, asking_sync=asking_sync) as sockets:
-        assert (await asked(sockets.one, 5, "theirs\nmine\nboth"))["op_type"] == 40013
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            assert await hearer.receive() == notice("1", "2", 40013, "<theirs\n>mine\n>both")
-        assert (await asked(sockets.one, 5, "nowhere\n<both"))["op_type"] == 40012
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            assert await hearer.receive() == notice("1", "2", 40013, "<both")
-        await sockets.silent()
+        assert (await sole_answer(sockets.one, 5, "theirs\nmine\nboth"))["op_type"] == 40013
+        await sockets.expect_on_sync_sockets(notice("1", "2", 40013, "<theirs\n>mine\n>both"))
+        assert (await sole_answer(sockets.one, 5, "nowhere\n<both"))["op_type"] == 40012
+        await sockets.expect_on_sync_sockets(notice("1", "2", 40013, "<both"))
+        await sockets.expect_nothing()
 
 
-async def test_what_the_other_user_deleted_is_heard_from_his_side(server: ServerHandle) -> None:
-    await store(server, "1", "2", "a")
-    await store(server, "2", "1", "b")
+async def test_a_deletion_by_the_peer_is_named_from_its_side(server: ServerHandle) -> None:
+    await store_offline(server, "1", "2", "a")
+    await store_offline(server, "2", "1", "b")
     async with devices(server) as sockets:
-        assert (await asked(sockets.two_plain, 5, "a\nb"))["op_type"] == 40013
-        for hearer in (sockets.one_sync, sockets.two_sync):
-            assert await hearer.receive() == notice("2", "1", 40013, "<a\n>b")
-        await sockets.silent()
+        assert (await sole_answer(sockets.two_plain, 5, "a\nb"))["op_type"] == 40013
+        await sockets.expect_on_sync_sockets(notice("2", "1", 40013, "<a\n>b"))
+        await sockets.expect_nothing()
 
 
-async def test_only_sync_1_asks_for_it(server: ServerHandle) -> None:
-    class Odd(ServerHandle):
+async def test_only_sync_1_opens_a_sync_socket(server: ServerHandle) -> None:
+    class CustomQuery(ServerHandle):
         query = ""
 
         def socket_url(self, user: str, to: str = "", *, sync: bool = False) -> str:
             return f"{super().socket_url(user, to)}&{self.query}"
 
-    odd = Odd(server.host, server.port)
-    odd.tokens = server.tokens
-    for number, odd.query in enumerate(("sync=0", "sync=", "Sync=1", "sync")):
-        async with server.chat("1", to="2") as one, odd.chat("1", to="2") as other:
+    custom = CustomQuery(server.host, server.port)
+    custom.tokens = server.tokens
+    for number, custom.query in enumerate(("sync=0", "sync=", "Sync=1", "sync")):
+        async with server.chat("1", to="2") as one, custom.chat("1", to="2") as other:
             await one.send(f"m{number}\nhello")
             await other.expect_nothing()

@@ -1,4 +1,4 @@
-"""docs/systemd: the units are valid, and their commands work as printed."""
+"""The units in docs/systemd are valid, and their commands work as printed."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ FOLDER = re.compile(r"/var/lib/chat-server(?![-\w])")
 
 
 def unit(name: str, folder: Path) -> str:
-    """A unit, with its paths below `folder` and this interpreter."""
+    """Return a unit with its paths below `folder` and with this Python interpreter."""
     text = (UNITS / name).read_text("utf-8")
     text = text.replace("/opt/chat-server/.venv/bin/python", sys.executable).replace("/opt/chat-server", str(ROOT))
     text = text.replace("/etc/chat-server/config.ini", str(folder / "config.ini"))
@@ -26,7 +26,7 @@ def unit(name: str, folder: Path) -> str:
 
 
 def command(text: str, key: str) -> list[str]:
-    """The command of a unit, as systemd reads it."""
+    """Return the command of a unit as systemd parses it."""
     [line] = re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
     environ = dict(re.findall(r"^Environment=(\w+)=(.*)$", text, re.MULTILINE))
     words = [word.replace("%%", "%") for word in shlex.split(line)]
@@ -34,7 +34,7 @@ def command(text: str, key: str) -> list[str]:
 
 
 def config(folder: Path) -> None:
-    """The settings in docs/operations.md, with the data in `folder` and on a free port."""
+    """Write the settings in docs/operations.md with the data in `folder` and a free port."""
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     [printed] = re.findall(r"```ini\n(\[service\]\n.*?)```", page, re.DOTALL)
     assert FOLDER.search(printed)
@@ -66,10 +66,10 @@ def test_credentials_name_settings_that_exist() -> None:
     assert (settings.mysql.db_password, settings.redis.redis_pw, settings.mongodb.pwd) == ("mysql", "redis", "mongodb")
 
 
-async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> None:
+async def test_the_service_starts_chats_and_ends_in_time(tmp_path: Path) -> None:
     config(tmp_path)
     text = unit("chat-server.service", tmp_path)
-    [patience] = re.findall(r"^TimeoutStopSec=(\d+)s$", text, re.MULTILINE)
+    [timeout] = re.findall(r"^TimeoutStopSec=(\d+)s$", text, re.MULTILINE)
     child = await asyncio.create_subprocess_exec(
         *command(text, "ExecStart"), env=CLEAN_ENVIRON, umask=0o077, stdout=asyncio.subprocess.PIPE
     )
@@ -83,7 +83,7 @@ async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> 
         async with server.chat("1", "2") as chat:
             assert (await chat.send("hello"))["op_type"] == 40019
             child.terminate()
-            async with asyncio.timeout(float(patience)):
+            async with asyncio.timeout(float(timeout)):
                 assert await child.wait() == 0
     finally:
         if child.returncode is None:
@@ -92,7 +92,7 @@ async def test_service_starts_chats_and_ends_within_its_time(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "data").iterdir() if path.stat().st_mode & 0o077] == []
 
 
-async def test_backup_is_made_and_only_old_ones_are_deleted(tmp_path: Path) -> None:
+async def test_the_backup_unit_deletes_only_old_backups(tmp_path: Path) -> None:
     config(tmp_path)
     add = [*command(unit("chat-server.service", tmp_path), "ExecStart"), "user", "add", "1"]
     subprocess.run(add, check=True, env=CLEAN_ENVIRON, input=b"secret1\n")
@@ -104,6 +104,6 @@ async def test_backup_is_made_and_only_old_ones_are_deleted(tmp_path: Path) -> N
     for key in ("ExecStart", "ExecStartPost"):
         subprocess.run(command(text, key), check=True, env=CLEAN_ENVIRON, umask=0o077)
     copies = {path.name: path for path in (tmp_path / "backup").iterdir()}
-    [made] = copies.keys() - {"chat-recent.db", "other.db"}
-    assert re.fullmatch(r"chat-\d{4}-\d\d-\d\dT\d{6}Z\.db", made)
-    assert copies[made].stat().st_mode & 0o777 == 0o600
+    [created] = copies.keys() - {"chat-recent.db", "other.db"}
+    assert re.fullmatch(r"chat-\d{4}-\d\d-\d\dT\d{6}Z\.db", created)
+    assert copies[created].stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""Data of every earlier schema opens in today's code, with all that was in it (tests/fixtures)."""
+"""The current code opens the data of every earlier schema completely (tests/fixtures)."""
 
 import fcntl
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.operating import Place, said
+from tests.e2e.commands import Deployment, message_texts
 from tests.harness import ROOT, ManualClock, serving
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -19,17 +19,17 @@ SCHEMAS = sorted(path.name for path in FIXTURES.glob("schema-*"))
 
 
 @pytest.fixture(params=SCHEMAS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """The data of an earlier schema."""
+def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Deployment:
+    """A copy of the data of an earlier schema."""
     shutil.copytree(FIXTURES / request.param, tmp_path / "data")
-    (tmp_path / "data").chmod(0o700)  # which git does not keep
+    (tmp_path / "data").chmod(0o700)  # git does not keep this mode
     (tmp_path / "tokens.json").write_bytes((tmp_path / "data" / "tokens.json").read_bytes())
     (tmp_path / "data" / "tokens.json").unlink()
-    return Place(tmp_path / "data")
+    return Deployment(tmp_path / "data")
 
 
-def then(folder: Path) -> ManualClock:
-    """A clock that stands just after what is stored."""
+def clock_of(folder: Path) -> ManualClock:
+    """Return a clock that is just after the newest stored message."""
     clock = ManualClock()
     with closing(sqlite3.connect(f"{(folder / 'chat.db').as_uri()}?immutable=1", uri=True)) as database:
         [(newest,)] = database.execute("SELECT max(time) FROM messages")
@@ -37,56 +37,59 @@ def then(folder: Path) -> ManualClock:
     return clock
 
 
-async def test_data_of_an_earlier_schema_is_all_there(place: Place) -> None:
-    tokens = json.loads((place.folder.parent / "tokens.json").read_text("utf-8"))
-    for _ in range(2):  # as it was, and once it was brought up to date
-        async with serving(place.folder, then(place.folder), StrangerLimit=2) as server:
+async def test_data_of_an_earlier_schema_is_complete(deployment: Deployment) -> None:
+    tokens = json.loads((deployment.folder.parent / "tokens.json").read_text("utf-8"))
+    for _ in range(2):  # before and after the upgrade
+        async with serving(deployment.folder, clock_of(deployment.folder), StrangerLimit=2) as server:
             server.tokens = tokens
             async with server.chat("anna", to="ben") as anna, server.chat("ben", to="anna") as ben:
-                assert await said(anna) == ["hello", "hello", "message 0", "message 2"]
+                assert await message_texts(anna) == ["hello", "hello", "message 0", "message 2"]
                 unread = (await ben.ask(3))[:-1]
                 assert [frame["id"] for frame in unread] == ["hello-anna-ben", "m2"]
-                assert (await anna.send("m1\nmessage 1"))["op_type"] == 40018, "deleted, and its id still used"
+                assert (await anna.send("m1\nmessage 1"))["op_type"] == 40018, (
+                    "the id of a deleted message must stay used"
+                )
                 assert (await anna.send("m1\nanother"))["reason"] == "id_used"
                 assert (await anna.send("once more", to="名字"))["op_type"] == 40020
                 listed = await anna.ask(7, "-10")
                 assert [(frame["to"], frame["unread"]) for frame in listed[:-1]] == [("名字", 0), ("ben", 1)]
-                # What ben has deleted in another conversation is in no list; it stays a place to go on from.
+                # The messages that ben deleted in another conversation are in no list, but stay valid page markers.
                 assert [frame["to"] for frame in (await ben.ask(7, "-10"))[:-1]] == ["ben"]
-    async with serving(place.folder) as server:
+    async with serving(deployment.folder) as server:
         for name in tokens:
             await server.login(name)
 
 
-async def test_commands_take_it_too_without_a_server(place: Place) -> None:
-    copy = place.folder.parent / "copy.db"
-    before = (place.folder / "chat.db").read_bytes()
-    await place.does("backup", copy)
-    assert (place.folder / "chat.db").read_bytes() == before
-    assert re.search("sound; 3 users, [78] messages", await place.does("verify", copy))
-    assert await place.does("user", "list") == "anna\tenabled\nben\tenabled\n名字\tenabled\n"
+async def test_commands_open_an_earlier_schema_without_a_server(deployment: Deployment) -> None:
+    copy = deployment.folder.parent / "copy.db"
+    before = (deployment.folder / "chat.db").read_bytes()
+    await deployment.run("backup", copy)
+    assert (deployment.folder / "chat.db").read_bytes() == before
+    assert re.search("sound; 3 users, [78] messages", await deployment.run("verify", copy))
+    assert await deployment.run("user", "list") == "anna\tenabled\nben\tenabled\n名字\tenabled\n"
 
 
-async def test_beside_a_server_of_an_earlier_version_a_command_changes_nothing(place: Place) -> None:
-    before = (place.folder / "chat.db").read_bytes()
-    lock = os.open(place.folder / "chat.lock", os.O_RDWR | os.O_CREAT)
+async def test_a_command_refuses_while_an_earlier_version_runs(deployment: Deployment) -> None:
+    """It changes nothing."""
+    before = (deployment.folder / "chat.db").read_bytes()
+    lock = os.open(deployment.folder / "chat.lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as such a server holds it
-        assert "of an earlier version" in await place.fails("user", "disable", "anna")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the lock of such a server
+        assert "of an earlier version" in await deployment.run_failing("user", "disable", "anna")
     finally:
         os.close(lock)
-    assert (place.folder / "chat.db").read_bytes() == before
+    assert (deployment.folder / "chat.db").read_bytes() == before
 
 
-async def test_a_newer_schema_is_refused_and_stays_as_it_is(place: Place) -> None:
-    with closing(sqlite3.connect(place.folder / "chat.db", isolation_level=None)) as database:
+async def test_a_newer_schema_is_refused_and_unchanged(deployment: Deployment) -> None:
+    with closing(sqlite3.connect(deployment.folder / "chat.db", isolation_level=None)) as database:
         database.execute("UPDATE schema_steps SET step = 1000 WHERE part = 'users'")
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    before = {path.name: path.read_bytes() for path in place.folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in deployment.folder.iterdir()}
     for arguments in (["--check"], ["user", "list"], []):
-        line = await place.fails(*arguments)
+        line = await deployment.run_failing(*arguments)
         assert "was made by a newer chat_server" in line
         assert "users 1000" in line
-    after = {path.name: path.read_bytes() for path in place.folder.iterdir()}
+    after = {path.name: path.read_bytes() for path in deployment.folder.iterdir()}
     assert after.pop("chat.lock") == b""
     assert after == before

@@ -1,4 +1,4 @@
-"""python run.py user: the users of a server, also of one that runs."""
+"""python run.py user: manages the users of a stopped or running server."""
 
 import asyncio
 import os
@@ -10,122 +10,125 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.answers import lives, post, refused, try_login
-from tests.e2e.operating import Place, said, wrong
+from tests.e2e.commands import Deployment, check_wrong_password, message_texts
+from tests.e2e.http_helpers import check_refusal, is_valid_session, post, try_login
 from tests.harness import CLEAN_ENVIRON, PASSWORD, ROOT, ChatClient, run_py, wait_until
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "data")
+def deployment(tmp_path: Path) -> Deployment:
+    return Deployment(tmp_path / "data")
 
 
 # --- add, list, reset-password
 
 
-async def test_a_user_who_was_added_logs_in_also_where_registration_is_closed(place: Place) -> None:
-    assert await place.does("user", "add", "anna", typed=f"{PASSWORD}\n") == "added anna\n"
-    async with place.serving(Registration="closed") as server:
+async def test_an_added_user_can_log_in(deployment: Deployment) -> None:
+    """Even with closed registration."""
+    assert await deployment.run("user", "add", "anna", typed=f"{PASSWORD}\n") == "added anna\n"
+    async with deployment.serving(Registration="closed") as server:
         await server.login("anna")
-        assert await place.does("user", "add", "名字", typed=PASSWORD) == "added 名字\n"
+        assert await deployment.run("user", "add", "名字", typed=PASSWORD) == "added 名字\n"
         await server.login("名字")
-        refused(
+        check_refusal(
             await post(server, "/user/register", user_name="ben", password=PASSWORD), 403, 41000, "registration_closed"
         )
-        assert await place.does("user", "list") == "anna\tenabled\n名字\tenabled\n"
+        assert await deployment.run("user", "list") == "anna\tenabled\n名字\tenabled\n"
 
 
-async def test_a_name_is_kept_in_its_normal_form(place: Place) -> None:
-    await place.does("user", "add", "e\u0301", typed=PASSWORD)
-    assert await place.does("user", "list") == "é\tenabled\n"
-    assert "é exists already" in await place.fails("user", "add", "é", typed=PASSWORD)
+async def test_a_name_is_stored_in_its_normal_form(deployment: Deployment) -> None:
+    await deployment.run("user", "add", "e\u0301", typed=PASSWORD)
+    assert await deployment.run("user", "list") == "é\tenabled\n"
+    assert "é exists already" in await deployment.run_failing("user", "add", "é", typed=PASSWORD)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "System", "a/b", "x" * 65])
-async def test_what_can_be_no_name_is_refused(place: Place, name: str) -> None:
-    assert "1 to 64 letters" in await place.fails("user", "add", name, typed=PASSWORD)
+async def test_an_invalid_name_is_refused(deployment: Deployment, name: str) -> None:
+    assert "1 to 64 letters" in await deployment.run_failing("user", "add", name, typed=PASSWORD)
 
 
 @pytest.mark.parametrize("password", ["", "short", "x" * 73, "a\0b" * 3])
-async def test_what_can_be_no_password_is_refused_and_not_repeated(place: Place, password: str) -> None:
-    line = await place.fails("user", "add", "anna", typed=password + "\n")
+async def test_an_invalid_password_is_refused_and_not_printed(deployment: Deployment, password: str) -> None:
+    line = await deployment.run_failing("user", "add", "anna", typed=password + "\n")
     assert "6 to 72 bytes" in line
     assert not password or password not in line
 
 
 @pytest.mark.parametrize("typed", ["\ufeff{}\n", "{}\r\n", "\ufeff{}\r\n", "{}\nsecond line\n"])
-async def test_a_piped_password_is_the_first_line_alone(place: Place, typed: str) -> None:
-    """Without the marks that a file has around it."""
-    await place.does("user", "add", "anna", typed=typed.format(PASSWORD))
-    async with place.serving() as server:
+async def test_a_piped_password_is_only_the_first_line(deployment: Deployment, typed: str) -> None:
+    """A byte order mark and line ends are not part of the password."""
+    await deployment.run("user", "add", "anna", typed=typed.format(PASSWORD))
+    async with deployment.serving() as server:
         await server.login("anna")
 
 
 @pytest.mark.parametrize("typed", ["{} \n", " {}", "{}\t\r\n", "\ufeff {}", "{}\u00a0"])
-async def test_spaces_around_a_piped_password_are_refused(place: Place, typed: str) -> None:
-    """They are hardly meant, and nobody would type them at the login."""
-    line = await place.fails("user", "add", "anna", typed=typed.format(PASSWORD))
+async def test_spaces_around_a_piped_password_are_refused(deployment: Deployment, typed: str) -> None:
+    """Such spaces are probably a mistake, and users would not type them at the login."""
+    line = await deployment.run_failing("user", "add", "anna", typed=typed.format(PASSWORD))
     assert "without spaces" in line
     assert PASSWORD not in line
 
 
-async def test_many_users_are_added_from_lines(place: Place) -> None:
-    """A byte order mark, the ends of lines and empty lines do not matter. A space may be part of a password."""
+async def test_many_users_are_added_from_lines(deployment: Deployment) -> None:
+    """A byte order mark, line ends and empty lines are ignored. A password may contain spaces."""
     typed = f"\ufeffanna\t{PASSWORD}\r\n\n名字\tpass word\nben\t{PASSWORD}"
-    assert await place.does("user", "add", "--many", typed=typed) == "added anna\nadded 名字\nadded ben\n"
-    async with place.serving() as server:
+    assert await deployment.run("user", "add", "--many", typed=typed) == "added anna\nadded 名字\nadded ben\n"
+    async with deployment.serving() as server:
         for name, password in (("anna", PASSWORD), ("名字", "pass word"), ("ben", PASSWORD)):
             await server.login(name, password)
 
 
-async def test_lines_that_fail_are_named_and_the_others_added(place: Place) -> None:
-    await place.does("user", "add", "anna", typed=PASSWORD)
+async def test_invalid_lines_are_named_and_the_others_added(deployment: Deployment) -> None:
+    await deployment.run("user", "add", "anna", typed=PASSWORD)
     lines = [f"anna\t{PASSWORD}", "only-one-word", f"a b\t{PASSWORD}", "ben\tshort", f"carl\t{PASSWORD} ", ""]
     lines += [f"dora\t{PASSWORD}", f"dora\t{PASSWORD}"]
-    code, out, err = await place.command("user", "add", "--many", typed="\n".join(lines))
+    code, out, err = await deployment.command("user", "add", "--many", typed="\n".join(lines))
     assert (code, out) == (1, "added dora\n")
-    told = dict(line.split(": ", 1) for line in err.splitlines())
-    assert told.keys() == {"line 1", "line 2", "line 3", "line 4", "line 5", "line 8", "chat-server"}
-    assert "anna exists already" in told["line 1"]
-    assert "a name, a tab, a password" in told["line 2"]
-    assert "1 to 64 letters" in told["line 3"]
-    assert "6 to 72 bytes" in told["line 4"]
-    assert "without spaces" in told["line 5"]
-    assert "dora exists already" in told["line 8"]
-    assert "6 of 7 lines failed" in told["chat-server"]
+    errors = dict(line.split(": ", 1) for line in err.splitlines())
+    assert errors.keys() == {"line 1", "line 2", "line 3", "line 4", "line 5", "line 8", "chat-server"}
+    assert "anna exists already" in errors["line 1"]
+    assert "a name, a tab, a password" in errors["line 2"]
+    assert "1 to 64 letters" in errors["line 3"]
+    assert "6 to 72 bytes" in errors["line 4"]
+    assert "without spaces" in errors["line 5"]
+    assert "dora exists already" in errors["line 8"]
+    assert "6 of 7 lines failed" in errors["chat-server"]
     for secret in (PASSWORD, "short", "only-one-word"):
         assert secret not in err
-    assert await place.does("user", "list") == "anna\tenabled\ndora\tenabled\n"
+    assert await deployment.run("user", "list") == "anna\tenabled\ndora\tenabled\n"
 
 
-async def test_more_users_than_are_hashed_at_once_are_added_in_order(place: Place) -> None:
+async def test_very_many_users_are_added_in_order(deployment: Deployment) -> None:
     names = [f"user{number:03d}" for number in range(150)]
     typed = "".join(f"{name}\t{PASSWORD}\n" for name in names)
-    async with place.serving():  # also beside a server
-        assert await place.does("user", "add", "--many", typed=typed) == "".join(f"added {name}\n" for name in names)
+    async with deployment.serving():  # while a server is running
+        assert await deployment.run("user", "add", "--many", typed=typed) == "".join(
+            f"added {name}\n" for name in names
+        )
 
 
-async def test_input_that_is_not_utf_8_adds_nothing(place: Place) -> None:
-    child = await run_py("user", "add", "--many", environ=place.environ, stdin=asyncio.subprocess.PIPE)
+async def test_input_that_is_not_utf_8_adds_nothing(deployment: Deployment) -> None:
+    child = await run_py("user", "add", "--many", environ=deployment.environ, stdin=asyncio.subprocess.PIPE)
     out, err = await child.communicate(f"anna\t{PASSWORD}\nben\t\xff{PASSWORD}\n".encode("latin-1"))
     assert (child.returncode, out) == (1, b"")
     assert err == b"chat-server: line 2: is not UTF-8 text; nothing was added\n"
 
 
-async def test_add_takes_a_name_or_many(place: Place) -> None:
+async def test_add_takes_a_name_or_many(deployment: Deployment) -> None:
     for arguments in ([], ["anna", "--many"]):
-        code, _, err = await place.command("user", "add", *arguments)
+        code, _, err = await deployment.command("user", "add", *arguments)
         assert code == 2
         assert "--many" in err
 
 
-async def test_no_password_is_taken_from_the_command_line(place: Place) -> None:
-    code, _, err = await place.command("user", "add", "anna", PASSWORD)
+async def test_a_password_on_the_command_line_is_refused(deployment: Deployment) -> None:
+    code, _, err = await deployment.command("user", "add", "anna", PASSWORD)
     assert code == 2
     assert "usage" in err
 
 
-async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place: Place) -> None:
+async def test_a_terminal_asks_twice_for_a_hidden_password(deployment: Deployment) -> None:
     for again, code in (("another1", 1), (PASSWORD, 0)):
         terminal, other = pty.openpty()
         child = await asyncio.create_subprocess_exec(
@@ -133,7 +136,7 @@ async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place
             stdin=other,
             stdout=other,
             stderr=other,
-            env={**CLEAN_ENVIRON, **place.environ},
+            env={**CLEAN_ENVIRON, **deployment.environ},
             start_new_session=True,
         )
         os.close(other)
@@ -145,86 +148,85 @@ async def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(place
         assert await child.wait() == code
         os.close(terminal)
         assert PASSWORD.encode() not in shown
-    assert await place.does("user", "list") == "anna\tenabled\n"
+    assert await deployment.run("user", "list") == "anna\tenabled\n"
 
 
-async def test_a_reset_password_ends_all_sessions_and_the_old_one_is_wrong(place: Place) -> None:
-    async with place.serving() as server:
-        await server.add_users("1", "2")
+async def test_a_password_reset_ends_all_sessions(deployment: Deployment) -> None:
+    """The old password no longer works."""
+    async with deployment.serving(users=("1", "2")) as server:
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-            assert "1 sessions ended" in await place.does("user", "reset-password", "1", typed="another1")
+            assert "1 sessions ended" in await deployment.run("user", "reset-password", "1", typed="another1")
             assert await one.wait_closed() == 4001
             await two.expect_nothing()
-        wrong(await try_login(server, "1", PASSWORD))
+        check_wrong_password(await try_login(server, "1", PASSWORD))
         await server.login("1", "another1")
-        assert await lives(server, server.tokens["2"])
+        assert await is_valid_session(server, server.tokens["2"])
 
 
-async def test_where_nothing_is_yet_only_add_makes_something(place: Place) -> None:
+async def test_only_add_creates_a_missing_data_folder(deployment: Deployment) -> None:
     for arguments in (["list"], ["disable", "anna"], ["remove", "anna", "--messages", "keep"]):
-        assert "check DataDir" in await place.fails("user", *arguments)
-    assert not place.folder.exists()
+        assert "check DataDir" in await deployment.run_failing("user", *arguments)
+    assert not deployment.folder.exists()
 
 
-async def test_who_is_not_there_is_told(place: Place) -> None:
-    await place.does("user", "add", "anna", typed=PASSWORD)
+async def test_an_unknown_user_is_reported(deployment: Deployment) -> None:
+    await deployment.run("user", "add", "anna", typed=PASSWORD)
     for arguments in (["disable"], ["enable"], ["export"], ["remove", "--messages", "keep"]):
-        assert "there is no user ghost" in await place.fails("user", *arguments, "ghost")
-    assert "there is no user ghost" in await place.fails("user", "reset-password", "ghost", typed=PASSWORD)
+        assert "there is no user ghost" in await deployment.run_failing("user", *arguments, "ghost")
+    assert "there is no user ghost" in await deployment.run_failing("user", "reset-password", "ghost", typed=PASSWORD)
 
 
 # --- disable, enable
 
 
-async def test_a_disabled_user_is_out_as_with_a_wrong_password_and_messages_wait(place: Place) -> None:
-    async with place.serving() as server:
-        await server.add_users("1", "2")
+async def test_a_disabled_user_cannot_log_in(deployment: Deployment) -> None:
+    """The answer is that of a wrong password, and messages wait."""
+    async with deployment.serving(users=("1", "2")) as server:
         await server.make_contacts("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-            assert "1 sessions ended" in await place.does("user", "disable", "2")
+            assert "1 sessions ended" in await deployment.run("user", "disable", "2")
             assert await two.wait_closed() == 4001
-            assert not await lives(server, server.tokens["2"])
+            assert not await is_valid_session(server, server.tokens["2"])
             right, wrong_, unknown = [
                 await try_login(server, *who) for who in (("2", PASSWORD), ("2", "another1"), ("ghost", PASSWORD))
             ]
-            wrong(right)
+            check_wrong_password(right)
             assert right.json() == wrong_.json() == unknown.json()
             assert (await one.send("m\nare you there?"))["op_type"] == 40019
-            assert await place.does("user", "list") == "1\tenabled\n2\tdisabled\n"
-            assert await place.does("user", "enable", "2") == "enabled 2\n"
+            assert await deployment.run("user", "list") == "1\tenabled\n2\tdisabled\n"
+            assert await deployment.run("user", "enable", "2") == "enabled 2\n"
         token = await server.login("2")
         async with server.chat("2", to="1", token=token) as two:
             assert [frame["id"] for frame in (await two.ask(3))[:-1]] == ["hello-1-2", "m"]
 
 
-async def test_a_login_that_races_with_disabling_leaves_no_session(place: Place) -> None:
-    async with place.serving() as server:
-        await server.add_users("1")
-        disabling = asyncio.create_task(place.does("user", "disable", "1"))
+async def test_a_login_that_races_with_disabling_leaves_no_session(deployment: Deployment) -> None:
+    async with deployment.serving(users=("1",)) as server:
+        disabling = asyncio.create_task(deployment.run("user", "disable", "1"))
         tokens = []
         while not disabling.done():
             response = await try_login(server, "1", PASSWORD)
             tokens += [response.json()["data"]["token"]] if response.status_code == 200 else []
         await disabling
         assert tokens
-        assert [await lives(server, token) for token in tokens] == [False] * len(tokens)
+        assert [await is_valid_session(server, token) for token in tokens] == [False] * len(tokens)
 
 
 # --- remove
 
 
-async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_name(place: Place) -> None:
-    async with place.serving(StrangerLimit=1) as server:
-        await server.add_users("1", "2", "3")
+async def test_a_removed_user_with_messages_leaves_nothing(deployment: Deployment) -> None:
+    """A new user with the same name gets nothing."""
+    async with deployment.serving(users=("1", "2", "3"), StrangerLimit=1) as server:
         await server.make_contacts("1", "2")
         async with server.chat("2", to="1") as two, server.chat("1", to="2") as one, server.chat("3", to="2") as three:
             for number in range(3):
                 await one.send(f"m{number}\nsecret of 1")
             await three.send("m\nothers")
-            removing = asyncio.create_task(place.command("user", "remove", "1", "--messages", "delete"))
+            removing = asyncio.create_task(deployment.command("user", "remove", "1", "--messages", "delete"))
             assert await one.wait_closed() == 4001
             refused_ = None
-            while not removing.done():  # whoever writes to it meanwhile leaves nothing behind
+            while not removing.done():  # messages that arrive during the removal are removed, too
                 refused_ = await two.send("late\nto 1")
                 await asyncio.sleep(0.01)
             code, out, _ = await removing
@@ -233,65 +235,63 @@ async def test_a_user_removed_with_all_messages_leaves_nothing_to_who_gets_the_n
             assert "in 1 conversations and 1 counters; the name is free" in out
             assert refused_
             assert refused_["reason"] == "no_such_user"
-            assert await said(three) == ["others"]
+            assert await message_texts(three) == ["others"]
         await server.add_users("1")
         async with server.chat("1", to="2") as one:
-            assert await said(one) == []
+            assert await message_texts(one) == []
             assert (await one.answer(7, "-10"))["content"] == "0"
             assert (await one.send("a\nhello"))["op_type"] == 40019
-            assert (await one.send("b\nhello"))["op_type"] == 40020, "1 and 2 were friends, this 1 is a stranger"
-    assert b"secret of 1" not in (place.folder / "chat.db").read_bytes()
+            assert (await one.send("b\nhello"))["op_type"] == 40020, "the contact limit must apply to the new user 1"
+    assert b"secret of 1" not in (deployment.folder / "chat.db").read_bytes()
 
 
-async def test_a_user_removed_who_leaves_messages_keeps_the_name(place: Place) -> None:
-    async with place.serving() as server:
-        await server.add_users("1", "2", "3")
+async def test_a_removed_user_with_kept_messages_keeps_the_name(deployment: Deployment) -> None:
+    async with deployment.serving(users=("1", "2", "3")) as server:
         await server.make_contacts("1", "2")
         async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
             assert (await three.send("hello"))["op_type"] == 40019
-            out = await place.does("user", "remove", "1", "--messages", "keep")
+            out = await deployment.run("user", "remove", "1", "--messages", "keep")
             assert "kept 3 messages in 2 conversations" in out
             await wait_until(lambda: _refuses(three))
             assert (await two.send("hello"))["reason"] == "no_such_user"
-            assert await said(two) == ["hello", "hello"]
+            assert await message_texts(two) == ["hello", "hello"]
             assert (await two.answer(5, "hello-2-1"))["op_type"] == 40013
         async with server.chat("2", to="1") as two:
-            assert await said(two) == ["hello"]
-        wrong(await try_login(server, "1", PASSWORD))
-        wrong(await try_login(server, "1", ""))
+            assert await message_texts(two) == ["hello"]
+        check_wrong_password(await try_login(server, "1", PASSWORD))
+        check_wrong_password(await try_login(server, "1", ""))
         again = await post(server, "/user/register", user_name="1", password=PASSWORD)
-        refused(again, 409, 41007, "user_exists", "user_name")
-        assert "exists" in await place.fails("user", "add", "1", typed=PASSWORD)
+        check_refusal(again, 409, 41007, "user_exists", "user_name")
+        assert "exists" in await deployment.run_failing("user", "add", "1", typed=PASSWORD)
         for arguments in (["enable", "1"], ["disable", "1"]):
-            assert "was removed" in await place.fails("user", *arguments)
-        assert "was removed" in await place.fails("user", "reset-password", "1", typed=PASSWORD)
-        assert await place.does("user", "list") == "1\tremoved\n2\tenabled\n3\tenabled\n"
-    assert "conversations and 2 counters; the name is free" in await place.does(
+            assert "was removed" in await deployment.run_failing("user", *arguments)
+        assert "was removed" in await deployment.run_failing("user", "reset-password", "1", typed=PASSWORD)
+        assert await deployment.run("user", "list") == "1\tremoved\n2\tenabled\n3\tenabled\n"
+    assert "conversations and 2 counters; the name is free" in await deployment.run(
         "user", "remove", "1", "--messages", "delete"
     )
-    await place.does("user", "add", "1", typed=PASSWORD)
+    await deployment.run("user", "add", "1", typed=PASSWORD)
 
 
 async def _refuses(chat: ChatClient) -> bool:
     return (await chat.send("x")).get("reason") == "no_such_user"
 
 
-async def test_what_to_do_with_the_messages_must_be_said(place: Place) -> None:
-    code, _, err = await place.command("user", "remove", "1")
+async def test_remove_needs_a_decision_about_the_messages(deployment: Deployment) -> None:
+    code, _, err = await deployment.command("user", "remove", "1")
     assert code == 2
     assert "--messages" in err
 
 
-async def test_many_messages_are_removed_a_little_at_a_time_while_others_chat(place: Place) -> None:
-    async with place.serving(StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3")
+async def test_removing_many_messages_does_not_block_the_chat(deployment: Deployment) -> None:
+    async with deployment.serving(users=("1", "2", "3"), StrangerLimit=0) as server:
         async with server.chat("1", to="2") as one:
             for number in range(1700):
                 await one.put(1, f"m{number}\nhello")
             while (await one.receive())["id"] != "m1699":
                 pass
         async with server.chat("3", to="2") as three, server.chat("2", to="3") as two:
-            removing = asyncio.create_task(place.does("user", "remove", "1", "--messages", "delete"))
+            removing = asyncio.create_task(deployment.run("user", "remove", "1", "--messages", "delete"))
             while not removing.done():
                 assert (await three.send("hello"))["op_type"] == 40018
                 await two.receive()
@@ -301,15 +301,14 @@ async def test_many_messages_are_removed_a_little_at_a_time_while_others_chat(pl
 # --- export
 
 
-async def test_an_export_is_all_that_is_stored_and_of_nobody_else(place: Place) -> None:
-    async with place.serving() as server:
-        await server.add_users("1", "2", "3")
+async def test_an_export_contains_all_data_of_only_this_user(deployment: Deployment) -> None:
+    async with deployment.serving(users=("1", "2", "3")) as server:
         await server.make_contacts("1", "2")
         async with server.chat("1", to="2") as one, server.chat("2", to="3") as two:
             await one.send("m\nto be deleted")
             await one.answer(5, "m")
             await two.send("m\nnone of 1's business")
-        lines = await place.exported("1")
+        lines = await deployment.export_user("1")
     kinds = [line["kind"] for line in lines]
     assert kinds == ["user", "session", *["message"] * 3, "counter"]
     assert lines[0] | {"password_hash": ""} == {"kind": "user", "name": "1", "state": "enabled", "password_hash": ""}
@@ -319,6 +318,6 @@ async def test_an_export_is_all_that_is_stored_and_of_nobody_else(place: Place) 
     assert lines[4]["deleted"]
     assert "text" not in lines[4]
     assert lines[5]["between"] == ["1", "2"]
-    with closing(sqlite3.connect(place.folder / "chat.db")) as database:
+    with closing(sqlite3.connect(deployment.folder / "chat.db")) as database:
         [(digest,)] = database.execute("SELECT hex(digest) FROM sessions WHERE user = '1'")
     assert lines[1]["digest"] == digest.lower()

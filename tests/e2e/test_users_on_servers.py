@@ -1,4 +1,4 @@
-"""python run.py user where users, messages or sessions are kept in servers, in mixtures."""
+"""python run.py user with users, messages or sessions in database servers."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 
 from chat_server.model import mysql
 from tests import servers
-from tests.e2e.answers import try_login
-from tests.e2e.moving import databases
-from tests.e2e.operating import Place, said, wrong
+from tests.e2e.commands import Deployment, check_wrong_password, message_texts
+from tests.e2e.http_helpers import try_login
+from tests.e2e.migration import databases
 from tests.harness import PASSWORD
 
 __all__ = ["databases"]
@@ -20,7 +20,7 @@ __all__ = ["databases"]
 def stores(
     databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer], words: str
 ) -> dict[str, str]:
-    """The environment in which those of the servers are used that `words` names."""
+    """Return the environment that selects the servers in `words`; the other stores are embedded."""
     started = dict(zip(("mysql", "mongodb", "redis"), databases, strict=True))
     environ = servers.environ(**{word: started[word] for word in words.split()})
     if "mongodb" in words and started["mongodb"] is None:
@@ -30,47 +30,46 @@ def stores(
 
 
 @pytest.mark.parametrize("words", ["mongodb", "mysql mongodb redis"])
-async def test_the_same_on_servers_beside_a_running_one_and_without(
+async def test_commands_work_with_and_without_a_running_server(
     tmp_path: Path,
     databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer],
     words: str,
 ) -> None:
-    """The running server keeps its leases, and goes on."""
-    place = Place(tmp_path / "data", stores(databases, words))
+    """The running server keeps its leases and continues to work."""
+    deployment = Deployment(tmp_path / "data", stores(databases, words))
     one, two, three = (f"{name}-{words.replace(' ', '-')}" for name in ("anna", "ben", "carl"))
-    assert await place.does("user", "add", one, typed=PASSWORD) == f"added {one}\n"
-    async with place.serving(StrangerLimit=1) as server:
-        await server.add_users(two, three)
+    assert await deployment.run("user", "add", one, typed=PASSWORD) == f"added {one}\n"
+    async with deployment.serving(users=(two, three), StrangerLimit=1) as server:
         server.tokens[one] = await server.login(one)
         await server.make_contacts(one, two)
         async with server.chat(one, to=two) as first, server.chat(two, to=one) as second:
-            lines = await place.exported(one)
+            lines = await deployment.export_user(one)
             assert [line["kind"] for line in lines] == ["user", "session", "message", "message", "counter"]
-            await place.does("user", "disable", one)
+            await deployment.run("user", "disable", one)
             assert await first.wait_closed() == 4001
-            wrong(await try_login(server, one, PASSWORD))
-            await place.does("user", "enable", one)
-            await place.does("user", "reset-password", two, typed="another1")
+            check_wrong_password(await try_login(server, one, PASSWORD))
+            await deployment.run("user", "enable", one)
+            await deployment.run("user", "reset-password", two, typed="another1")
             assert await second.wait_closed() == 4001
             server.tokens[two] = await server.login(two, "another1")
         async with server.chat(two, to=one) as second, server.chat(three, to=two) as third:
-            out = await place.does("user", "remove", one, "--messages", "delete")
+            out = await deployment.run("user", "remove", one, "--messages", "delete")
             assert "deleted 2 messages in 1 conversations and 1 counters" in out
             assert (await second.send("hello"))["reason"] == "no_such_user"
             assert (await third.send("hello"))["op_type"] == 40018
         await server.add_users(one)
         async with server.chat(one, to=two) as first:
-            assert await said(first) == []
+            assert await message_texts(first) == []
             assert [(await first.send("hello"))["op_type"] for _ in range(2)] == [40019, 40020]
-        assert f"{one}\tenabled\n" in await place.does("user", "list")
-    assert "kept 1 messages in 1 conversations" in await place.does("user", "remove", one, "--messages", "keep")
+        assert f"{one}\tenabled\n" in await deployment.run("user", "list")
+    assert "kept 1 messages in 1 conversations" in await deployment.run("user", "remove", one, "--messages", "keep")
 
 
-async def test_the_first_schema_of_mysql_is_brought_up_to_date_by_a_server_alone(
+async def test_only_a_server_upgrades_the_first_mysql_schema(
     tmp_path: Path, databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer]
 ) -> None:
-    """A command may run beside a server of an earlier version, and changes no table under it."""
-    place = Place(tmp_path / "data", stores(databases, "mysql"))
+    """A command may run next to a server of an earlier version, so it must not change the tables."""
+    deployment = Deployment(tmp_path / "data", stores(databases, "mysql"))
     connection = pymysql.connect(
         host="127.0.0.1", port=databases[0].port, user="chat", password="secret", database="chat_demo", autocommit=True
     )
@@ -81,10 +80,10 @@ async def test_the_first_schema_of_mysql_is_brought_up_to_date_by_a_server_alone
         cursor.execute("INSERT INTO chat_schema (step) VALUES (1)")
         hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4))
         cursor.execute("INSERT INTO chat_users (name, password) VALUES ('anna', %s)", (hashed.decode(),))
-        assert "an earlier chat_server" in await place.fails("user", "add", "ben", typed=PASSWORD)
+        assert "an earlier chat_server" in await deployment.run_failing("user", "add", "ben", typed=PASSWORD)
         cursor.execute("SELECT max(step) FROM chat_schema")
         assert cursor.fetchone() == (1,)
-    async with place.serving() as server:
+    async with deployment.serving() as server:
         await server.login("anna")
-        await place.does("user", "disable", "anna")
-        wrong(await try_login(server, "anna"))
+        await deployment.run("user", "disable", "anna")
+        check_wrong_password(await try_login(server, "anna"))

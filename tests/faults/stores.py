@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.answers import post, refused, try_upgrade
+from tests.e2e.http_helpers import check_refusal, post, try_upgrade
 from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, run_py
 from tests.servers import DatabaseServer
 
@@ -53,14 +53,14 @@ async def http_away(server: ServerHandle, path: str, user: str, token: str | Non
     """Fail unless the answer to this POST is, soon, that a store is away."""
     body = {"user_name": user, "password": PASSWORD}
     async with asyncio.timeout(HANGS):
-        refused(await post(server, path, token, **body), 503, 44444, "store_away")
+        check_refusal(await post(server, path, token, **body), 503, 44444, "store_away")
 
 
 async def upgrade_away(server: ServerHandle, user: str, to: str = "") -> None:
     """Fail unless a socket is refused, soon, because a store is away."""
     headers = {"Authorization": f"Bearer {server.tokens[user]}"}
     async with asyncio.timeout(HANGS):
-        refused(await try_upgrade(server, headers, uid=user, to_uid=to), 503, 44444, "store_away")
+        check_refusal(await try_upgrade(server, headers, uid=user, to_uid=to), 503, 44444, "store_away")
 
 
 def acked(frame: Frame) -> bool:

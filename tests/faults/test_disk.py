@@ -12,7 +12,7 @@ from chat_server.cache.sqlite import CACHE_SCHEMA
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA
 from chat_server.utils.sqlite import Database
 from tests import raw
-from tests.e2e.answers import ask
+from tests.e2e.http_helpers import send_request
 from tests.faults.disk import SYNC, WRITE, Call, Disk, disk, power_lost, refused, sent
 from tests.harness import PASSWORD, ServerHandle, wait_until
 
@@ -135,7 +135,7 @@ async def test_health_is_503_while_the_log_cannot_be_written(disk: Disk, error: 
     async with disk.server() as server:
 
         async def answers(code: int) -> bool:
-            return (await ask(server, "GET", "/health")).status_code == code
+            return (await send_request(server, "GET", "/health")).status_code == code
 
         assert await answers(200)
         with disk.failing("write", "chat.db-wal", error):

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from tests import servers
-from tests.e2e.answers import ask, post, try_login
+from tests.e2e.http_helpers import post, send_request, try_login
 from tests.faults.stores import HANGS, SOON, names, sent, wire
 from tests.harness import PASSWORD, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -45,7 +45,7 @@ async def test_a_demoted_redis_is_left(redis: DatabaseServer, promoted: Database
                     between.lead_to(promoted)
                     await sent(stranger, "m1\nhello")
                 assert (await try_login(server, one)).status_code == 200
-                assert (await ask(server, "GET", "/health")).status_code == 200
+                assert (await send_request(server, "GET", "/health")).status_code == 200
             old.replicaof("NO", "ONE")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from chat_server.utils.lease import LEASE_SECONDS
 from tests import servers
-from tests.e2e.answers import ask, done, envelope
+from tests.e2e.http_helpers import check_success, envelope, send_request
 from tests.e2e.test_metrics import scraped
 from tests.harness import ServerHandle, serving, wait_until
 
@@ -49,7 +49,7 @@ async def server(
 
 async def health(server: ServerHandle) -> tuple[int, dict[str, Any]]:
     """HTTP code, and the state of each store."""
-    response = await ask(server, "GET", "/health")
+    response = await send_request(server, "GET", "/health")
     body = envelope(response)
     assert not any(secret in response.text for secret in SECRETS)
     return response.status_code, {name: body["data"][name] for name in STORES}
@@ -60,7 +60,7 @@ def states(seen: dict[str, Any]) -> dict[str, str]:
 
 
 async def test_all_up(server: ServerHandle, port: int) -> None:
-    data = done(await ask(server, "GET", "/health"), 200)
+    data = check_success(await send_request(server, "GET", "/health"), 200)
     assert set(data) == set(STORES)
     assert states(data) == dict.fromkeys(STORES, "up")
     assert all(0 < store["took_ms"] < 1000 * TIMEOUT for store in data.values())

@@ -13,7 +13,7 @@ import pytest
 
 from chat_server.model.mongodb import POOL
 from tests import servers
-from tests.e2e.answers import ask, try_login
+from tests.e2e.http_helpers import send_request, try_login
 from tests.faults.stores import (
     HANGS,
     HOWS,
@@ -75,7 +75,7 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
                 await server.add_users(three)
                 async with server.chat(three, one):
                     pass
-                assert (await ask(server, "GET", "/health")).status_code == 503
+                assert (await send_request(server, "GET", "/health")).status_code == 503
                 await alive(second)
             await sent(first, "m1\nhello")
             assert (await second.receive())["content"] == "m1\nhello"
@@ -317,7 +317,7 @@ async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseSe
         await server.add_users(one, two)
 
         async def messages_are(state: str) -> bool:
-            return bool((await ask(server, "GET", "/health")).json()["data"]["messages"]["state"] == state)
+            return bool((await send_request(server, "GET", "/health")).json()["data"]["messages"]["state"] == state)
 
         assert await messages_are("up")
         await asyncio.to_thread(grant, "read")

@@ -11,7 +11,7 @@ import pytest
 from chat_server.model.mysql import POOL, connect
 from chat_server.utils.errors import StoreUnavailable
 from tests import servers
-from tests.e2e.answers import ask, post, try_login
+from tests.e2e.http_helpers import post, send_request, try_login
 from tests.faults.stores import (
     HANGS,
     HOWS,
@@ -78,7 +78,7 @@ async def test_while_it_is_away_who_is_known_chats_on_and_it_heals(
                     assert len(await history(third)) == 12
                     for op, content, status in ((3, "", 40005), (4, "*", 40007), (6, "all", 40009), (7, "-9", 40023)):
                         assert (await third.answer(op, content))["op_type"] == status
-                assert (await ask(server, "GET", "/health")).status_code == 503
+                assert (await send_request(server, "GET", "/health")).status_code == 503
                 await alive(first)
 
             async def is_back() -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import servers
-from tests.e2e.answers import try_login
+from tests.e2e.http_helpers import try_login
 from tests.faults.stores import (
     HANGS,
     SOON,

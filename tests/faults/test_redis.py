@@ -11,7 +11,7 @@ from redis import Redis
 
 from chat_server.cache.redis import POOL
 from tests import servers
-from tests.e2e.answers import ask, done, lives, post, refused, try_login
+from tests.e2e.http_helpers import check_refusal, check_success, is_valid_session, post, send_request, try_login
 from tests.faults.stores import (
     HOWS,
     SOON,
@@ -97,7 +97,7 @@ async def test_while_it_is_away_friends_talk_on_all_others_are_refused_and_it_he
                 )
                 assert (await stranger.answer(6, "to all"))["op_type"] == 40009
                 assert (await stranger.ask(2, "-10"))[-1]["op_type"] == 40005
-                assert (await ask(server, "GET", "/health")).status_code == 503
+                assert (await send_request(server, "GET", "/health")).status_code == 503
                 await asyncio.gather(alive(second), alive(stranger))
 
             async def is_back() -> bool:
@@ -157,7 +157,7 @@ async def test_emptied_it_has_no_sessions_but_the_counters_follow_from_the_messa
             with admin(redis) as client:
                 client.flushall()
             assert [await second.wait_closed(), await stranger.wait_closed()] == [4001, 4001]
-        assert not await lives(server, server.tokens[one])
+        assert not await is_valid_session(server, server.tokens[one])
         await log_in(server, one, two, three, four)
         assert await allowed(server, three, four) == 2
         async with server.chat(one, two) as first:
@@ -186,16 +186,16 @@ async def test_killed_it_brings_no_session_back_and_no_count_if_it_is_set_to_kee
         async with server.chat(one, three) as stranger:
             for number in range(3):
                 await sent(stranger, f"m{number}\nhello")
-        done(await post(server, "/user/logout", ended, user_name=two), 41015)
+        check_success(await post(server, "/user/logout", ended, user_name=two), 41015)
         redis.kill()
         await asyncio.to_thread(redis.start)
 
         async def is_back() -> bool:
-            return (await ask(server, "GET", "/health")).status_code == 200
+            return (await send_request(server, "GET", "/health")).status_code == 200
 
         await wait_until(is_back)
-        assert not await lives(server, ended)
-        assert await lives(server, server.tokens[one])
+        assert not await is_valid_session(server, ended)
+        assert await is_valid_session(server, server.tokens[one])
         assert await allowed(server, one, three) == 2
 
 
@@ -246,12 +246,12 @@ async def test_every_key_has_the_prefix_and_an_end(redis: DatabaseServer, tmp_pa
         stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISPREFIX": "ours:"}
         async with subprocess_server(tmp_path / "data", stores=stores, **SOON, **settings) as server:
             await server.add_users(one, two, three)
-            refused(await try_login(server, one, "wrong password"), 401, 41010, "wrong_password")
+            check_refusal(await try_login(server, one, "wrong password"), 401, 41010, "wrong_password")
             await server.make_contacts(one, two)
             await allowed(server, three, one)
             async with server.chat(three) as chat:
                 assert (await chat.answer(6, "to all"))["op_type"] == 40009
-            done(await post(server, "/user/logout", server.tokens[two], user_name=two), 41015)
+            check_success(await post(server, "/user/logout", server.tokens[two], user_name=two), 41015)
             kinds = set()
             for key in client.scan_iter(count=1000):
                 assert client.pttl(key) > 0, key

@@ -16,7 +16,7 @@ from redis import Redis
 
 from chat_server.model.mysql import connect
 from tests import servers
-from tests.e2e.answers import ask, post
+from tests.e2e.http_helpers import post, send_request
 from tests.faults.stores import SOON, fails, names
 from tests.faults.tools import small_disk
 from tests.harness import PASSWORD, ROOT, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
@@ -92,7 +92,7 @@ async def serving(folder: Path, **stores: DatabaseServer) -> AsyncIterator[Subpr
 
 async def health(server: ServerHandle) -> dict[str, str]:
     """The state of each store, if HTTP's code says the same."""
-    answer = await ask(server, "GET", "/health")
+    answer = await send_request(server, "GET", "/health")
     states = {name: answer.json()["data"][name]["state"] for name in ("users", "messages", "cache")}
     assert (answer.status_code == 200) == (set(states.values()) == {"up"})
     return states
@@ -196,7 +196,7 @@ async def test_the_probe_leaves_nothing(
     execute(mysql, "DROP TABLE IF EXISTS chat_demo.chat_schema")
     async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
         for _ in range(3):
-            assert (await ask(server, "GET", "/health")).status_code == 200
+            assert (await send_request(server, "GET", "/health")).status_code == 200
             await asyncio.sleep(1)
         with pymongo.MongoClient[dict[str, Any]]("127.0.0.1", mongodb.port) as client, Redis(port=redis.port) as admin:
             assert client[own].chat_messages.count_documents({}) == 0

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests import raw, servers
-from tests.e2e.answers import sql
+from tests.e2e.http_helpers import sql
 from tests.faults.stores import names
 from tests.harness import PASSWORD, ChatClient, ManualClock, ServerHandle, serving, wait_until
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.e2e.answers import done, post, refused, try_login
+from tests.e2e.http_helpers import check_refusal, check_success, post, try_login
 from tests.harness import ServerHandle
 
 
@@ -15,11 +15,11 @@ async def test_eight_parallel_registrations_do_not_make_eight_users(server: Serv
     for answer, password in zip(answers, passwords, strict=True):
         login = await try_login(server, "3", password)
         if answer.status_code == 200:
-            done(answer, 41001)
-            done(login, 41003)
+            check_success(answer, 41001)
+            check_success(login, 41003)
         else:
-            refused(answer, 409, 41007, "user_exists", "user_name")
-            refused(login, 401, 41010, "wrong_password")
+            check_refusal(answer, 409, 41007, "user_exists", "user_name")
+            check_refusal(login, 401, 41010, "wrong_password")
 
 
 async def test_names_are_not_case_blind_in_one_place_and_case_sensitive_in_another(server: ServerHandle) -> None:

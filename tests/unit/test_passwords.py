@@ -62,8 +62,8 @@ async def test_a_password_that_is_longer_than_bcrypt_takes_is_nobodys(passwords:
         assert not await passwords.check(longer, hashed)
 
 
-async def test_a_password_with_a_nul_is_nobodys(passwords: Passwords) -> None:
-    """bcrypt's key is the password and a NUL, over and over: to it both are the same."""
+async def test_a_password_with_a_nul_is_always_wrong(passwords: Passwords) -> None:
+    """bcrypt alone would accept this one: its key is the password and a NUL, repeated."""
     assert not await passwords.check("secret1\0secret1", await passwords.hash("secret1"))
 
 

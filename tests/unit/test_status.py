@@ -10,7 +10,7 @@ from aiohttp.web import UrlDispatcher
 from chat_server.api.envelope import HTTP_CODES
 from chat_server.conf.settings import SECTIONS
 from chat_server.status import LANGUAGES, Reason, Status, text
-from tests.e2e.answers import ENDPOINTS, REASONS
+from tests.e2e.http_helpers import ENDPOINTS, REASONS
 from tests.harness import ROOT, ServerHandle
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests import raw
-from tests.e2e.answers import done, post, refused
+from tests.e2e.http_helpers import check_refusal, check_success, post
 from tests.harness import PASSWORD
 from tests.walk.client import Client, connect, connect_in_time
 from tests.walk.model import SOCKETS, Model, Socket
@@ -96,7 +96,7 @@ class Walk(RuleBasedStateMachine):
     @rule(which=anyone)
     def logs_out(self, which: int) -> None:
         user, token = session = _pick(self.sessions, which)
-        done(self._ends([session], post(self.house.server, "/user/logout", token, user_name=user)), 41015)
+        check_success(self._ends([session], post(self.house.server, "/user/logout", token, user_name=user)), 41015)
 
     @has_sessions
     @rule(which=anyone)
@@ -105,7 +105,7 @@ class Walk(RuleBasedStateMachine):
         ending = [other for other in self.sessions if other[0] == user and other != session]
         old, new = self.passwords[user], f"{self.passwords[user]}+"
         body = {"user_name": user, "old_password": old, "new_password": new}
-        done(self._ends(ending, post(self.house.server, "/user/set_password", token, **body)), 41005)
+        check_success(self._ends(ending, post(self.house.server, "/user/set_password", token, **body)), 41005)
         self.passwords[user] = new
 
     @has_sessions
@@ -124,7 +124,7 @@ class Walk(RuleBasedStateMachine):
         server = self.house.server
         user, token = _pick(self.sessions, which)
         body = {"user_name": user, "password": "wrong password"}
-        refused(self.house.do(post(server, "/user/login", **body)), 401, 41010, "wrong_password")
+        check_refusal(self.house.do(post(server, "/user/login", **body)), 401, 41010, "wrong_password")
         assert self.house.do(connect(server, self._other(user, who), token, sync=False)) == 403
         for ended in self.ended[-3:]:
             assert self.house.do(connect(server, *ended, sync=False)) == 401

@@ -1,11 +1,10 @@
-"""What the tests of moving share: files of settings, the command, and all that a set of stores holds."""
+"""Helpers for the tests of `migrate`: configuration files, the command, and the complete contents of the stores."""
 
-import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pymongo
 import pymysql
@@ -17,51 +16,35 @@ from chat_server.migrate.checksum import LATEST
 from chat_server.model.messages import Record
 from chat_server.utils.clock import Clock
 from tests import servers
-from tests.harness import run_py
+from tests.harness import CommandResult, run_command
 
-# A move of some thousand messages takes no longer, in seconds.
-MOVING = 120.0
-
-
-class Ran(NamedTuple):
-    """What the command said, and its exit code."""
-
-    code: int | None
-    out: str
-    err: str
+# The longest migration of a test, in seconds. The largest one copies a few thousand messages.
+MIGRATION_TIMEOUT = 120.0
 
 
-async def migrate(*arguments: str | Path, environ: Mapping[str, str] | None = None) -> Ran:
-    """python run.py migrate, to its end."""
-    child = await run_py("migrate", *map(str, arguments), environ=environ)
-    try:
-        async with asyncio.timeout(MOVING):
-            out, err = await child.communicate()
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    return Ran(child.returncode, out.decode(), err.decode())
+async def migrate(*arguments: str | Path, environ: Mapping[str, str] | None = None) -> CommandResult:
+    """Run `python run.py migrate` to its end."""
+    return await run_command("migrate", *arguments, environ=environ, timeout=MIGRATION_TIMEOUT)
 
 
-async def moved(source: Path, target: Path) -> str:
-    """Move from one to the other, which must succeed; what was said."""
-    ran = await migrate("--from", source, "--config", target)
-    assert ran.code == 0, ran
-    return ran.out
+async def migrate_successfully(source: Path, target: Path) -> str:
+    """Migrate from `source` to `target`, which must succeed; return the output."""
+    result = await migrate("--from", source, "--config", target)
+    assert result.code == 0, result
+    return result.out
 
 
-async def refused(*arguments: str | Path) -> str:
-    """The one line with which the command fails."""
-    ran = await migrate(*arguments)
-    assert ran.code == 1, ran
-    [line] = ran.err.splitlines()
+async def refused_migration(*arguments: str | Path) -> str:
+    """Run a migration that must fail; return its single error line."""
+    result = await migrate(*arguments)
+    assert result.code == 1, result
+    [line] = result.err.splitlines()
     assert line.startswith("chat-server: "), line
     return line
 
 
-class Places:
-    """Files of settings in `folder`, for embedded stores and for those on the three servers."""
+class ConfigFiles:
+    """Configuration files in `folder`, for embedded stores and for the three database servers."""
 
     def __init__(
         self,
@@ -73,8 +56,8 @@ class Places:
         self.folder = folder
         self._mysql, self.mongodb_server, self._redis = mysql, mongodb, redis
 
-    def ini(self, name: str, servers: str = "", data: str = "", **service: Any) -> Path:
-        """A file of that name; `servers` lists which of mysql, mongodb and redis are not embedded."""
+    def write_ini(self, name: str, servers: str = "", data: str = "", **service: Any) -> Path:
+        """Write the file `name`.ini. `servers` lists which of mysql, mongodb and redis replace the embedded store."""
         values = {"DataDir": data or f"{name}-data", "HttpPort": 0, "PasswordCost": 4, "StartTimeout": 30, **service}
         lines = ["[service]", *(f"{key} = {value}" for key, value in values.items())]
         if "mysql" in servers:
@@ -91,12 +74,12 @@ class Places:
 
     @property
     def database(self) -> str:
-        """The name of this test's MongoDB database."""
+        """The name of the MongoDB database of this test."""
         return f"test_{abs(hash(self.folder))}"
 
     @contextmanager
     def mysql(self) -> Iterator["pymysql.cursors.Cursor"]:
-        """A cursor on the MySQL database."""
+        """Open a cursor on the MySQL database."""
         connection = pymysql.connect(
             host="127.0.0.1", port=self._mysql.port, user="chat", password="secret", database="chat_demo",
             charset="utf8mb4", autocommit=True,
@@ -106,12 +89,12 @@ class Places:
 
     @contextmanager
     def mongodb(self) -> Iterator[Any]:
-        """The MongoDB database."""
+        """Open the MongoDB database."""
         with pymongo.MongoClient[dict[str, Any]](self._mongodb_uri()) as client:
             yield client[self.database]
 
     def clear(self) -> None:
-        """Drop what the test made on servers that outlive it, and whose names others use."""
+        """Drop the tables and databases of this test: the servers outlive it, and other tests use the same names."""
         with self.mysql() as cursor:
             cursor.execute("DROP TABLE IF EXISTS chat_users, chat_schema, chat_demo_user")
         if self.mongodb_server is None:
@@ -125,7 +108,7 @@ class Places:
 
 @pytest.fixture(scope="module")
 def databases() -> Iterator[tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer]]:
-    """MySQL, MongoDB and Redis, for all tests of a module."""
+    """Run MySQL, MongoDB and Redis for all tests of a module."""
     started: list[servers.DatabaseServer] = []
     try:
         for start in (servers.mysql, servers.redis):
@@ -139,25 +122,28 @@ def databases() -> Iterator[tuple[servers.DatabaseServer, servers.DatabaseServer
 
 
 @pytest.fixture
-def places(
+def configs(
     tmp_path: Path,
     databases: tuple[servers.DatabaseServer, servers.DatabaseServer | None, servers.DatabaseServer],
-) -> Iterator[Places]:
-    """Files of settings; the servers are empty."""
-    places = Places(tmp_path, *databases)
-    places.clear()
-    yield places
-    places.clear()
+) -> Iterator[ConfigFiles]:
+    """Configuration files for empty database servers."""
+    configs = ConfigFiles(tmp_path, *databases)
+    configs.clear()
+    yield configs
+    configs.clear()
 
 
-def settings(path: Path) -> Settings:
-    """What a file says."""
+def load_settings(path: Path) -> Settings:
+    """Return the settings in a file."""
     return load(path, {})
 
 
-async def held(path: Path, count: int = 3) -> dict[str, Any]:
-    """All that the stores of a file hold, in terms that no backend has of its own; messages in pages of `count`."""
-    async with open_exportable([settings(path)], Clock(), _lost) as [stores]:
+async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
+    """Return the complete contents of the stores of a file, independent of the backend.
+
+    Messages are read in pages of `count`.
+    """
+    async with open_exportable([load_settings(path)], Clock(), _lost) as [stores]:
         return {
             "users": sorted([user for page in [p async for p in stores.users.pages(2)] for user in page], key=str),
             "messages": {
@@ -181,7 +167,7 @@ async def held(path: Path, count: int = 3) -> dict[str, Any]:
 
 
 async def all_records(stores: ExportableStores, pair: tuple[str, str], count: int) -> list[Record]:
-    """A conversation as it is kept, read in pages of `count`."""
+    """Return all stored records of a conversation, read in pages of `count`."""
     records: list[Record] = []
     while page := await stores.messages.records(*pair, records[-1].time if records else 0, LATEST, count):
         records += page

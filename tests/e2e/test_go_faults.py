@@ -1,4 +1,4 @@
-"""What the Go original got wrong on the socket (measured before the first line was written); ours does not."""
+"""Faults of the Go server on the socket, measured before this project began, do not occur in this server."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -9,25 +9,24 @@ import websockets
 
 from chat_server.model.sqlite import MESSAGES_SCHEMA
 from tests import raw
-from tests.e2e.answers import sql
+from tests.e2e.http_helpers import sql
 from tests.harness import ChatClient, ServerHandle, serving
 
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1 to 3, and no limit between them."""
-    async with serving(tmp_path, StrangerLimit=0) as server:
-        await server.add_users("1", "2", "3")
+    """A server with the users 1 to 3 and without a contact limit."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0) as server:
         yield server
 
 
-def away(folder: Path) -> None:
-    """Take the messages out of the database; `back` puts them in again."""
+def hide_messages(folder: Path) -> None:
+    """Rename the table of messages, so that the store fails; `restore_messages` renames it back."""
     sql(folder, "DROP VIEW batches")
     sql(folder, "ALTER TABLE messages RENAME TO away")
 
 
-def back(folder: Path) -> None:
+def restore_messages(folder: Path) -> None:
     for statement in (
         "ALTER TABLE away RENAME TO messages",
         *(step for step in MESSAGES_SCHEMA.steps if "batches" in step),
@@ -36,14 +35,14 @@ def back(folder: Path) -> None:
 
 
 async def ids(chat: ChatClient, op_type: int, content: str, to: str = "") -> list[str]:
-    """The ids in a page."""
+    """Return the ids in a page."""
     return [frame["id"] for frame in await chat.ask(op_type, content, to=to) if frame["type"] == 2]
 
 
-# --- what killed the whole process
+# --- faults that ended the whole process
 
 
-async def test_the_frame_null_harms_nobody(server: ServerHandle) -> None:
+async def test_the_frame_null_is_harmless(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         await one.send_text("null")
         frame = await one.receive()
@@ -52,14 +51,14 @@ async def test_the_frame_null_harms_nobody(server: ServerHandle) -> None:
         await two.receive()
 
 
-async def test_history_beyond_what_is_stored_is_an_empty_page(server: ServerHandle) -> None:
+async def test_a_page_beyond_the_history_is_empty(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for _ in range(2):
             assert [frame["content"] for frame in await one.ask(2, "3-5")] == ["0"]
             await one.send("hello")
 
 
-async def test_a_user_whose_sockets_reconnect_five_times_and_more_still_receives(server: ServerHandle) -> None:
+async def test_a_user_still_receives_after_many_reconnects(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for number in range(8):
             async with server.chat("2"), server.chat("2") as two:
@@ -69,38 +68,36 @@ async def test_a_user_whose_sockets_reconnect_five_times_and_more_still_receives
                 rude.reset()
 
 
-async def test_history_while_the_store_is_away_is_refused_and_comes_back_with_it(
-    server: ServerHandle, tmp_path: Path
-) -> None:
+async def test_history_recovers_with_the_store(server: ServerHandle, tmp_path: Path) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
         await two.receive()
-        away(tmp_path)
+        hide_messages(tmp_path)
         for op_type, content, code in ((2, "0-5", 40004), (2, "-5", 40004), (3, "", 40004), (7, "-5", 40022)):
             frame = await one.answer(op_type, content)
             assert (frame["op_type"], frame["reason"]) == (code, "store_away")
-        back(tmp_path)
+        restore_messages(tmp_path)
         assert await ids(one, 2, "0-5") == ["m1"]
 
 
-# --- what stalled everyone, or lost messages
+# --- faults that stalled all users or lost messages
 
 
-async def test_nothing_is_acknowledged_while_the_store_is_away(server: ServerHandle, tmp_path: Path) -> None:
+async def test_nothing_is_acknowledged_while_the_store_is_unavailable(server: ServerHandle, tmp_path: Path) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-        away(tmp_path)
+        hide_messages(tmp_path)
         for id in ("m1", "m2"):
             frame = await one.send(f"{id}\nhello")
             assert (frame["op_type"], frame["reason"], frame["id"]) == (40008, "store_away", id)
         assert (await one.answer(6, "what needs no store goes on"))["op_type"] == 40009
         assert (await two.receive())["to"] == "ALL"
         await two.expect_nothing()
-        back(tmp_path)
+        restore_messages(tmp_path)
         assert (await one.send("m1\nhello"))["op_type"] == 40018
         assert (await two.receive())["id"] == "m1"
 
 
-async def test_a_client_that_does_not_read_stalls_nobody(server: ServerHandle) -> None:
+async def test_a_client_that_does_not_read_delays_nobody(server: ServerHandle) -> None:
     await raw.store_messages(server, "3", "1", raw.MAX_KERNEL_BYTES // 16000 + 100)
     async with raw.chat(server, "1", to="3", buffer=4096) as slow:
         await slow.put(3)
@@ -112,7 +109,8 @@ async def test_a_client_that_does_not_read_stalls_nobody(server: ServerHandle) -
                 assert (await three.receive())["id"] == f"m{number}"
 
 
-async def test_no_ack_says_offline_and_no_message_is_lost_while_the_receiver_is_online(server: ServerHandle) -> None:
+async def test_no_message_to_an_online_user_is_lost(server: ServerHandle) -> None:
+    """No acknowledgement reports an online receiver as offline."""
     async with server.chat("1", to="2", max_queue=None) as one, server.chat("2", to="1", max_queue=None) as two:
         for number in range(300):
             for chat in (one, two):
@@ -124,10 +122,11 @@ async def test_no_ack_says_offline_and_no_message_is_lost_while_the_receiver_is_
             assert received == [f"m{number}" for number in range(300)]
 
 
-# --- what it got wrong
+# --- other faults
 
 
-async def test_a_second_tab_receives_everything_and_closing_it_leaves_the_first(server: ServerHandle) -> None:
+async def test_a_second_tab_receives_all_messages(server: ServerHandle) -> None:
+    """Closing it does not affect the first tab."""
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as first:
         async with server.chat("2", to="1") as second:
             await one.send("m1\nhello")
@@ -141,7 +140,7 @@ async def test_a_second_tab_receives_everything_and_closing_it_leaves_the_first(
         assert (await first.receive())["id"] == "m3"
 
 
-async def test_history_within_one_second_keeps_the_order_of_sending(server: ServerHandle) -> None:
+async def test_messages_of_one_second_keep_their_order(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         sent = []
         for number in range(60):
@@ -154,7 +153,7 @@ async def test_history_within_one_second_keeps_the_order_of_sending(server: Serv
             assert await ids(one, 2, "0-200") == await ids(two, 2, "-200") == sent
 
 
-async def test_marking_what_does_not_exist_makes_no_ghost_message(server: ServerHandle) -> None:
+async def test_marking_an_unknown_id_creates_no_message(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("m1\nhello")
         await two.receive()
@@ -166,13 +165,13 @@ async def test_marking_what_does_not_exist_makes_no_ghost_message(server: Server
             assert await ids(chat, 7, "-200") == ["m1"]
 
 
-async def test_deleting_what_does_not_exist_does_not_succeed(server: ServerHandle) -> None:
+async def test_deleting_an_unknown_id_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         frame = await one.answer(5, "unknown")
         assert (frame["op_type"], frame["reason"]) == (40012, "no_such_message")
 
 
-async def test_one_s_own_messages_are_not_among_the_unread(server: ServerHandle) -> None:
+async def test_own_messages_are_not_unread(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("mine\nhello")
         assert await ids(one, 3, "") == []
@@ -182,22 +181,21 @@ async def test_one_s_own_messages_are_not_among_the_unread(server: ServerHandle)
 
 
 @pytest.mark.parametrize("limit", [5, 10])
-async def test_the_limit_for_strangers_is_a_number_so_10_is_more_than_5(tmp_path: Path, limit: int) -> None:
-    async with serving(tmp_path, StrangerLimit=limit) as server:
-        await server.add_users("1", "2")
-        async with server.chat("1", to="2") as one:
-            codes = [(await one.send("hello"))["op_type"] for _ in range(25)]
-            assert codes == [40019] * limit + [40020] * (25 - limit)
+async def test_stranger_limit_is_compared_as_a_number(tmp_path: Path, limit: int) -> None:
+    """So 10 is more than 5."""
+    async with serving(tmp_path, users=("1", "2"), StrangerLimit=limit) as server, server.chat("1", to="2") as one:
+        codes = [(await one.send("hello"))["op_type"] for _ in range(25)]
+        assert codes == [40019] * limit + [40020] * (25 - limit)
 
 
-async def test_a_socket_without_a_session_or_with_another_s_is_not_opened(server: ServerHandle) -> None:
+async def test_a_socket_needs_a_session_of_its_user(server: ServerHandle) -> None:
     for headers, code in ({}, 401), ({"Authorization": f"Bearer {server.tokens['2']}"}, 403):
         with pytest.raises(websockets.InvalidStatus) as refused:
             await websockets.connect(server.socket_url("1", "2"), additional_headers=headers, proxy=None)
         assert refused.value.response.status_code == code
 
 
-async def test_from_is_not_believed(server: ServerHandle) -> None:
+async def test_a_forged_from_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="3") as two, server.chat("3", to="2") as three:
         frame = await one.send("m1\nI am 3", **{"from": "3"})
         assert (frame["op_type"], frame["reason"]) == (40008, "wrong_from")
@@ -206,7 +204,7 @@ async def test_from_is_not_believed(server: ServerHandle) -> None:
             assert await ids(chat, 2, "-5") == []
 
 
-async def test_a_name_that_contains_the_separator_mixes_no_conversations(server: ServerHandle) -> None:
+async def test_names_with_the_separator_keep_conversations_apart(server: ServerHandle) -> None:
     pairs = [("1", "2SEP3"), ("1SEP2", "3"), ("1", "2-3"), ("1-2", "3"), ("1", "2_3"), ("1_2", "3")]
     await server.add_users(*{name for pair in pairs for name in pair} - {"1", "3"})
     async with AsyncExitStack() as stack:

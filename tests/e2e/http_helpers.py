@@ -1,4 +1,4 @@
-"""What the tests of HTTP share: what an answer looks like, and how to ask where a polite client would not."""
+"""Helpers for the HTTP tests: checks of responses, and requests that ordinary clients do not send."""
 
 import asyncio
 import sqlite3
@@ -12,7 +12,7 @@ import websockets
 
 from tests.harness import PASSWORD, TIMEOUT, ChatClient, ServerHandle
 
-# The closed list of protocol section 4.
+# The closed list of reasons in section 4 of the protocol.
 REASONS = {
     "bad_json",
     "bad_frame",
@@ -45,7 +45,7 @@ REASONS = {
     "bad_content_type",
     "internal",
 }
-# The POST endpoints: their fields, and the status of their failure.
+# The POST endpoints: their fields, and the status of a failure.
 ENDPOINTS = {
     "/user/register": (("user_name", "password"), 41000),
     "/user/login": (("user_name", "password"), 41002),
@@ -61,7 +61,7 @@ UPGRADE = {
 
 
 def envelope(response: httpx.Response) -> dict[str, Any]:
-    """The body, which has the four keys of every answer."""
+    """Return the body, which must be the envelope: a JSON object with four keys."""
     assert response.headers.get("Content-Type") == "application/json", response.text
     body: dict[str, Any] = response.json()
     assert {key: type(body[key]) for key in body if key != "data"} == {"status": int, "msg": str, "error": str}, body
@@ -70,15 +70,15 @@ def envelope(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
-def done(response: httpx.Response, status: int) -> Any:
-    """The `data` of a success."""
+def check_success(response: httpx.Response, status: int) -> Any:
+    """Fail unless the response is a success with this status; return its `data`."""
     body = envelope(response)
     assert (response.status_code, body["status"], body["error"]) == (200, status, ""), response.text
     return body["data"]
 
 
-def refused(response: httpx.Response, code: int, status: int, reason: str, field: str | None = None) -> None:
-    """Fail unless this is a refusal of that kind, for people and for programs."""
+def check_refusal(response: httpx.Response, code: int, status: int, reason: str, field: str | None = None) -> None:
+    """Fail unless the response is a refusal with these codes and with a text for people."""
     body = envelope(response)
     assert (response.status_code, body["status"]) == (code, status), response.text
     assert body["error"]
@@ -88,34 +88,36 @@ def refused(response: httpx.Response, code: int, status: int, reason: str, field
         assert int(response.headers["Retry-After"]) >= 1
 
 
-async def ask(server: ServerHandle, method: str, path: str, **options: Any) -> httpx.Response:
-    """One request, without cookies."""
+async def send_request(server: ServerHandle, method: str, path: str, **options: Any) -> httpx.Response:
+    """Send one request without cookies."""
     async with server.client(verify=False) as client:
         return await client.request(method, path, **options)
 
 
 async def post(server: ServerHandle, path: str, token: str | None = None, /, **body: Any) -> httpx.Response:
-    """POST JSON, with a session where one is given."""
+    """POST JSON, with the session `token` if given."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return await ask(server, "POST", path, json=body, headers=headers)
+    return await send_request(server, "POST", path, json=body, headers=headers)
 
 
 async def try_login(server: ServerHandle, name: str, password: str = PASSWORD, address: str = "") -> httpx.Response:
-    """Log in, by way of a proxy where an address is given."""
+    """Log in. If `address` is given, a proxy header names it as the client's address."""
     headers = {"X-Forwarded-For": address} if address else {}
-    return await ask(server, "POST", "/user/login", json={"user_name": name, "password": password}, headers=headers)
+    return await send_request(
+        server, "POST", "/user/login", json={"user_name": name, "password": password}, headers=headers
+    )
 
 
 async def try_upgrade(server: ServerHandle, headers: Mapping[str, str] | None = None, **query: str) -> httpx.Response:
-    """Ask for a socket, in order to be refused."""
-    return await ask(server, "GET", "/chat/test", params=query, headers={**UPGRADE, **(headers or {})})
+    """Send an upgrade request that the server refuses; return the response."""
+    return await send_request(server, "GET", "/chat/test", params=query, headers={**UPGRADE, **(headers or {})})
 
 
 @asynccontextmanager
-async def opened(
+async def open_socket(
     server: ServerHandle, user: str, token: str | None = None, **headers: str
 ) -> AsyncIterator[ChatClient]:
-    """An open socket whose token stands in the URL, as browsers do it, with more headers (`_` in them is `-`)."""
+    """Open a socket with the token in the URL, as browsers do. In the names of `headers`, `_` means `-`."""
     url = f"{server.socket_url(user)}&token={token or server.tokens[user]}"
     more = {name.replace("_", "-"): value for name, value in headers.items()}
     async with websockets.connect(url, additional_headers=more, proxy=None) as connection:
@@ -124,15 +126,18 @@ async def opened(
         yield chat
 
 
-async def lives(server: ServerHandle, token: str) -> bool:
-    """Whether this is a session's token: it may then not log out somebody else. Thereby it is used."""
+async def is_valid_session(server: ServerHandle, token: str) -> bool:
+    """Return whether the token has a session, without ending it: a logout of another user is 403, not 401.
+
+    The request renews the session.
+    """
     response = await post(server, "/user/logout", token, user_name="somebody else")
     assert response.status_code in (401, 403), response.text
     return response.status_code == 403
 
 
-async def speak(server: ServerHandle, request: bytes) -> httpx.Response:
-    """Send these bytes on a connection of their own; the answer."""
+async def send_bytes(server: ServerHandle, request: bytes) -> httpx.Response:
+    """Send these bytes on a new connection; return the response."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     try:
         async with asyncio.timeout(TIMEOUT):
@@ -148,6 +153,6 @@ async def speak(server: ServerHandle, request: bytes) -> httpx.Response:
 
 
 def sql(folder: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Run a statement on the database of a server, behind its back."""
+    """Run a statement directly on the database of a running server."""
     with closing(sqlite3.connect(folder / "chat.db", isolation_level=None)) as database:
         return database.execute(statement, values).fetchall()

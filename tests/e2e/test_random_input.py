@@ -1,4 +1,4 @@
-"""Rubbish after the upgrade disturbs nobody. `make fuzz` sends a million frames of it."""
+"""Random input after the upgrade does not affect other users. `make fuzz` sends a million random frames."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tests import fuzz
 from tests.hostile import needs_cpu_time
 
 
-async def test_rubbish_disturbs_nobody_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_random_input_does_not_affect_other_users(tmp_path: Path) -> None:
     report = await fuzz.run(tmp_path / "data", 5000, seed=1)
     assert report.messages > 0
     assert report.after < report.before + fuzz.MEMORY_TOLERANCE

@@ -1,6 +1,6 @@
-"""The descriptions for machines are true: docs/openapi.yaml, docs/asyncapi.yaml.
+"""docs/openapi.yaml and docs/asyncapi.yaml describe the server correctly.
 
-Beside what is here, tests/harness.py holds every answer and every frame of all tests against them.
+In addition, tests/harness.py checks every response and every frame of all tests against them.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from tests import api_schemas
-from tests.e2e.answers import ask
+from tests.e2e.http_helpers import send_request
 from tests.harness import ROOT, TIMEOUT, UNCOUNTED_ENVIRON, ServerHandle, subprocess_server
 
-# Not part of what schemathesis asks for: an upgrade, without which this address is always 426.
+# schemathesis does not know the upgrade, without which this path always answers 426.
 CONFIG = """
 hooks = "tests.e2e.formats"
 [warnings]
@@ -29,21 +29,21 @@ negative_data_rejection.expected-statuses = [401, 426]
 """
 
 
-async def test_the_description_that_is_served_is_the_one_in_docs(server: ServerHandle) -> None:
-    response = await ask(server, "GET", "/openapi.json")
+async def test_the_served_openapi_document_is_the_one_in_docs(server: ServerHandle) -> None:
+    response = await send_request(server, "GET", "/openapi.json")
     assert response.headers["Content-Type"] == "application/json"
     assert response.json() == api_schemas.document("openapi.yaml"), "make openapi"
 
 
-async def test_the_endpoints_are_those_of_the_protocol() -> None:
+async def test_openapi_has_the_endpoints_of_the_protocol() -> None:
     table = re.findall(r"^\| `(GET|POST) (/[^`]*)`", (ROOT / "docs/protocol.md").read_text("utf-8"), re.MULTILINE)
     paths = api_schemas.document("openapi.yaml")["paths"]
     found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     assert found == set(table) - {("GET", path) for path in ("/", "/sw.js", "/web/{version}/{name}")}
 
 
-async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    """Every check it has, on requests that fit the description and on such that do not."""
+async def test_schemathesis_finds_no_error(tmp_path: Path) -> None:
+    """All checks of schemathesis pass, for valid and for invalid requests."""
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
     async with subprocess_server(
@@ -53,7 +53,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         command = [
             *("--config-file", str(config), "run", f"{server.url}/openapi.json"),
             *("--checks", "all", "--max-examples", "15", "--generation-database", "none", "--no-color"),
-            # Of what it draws for a password most is none: that is slow, and no fault.
+            # Most generated passwords are invalid. Filtering them is slow but not an error.
             "--suppress-health-check=filter_too_much",
             *("-H", f"Authorization: Bearer {server.tokens['1']}"),
         ]
@@ -65,7 +65,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=environ,
-            cwd=tmp_path,  # it leaves notes where it runs
+            cwd=tmp_path,  # it writes files to the current folder
         )
         async with asyncio.timeout(6 * TIMEOUT):
             output, _ = await run.communicate()
@@ -73,25 +73,25 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     assert "7 selected / 7 total" in output.decode()
 
 
-# --- what holds the tests to the descriptions can fail
+# --- the checks of the descriptions detect errors
 
 ANSWER = {"from": "System", "to": "1", "type": 1, "op_type": 40018, "content": "", "msg": "sent", "id": "a", "time": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"more": 1}, {"type": 2}, {"from": "2"}, {"op_type": 40017}, {"time": "1"}])
-def test_a_frame_that_is_not_described_fails(wrong: dict[str, object]) -> None:
+def test_check_frame_rejects_an_undescribed_frame(wrong: dict[str, object]) -> None:
     api_schemas.check_frame(json.dumps(ANSWER))
     with pytest.raises(AssertionError):
         api_schemas.check_frame(json.dumps(ANSWER | wrong))
 
 
-def test_a_frame_that_lacks_something_fails() -> None:
+def test_check_frame_rejects_a_frame_with_a_missing_key() -> None:
     for key in ANSWER:
         with pytest.raises(AssertionError):
             api_schemas.check_frame(json.dumps({other: value for other, value in ANSWER.items() if other != key}))
 
 
-def test_a_request_is_described_or_not() -> None:
+def test_is_valid_request_tells_valid_from_invalid_requests() -> None:
     for right in ('{"op_type": 1}', '{"op_type": 7, "content": "-1", "from": "", "to": "2", "type": 1, "more": 1}'):
         assert api_schemas.is_valid_request(right)
     for wrong in ("", "null", "[]", "{}", '{"op_type": 8}', '{"op_type": "1"}', '{"op_type": 1, "to": 2}'):
@@ -101,7 +101,7 @@ def test_a_request_is_described_or_not() -> None:
 FAILURE = {"status": 41010, "data": {"reason": "wrong_password", "field": None}, "msg": "wrong", "error": "wrong"}
 
 
-def test_an_answer_that_is_not_described_fails() -> None:
+def test_check_response_rejects_an_undescribed_response() -> None:
     def answer(code: int, **keys: object) -> httpx.Response:
         request = httpx.Request("POST", "http://chat.example/user/login")
         return httpx.Response(code, json=FAILURE | keys, request=request)
