@@ -8,7 +8,9 @@ from functools import partial
 
 from aiohttp import web
 
+from chat_server.api.connection import Events
 from chat_server.api.connection_manager import SLOTS, ConnectionManager
+from chat_server.api.dispatcher import Dispatcher
 from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
 from chat_server.api.http import Http
@@ -19,10 +21,15 @@ from chat_server.api.runner import listening
 from chat_server.backends import Stores, by_backend, open_stores
 from chat_server.conf import ServerSettings, Settings
 from chat_server.service.accounts import DAY, Accounts
-from chat_server.service.chat import Chat
+from chat_server.service.answers import Answers
+from chat_server.service.broadcast import Broadcasts
+from chat_server.service.contact_limit import ContactCache, ContactLimit
 from chat_server.service.frames import Frames
-from chat_server.service.memory import Friends
+from chat_server.service.marks import Marks
+from chat_server.service.pages import Pages
+from chat_server.service.peers import Peers
 from chat_server.service.registry import Registry
+from chat_server.service.sending import Sending
 from chat_server.status import Status
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
@@ -33,8 +40,8 @@ log = logging.getLogger(__name__)
 
 # The largest HTTP body: a name and two passwords, with room. In bytes.
 LARGEST_BODY = 16384
-# Pairs of users of whom it is remembered that they talk freely.
-FRIENDS = 65536
+# Pairs of users that are cached as free of the contact limit: about 20 MiB.
+CACHED_PAIRS = 65536
 # What was deleted is gone from the disk within a minute, so it is looked for twice as often.
 SWEEP_SECONDS = 30
 # With metrics on, the stores are asked this often.
@@ -97,9 +104,16 @@ async def _application(
     registry = Registry()
     frames = Frames(settings.server.language)
     accounts = Accounts(settings.accounts, stores.users, stores.sessions, stores.rates, passwords, registry)
-    friends = Friends(int(settings.chat.stranger_window * DAY * MICROSECONDS), FRIENDS)
-    chat = Chat(
-        settings.chat, accounts, stores.messages, stores.sending, stores.rates, registry, frames, timeline, friends
+    peers, messages = Peers(accounts), stores.messages
+    cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)
+    limit = ContactLimit(messages, stores.sending, cache)
+    marks = Marks(peers, messages, registry, frames, timeline)
+    dispatcher = Dispatcher(
+        Sending(settings.chat, peers, messages, limit, timeline),
+        Pages(peers, messages, marks, registry, frames, timeline),
+        marks,
+        Broadcasts(settings.chat, stores.rates, registry, frames, timeline),
+        Answers(registry, frames, metrics),
     )
     proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
@@ -115,7 +129,14 @@ async def _application(
         }
     )
     sockets = ConnectionManager(
-        settings.sockets, accounts, chat, stores.sessions, registry, frames, proxy_policy, metrics, page.instead
+        settings.sockets,
+        accounts,
+        stores.sessions,
+        registry,
+        frames,
+        proxy_policy,
+        Events(dispatcher.add, marks.confirm, registry.leave, metrics.too_slow),
+        page.instead,
     )
     metrics.gauge("chat_sockets", "Open sockets.", sockets.open)
     metrics.gauge("chat_users_online", "Users with an open socket.", registry.users)
@@ -148,15 +169,24 @@ async def _application(
         ]
     )
 
+    async def end_sockets() -> None:
+        await sockets.end()
+        await dispatcher.finish()
+        await marks.flush()
+
     async def end(_: web.Application) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(ENDING_SECONDS):
-                await asyncio.gather(sockets.end(), accounts.close())
+                await asyncio.gather(end_sockets(), accounts.close())
+
+    async def refresh() -> None:  # another process may have disabled or removed users
+        await accounts.refresh()
+        await limit.refresh(accounts.not_enabled)
 
     application.on_shutdown.append(end)
     behind = [
-        asyncio.create_task(_for_ever(sockets.beat, settings.sockets.heartbeat_seconds / SLOTS)),
-        asyncio.create_task(_for_ever(chat.refresh, settings.sockets.heartbeat_seconds)),
+        asyncio.create_task(_for_ever(sockets.heartbeat, settings.sockets.heartbeat_seconds / SLOTS)),
+        asyncio.create_task(_for_ever(refresh, settings.sockets.heartbeat_seconds)),
         asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
         asyncio.create_task(metrics.watch_loop()),
     ]

@@ -17,7 +17,7 @@ from chat_server.conf import Settings
 from chat_server.model.messages import ExportableMessages, MessageStore
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessages, SqliteUsers
 from chat_server.model.users import ExportableUsers, UserStore
-from chat_server.service.sending import SameDatabase, SendStrategy, SeparateStores, Unlimited
+from chat_server.service.contact_limit import SameDatabase, SendStrategy, SeparateStores, Unlimited
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.lease import LEASE_SECONDS, Lease

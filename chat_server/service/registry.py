@@ -1,22 +1,25 @@
-"""Who is connected: user -> sockets. The one seam behind which a second process would fit."""
+"""The open sockets of this process, by user. A bus between several processes would fit behind this one seam."""
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Protocol
 
 import msgspec
 
-# Between two turns of the loop a broadcast goes to at most so many sockets.
+# A broadcast puts its frame on at most this many sockets per loop iteration: about 0.1 ms of work.
 BROADCAST_STRIDE = 50
 
 
-class Receipt(msgspec.Struct, gc=False):
-    """A delivered message, without its text; `proven` once one of the receiver's sockets has shown that it arrived."""
+class Delivery(msgspec.Struct, gc=False):
+    """A message that was put on sockets of its receiver, without its text; `time` in microseconds.
+
+    `confirmed` once a pong of one of these sockets has proven that it arrived (protocol section 3, promise 2).
+    """
 
     sender: str
     id: str
     time: int
-    proven: bool = False
+    confirmed: bool = False
 
 
 class Socket(Protocol):
@@ -24,12 +27,12 @@ class Socket(Protocol):
 
     @property
     def user(self) -> str:
-        """Whose socket it is."""
+        """The user who opened it."""
         ...
 
     @property
     def peer(self) -> str:
-        """To whom a frame without `to` goes; empty if to nobody."""
+        """The receiver of a frame without `to`; empty if there is none."""
         ...
 
     @property
@@ -39,31 +42,35 @@ class Socket(Protocol):
 
     @property
     def sync(self) -> bool:
-        """Whether it also wants to know what happens on other devices."""
+        """Whether it also receives what happens on the user's other devices (protocol section 2, Sync)."""
         ...
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame; one that is closing takes it and forgets it. Never waits."""
+    @property
+    def send(self) -> Callable[[bytes], None]:
+        """Send a frame, without waiting; a socket that is closing drops it."""
         ...
 
-    def offer(self, frame: bytes) -> None:
-        """Send a frame that may be left out where much waits for the reader."""
+    @property
+    def offer(self) -> Callable[[bytes], None]:
+        """Send a frame, unless so much waits for the reader that the frame may be left out."""
         ...
 
-    def deliver(self, frame: bytes, receipt: Receipt) -> None:
-        """Send a message's frame, and report the receipt once it has provably arrived."""
+    @property
+    def deliver(self) -> Callable[[bytes, Delivery], None]:
+        """Send the frame of a message, and report the delivery once it is confirmed."""
         ...
 
-    async def room(self) -> None:
-        """Wait until the reader has taken what waits for it; at once if that is little."""
+    @property
+    def drain(self) -> Callable[[], Awaitable[None]]:
+        """Wait until little is left for the reader to take. Raises ConnectionResetError if the socket closes."""
         ...
 
     def close(self, code: int, why: str) -> None:
-        """Close it; if that is under way already, its frames that are not worked on yet are forgotten all the same."""
+        """Close it and drop the requests that are not in work yet, also where it is closing already."""
         ...
 
-    async def idle(self) -> None:
-        """Wait until no frame from it is being worked on."""
+    async def wait_idle(self) -> None:
+        """Wait until no request of it is in work."""
         ...
 
 
@@ -72,26 +79,26 @@ class Registry:
 
     def __init__(self) -> None:
         self._sockets: dict[str, tuple[Socket, ...]] = {}
-        self._leaving: set[Socket] = set()
-        self.endings = 0  # grows whenever sessions end: an upgrade under way meanwhile must look again
+        self._leaving: set[Socket] = set()  # closing or closed, with requests that may still be in work
+        self.endings = 0  # grows whenever sessions end: an upgrade that is under way then checks its session again
 
     def add(self, socket: Socket) -> None:
-        """A socket that is open from now on."""
+        """Deliver to this socket from now on."""
         self._sockets[socket.user] = (*self.sockets(socket.user), socket)
 
     def leave(self, socket: Socket) -> None:
-        """A socket that is closing, or gone: nothing is delivered to it any more, but frames of its may be in work."""
+        """Deliver nothing more to a socket that closes. Its requests may still be in work."""
         self.remove(socket)
         self._leaving.add(socket)
 
     def remove(self, socket: Socket) -> None:
-        """A socket that is gone, and so are its frames; without effect if it was not there."""
+        """Forget a socket whose requests are all done. Idempotent."""
         self._leaving.discard(socket)
         if socket in (sockets := self.sockets(socket.user)):
             self._keep(socket.user, [other for other in sockets if other is not socket])
 
     def sockets(self, user: str) -> tuple[Socket, ...]:
-        """The sockets that `user` has open."""
+        """The open sockets of `user`."""
         return self._sockets.get(user, ())
 
     def online(self, user: str) -> bool:
@@ -105,7 +112,7 @@ class Registry:
     async def broadcast(self, sender: Socket, frame: bytes) -> int:
         """Send to every socket of every other user, and to the sender's other sync sockets.
 
-        Returns how many users it reached. Waits for no reader, and lets the loop go on meanwhile.
+        Returns the number of users it reached. Never waits for a reader; other work runs in between.
         """
         reached = 0
         budget = BROADCAST_STRIDE
@@ -121,19 +128,19 @@ class Registry:
         return reached
 
     async def end(self, user: str, *, only: bytes | None = None, keep: bytes | None = None) -> None:
-        """Close the sockets of ended sessions with 4001, and wait until no frame of theirs is being worked on.
+        """Close the sockets of ended sessions with 4001, and wait until none of their requests is in work.
 
-        `only` that session's, or all of the user's but the session `keep`'s.
+        The ended sessions are `only` that one, or all sessions of the user except `keep`.
         """
         self.endings += 1
         open_or_closing = (*self.sockets(user), *(socket for socket in self._leaving if socket.user == user))
         ended = {s for s in open_or_closing if (s.session == only if only else s.session != keep)}
-        self._leaving |= ended  # all together: to leave one by one takes the longer the more they are
+        self._leaving |= ended  # all at once: leaving one by one would take quadratic time
         self._keep(user, [socket for socket in self.sockets(user) if socket not in ended])
         for socket in ended:
             socket.close(4001, "the session ended")
         for socket in ended:
-            await socket.idle()
+            await socket.wait_idle()
 
     def _keep(self, user: str, sockets: Collection[Socket]) -> None:
         if sockets:

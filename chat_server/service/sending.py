@@ -1,188 +1,163 @@
-"""Storing what is sent, and keeping strangers within their limit, so that neither can be had without the other."""
+"""Op 1, send to one user: check the requests that arrived together and store them together (protocol section 2)."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+import logging
+import secrets
+from collections.abc import Sequence
 
 import msgspec
 
-from chat_server.cache.counters import ContactState, ContactStore, Decision, Permission, rebuild
+from chat_server.conf import ChatSettings
 from chat_server.model.messages import Added, Message, MessageStore
+from chat_server.service.contact_limit import ContactLimit, Outcome
+from chat_server.service.frames import Request, match_id, split
+from chat_server.service.peers import Peers, check_from
+from chat_server.service.registry import Socket
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
 
-Tx = TypeVar("Tx")
-Tx_contra = TypeVar("Tx_contra", contravariant=True)
+log = logging.getLogger(__name__)
+
+# Read once: before Python 3.12 each access to an enum's member is a call.
+_FAILED = Status.SEND_FAILED
+_AWAY = Refused(_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
+_ID_USED = Refused(_FAILED, Reason.ID_USED, "this id was used with another text")
+_BAD_ID = Refused(_FAILED, Reason.BAD_ID, "the first line is no valid id: 1 to 64 of A-Z a-z 0-9 _ - . :, or empty")
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of a message: `added`, or None when the limit for strangers refused it, or why it is not known.
+class Sent(msgspec.Struct, gc=False):
+    """A message that is stored, now or by an earlier request."""
 
-    `free`: remember that the two talk freely from now on. `lifted`: the receiver had been refused before, and may
-    write again.
+    message: Message
+    added: Added
+
+
+class Batch(msgspec.Struct):
+    """Requests of one socket that are sent together. `send` gives each its result, in order.
+
+    `receivers` has the users that the `to` of the requests name; None where a store must be asked. `direct`: the checks
+    need no store, so the batch may share one call with other batches. `unblocked`: the receivers who had been refused
+    before and may write to the sender again.
     """
 
-    added: Added | StoreUnavailable | None
-    free: bool = True
-    unblocked: bool = False
+    socket: Socket
+    requests: Sequence[Request]
+    receivers: dict[str, str | Refused | None]
+    direct: bool
+    results: Sequence[Sent | Refused] = ()
+    unblocked: Sequence[str] = ()
 
 
-class SendStrategy(Protocol):
-    """Stores messages some of which may be to strangers."""
-
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
-        """Decide on each message and store it, in this order; retries count for nothing. As MessageStore.add.
-
-        `free` says for each whether its two users are known to talk freely.
-        """
-        ...
-
-
-class Unlimited:
-    """SendStrategy without a limit for strangers."""
-
-    def __init__(self, messages: MessageStore) -> None:
-        self._messages = messages
-
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
-        return [Outcome(added) for added in await self._messages.add(run)]
-
-
-class MessagesInTransaction(Protocol[Tx_contra]):
-    """What is needed of messages inside a transaction; the rules are those of MessageStore."""
-
-    def add_in(self, tx: Tx_contra, run: Sequence[Message]) -> list[Added]: ...
-    def find_in(self, tx: Tx_contra, message: Message) -> Added | None: ...
-    def recent_in(self, tx: Tx_contra, one: str, other: str, count: int) -> list[tuple[str, int]]: ...
-    def has_written_in(self, tx: Tx_contra, sender: str, receiver: str) -> bool: ...
-
-
-class ContactsInTransaction(Protocol[Tx_contra]):
-    """What is needed of the counters inside a transaction; the rules are those of ContactStore."""
-
-    def take_in(
-        self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: ContactState | None = None
-    ) -> Decision: ...
-    def allow_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
-
-
-class SameDatabase(Generic[Tx]):
-    """SendStrategy where messages and counters lie in one database: one transaction decides and stores.
-
-    `write` runs a function of a transaction, as utils.sqlite.Database.write does. `window` in microseconds.
-    """
+class Sending:
+    """Checks and stores messages."""
 
     def __init__(
-        self,
-        write: Callable[[Callable[[Tx], list[Outcome]]], Awaitable[list[Outcome]]],
-        messages: MessagesInTransaction[Tx],
-        contacts: ContactsInTransaction[Tx],
-        limit: int,
-        window: int,
+        self, config: ChatSettings, peers: Peers, messages: MessageStore, limit: ContactLimit, timeline: Timeline
     ) -> None:
-        self._write = write
+        self._config = config
+        self._peers = peers
         self._messages = messages
-        self._contacts = contacts
         self._limit = limit
-        self._window = window
+        self._timeline = timeline
 
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
-        return await self._write(lambda tx: [self._add(tx, *each) for each in zip(run, free, strict=True)])
+    def batch(self, socket: Socket, requests: Sequence[Request]) -> Batch:
+        """A batch of these requests of a socket, at least one."""
+        receivers: dict[str, str | Refused | None] = {}
+        direct, now = True, self._timeline.next()
+        for request in requests:
+            if request.to not in receivers:
+                receivers[request.to] = peer = self._peers.cached(socket, request.to)
+                direct = direct and peer is not None and self._limit.is_free(socket.user, peer, now)
+        return Batch(socket, requests, receivers, direct)
 
-    def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
-        if earlier := self._messages.find_in(tx, message):
-            return Outcome(earlier, free=False)
-        decision = self._rule(tx, message, free)
-        if decision.verdict is Permission.REFUSED:
-            return Outcome(None, free=False)
-        [added] = self._messages.add_in(tx, [message])
-        return Outcome(added, free=decision.verdict is Permission.FREE, unblocked=decision.unblocked)
+    async def send(self, batches: Sequence[Batch]) -> None:
+        """Check each request and store the messages, which are durable when it returns; set the results.
 
-    def _rule(self, tx: Tx, message: Message, free: bool) -> Decision:
-        sender, receiver, now = message.sender, message.receiver, message.time
-        if free:
-            self._contacts.allow_in(tx, sender, receiver, now)
-            return Decision(Permission.FREE)
-        decision = self._contacts.take_in(tx, sender, receiver, now)
-        if decision.verdict is Permission.UNKNOWN:
-            decision = self._contacts.take_in(tx, sender, receiver, now, self._rebuilt(tx, message))
-        return decision
+        Several batches must all be direct.
+        """
+        first = batches[0]
+        if not first.direct:
+            [batch] = batches
+            for to, receiver in batch.receivers.items():
+                batch.receivers[to] = receiver or await self._receiver(batch.socket, to)
+        # From here to the store nothing waits, so messages are stored in the order of their times.
+        times = iter(self._timeline.take(sum([len(batch.requests) for batch in batches])))
+        checked = [
+            self._check(batch.socket, request, batch.receivers[request.to], time)
+            for batch in batches
+            for request, time in zip(batch.requests, times)  # noqa: B905 - the next batch goes on with `times`
+        ]
+        messages = [one for one in checked if type(one) is Message]
+        results = await (self._store_direct(messages) if first.direct else self._store_limited(first, messages))
+        if len(results) < len(checked):
+            stored = iter(results)
+            results = [one if isinstance(one, Refused) else next(stored) for one in checked]
+        start = 0
+        for batch in batches:
+            end = start + len(batch.requests)
+            batch.results = results[start:end]
+            start = end
 
-    def _rebuilt(self, tx: Tx, message: Message) -> ContactState:
-        one, other = message.sender, message.receiver
-        recent = self._messages.recent_in(tx, one, other, self._limit + 1)
-        answered = self._messages.has_written_in(tx, *_silent(recent, one, other))
-        return rebuild(recent, answered, message.time, self._limit, self._window)
-
-
-class SeparateStores:
-    """SendStrategy where messages and counters lie in different stores: the limit is taken first, then stored.
-
-    Where it fails in between, the place is kept for the message's next try, while its window lasts: what was given up
-    may be stored all the same, later than the next try looks for it. For all others the place is lost.
-    `window` in microseconds.
-    """
-
-    def __init__(self, messages: MessageStore, contacts: ContactStore, limit: int, window: int) -> None:
-        self._messages = messages
-        self._contacts = contacts
-        self._limit = limit
-        self._window = window
-
-    async def add(self, run: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
-        each = list(zip(run, free, strict=True))
-        friends = iter(await self._to_friends([message for message, known in each if known]))
-        contacts = iter(await self._to_strangers([message for message, known in each if not known]))
-        return [next(friends if known else contacts) for known in free]
-
-    async def _to_friends(self, run: Sequence[Message]) -> list[Outcome]:
-        if not run:
-            return []
-        newest = {(message.sender, message.receiver): message.time for message in run}
-        with suppress(StoreUnavailable):  # friends talk on while the counters are away
-            await asyncio.gather(*(self._contacts.allow(*pair, time) for pair, time in newest.items()))
+    async def _receiver(self, socket: Socket, to: str) -> str | Refused:
         try:
-            return [Outcome(added) for added in await self._messages.add(run)]
-        except StoreUnavailable as away:
-            return [Outcome(away, free=False)] * len(run)
+            return await self._peers.find(socket, to, _FAILED)
+        except Refused as refused:
+            return refused.with_traceback(None)  # which would keep the batch, in a cycle, until the next collection
+        except StoreUnavailable:
+            return Refused(_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
 
-    async def _to_strangers(self, run: Sequence[Message]) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for message in run:
-            outcomes.append(await self._to_stranger(message))
-            if isinstance(away := outcomes[-1].added, StoreUnavailable):  # it is not waited for again
-                return outcomes + [Outcome(away, free=False)] * (len(run) - len(outcomes))
-        return outcomes
+    def _check(self, socket: Socket, request: Request, receiver: str | Refused | None, time: int) -> Message | Refused:
+        """The message in a request, or why it is refused. The refusal is not raised, so it has no traceback."""
+        sender = socket.user
+        if request.sender and request.sender != sender:
+            try:
+                check_from(socket, request)
+            except Refused as refused:
+                return refused.with_traceback(None)
+        if not isinstance(receiver, str):
+            return receiver or _AWAY
+        id, text = split(request.content)
+        if id and not match_id(id):
+            return _BAD_ID
+        if bad := check_text(text, self._config.max_text_bytes):
+            return bad
+        return Message(sender, receiver, id or secrets.token_hex(12), text, time)
 
-    async def _to_stranger(self, message: Message) -> Outcome:
-        lifted = False
+    async def _store_direct(self, messages: Sequence[Message]) -> list[Sent | Refused]:
         try:
-            [earlier] = await self._messages.stored([message])
-            if earlier:
-                return Outcome(earlier, free=False)
-            decision = await self._rule(message)
-            if decision.verdict is Permission.REFUSED:
-                return Outcome(None, free=False)
-            lifted = decision.unblocked  # also if the message is not stored: who writes frees the two
-            [added] = await self._messages.add([message])
+            stored = await self._messages.add(messages) if messages else []
         except StoreUnavailable as away:
-            return Outcome(away, free=False, unblocked=lifted)
-        return Outcome(added, free=decision.verdict is Permission.FREE, unblocked=lifted)
+            _log_failure(away, len(messages))
+            return [_AWAY] * len(messages)
+        return [_result(message, added) for message, added in zip(messages, stored, strict=True)]
 
-    async def _rule(self, message: Message) -> Decision:
-        sender, receiver, id, now = message.sender, message.receiver, message.id, message.time
-        decision = await self._contacts.take(sender, receiver, id, now)
-        if decision.verdict is Permission.UNKNOWN:
-            decision = await self._contacts.take(sender, receiver, id, now, await self._rebuilt(message))
-        return decision
-
-    async def _rebuilt(self, message: Message) -> ContactState:
-        one, other = message.sender, message.receiver
-        recent = await self._messages.recent(one, other, self._limit + 1)
-        answered = await self._messages.has_written(*_silent(recent, one, other))
-        return rebuild(recent, answered, message.time, self._limit, self._window)
+    async def _store_limited(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+        try:
+            outcomes = await self._limit.add(messages) if messages else []
+        except StoreUnavailable as away:
+            outcomes = [Outcome(away.with_traceback(None), free=False)] * len(messages)
+        if errors := [outcome.added for outcome in outcomes if isinstance(outcome.added, StoreUnavailable)]:
+            _log_failure(errors[0], len(errors))
+        each = list(zip(messages, outcomes, strict=True))
+        batch.unblocked = [message.receiver for message, outcome in each if outcome.unblocked]
+        return [_result(message, outcome.added) for message, outcome in each]
 
 
-def _silent(recent: Sequence[tuple[str, int]], one: str, other: str) -> tuple[str, str]:
-    """Of two users, who did not write the newest message, and who did."""
-    return (other, one) if recent and recent[0][0] == one else (one, other)
+def check_text(text: str, most: int) -> Refused | None:
+    """Why a text cannot be sent, or None; it may have `most` bytes of UTF-8."""
+    size = len(text)
+    if not size:
+        return Refused(_FAILED, Reason.EMPTY, "the text is empty")
+    if size > most // 4 and (size > most or (not text.isascii() and len(text.encode()) > most)):
+        return Refused(_FAILED, Reason.TOO_LONG, f"the text is over {most} bytes of UTF-8")
+    return None
+
+
+def _result(message: Message, added: Added | StoreUnavailable | None) -> Sent | Refused:
+    if isinstance(added, Added):
+        return Sent(message, added) if added.same else _ID_USED
+    return _AWAY if added else Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
+
+
+def _log_failure(error: StoreUnavailable, messages: int) -> None:
+    log.warning("messages not stored", extra={"why": str(error), "messages": messages})

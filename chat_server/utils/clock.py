@@ -1,4 +1,4 @@
-"""Time: a clock that tests may own, and the strictly increasing time that orders messages."""
+"""A clock that tests can replace, and the strictly increasing times that order messages."""
 
 import time
 
@@ -13,15 +13,14 @@ class Clock:
         return time.time_ns() // 1000
 
     def monotonic(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Seconds since an arbitrary moment; never decreases."""
         return time.monotonic()
 
 
 class Timeline:
-    """Times in microseconds since the epoch, each later than any before: the order of messages.
+    """Times in microseconds since the epoch, each later than all before it: the order of messages.
 
-    `newest` is the newest time already given out (by an earlier process): a clock that was set back
-    does not reorder.
+    `newest` is the newest time that an earlier process used, so a clock that was set back reorders nothing.
     """
 
     def __init__(self, clock: Clock, newest: int = 0) -> None:
@@ -30,9 +29,13 @@ class Timeline:
 
     def next(self) -> int:
         """A time that no other message of this process has, not before the clock's."""
-        now = self._clock.now()
-        self._last = now if now > self._last else self._last + 1
-        return self._last
+        return self.take(1)[0]
+
+    def take(self, count: int) -> range:
+        """`count` such times."""
+        first = max(self._clock.now(), self._last + 1)
+        self._last = first + count - 1
+        return range(first, first + count)
 
     def ahead(self) -> int:
         """By how many microseconds the last time is ahead of the clock; negative if it is behind."""

@@ -1,4 +1,4 @@
-"""Frames as RFC 6455 section 5.2 has them; from a server they bear no mask."""
+"""WebSocket frames of a server, which have no mask (RFC 6455 section 5.2)."""
 
 import struct
 import zlib
@@ -6,12 +6,18 @@ from functools import lru_cache
 
 TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
 COMPRESSED = 0x40
-# Shorter texts are not worth compressing. In bytes.
+# Shorter texts hardly shrink. In bytes.
 COMPRESS_FROM = 256
 
 
+def text_frame(payload: bytes) -> bytes:
+    """A whole text frame. Most are of this length, so it is written out: every message makes two frames."""
+    size = len(payload)
+    return b"\x81\x7e%c%c%b" % (size >> 8, size & 255, payload) if 126 <= size < 65536 else frame(TEXT, payload)
+
+
 def frame(opcode: int, payload: bytes) -> bytes:
-    """One whole frame; `opcode` with the FIN bit."""
+    """A whole frame; `opcode` with the FIN bit."""
     size = len(payload)
     if size < 126:
         return struct.pack("!BB", opcode, size) + payload
@@ -22,9 +28,9 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 @lru_cache(maxsize=8)
 def deflated(text_frame: bytes, window: int) -> bytes:
-    """A text frame compressed on its own (RFC 7692 section 7.2.1), so that one fan-out compresses it once.
+    """A text frame compressed by itself (RFC 7692 section 7.2.1), so that a broadcast compresses it once.
 
-    `window` is the bits of the window that was agreed on.
+    `window`: the negotiated size of the window, in bits.
     """
     flag = text_frame[1]
     payload = text_frame[2 if flag < 126 else 4 if flag == 126 else 10 :]

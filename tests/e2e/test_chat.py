@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chat_server.api.connection import LONGEST_RUN
+from chat_server.api.inbox import BATCH_REQUESTS
 from tests import raw
 from tests.e2e.http_helpers import sql
 from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
@@ -301,15 +301,15 @@ async def test_answers_of_overlapping_batches_keep_their_order(server: ServerHan
     """A batch is answered while the store works on the next one."""
     async with raw.chat(server, "1", "2") as one:
         stored = [
-            raw.request(1, f"m{n}\nhello") for n in range(LONGEST_RUN)
+            raw.request(1, f"m{n}\nhello") for n in range(BATCH_REQUESTS)
         ]  # one batch; the next requests are another
         refused = [raw.request(1, f"r{n}\n") for n in range(8)]
         again = raw.request(1, "m0\nhello")
         for _ in range(5):
             await one.write(b"".join([*stored, *refused, raw.frame(b"no json"), again, raw.request(2, "no page")]))
-            answers = [await one.answer() for _ in range(LONGEST_RUN + 11)]
+            answers = [await one.answer() for _ in range(BATCH_REQUESTS + 11)]
             assert [answer.get("id") for answer in answers] == [
-                *(f"m{n}" for n in range(LONGEST_RUN)),
+                *(f"m{n}" for n in range(BATCH_REQUESTS)),
                 *(f"r{n}" for n in range(8)),
                 *(None, "m0", None),
             ]

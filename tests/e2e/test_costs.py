@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chat_server.api import connection_manager
+from chat_server.api import dispatcher
 from chat_server.model.messages import Added, Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
@@ -91,7 +91,7 @@ async def test_a_short_text_does_not_wait_for_many_large_texts(tmp_path: Path, m
 
 
 async def test_a_large_text_that_waits_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_manager, "LARGE_PATIENCE", 0.05)
+    monkeypatch.setattr(dispatcher, "LARGE_TIMEOUT", 0.05)
     async with serving(tmp_path, users=("1", "2")) as server, AsyncExitStack() as stack:
         await server.make_contacts("1", "2")
         held = LargeTextGate(monkeypatch)

@@ -10,9 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from chat_server.service.chat import Chat as Service
-from chat_server.service.frames import Request
-from chat_server.service.registry import Socket
+from chat_server.service.sending import Batch, Sending
 from tests import raw
 from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, serving, wait_until
 
@@ -308,15 +306,15 @@ async def test_no_frame_of_a_lost_connection_passes_after_logout(
     tmp_path: Path, end: EndSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frames that arrived before the disconnect are processed, unless the session ends first."""
-    store, gate, begun = Service.store, asyncio.Event(), []
+    send, gate, begun = Sending.send, asyncio.Event(), []
 
-    async def slow(self: Service, socket: Socket, run: Sequence[Request]) -> Any:
-        if socket.user == "1":
-            begun.append([request.content.partition("\n")[0] for request in run])
+    async def slow(self: Sending, batches: Sequence[Batch]) -> None:
+        if batches[0].socket.user == "1":
+            begun.append([request.content.partition("\n")[0] for request in batches[0].requests])
             await gate.wait()
-        return await store(self, socket, run)
+        await send(self, batches)
 
-    monkeypatch.setattr(Service, "store", slow)
+    monkeypatch.setattr(Sending, "send", slow)
     async with three_users(tmp_path) as server:
         ended, asking = await session_to_end(server, end)
         async with server.chat("3") as three:

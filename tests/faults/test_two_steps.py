@@ -12,7 +12,7 @@ from chat_server.cache.counters import ContactState, Decision
 from chat_server.cache.sqlite import SqliteContacts
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.model.sqlite import SqliteMessages
-from chat_server.service.sending import Outcome, SeparateStores
+from chat_server.service.contact_limit import Outcome, SeparateStores
 from chat_server.utils.clock import MICROSECONDS, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.sqlite import Database

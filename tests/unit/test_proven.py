@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from chat_server.service.chat import Chat
-from chat_server.service.registry import Receipt
+from chat_server.service.marks import Marks
+from chat_server.service.registry import Delivery
 
 
 class Faulty:
@@ -30,21 +30,21 @@ class Counting:
 async def test_proofs_of_many_sockets_are_stored_together_and_do_not_fall_behind() -> None:
     none: Any = None
     store: Any = Counting()
-    chat = Chat(none, none, store, none, none, none, none, none, none)
+    marks = Marks(none, store, none, none, none)
     for number in range(5000):  # as many sockets answer the pings of one batch of messages
-        chat.proven(none, [Receipt("1", f"m{number}", number)])
-    await chat.flush()
+        marks.confirm(none, [Delivery("1", f"m{number}", number)])
+    await marks.flush()
     assert store.calls == 1
 
 
 async def test_a_fault_while_marking_is_in_the_log_and_not_left_to_asyncio(caplog: pytest.LogCaptureFixture) -> None:
     none: Any = None
     store: Any = Faulty()
-    chat = Chat(none, none, store, none, none, none, none, none, none)
-    chat.proven(none, [Receipt("1", "m1", 1)])
-    await chat.flush()
+    marks = Marks(none, store, none, none, none)
+    marks.confirm(none, [Delivery("1", "m1", 1)])
+    await marks.flush()
     gc.collect()  # asyncio speaks up when a future goes
     [record] = caplog.records
-    assert (record.name, record.levelno) == ("chat_server.service.chat", logging.ERROR)
+    assert (record.name, record.levelno) == ("chat_server.service.marks", logging.ERROR)
     assert record.exc_info
     assert record.exc_info[0] is ZeroDivisionError

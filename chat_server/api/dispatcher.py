@@ -1,0 +1,154 @@
+"""From requests to answers: the table of ops, and batches of sends from all sockets."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from chat_server.api.connection import Connection
+from chat_server.api.inbox import BAD_FRAME
+from chat_server.service import frames
+from chat_server.service.answers import Answer, Answers
+from chat_server.service.broadcast import Broadcasts
+from chat_server.service.frames import SEND, Request
+from chat_server.service.marks import Marks
+from chat_server.service.pages import Pages
+from chat_server.service.sending import Batch, Sending
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.locks import ConcurrencyLimiter
+
+log = logging.getLogger(__name__)
+
+# Batches with more bytes of frames than this are large. Only a few are with the store at a time, so a short message
+# that comes when many are large waits until a few are written, not all. They wait this many seconds at most.
+LARGE_BYTES, LARGE_AT_ONCE, LARGE_TIMEOUT = 8192, 4, 10.0
+INTERNAL = "something went wrong here, it is in the server's log"
+
+
+Sends = tuple[Connection, Batch]  # a batch, and the connection that it came from
+
+
+class Op(NamedTuple):
+    """What an op does, and the code of its failure."""
+
+    do: Callable[[Connection, Request], Awaitable[Answer]]
+    failed: Status
+
+
+class Dispatcher:
+    """Works on the requests of all sockets and has them answered, those of each socket in order."""
+
+    def __init__(self, sending: Sending, pages: Pages, marks: Marks, broadcasts: Broadcasts, answers: Answers) -> None:
+        self._sending = sending
+        self._answers = answers
+        self._ops = {
+            frames.HISTORY: Op(pages.history, Status.HISTORY_FAILED),
+            frames.UNREAD: Op(pages.unread, Status.HISTORY_FAILED),
+            frames.MARK_READ: Op(marks.mark_read, Status.MARK_READ_FAILED),
+            frames.DELETE: Op(marks.delete, Status.DELETE_FAILED),
+            frames.BROADCAST: Op(broadcasts.broadcast, Status.SEND_FAILED),
+            frames.CONVERSATIONS: Op(pages.conversations, Status.CONVERSATIONS_FAILED),
+        }
+        self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_TIMEOUT)
+        self._ready: list[Connection] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, connection: Connection) -> None:
+        """Work on the requests of a connection whose inbox is active."""
+        self._ready.append(connection)
+        if len(self._ready) == 1:
+            # A task begins with the next loop iteration: by then all frames that arrived with this one are in inboxes.
+            self._begin(self._work())
+
+    async def finish(self) -> None:
+        """Wait until no request is in work."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _work(self) -> None:
+        connections, self._ready = self._ready, []
+        if batches := self._take(connections):
+            await self._send(batches)
+
+    def _take(self, connections: Sequence[Connection]) -> list[Sends]:
+        """Begin with what each connection asks for next. Returns the sends that may share one call to the store."""
+        shared = []
+        for connection in connections:
+            items, size = connection.inbox.take()
+            first = items[0] if items else None
+            if first is None:  # dropped by a close
+                connection.inbox.done()
+            elif isinstance(first, Refused):
+                self._answers.refused(connection, BAD_FRAME, first)
+                connection.inbox.done()
+            elif first.op_type != SEND:
+                self._begin(self._do(connection, first))
+            else:
+                batch = self._sending.batch(connection, items)
+                if batch.direct and size <= LARGE_BYTES:
+                    shared.append((connection, batch))
+                else:
+                    self._begin(self._send([(connection, batch)], large=size > LARGE_BYTES))
+        return shared
+
+    async def _send(self, batches: list[Sends], *, large: bool = False) -> None:
+        """Store these batches together and have them answered; then go on with the next sends of their connections."""
+        while batches:
+            await self._store([batch for _, batch in batches], large)
+            # Pipelining: the next sends go to the store at once. In the next loop iteration, while the store works on
+            # them, these are answered. Other requests wait until the sends before them are answered.
+            asyncio.get_running_loop().call_soon(self._answer, batches)
+            batches, large = self._take([one for one, _ in batches if one.inbox.next_op == SEND]), False
+
+    async def _store(self, batches: list[Batch], large: bool) -> None:
+        try:
+            async with self._large.hold(batches[0].socket.user) if large else nullcontext():
+                await self._sending.send(batches)
+        except StoreUnavailable:
+            refused = Refused(Status.SEND_FAILED, Reason.STORE_AWAY, "the store is busy, send it again")
+        except Exception:
+            if len(batches) > 1:  # one is at fault: each alone, so that the others are stored
+                for batch in batches:
+                    await self._store([batch], large)
+                return
+            log.exception("frame failed", extra={"op": SEND})
+            refused = Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)
+        else:
+            return
+        for batch in batches:
+            batch.results = [refused] * len(batch.requests)
+
+    def _answer(self, batches: list[Sends]) -> None:
+        for connection, batch in batches:
+            try:
+                self._answers.sent(batch)
+            except Exception:
+                log.exception("frame failed", extra={"op": SEND})
+                batch.results = [Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)] * len(batch.requests)
+                self._answers.sent(batch)
+            connection.inbox.done()
+
+    async def _do(self, connection: Connection, request: Request) -> None:
+        """Do what a request asks for that is no send, and answer it."""
+        op, failed = request.op_type, self._ops[request.op_type].failed
+        try:
+            self._answers.answered(connection, op, await self._ops[op].do(connection, request))
+        except Refused as refused:
+            self._answers.refused(connection, op, refused)
+        except StoreUnavailable as error:
+            log.warning("store unavailable", extra={"op": op, "error": str(error)})
+            self._answers.refused(connection, op, Refused(failed, Reason.STORE_AWAY, "a store is away, try again"))
+        except ConnectionError:
+            connection.inbox.clear()  # the peer is gone
+        except Exception:
+            log.exception("frame failed", extra={"op": op})
+            self._answers.refused(connection, op, Refused(failed, Reason.INTERNAL, INTERNAL))
+        finally:
+            connection.inbox.done()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,115 @@
+"""The requests of one socket that wait to be worked on."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from chat_server.service.frames import SEND, Request
+from chat_server.status import Refused
+
+# With this many requests or bytes the inbox is full, and the socket is not read. 128 requests are four batches, so the
+# next batch is there when the store finishes one.
+INBOX_FRAMES = 128
+INBOX_BYTES = 262144
+# Sends of one socket that are worked on together: at most this many, and no more once they have this many bytes.
+# Other sockets wait while a batch is stored, and larger batches cost hardly less per message.
+BATCH_REQUESTS = 32
+BATCH_BYTES = 16384
+BAD_FRAME = 0  # in place of an op: the frame is no request
+
+
+class Inbox:
+    """A bounded queue. It is active while a request waits or is in work.
+
+    `on_active` is called when it becomes active, and again when work is done and more waits. Each `take` must be
+    followed by a `done`.
+    """
+
+    __slots__ = ("_active", "_bytes", "_in_work", "_items", "_on_active", "_room", "_when_idle")
+
+    def __init__(self, on_active: Callable[[], None]) -> None:
+        self._on_active = on_active
+        # (op, request or refusal, bytes). It is short; a deque takes 600 bytes even if it is empty.
+        self._items: list[tuple[int, Request | Refused, int]] = []
+        self._bytes = 0
+        self._in_work = 0
+        self._active = False
+        self._room: asyncio.Future[None] | None = None  # the reader waits for room
+        self._when_idle: list[Callable[[], None]] | None = None
+
+    def put(self, item: Request | Refused, size: int) -> bool:
+        """Append a request, or the refusal of a bad frame, of `size` bytes. Returns whether the inbox is full."""
+        self._items.append((item.op_type if type(item) is Request else BAD_FRAME, item, size))
+        self._bytes += size
+        if not self._active:
+            self._active = True
+            self._on_active()
+        return self._bytes >= INBOX_BYTES or len(self._items) >= INBOX_FRAMES
+
+    @property
+    def next_op(self) -> int | None:
+        """The op of the next request, None if none waits."""
+        return self._items[0][0] if self._items else None
+
+    def take(self) -> tuple[list[Any], int]:
+        """The next items to work on, and their bytes: a batch of sends, or one other item; nothing if none waits."""
+        taken: list[Request | Refused] = []
+        size = 0
+        for op, item, bytes_ in self._items:
+            if taken and (op != SEND or size >= BATCH_BYTES):
+                break
+            taken.append(item)
+            size += bytes_
+            if op != SEND or len(taken) == BATCH_REQUESTS:
+                break
+        del self._items[: len(taken)]
+        self._bytes -= size
+        self._in_work += 1
+        self._let_reader_go_on()
+        return taken, size
+
+    def done(self) -> None:
+        """What was taken is answered."""
+        self._in_work -= 1
+        if self._in_work:
+            return
+        if self._items:
+            self._on_active()
+            return
+        self._active = False
+        waiting, self._when_idle = self._when_idle, None
+        for call in waiting or ():
+            call()
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self._items.clear()
+        self._bytes = 0
+        self._let_reader_go_on()
+
+    def wait_for_room(self) -> asyncio.Future[None]:
+        """A future that is done once something was taken; for one reader."""
+        self._room = asyncio.get_running_loop().create_future()
+        return self._room
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Call once nothing waits or is in work; at once if that is so now."""
+        if not self._active:
+            call()
+        elif self._when_idle is None:
+            self._when_idle = [call]
+        else:
+            self._when_idle.append(call)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing waits or is in work."""
+        while self._active:
+            idle = asyncio.Event()
+            self.when_idle(idle.set)
+            await idle.wait()
+
+    def _let_reader_go_on(self) -> None:
+        if self._room:
+            if not self._room.done():  # the reader may have been cancelled
+                self._room.set_result(None)
+            self._room = None

@@ -1,0 +1,173 @@
+"""What goes out to one socket: bounded, one write per loop iteration, and deliveries that pongs confirm.
+
+The frames go to the transport directly, past aiohttp's writer, because a write per frame took half of all CPU time. So
+the bound is ours too: the outbox and the transport's buffer together stay below `limit` bytes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from chat_server.service.registry import Delivery
+from chat_server.utils.websocket import PING, PONG, deflated, frame
+
+# A page goes on while less than this many bytes wait for the reader.
+DRAINED_BYTES = 32768
+# Deliveries of a socket that no pong confirmed yet, at most; further messages stay unread, and op 3 returns them.
+# About 200 bytes each: 3 MiB for a socket that answers no ping.
+MAX_UNCONFIRMED = 16384
+
+
+class Outbox:
+    """The frames for one socket. `window` is the one of permessage-deflate in bits, 0 without compression.
+
+    `on_full` is called when the reader is too slow; `on_confirmed` with the deliveries that a pong confirms, which are
+    kept only if `confirms`.
+    """
+
+    __slots__ = (
+        *("_closing", "_confirms", "_drain", "_draining", "_frames", "_limit", "_loop", "_on_confirmed", "_on_full"),
+        *("_ping", "_pinged", "_pings", "_queued", "_scheduled", "_transport", "_unconfirmed", "_window", "wrote"),
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        drain: Callable[[], Awaitable[None]],
+        *,
+        limit: int,
+        window: int,
+        confirms: bool,
+        on_full: Callable[[], None],
+        on_confirmed: Callable[[Sequence[Delivery]], None],
+    ) -> None:
+        transport.set_write_buffer_limits(DRAINED_BYTES)  # above it, `drain` waits
+        self._transport = transport
+        self._drain = drain
+        self._limit = limit
+        self._window = window
+        self._confirms = confirms
+        self._on_full = on_full
+        self._on_confirmed = on_confirmed
+        self._loop = asyncio.get_running_loop()
+        self._frames: list[bytes] = []
+        self._queued = 0  # bytes in _frames
+        self._scheduled = False  # a flush is scheduled
+        self._closing = False  # frames are dropped
+        self._draining: asyncio.Future[None] | None = None  # `drain` waits for the reader, or for the end
+        self._unconfirmed: list[Delivery] = []  # since the ping that is in flight
+        self._pinged: list[Delivery] = []  # before it
+        self._ping = b""  # its payload; empty if no ping is in flight
+        self._pings = 0
+        self.wrote = False  # a frame other than our ping was written since the owner reset this
+
+    def send(self, frame: bytes) -> None:
+        """Send a text frame; dropped when closing."""
+        if self._closing:
+            return
+        if self._window:
+            frame = deflated(frame, self._window)
+        self._frames.append(frame)
+        self._queued += len(frame)
+        if not self._scheduled:
+            self._schedule()
+        elif self._queued > self._limit:
+            self.flush()
+
+    def deliver(self, frame: bytes, delivery: Delivery) -> None:
+        """Send the frame of a message, and report its delivery once a pong confirms it."""
+        self.send(frame)
+        if self._confirms and not self._closing:
+            self._unconfirmed.append(delivery)
+
+    def offer(self, frame: bytes) -> None:
+        """Send a text frame, unless so much waits for the reader that a few more might close the socket."""
+        if self.waiting < self._limit // 2:
+            self.send(frame)
+
+    def send_pong(self, payload: bytes) -> None:
+        """Answer a ping of the peer."""
+        if not self._closing:
+            self._frames.append(pong := frame(PONG, payload))
+            self._queued += len(pong)
+            self._schedule()
+
+    @property
+    def waiting(self) -> int:
+        """The bytes that wait for the reader."""
+        return self._queued + self._transport.get_write_buffer_size()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request waits for the reader to take what it asked for."""
+        return self._draining is not None
+
+    async def drain(self) -> None:
+        """Wait until less than DRAINED_BYTES wait for the reader. Raises ConnectionResetError if it is closing."""
+        if self.waiting < DRAINED_BYTES and not self._closing:
+            return
+        self.flush()
+        if self._transport.get_write_buffer_size() >= DRAINED_BYTES and not self._closing:
+            self._draining = self._loop.create_future()
+            drained = asyncio.ensure_future(self._drain())
+            try:
+                await asyncio.wait((drained, self._draining), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._draining = None
+                drained.cancel()
+                await asyncio.gather(drained, return_exceptions=True)
+        if self._closing or self._transport.is_closing():
+            raise ConnectionResetError("the socket is closing")
+
+    def flush(self) -> None:
+        """Write the frames of this loop iteration, followed by one ping if a delivery is among them."""
+        self._scheduled = False
+        if self._frames:
+            self.wrote = True
+        if self._unconfirmed and not self._closing:
+            del self._unconfirmed[MAX_UNCONFIRMED:]
+            if not self._ping:
+                self._append_ping()
+        if not self._frames:
+            return
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(self._frames))
+        self._frames.clear()
+        self._queued = 0
+        if self._transport.get_write_buffer_size() > self._limit and not self._closing:
+            self._on_full()
+
+    def ping(self) -> None:
+        """Ask for a sign of life, unless a ping is in flight."""
+        if not self._ping and not self._closing and not self._transport.is_closing():
+            self._append_ping()
+            self.flush()
+
+    def pong(self, payload: bytes) -> bool:
+        """Whether a pong echoes our ping, which confirms all deliveries before it: the socket keeps order."""
+        if not self._ping or payload != self._ping:
+            return False
+        confirmed, self._pinged, self._ping = self._pinged, [], b""
+        if confirmed:
+            self._on_confirmed(confirmed)
+        if self._unconfirmed and not self._closing:
+            self._schedule()
+        return True
+
+    def close(self) -> None:
+        """Write what waits; drop all that comes. Idempotent."""
+        if not self._closing:
+            self._closing = True  # first: a flush that finds too much waiting would call on_full
+            self.flush()
+        if self._draining and not self._draining.done():
+            self._draining.set_result(None)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def _append_ping(self) -> None:
+        self._pings += 1
+        self._ping = self._pings.to_bytes(8, "big")
+        self._pinged, self._unconfirmed = self._unconfirmed, []
+        self._frames.append(frame(PING, self._ping))

@@ -1,0 +1,97 @@
+"""Send the answers to requests, and their effects on other sockets. No other module answers."""
+
+import msgspec
+
+from chat_server.service.frames import SEND, Frames, given_id
+from chat_server.service.registry import Delivery, Registry, Socket
+from chat_server.service.sending import Batch, Sent
+from chat_server.status import Refused, Status
+from chat_server.utils.metrics import Metrics
+
+# Recent deliveries that are remembered: at least this many, at most twice as many, which take about 3 MiB. A client
+# retries within seconds.
+REMEMBERED_DELIVERIES = 16384
+
+# Read once: before Python 3.12 each access to an enum's member is a call.
+_ONLINE, _OFFLINE = Status.RECEIVER_ONLINE, Status.RECEIVER_OFFLINE
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to a request that is no send."""
+
+    status: Status
+    content: str
+
+
+class Answers:
+    """Delivers stored messages, acknowledges requests and refuses them."""
+
+    def __init__(self, registry: Registry, frames: Frames, metrics: Metrics) -> None:
+        self._registry = registry
+        self._frames = frames
+        self._metrics = metrics
+        self._delivered = RecentNumbers(REMEMBERED_DELIVERIES)
+
+    def sent(self, batch: Batch) -> None:
+        """Deliver each stored message of a batch and acknowledge or refuse each request, in order."""
+        socket = batch.socket
+        for receiver in batch.unblocked:
+            allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
+            for other in self._registry.sockets(receiver):
+                other.send(allowed_again)
+        statuses = [
+            self._refuse(socket, result, given_id(request.content))
+            if isinstance(result, Refused)
+            else self._deliver_and_acknowledge(socket, result)
+            for request, result in zip(batch.requests, batch.results, strict=True)
+        ]
+        self._metrics.answered(SEND, statuses)
+
+    def answered(self, socket: Socket, op: int, answer: Answer) -> None:
+        """Answer a request that is no send."""
+        socket.send(self._frames.answer(socket.user, answer.status, answer.content))
+        self._metrics.answered(op, [answer.status])
+
+    def refused(self, socket: Socket, op: int, refused: Refused) -> None:
+        """Say why a request is refused; `op` is 0 if the frame is no request."""
+        self._metrics.answered(op, [self._refuse(socket, refused)])
+
+    def _refuse(self, socket: Socket, refused: Refused, id: str = "") -> Status:
+        socket.send(self._frames.refusal(socket.user, refused, id))
+        return refused.status
+
+    def _deliver_and_acknowledge(self, socket: Socket, sent: Sent) -> Status:
+        message, added = sent.message, sent.added
+        time = added.time  # of a retry that of the first message, which is the one that is stored
+        receivers = self._registry.sockets(message.receiver)
+        status = _ONLINE if receivers else _OFFLINE
+        if added.new or (added.unread and time not in self._delivered):
+            frame = self._frames.live(message, time)
+            if receivers:
+                delivery = Delivery(message.sender, message.id, time)
+                for receiver in receivers:
+                    receiver.deliver(frame, delivery)
+                self._delivered.add(time)
+            for other in self._registry.sockets(message.sender):
+                if other.sync and other is not socket:
+                    other.send(frame)
+        socket.send(self._frames.acknowledgement(socket.user, status, message.id, time))
+        return status
+
+
+class RecentNumbers:
+    """A set of the numbers that were added last: at least the last `least`, at most twice as many."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self._new: set[int] = set()
+        self._old: set[int] = set()
+
+    def add(self, number: int) -> None:
+        """Remember `number`."""
+        self._new.add(number)
+        if len(self._new) >= self._least:
+            self._old, self._new = self._new, set()
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._new or number in self._old
