@@ -4,6 +4,7 @@ import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -111,9 +112,9 @@ class Connection:
             window=int(ws.compress),
             confirms=not sync,  # on a sync socket only op 4 marks messages as read
             on_full=self._reads_too_slowly,
-            on_confirmed=lambda deliveries: events.deliveries_confirmed(self, deliveries),
+            on_confirmed=partial(events.deliveries_confirmed, self),
         )
-        self.inbox = inbox = Inbox(lambda: events.requests_arrived(self))
+        self.inbox = inbox = Inbox(partial(events.requests_arrived, self))
         # Called for every message: bound here, so that no method only forwards.
         self.send, self.offer, self.deliver, self.drain = outbox.send, outbox.offer, outbox.deliver, outbox.drain
         self.wait_idle = inbox.wait_idle

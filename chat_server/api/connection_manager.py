@@ -151,7 +151,8 @@ class ConnectionManager:
         try:
             if obstacle:
                 connection.close(*obstacle)
-            await connection.serve()
+            # In a task of its own: as part of the handler each frame would wake a dozen coroutines of aiohttp and ours.
+            await asyncio.create_task(connection.serve())
         except Exception:  # aiohttp would answer with HTTP, and this is a socket by now
             log.exception("socket failed", extra={"user": session.user})
             connection.close(1011, "something went wrong here")

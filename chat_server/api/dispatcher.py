@@ -100,7 +100,7 @@ class Dispatcher:
             # Pipelining: the next sends go to the store at once. In the next loop iteration, while the store works on
             # them, these are answered. Other requests wait until the sends before them are answered.
             asyncio.get_running_loop().call_soon(self._answer, batches)
-            batches, large = self._take([one for one, _ in batches if one.inbox.next_op == SEND]), False
+            batches, large = self._take([one for one, _ in batches if one.inbox.next_is_send()]), False
 
     async def _store(self, batches: list[Batch], large: bool) -> None:
         try:

@@ -46,26 +46,26 @@ class Inbox:
             self._on_active()
         return self._bytes >= INBOX_BYTES or len(self._items) >= INBOX_FRAMES
 
-    @property
-    def next_op(self) -> int | None:
-        """The op of the next request, None if none waits."""
-        return self._items[0][0] if self._items else None
+    def next_is_send(self) -> bool:
+        """Whether the next request is a send."""
+        return bool(self._items) and self._items[0][0] == SEND
 
     def take(self) -> tuple[list[Any], int]:
         """The next items to work on, and their bytes: a batch of sends, or one other item; nothing if none waits."""
-        taken: list[Request | Refused] = []
-        size = 0
-        for op, item, bytes_ in self._items:
-            if taken and (op != SEND or size >= BATCH_BYTES):
+        count = size = 0
+        for op, _, bytes_ in self._items:
+            if count and (op != SEND or size >= BATCH_BYTES):
                 break
-            taken.append(item)
+            count += 1
             size += bytes_
-            if op != SEND or len(taken) == BATCH_REQUESTS:
+            if op != SEND or count == BATCH_REQUESTS:
                 break
-        del self._items[: len(taken)]
+        taken = [item for _, item, _ in self._items[:count]]
+        del self._items[:count]
         self._bytes -= size
         self._in_work += 1
-        self._let_reader_go_on()
+        if self._room:
+            self._let_reader_go_on()
         return taken, size
 
     def done(self) -> None:
@@ -77,15 +77,17 @@ class Inbox:
             self._on_active()
             return
         self._active = False
-        waiting, self._when_idle = self._when_idle, None
-        for call in waiting or ():
-            call()
+        if self._when_idle:
+            waiting, self._when_idle = self._when_idle, None
+            for call in waiting:
+                call()
 
     def clear(self) -> None:
         """Drop what waits."""
         self._items.clear()
         self._bytes = 0
-        self._let_reader_go_on()
+        if self._room:
+            self._let_reader_go_on()
 
     def wait_for_room(self) -> asyncio.Future[None]:
         """A future that is done once something was taken; for one reader."""
@@ -109,7 +111,6 @@ class Inbox:
             await idle.wait()
 
     def _let_reader_go_on(self) -> None:
-        if self._room:
-            if not self._room.done():  # the reader may have been cancelled
-                self._room.set_result(None)
-            self._room = None
+        if self._room and not self._room.done():  # the reader may have been cancelled
+            self._room.set_result(None)
+        self._room = None

@@ -15,6 +15,7 @@ DRAINED_BYTES = 32768
 # Deliveries of a socket that no pong confirmed yet, at most; further messages stay unread, and op 3 returns them.
 # About 200 bytes each: 3 MiB for a socket that answers no ping.
 MAX_UNCONFIRMED = 16384
+_PING_HEAD = frame(PING, bytes(8))[:2]
 
 
 class Outbox:
@@ -69,7 +70,8 @@ class Outbox:
         self._frames.append(frame)
         self._queued += len(frame)
         if not self._scheduled:
-            self._schedule()
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
         elif self._queued > self._limit:
             self.flush()
 
@@ -170,4 +172,4 @@ class Outbox:
         self._pings += 1
         self._ping = self._pings.to_bytes(8, "big")
         self._pinged, self._unconfirmed = self._unconfirmed, []
-        self._frames.append(frame(PING, self._ping))
+        self._frames.append(_PING_HEAD + self._ping)

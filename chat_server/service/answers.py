@@ -1,5 +1,7 @@
 """Send the answers to requests, and their effects on other sockets. No other module answers."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from chat_server.service.frames import SEND, Frames, given_id
@@ -39,10 +41,11 @@ class Answers:
             allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
             for other in self._registry.sockets(receiver):
                 other.send(allowed_again)
+        others = [other for other in self._registry.sockets(socket.user) if other.sync and other is not socket]
         statuses = [
             self._refuse(socket, result, given_id(request.content))
             if isinstance(result, Refused)
-            else self._deliver_and_acknowledge(socket, result)
+            else self._deliver_and_acknowledge(socket, result, others)
             for request, result in zip(batch.requests, batch.results, strict=True)
         ]
         self._metrics.answered(SEND, statuses)
@@ -60,7 +63,8 @@ class Answers:
         socket.send(self._frames.refusal(socket.user, refused, id))
         return refused.status
 
-    def _deliver_and_acknowledge(self, socket: Socket, sent: Sent) -> Status:
+    def _deliver_and_acknowledge(self, socket: Socket, sent: Sent, others: Sequence[Socket]) -> Status:
+        """`others` are the sync sockets of the sender's other devices."""
         message, added = sent.message, sent.added
         time = added.time  # of a retry that of the first message, which is the one that is stored
         receivers = self._registry.sockets(message.receiver)
@@ -72,9 +76,8 @@ class Answers:
                 for receiver in receivers:
                     receiver.deliver(frame, delivery)
                 self._delivered.add(time)
-            for other in self._registry.sockets(message.sender):
-                if other.sync and other is not socket:
-                    other.send(frame)
+            for other in others:
+                other.send(frame)
         socket.send(self._frames.acknowledgement(socket.user, status, message.id, time))
         return status
 
@@ -84,14 +87,17 @@ class RecentNumbers:
 
     def __init__(self, least: int) -> None:
         self._least = least
+        self._free = least  # places in _new
         self._new: set[int] = set()
         self._old: set[int] = set()
 
     def add(self, number: int) -> None:
         """Remember `number`."""
-        self._new.add(number)
-        if len(self._new) >= self._least:
-            self._old, self._new = self._new, set()
+        if number not in self._new:
+            self._new.add(number)
+            self._free -= 1
+            if not self._free:
+                self._old, self._new, self._free = self._new, set(), self._least
 
     def __contains__(self, number: int) -> bool:
         return number in self._new or number in self._old

@@ -15,8 +15,8 @@ class Peers:
 
     def cached(self, socket: Socket, to: str) -> str | None:
         """The user that `to` names, if it is known without asking a store; None otherwise."""
-        peer = normal(to or socket.peer)
-        return peer if peer != socket.user and self._accounts.is_cached(peer) else None
+        peer = to or socket.peer  # only normal names are cached
+        return peer if self._accounts.is_cached(peer) and peer != socket.user else None
 
     async def find(self, socket: Socket, to: str, failed: Status) -> str:
         """The user that `to` names, who is not the socket's own. Raises Refused, StoreUnavailable."""

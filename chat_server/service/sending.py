@@ -63,7 +63,7 @@ class Sending:
     def batch(self, socket: Socket, requests: Sequence[Request]) -> Batch:
         """A batch of these requests of a socket, at least one."""
         receivers: dict[str, str | Refused | None] = {}
-        direct, now = True, self._timeline.next()
+        direct, now = True, self._timeline.now()
         for request in requests:
             if request.to not in receivers:
                 receivers[request.to] = peer = self._peers.cached(socket, request.to)
@@ -129,7 +129,9 @@ class Sending:
         except StoreUnavailable as away:
             _log_failure(away, len(messages))
             return [_AWAY] * len(messages)
-        return [_result(message, added) for message, added in zip(messages, stored, strict=True)]
+        return [
+            Sent(message, added) if added.same else _ID_USED for message, added in zip(messages, stored, strict=True)
+        ]
 
     async def _store_limited(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
         try:

@@ -24,8 +24,8 @@ class Timeline:
     """
 
     def __init__(self, clock: Clock, newest: int = 0) -> None:
-        self._clock = clock
         self._last = newest
+        self.now = clock.now
 
     def next(self) -> int:
         """A time that no other message of this process has, not before the clock's."""
@@ -33,10 +33,11 @@ class Timeline:
 
     def take(self, count: int) -> range:
         """`count` such times."""
-        first = max(self._clock.now(), self._last + 1)
+        now = self.now()
+        first = now if now > self._last else self._last + 1
         self._last = first + count - 1
         return range(first, first + count)
 
     def ahead(self) -> int:
         """By how many microseconds the last time is ahead of the clock; negative if it is behind."""
-        return self._last - self._clock.now()
+        return self._last - self.now()
