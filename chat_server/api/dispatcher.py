@@ -51,6 +51,7 @@ class Dispatcher:
             frames.BROADCAST: Op(broadcasts.broadcast, Status.SEND_FAILED),
             frames.CONVERSATIONS: Op(pages.conversations, Status.CONVERSATIONS_FAILED),
         }
+        self._loop = asyncio.get_running_loop()
         self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_TIMEOUT)
         self._ready: list[Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,7 +100,7 @@ class Dispatcher:
             await self._store([batch for _, batch in batches], large)
             # Pipelining: the next sends go to the store at once. In the next loop iteration, while the store works on
             # them, these are answered. Other requests wait until the sends before them are answered.
-            asyncio.get_running_loop().call_soon(self._answer, batches)
+            self._loop.call_soon(self._answer, batches)
             batches, large = self._take([one for one, _ in batches if one.inbox.next_is_send()]), False
 
     async def _store(self, batches: list[Batch], large: bool) -> None:
@@ -149,6 +150,6 @@ class Dispatcher:
             connection.inbox.done()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import signal
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,7 +17,7 @@ from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
 from tests import raw
 from tests.faults.tools import strace
-from tests.harness import serving, subprocess_server, wait_until
+from tests.harness import ROOT, serving, subprocess_server, wait_until
 
 RUN = 48
 
@@ -132,13 +134,70 @@ async def test_a_broadcast_is_encoded_once(tmp_path: Path, monkeypatch: pytest.M
         assert [record.to for record in encoded] == ["ALL", "0"]
 
 
-async def test_an_idle_socket_has_only_the_two_tasks_of_aiohttp(tmp_path: Path) -> None:
+def counting_calls(count: Path) -> tuple[str, ...]:
+    """Return a `prefix` that runs run.py unchanged, and counts calls on the event loop's thread between two SIGUSR1."""
+    launcher = count.with_name("launcher.py")
+    launcher.write_text(
+        f"""
+import cProfile, pathlib, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+profile, counting = cProfile.Profile(), False
+
+def toggle(*_):
+    global counting
+    counting = not counting
+    if counting:
+        return profile.enable()
+    profile.disable()
+    pathlib.Path({str(count)!r}).write_text(str(sum(entry.callcount for entry in profile.getstats())))
+
+signal.signal(signal.SIGUSR1, toggle)
+from chat_server import cli
+sys.exit(cli.main(sys.argv[3:]))
+"""
+    )
+    return sys.executable, str(launcher)
+
+
+@pytest.mark.parametrize(("in_flight", "limit"), [(16, 50), (1, 140)])
+async def test_a_message_costs_few_function_calls(tmp_path: Path, in_flight: int, limit: int) -> None:
+    """Calls on the event loop's thread hardly depend on the machine, unlike time. Measured: 41 and 119."""
+    pairs, rounds = 50, 64 // in_flight
+    count = tmp_path / "calls"
+    async with (
+        subprocess_server(tmp_path / "data", prefix=counting_calls(count), coverage=False, StrangerLimit=0) as server,
+        AsyncExitStack() as stack,
+    ):
+        names = [str(number) for number in range(2 * pairs)]
+        await server.add_users(*names)
+        for name in names[pairs:]:
+            await stack.enter_async_context(server.chat(name))  # it answers pings
+        senders = [
+            await stack.enter_async_context(raw.chat(server, one, to=two))
+            for one, two in zip(names[:pairs], names[pairs:], strict=True)
+        ]
+
+        async def send(sender: raw.RawSocket, rounds: int) -> None:
+            for number in range(rounds):
+                await sender.write(b"".join(raw.request(1, f"m{number}-{n}\nhello") for n in range(in_flight)))
+                for _ in range(in_flight):
+                    assert (await sender.answer())["op_type"] == 40018
+
+        await asyncio.gather(*(send(sender, 1) for sender in senders))  # what is cached
+        server.process.send_signal(signal.SIGUSR1)
+        await asyncio.gather(*(send(sender, rounds) for sender in senders))
+        server.process.send_signal(signal.SIGUSR1)
+        await wait_until(count.exists)
+        assert int(count.read_text()) / (pairs * rounds * in_flight) <= limit
+
+
+async def test_an_idle_socket_has_three_tasks(tmp_path: Path) -> None:
     async with serving(tmp_path, users=("1",), SocketsPerUser=1000) as server, AsyncExitStack() as stack:
         await stack.enter_async_context(raw.chat(server, "1"))
         before = len(asyncio.all_tasks())
         for _ in range(20):
             await stack.enter_async_context(raw.chat(server, "1"))
-        assert len(asyncio.all_tasks()) - before == 2 * 20  # one for the connection, one for the request
+        assert len(asyncio.all_tasks()) - before == 3 * 20  # aiohttp's connection and handler, and the reader
 
 
 async def test_an_idle_socket_takes_less_than_24_kib(tmp_path: Path) -> None:
