@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
-from chat_server.cache.counters import ContactStore, ExportableContacts, RateStore
+from chat_server.cache.contacts import ContactStore, ExportableContacts
+from chat_server.cache.rates import RateStore
 from chat_server.cache.sessions import ExportableSessions, SessionStore
 from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteContacts, SqliteRates, SqliteSessions, sweep
 from chat_server.conf import Settings

@@ -1,6 +1,6 @@
-"""Listening: our envelope and headers on every answer, and an end to peers that take for ever.
+"""Listen: our envelope and headers on every answer, and timeouts for slow peers.
 
-Also for what never reaches a handler: what is no HTTP, and unknown expectations.
+This includes input that reaches no handler, such as bytes that are no HTTP.
 """
 
 import asyncio
@@ -21,51 +21,51 @@ from chat_server.utils.descriptors import Descriptors
 from chat_server.utils.errors import StartError
 from chat_server.utils.turn_queue import TurnQueue
 
-# Connections that the system holds for us until we accept them.
+# Connections that the kernel queues until the server accepts them.
 BACKLOG = 1024
-# What the kernel may hold for a connection, each way, in bytes. Linux lets it grow to several MiB while a peer, or the
-# server, does not read: memory that no limit of ours would count.
+# The kernel's buffers of a connection, in each direction, in bytes. Otherwise Linux lets them grow to several MiB while
+# the peer or the server does not read: memory that no limit of the server counts.
 KERNEL_BUFFER = 65536
-# A head may take so many bytes; a request, with its body and what is pipelined behind it, so many on the wire. Then
-# endless heads, chunks of one byte and pipelines whose answers are not read cost no more than that.
+# Bytes on the wire of the head of a request, and of a request with its body and what is pipelined behind it, at most.
+# They bound endless heads, chunks of one byte, and pipelines with answers that are not read.
 HEAD_BYTES, REQUEST_BYTES = 32768, 65536
-# Behind an answer to a request that was not read to its end so many bytes are dropped, for so many seconds at most: the
-# client can read the answer before the connection ends.
+# After the answer to a request that was not read to its end, the server drops up to this many bytes for up to this many
+# seconds, so that the client can read the answer before the connection ends.
 DROPPED_BYTES, DROPPED_SECONDS = 4194304, 2.0
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's end of an HTTP connection, with its own error pages replaced.
+    """aiohttp's side of an HTTP connection, with our error pages.
 
-    A peer has `patience` seconds to send the head of its (next) request, and as many to take the answer.
-    Where thousands of connections end together, each ends in its turn: the others are served in between.
-    `on_bytes` is called with the number of bytes of each read; an open socket counts them.
+    A peer has `timeout` seconds to send the head of its (next) request, and as many to take the answer.
+    Thousands of connections that end together end one per loop iteration, so that other work runs in between.
+    `on_bytes` is called with the size of each read; an open socket counts these bytes.
     """
 
     __slots__ = (
-        *("_answered", "_body", "_broken", "_bytes", "_descriptors", "_envelope", "_pace", "_patience"),
+        *("_answered", "_body", "_broken", "_bytes", "_descriptors", "_envelope", "_pace", "_timeout"),
         "on_bytes",
     )
 
     def __init__(
         self,
         envelope: Envelope,
-        patience: float,
+        timeout: float,
         descriptors: Descriptors,
         pace: TurnQueue,
         manager: web.Server,
         **options: Any,
     ) -> None:
-        # No endpoint wants a compressed body: none is decompressed, and body() refuses it.
-        super().__init__(manager, keepalive_timeout=patience, lingering_time=0, auto_decompress=False, **options)
+        # No endpoint accepts a compressed body: none is decompressed, and body() refuses it.
+        super().__init__(manager, keepalive_timeout=timeout, lingering_time=0, auto_decompress=False, **options)
         self._envelope = envelope
-        self._patience = patience
+        self._timeout = timeout
         self._descriptors = descriptors
         self._pace = pace
-        self._broken = False  # nothing that comes is read any more
-        self._bytes = 0  # that have come since no request was under way
+        self._broken = False  # input is dropped
+        self._bytes = 0  # received since the last time that no request was in work
         self._answered = 0  # requests
-        self._body: StreamReader | None = None  # of the newest request; those before it are complete
+        self._body: StreamReader | None = None  # of the newest request; the earlier ones are complete
         self.on_bytes: Callable[[int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,7 +77,7 @@ class Protocol(web.RequestHandler):
         self._descriptors.taken(sock.fileno())
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have arrived: of a socket, or of requests, which may not have too many."""
+        """Bytes arrived: of a socket, or of requests, whose size is limited."""
         if self.on_bytes or self._upgraded:
             super().data_received(data)
             if self.on_bytes:
@@ -95,11 +95,11 @@ class Protocol(web.RequestHandler):
             self._refuse_more()
 
     def _is_busy(self) -> bool:
-        """Whether a request has come that is not answered yet."""
+        """Whether a request is not answered yet."""
         return self._request_count > self._answered
 
     def _refuse_more(self) -> None:
-        """Let the requests that have come be answered, and the connection end behind them."""
+        """Answer the requests that have arrived, then end the connection."""
         if not self._is_busy():
             super().data_received(b"\0")  # no head may contain it: the answer is 400
             self._look_at_requests()
@@ -110,10 +110,10 @@ class Protocol(web.RequestHandler):
             self._body.set_exception(Refused(Status.BAD_REQUEST, Reason.TOO_LARGE, "the request is too large"))
 
     def _look_at_requests(self) -> None:
-        """Remember the newest body, and read no more once something came that is no HTTP.
+        """Remember the newest body, and drop further input after bytes that are no HTTP.
 
-        aiohttp keeps the error among the requests. With its traceback it would hold what was read, in a cycle, until
-        the next collection; there is no other way to it.
+        aiohttp keeps the error among the requests. Its traceback would keep the input, in a cycle, until the next
+        collection; it can be reached only here.
         """
         for request, body in self._messages:
             self._body = body
@@ -122,7 +122,7 @@ class Protocol(web.RequestHandler):
                 error.__traceback__ = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection has ended; its handler learns it in its turn, after what came before."""
+        """The connection has ended. Its handler is told in its turn, after the input that came before."""
         self.on_bytes = None
         self._pace.call(partial(super().connection_lost, exc))
 
@@ -133,7 +133,7 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no HTTP: nothing of it is repeated, in the answer or in the log."""
+        """Answer bytes that are no HTTP, and repeat none of them in the answer or the log."""
         response = self._envelope.refusal(Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, "this is no valid HTTP"))
         response.force_close()
         secure(response)
@@ -142,7 +142,7 @@ class Protocol(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; one of aiohttp's own becomes ours. Who does not take it in time is cut."""
+        """Send an answer, with our envelope instead of aiohttp's. Cut a peer that does not take it in time."""
         if isinstance(resp, web.HTTPException):
             resp = answer_to(resp, self._envelope)
             secure(resp)
@@ -150,9 +150,9 @@ class Protocol(web.RequestHandler):
         if unread and not resp.prepared:
             resp.force_close()
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 finished = await super().finish_response(request, resp, start_time)
-            self._look_at_requests()  # at what came behind an upgrade that was refused
+            self._look_at_requests()  # behind a refused upgrade
         except TimeoutError:
             if request.transport:
                 request.transport.abort()
@@ -162,12 +162,12 @@ class Protocol(web.RequestHandler):
             self._bytes = 0
         if unread:
             self._broken = True
-            await asyncio.sleep(DROPPED_SECONDS)  # a connection that is lost cancels this
+            await asyncio.sleep(DROPPED_SECONDS)  # cancelled when the connection is lost
         return finished
 
 
 def _admission(pace: TurnQueue, envelope: Envelope) -> Middleware:
-    """The first middleware: each request waits for its turn, and must say in one way where its body ends."""
+    """The first middleware: each request waits for its turn, and must have an unambiguous length."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -183,16 +183,16 @@ def _admission(pace: TurnQueue, envelope: Envelope) -> Middleware:
 
 @asynccontextmanager
 async def listening(
-    application: web.Application, envelope: Envelope, host: str, port: int, patience: float, *, keys: str = "Http"
+    application: web.Application, envelope: Envelope, host: str, port: int, timeout: float, *, keys: str = "Http"
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve while the context lasts; yields host and port. Raises StartError if it cannot listen there.
+    """Serve within the context; yields host and port. Raises StartError if the address is not available.
 
-    `patience`: as Protocol. `keys` is what the settings of host and port begin with.
+    `timeout` as in Protocol. `keys` is the beginning of the names of the settings for host and port.
     """
     pace = TurnQueue()
     application.middlewares.insert(0, _admission(pace, envelope))
     application.on_response_prepare.append(secured)
-    # A client that is gone cancels its handler: a password that nobody waits for leaves the queue.
+    # A lost connection cancels its handler, so that its password leaves the queue.
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -201,7 +201,7 @@ async def listening(
             raise RuntimeError("the runner was set up, but has no server")
         try:
             server = await loop.create_server(
-                lambda: Protocol(envelope, patience, descriptors, pace, manager, loop=loop, access_log=None),
+                lambda: Protocol(envelope, timeout, descriptors, pace, manager, loop=loop, access_log=None),
                 host,
                 port,
                 backlog=BACKLOG,
@@ -216,7 +216,7 @@ async def listening(
             yield bound_host, bound_port
         finally:
             server.close()
-            # Here already: cleanup() first stops reading, and neither the last pongs nor close frames would be heard.
+            # Not left to cleanup(), which first stops reading: the last pongs and close frames would be lost.
             await application.shutdown()
     finally:
         await runner.cleanup()

@@ -14,7 +14,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
-from chat_server.cache.counters import ContactRecord, ContactState, Decision, Permission, Rate
+from chat_server.cache.contacts import ContactRecord, ContactState, Decision, Permission
+from chat_server.cache.rates import Rate
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.conf import RedisSettings
 from chat_server.utils.batch import Batcher

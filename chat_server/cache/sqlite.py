@@ -7,7 +7,8 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from chat_server.cache.counters import ContactRecord, ContactState, Decision, Permission, Rate, decide
+from chat_server.cache.contacts import ContactRecord, ContactState, Decision, Permission, decide
+from chat_server.cache.rates import Rate
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
@@ -241,10 +242,9 @@ class SqliteContacts:
         await self._database.write(lambda tx: tx.executemany(insert, rows).rowcount)
 
     def _put(self, tx: sqlite3.Connection, low: str, high: str, state: ContactState) -> None:
-        expires = (state.started + self._window if state.sender else state.until) + self._window
         tx.execute(
             "INSERT OR REPLACE INTO strangers (low, high, state, expires) VALUES (?, ?, ?, ?)",
-            (low, high, msgspec.msgpack.encode(state), expires),
+            (low, high, msgspec.msgpack.encode(state), state.expires(self._window)),
         )
 
 

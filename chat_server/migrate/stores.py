@@ -10,7 +10,7 @@ import msgspec
 from tqdm import tqdm
 
 from chat_server.backends import ExportableStores
-from chat_server.cache.counters import ExportableContacts
+from chat_server.cache.contacts import ExportableContacts
 from chat_server.cache.sessions import ExportableSessions, SessionRecord
 from chat_server.migrate.checksum import LATEST, PAGE, Digest, Sum, stream
 from chat_server.migrate.shared import Shared

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from chat_server.cache.counters import Rate, RateStore
+from chat_server.cache.rates import Rate, RateStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import AccountSettings
 from chat_server.model.users import State, User, UserStore

@@ -1,6 +1,6 @@
 """Op 6, send to everybody online: not stored (protocol section 2)."""
 
-from chat_server.cache.counters import Rate, RateStore
+from chat_server.cache.rates import Rate, RateStore
 from chat_server.conf import ChatSettings
 from chat_server.service.answers import Answer
 from chat_server.service.frames import Frames, Request

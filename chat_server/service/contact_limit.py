@@ -1,6 +1,6 @@
 """Enforce the contact limit: how much a user may write to another who does not answer (protocol section 3, promise 4).
 
-The rule itself is `decide` in cache/counters.py. Here it is applied and the message stored, so that neither happens
+The rule itself is `decide` in cache/contacts.py. Here it is applied and the message stored, so that neither happens
 without the other.
 """
 
@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from chat_server.cache.counters import ContactState, ContactStore, Decision, Permission, rebuild
+from chat_server.cache.contacts import ContactState, ContactStore, Decision, Permission, rebuild
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.utils.errors import StoreUnavailable
 
@@ -177,10 +177,10 @@ class SameDatabase(Generic[Tx]):
         if earlier := self._messages.find_in(tx, message):
             return Outcome(earlier, free=False)
         decision = self._decide(tx, message, free)
-        if decision.verdict is Permission.REFUSED:
+        if decision.permission is Permission.REFUSED:
             return Outcome(None, free=False)
         [added] = self._messages.add_in(tx, [message])
-        return Outcome(added, free=decision.verdict is Permission.FREE, unblocked=decision.unblocked)
+        return Outcome(added, free=decision.permission is Permission.FREE, unblocked=decision.unblocked)
 
     def _decide(self, tx: Tx, message: Message, free: bool) -> Decision:
         sender, receiver, now = message.sender, message.receiver, message.time
@@ -188,7 +188,7 @@ class SameDatabase(Generic[Tx]):
             self._contacts.allow_in(tx, sender, receiver, now)
             return Decision(Permission.FREE)
         decision = self._contacts.take_in(tx, sender, receiver, now)
-        if decision.verdict is Permission.UNKNOWN:
+        if decision.permission is Permission.UNKNOWN:
             decision = self._contacts.take_in(tx, sender, receiver, now, self._rebuild(tx, message))
         return decision
 
@@ -245,18 +245,18 @@ class SeparateStores:
             if earlier:
                 return Outcome(earlier, free=False)
             decision = await self._decide(message)
-            if decision.verdict is Permission.REFUSED:
+            if decision.permission is Permission.REFUSED:
                 return Outcome(None, free=False)
             unblocked = decision.unblocked  # also if the message is not stored: to write frees the pair
             [added] = await self._messages.add([message])
         except StoreUnavailable as away:
             return Outcome(away, free=False, unblocked=unblocked)
-        return Outcome(added, free=decision.verdict is Permission.FREE, unblocked=unblocked)
+        return Outcome(added, free=decision.permission is Permission.FREE, unblocked=unblocked)
 
     async def _decide(self, message: Message) -> Decision:
         sender, receiver, id, now = message.sender, message.receiver, message.id, message.time
         decision = await self._contacts.take(sender, receiver, id, now)
-        if decision.verdict is Permission.UNKNOWN:
+        if decision.permission is Permission.UNKNOWN:
             decision = await self._contacts.take(sender, receiver, id, now, await self._rebuild(message))
         return decision
 

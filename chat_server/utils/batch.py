@@ -1,4 +1,4 @@
-"""Group commit for anything: what many callers ask for at once is done together."""
+"""Group commit for any store: calls that arrive together are executed together."""
 
 import asyncio
 from collections import deque
@@ -13,16 +13,14 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Gathers items while one batch is being worked on, and hands them over together as the next.
+    """Collects items while a batch is in work, and hands them over together as the next batch.
 
-    There is no timer unless `gather` is given: an item that finds nothing under way goes at once, with whatever else
-    the same turn of the loop brought. With `gather` it waits so many seconds for others, or until somebody waits for
-    it to be settled. Whoever gets a result has one turn to hand over what follows on it, so that it is in the
-    next batch already. `work` gets 1 to `most` items and returns one result, or exception, for each;
-    what it raises itself is every caller's exception. No item waits longer than `timeout` seconds, counted from
-    when it was handed over: then its caller gets StoreUnavailable. Where each caller waits for its own result, what is
-    gathered is bounded by the callers; one that does not wait must bound what it hands over. A cancelled caller takes
-    neither the batch nor its neighbours with it.
+    There is no timer: an item that finds nothing in work goes in the next loop iteration, with all items of this one.
+    Callers that get a result have one loop iteration to submit their next item, which then is in the next batch.
+    `work` gets 1 to `most` items and returns one result, or exception, for each; an exception that it raises goes to
+    all callers. After `timeout` seconds since it was submitted, an item is given up: its caller gets StoreUnavailable.
+    The callers bound the number of items, because each waits for its own result. Cancelling one caller affects neither
+    the batch nor the other callers.
     """
 
     def __init__(
@@ -31,63 +29,44 @@ class Batcher(Generic[Item, Result]):
         *,
         most: int = 1024,
         timeout: float | None = None,
-        gather: float = 0,
         watch: StoreMetrics = NO_STORE_METRICS,
         name: str = "the store",
     ) -> None:
         self._work = work
-        self._name = name  # for people
+        self._name = name  # in error texts
         self._watch = watch
         self._most = most
         self._timeout = timeout
-        self._gather = gather
-        self._waiting: deque[tuple[Item, asyncio.Future[Result], float]] = deque()  # the last: since when
+        self._waiting: deque[tuple[Item, asyncio.Future[Result], float]] = deque()  # the last: when it was submitted
         self._runner: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # begins the next batch
-        self._taken = self._done = 0  # items handed over, and done with, so far
-        self._watchers: list[tuple[int, asyncio.Future[None]]] = []
+        self._submitted = self._done = 0  # items so far
+        self._flushes: list[tuple[int, asyncio.Future[None]]] = []  # the value of _done that each waits for
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Hand over an item; the future brings its result."""
+        """Hand over an item. The future gets its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future, loop.time()))
-        self._taken += 1
-        if self._runner is None and self._timer is None:
-            self._begin(self._gather)
+        self._submitted += 1
+        if self._runner is None:
+            self._runner = loop.create_task(self._run())
         return future
 
     async def flush(self) -> None:
-        """Wait until everything handed over so far is done, whether it succeeded or failed."""
-        if self._done < self._taken:
+        """Wait until all items submitted so far are done, whether they succeeded or failed."""
+        if self._done < self._submitted:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._watchers.append((self._taken, done))
-            if self._timer:
-                self._begin()
+            self._flushes.append((self._submitted, done))
             await done
-
-    def _begin(self, after: float = 0) -> None:
-        """Begin the next batch, after so many seconds."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-        loop = asyncio.get_running_loop()
-        if after:
-            self._timer = loop.call_later(after, self._begin)
-        else:
-            self._runner = loop.create_task(self._run())
 
     async def _run(self) -> None:
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-                answer([future for _, future, _ in batch], await self._results(batch))
+                set_results([future for _, future, _ in batch], await self._results(batch))
                 self._done += len(batch)
-                self._tell_watchers()
-                await asyncio.sleep(0)  # the turn in which those who have their results go on
-                if self._gather and 0 < len(self._waiting) < self._most and not self._watchers:
-                    self._begin(self._gather)
-                    break
+                self._end_flushes()
+                await asyncio.sleep(0)  # in this loop iteration the callers submit their next items
         finally:
             self._runner = None
 
@@ -107,22 +86,22 @@ class Batcher(Generic[Item, Result]):
             return [error] * len(batch)
         return results
 
-    def _tell_watchers(self) -> None:
-        due = [done for target, done in self._watchers if target <= self._done]
-        self._watchers = [watcher for watcher in self._watchers if watcher[0] > self._done]
-        for done in due:
-            if not done.done():
+    def _end_flushes(self) -> None:
+        ended = [done for target, done in self._flushes if target <= self._done]
+        self._flushes = [flush for flush in self._flushes if flush[0] > self._done]
+        for done in ended:
+            if not done.done():  # its caller may have been cancelled
                 done.set_result(None)
 
 
 def expect_each(items: Sequence[object], results: Sequence[object]) -> None:
-    """Raise RuntimeError unless there is a result for each item."""
+    """Raise RuntimeError unless there is one result for each item."""
     if len(results) != len(items):
         raise RuntimeError(f"{len(results)} results for {len(items)} items")
 
 
-def answer(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
-    """Give each future its result, or exception; one that is done was cancelled, or given up."""
+def set_results(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
+    """Give each future its result or exception, unless it is done: it was cancelled or given up."""
     for future, result in zip(futures, results, strict=True):
         if future.done():
             continue

@@ -1,4 +1,4 @@
-"""A semaphore that is fair between clients."""
+"""A semaphore whose waiting keys take turns."""
 
 import asyncio
 from collections import OrderedDict
@@ -14,11 +14,11 @@ class FairSemaphore:
 
     @property
     def waiting(self) -> int:
-        """How many callers wait."""
+        """The number of callers that wait."""
         return self._waiting
 
     def turns_before(self, key: str) -> int:
-        """How many turns, at most, others have before the next caller with this key, as things stand now."""
+        """The number of turns, at most, before that of the next caller with this key, as of now."""
         if self._free:
             return 0
         own = len(self._queues.get(key, ()))
@@ -38,7 +38,7 @@ class FairSemaphore:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._leave(key, turn)
-            else:  # the turn came at the same moment
+            else:  # the turn came in the same moment
                 self.release()
             raise
 

@@ -1,4 +1,4 @@
-"""One at a time, per key; a few at a time."""
+"""Locks by key, and a limit of concurrent calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from chat_server.utils.fair_semaphore import FairSemaphore
 
 
 class KeyedLock:
-    """A lock for each key that somebody holds or waits for; the others take no memory."""
+    """A lock for each key. Only keys that are held or waited for take memory."""
 
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
@@ -29,21 +29,21 @@ class KeyedLock:
 
 
 class ConcurrencyLimiter:
-    """Lets `width` at a time through to a store. Keys take turns, and wait at most `patience` seconds."""
+    """Allows `width` callers at a time. Keys take turns; a caller waits at most `timeout` seconds."""
 
-    def __init__(self, width: int, patience: float) -> None:
-        self._room = FairSemaphore(width)
-        self._patience = patience
+    def __init__(self, width: int, timeout: float) -> None:
+        self._places = FairSemaphore(width)
+        self._timeout = timeout
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
-        """Wait for room, and take it. Raises StoreUnavailable."""
+        """Wait for a place and hold it. Raises StoreUnavailable."""
         try:
-            async with asyncio.timeout(self._patience):
-                await self._room.acquire(key)
+            async with asyncio.timeout(self._timeout):
+                await self._places.acquire(key)
         except TimeoutError as error:
-            raise StoreUnavailable(f"no room within {self._patience:g} s") from error
+            raise StoreUnavailable(f"no place within {self._timeout:g} s") from error
         try:
             yield
         finally:
-            self._room.release()
+            self._places.release()

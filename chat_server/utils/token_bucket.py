@@ -1,8 +1,8 @@
-"""Flood control that refuses nothing: who sends too fast is read more slowly."""
+"""Flood control without refusals: a user that sends too fast is read more slowly."""
 
 
 class TokenBucket:
-    """Lets through `rate` a second, after a burst of `burst`. Times in seconds of a monotonic clock."""
+    """Allows `rate` per second after a burst of `burst`. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_burst", "_rate", "_tokens", "_when")
 
@@ -13,13 +13,13 @@ class TokenBucket:
         self._when = now
 
     def take(self, now: float, count: int = 1) -> float:
-        """Take `count`; returns the seconds to wait before they may be used, 0 if they may be at once."""
+        """Take `count` tokens. Returns the seconds to wait before they may be used."""
         self._refill(now)
         self._tokens -= count
         return -self._tokens / self._rate if self._tokens < 0 else 0.0
 
     def full(self, now: float) -> bool:
-        """Whether it is as good as new, and may be forgotten."""
+        """Whether it is in the same state as a new one, which can replace it."""
         self._refill(now)
         return self._tokens >= self._burst
 

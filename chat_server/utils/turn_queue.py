@@ -1,4 +1,4 @@
-"""One after the other: what many connections want at the same moment does not hold up the rest."""
+"""Calls one after the other, so that many at the same moment do not delay everything else."""
 
 import asyncio
 from collections import deque
@@ -6,40 +6,37 @@ from collections.abc import Callable
 
 
 class TurnQueue:
-    """Makes the calls handed to it in order, one in a turn of the event loop.
-
-    Nothing waits for time to pass: where there is nothing else to do, one turn follows another at once.
-    """
+    """Makes calls in order, one per loop iteration. There is no timer: an idle loop makes one call after the other."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
-        self._at_it = False  # the next turn will look for what waits
+        self._scheduled = False  # the next loop iteration makes a call
 
     def call(self, call: Callable[[], None]) -> None:
-        """Make this call when its turn has come. What it raises goes to the loop's exception handler."""
+        """Make this call in its turn. An exception goes to the exception handler of the loop."""
         self._waiting.append(call)
-        if not self._at_it:
-            self._go_on()
+        if not self._scheduled:
+            self._schedule()
 
     async def turn(self) -> None:
-        """Return when the caller's turn has come."""
+        """Wait for the turn of the caller."""
         turn = asyncio.get_running_loop().create_future()
 
-        def come() -> None:
+        def begin() -> None:
             if not turn.done():  # its caller may have been cancelled
                 turn.set_result(None)
 
-        self.call(come)
+        self.call(begin)
         await turn
 
-    def _go_on(self) -> None:
-        self._at_it = False
+    def _schedule(self) -> None:
+        self._scheduled = False
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._next)  # without memory this fails, and the next call tries again
-            self._at_it = True
+            asyncio.get_running_loop().call_soon(self._next)  # if this fails without memory, the next call tries again
+            self._scheduled = True
 
     def _next(self) -> None:
         try:
             self._waiting.popleft()()
         finally:
-            self._go_on()
+            self._schedule()

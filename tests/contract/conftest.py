@@ -18,7 +18,8 @@ import pytest
 from chat_server import conf
 from chat_server.backends import SCHEMAS
 from chat_server.cache import redis
-from chat_server.cache.counters import ContactStore, RateStore
+from chat_server.cache.contacts import ContactStore
+from chat_server.cache.rates import RateStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.cache.sqlite import SqliteContacts, SqliteRates, SqliteSessions
 from chat_server.model import mongodb, mysql

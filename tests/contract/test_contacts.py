@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_server.cache.counters import ContactState, ContactStore, Decision, Permission, decide
+from chat_server.cache.contacts import ContactState, ContactStore, Decision, Permission, decide
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import KEPT, LIMIT, WINDOW
@@ -25,7 +25,7 @@ def new() -> str:
 
 
 async def attempts(store: ContactStore, sender: str, receiver: str, now: int, count: int) -> list[Permission]:
-    return [(await store.take(sender, receiver, new(), now + step, NOTHING)).verdict for step in range(count)]
+    return [(await store.take(sender, receiver, new(), now + step, NOTHING)).permission for step in range(count)]
 
 
 async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: ContactStore, clock: ManualClock) -> None:
@@ -38,10 +38,10 @@ async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: ContactStore
 async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rebuilt = ContactState(sender="1", count=LIMIT - 1, started=now - 10)
-    assert (await strangers.take("1", "2", new(), now, rebuilt)).verdict is COUNTED
-    assert (await strangers.take("1", "2", new(), now + 1, NOTHING)).verdict is REFUSED
-    assert (await strangers.take("1", "2", new(), now + 2, ContactState(until=now + LAPSE))).verdict is REFUSED
-    assert (await strangers.take("1", "2", new(), now + 3)).verdict is REFUSED
+    assert (await strangers.take("1", "2", new(), now, rebuilt)).permission is COUNTED
+    assert (await strangers.take("1", "2", new(), now + 1, NOTHING)).permission is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 2, ContactState(until=now + LAPSE))).permission is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 3)).permission is REFUSED
 
 
 async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
@@ -64,10 +64,10 @@ async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, cl
     await attempts(strangers, "3", "1", now, LIMIT + 1)
     for one, other in (("1", "2"), ("1", "3")):  # of one pair it never heard, of the other it did
         await strangers.allow(one, other, now)
-        assert (await strangers.take(other, one, new(), now + 1)).verdict is FREE
+        assert (await strangers.take(other, one, new(), now + 1)).permission is FREE
         assert await attempts(strangers, one, other, now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
-        assert (await strangers.take(one, other, new(), now + 2 * LAPSE)).verdict is COUNTED
-    assert (await strangers.take("2", "3", new(), now)).verdict is UNKNOWN
+        assert (await strangers.take(one, other, new(), now + 2 * LAPSE)).permission is COUNTED
+    assert (await strangers.take("2", "3", new(), now)).permission is UNKNOWN
 
 
 async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clock: ManualClock) -> None:
@@ -81,7 +81,7 @@ async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clo
 async def test_a_window_begins_with_the_first_that_counts(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
-    assert (await strangers.take("1", "2", new(), now + LAPSE - 1)).verdict is REFUSED
+    assert (await strangers.take("1", "2", new(), now + LAPSE - 1)).permission is REFUSED
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
@@ -92,7 +92,7 @@ async def test_freedom_ends_a_window_after_the_last_message(strangers: ContactSt
     last = now + 1
     for _ in range(3):
         last += LAPSE - 1
-        assert (await strangers.take("1", "2", new(), last)).verdict is FREE
+        assert (await strangers.take("1", "2", new(), last)).permission is FREE
     ended = last + LAPSE
     assert await attempts(strangers, "1", "2", ended, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
@@ -109,8 +109,8 @@ async def test_pairs_do_not_mix(strangers: ContactStore, clock: ManualClock) -> 
 async def test_of_many_at_once_no_more_get_through(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(*(strangers.take("1", "2", new(), now + step, NOTHING) for step in range(30)))
-    assert [decision.verdict for decision in rulings].count(COUNTED) == LIMIT
-    assert [decision.verdict for decision in rulings].count(REFUSED) == 30 - LIMIT
+    assert [decision.permission for decision in rulings].count(COUNTED) == LIMIT
+    assert [decision.permission for decision in rulings].count(REFUSED) == 30 - LIMIT
 
 
 async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore, clock: ManualClock) -> None:
@@ -118,7 +118,7 @@ async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore,
     rulings = await asyncio.gather(
         *(strangers.take(*pair, new(), now + step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
     )
-    verdicts = [decision.verdict for decision in rulings]
+    verdicts = [decision.permission for decision in rulings]
     assert verdicts.count(FREE) + verdicts.count(COUNTED) == 20
     assert 1 <= verdicts.count(COUNTED) <= LIMIT
 
@@ -173,9 +173,9 @@ async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStor
     await strangers.forget("1", "2")
     await strangers.forget("11", "1")
     await strangers.forget("1", "3")
-    assert (await strangers.take("1", "2", new(), now + 5)).verdict is UNKNOWN
-    assert (await strangers.take("11", "1", new(), now + 5)).verdict is UNKNOWN
-    assert (await strangers.take("11", "2", new(), now + 5)).verdict is REFUSED
+    assert (await strangers.take("1", "2", new(), now + 5)).permission is UNKNOWN
+    assert (await strangers.take("11", "1", new(), now + 5)).permission is UNKNOWN
+    assert (await strangers.take("11", "2", new(), now + 5)).permission is REFUSED
 
 
 async def test_a_caller_who_goes_takes_nobody_with_him(strangers: ContactStore, clock: ManualClock) -> None:

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from chat_server.cache.counters import ContactRecord, ContactState, ContactStore, ExportableContacts, Permission
+from chat_server.cache.contacts import ContactRecord, ContactState, ContactStore, ExportableContacts, Permission
 from chat_server.cache.sessions import ExportableSessions, SessionRecord, SessionStore
 from chat_server.model.messages import ExportableMessages, Message, MessageStore, Record
 from chat_server.model.users import ExportableUsers, State, User, UserStore
@@ -164,13 +164,13 @@ async def test_states_of_strangers_come_back_as_they_were_put(strangers: Contact
     assert all(abs(one.expires - now - 200 * MICROSECONDS) < 5 * MICROSECONDS for one in found)
     [peeked] = await store.peek([("A", "a"), ("A", "b")])
     assert peeked.state == there[2].state
-    assert (await store.take("2", "1", "one", now + 1)).verdict is Permission.REFUSED
-    assert (await store.take("a", "A", "one", now + 1)).verdict is Permission.FREE
-    assert (await store.take("1", "é.-@", "one", now + 1)).verdict is Permission.COUNTED
+    assert (await store.take("2", "1", "one", now + 1)).permission is Permission.REFUSED
+    assert (await store.take("a", "A", "one", now + 1)).permission is Permission.FREE
+    assert (await store.take("1", "é.-@", "one", now + 1)).permission is Permission.COUNTED
     [counted] = await store.peek([("1", "é.-@")])
     assert counted.state == ContactState("1", 2, now)
     await store.put([ContactRecord("1", "é.-@", ContactState("1", 3, now), now + 200 * MICROSECONDS)])
-    assert (await store.take("1", "é.-@", "one", now + 2)).verdict is Permission.REFUSED
+    assert (await store.take("1", "é.-@", "one", now + 2)).permission is Permission.REFUSED
 
 
 # --- away

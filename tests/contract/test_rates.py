@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from chat_server.cache.counters import Rate, RateStore
+from chat_server.cache.rates import Rate, RateStore
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import Later
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from chat_server.backends import ExportableStores, open_exportable
-from chat_server.cache.counters import ContactRecord, ContactState
+from chat_server.cache.contacts import ContactRecord, ContactState
 from chat_server.cache.sessions import SessionRecord
 from chat_server.model.messages import Message, Record
 from chat_server.model.users import State, User

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chat_server.backends import SCHEMAS
-from chat_server.cache.counters import ContactState, Decision
+from chat_server.cache.contacts import ContactState, Decision
 from chat_server.cache.sqlite import SqliteContacts
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.model.sqlite import SqliteMessages

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StoreUnavailable
-from tests.harness import wait_until
 
 FINE, FAILS, RAISES = "fine", "fails", "takes its batch with it"
 Item = tuple[int, str]
@@ -193,53 +192,12 @@ async def test_too_few_results_are_everybody_s_error_and_nobody_hangs() -> None:
     assert [type(result) for result in results] == [RuntimeError] * 3
 
 
-async def test_with_time_to_gather_what_comes_in_it_goes_together() -> None:
-    work = Work()
-    batcher = Batcher(work, gather=0.1)
-    first = waiting_for(batcher, 1)
-    await turns(20)
-    assert work.batches == []
-    work.permits.release()
-    await asyncio.gather(*first, *waiting_for(batcher, 2, 3))
-    assert work.batches == [[(1, FINE), (2, FINE), (3, FINE)]]
-    work.permits.release()
-    await asyncio.gather(*waiting_for(batcher, 4))
-    assert work.batches[1:] == [[(4, FINE)]]
-
-
-async def test_what_comes_while_a_batch_is_under_way_gathers_too() -> None:
-    work = Work()
-    batcher = Batcher(work, gather=0.5)
-    first = waiting_for(batcher, 1)
-    await wait_until(lambda: bool(work.batches))
-    second = waiting_for(batcher, 2)
-    work.permits.release()
-    await asyncio.gather(*first)
-    await turns(20)
-    third = waiting_for(batcher, 3)
-    assert len(work.batches) == 1
-    work.permits.release()
-    await asyncio.gather(*second, *third)
-    assert work.batches[1:] == [[(2, FINE), (3, FINE)]]
-
-
-async def test_whoever_waits_until_all_is_settled_does_not_wait_for_others_to_come() -> None:
-    work = Work()
-    batcher = Batcher(work, gather=3600)
-    for number in range(2):
-        waiting_for(batcher, number)
-        work.permits.release()
-        async with asyncio.timeout(20):
-            await batcher.flush()
-    assert work.batches == [[(0, FINE)], [(1, FINE)]]
-
-
-async def test_settled_returns_at_once_if_nothing_is_under_way() -> None:
+async def test_flush_returns_at_once_if_nothing_is_under_way() -> None:
     batcher = Batcher(Work())
     await batcher.flush()
 
 
-async def test_settled_waits_for_what_is_in_flight_and_for_what_waits() -> None:
+async def test_flush_waits_for_what_is_in_flight_and_for_what_waits() -> None:
     work = Work()
     batcher = Batcher(work)
     waiting_for(batcher, 1)
@@ -254,7 +212,7 @@ async def test_settled_waits_for_what_is_in_flight_and_for_what_waits() -> None:
     await settled
 
 
-async def test_settled_waits_for_a_failure_and_does_not_raise_it() -> None:
+async def test_flush_waits_for_a_failure_and_does_not_raise_it() -> None:
     work = Work()
     batcher = Batcher(work)
     failure = batcher.submit((1, RAISES))
@@ -266,7 +224,7 @@ async def test_settled_waits_for_a_failure_and_does_not_raise_it() -> None:
     assert isinstance(failure.exception(), RuntimeError)
 
 
-async def test_settled_waits_though_the_last_caller_was_cancelled() -> None:
+async def test_flush_waits_though_the_last_caller_was_cancelled() -> None:
     """It waits until everything handed over so far is done."""
     work = Work()
     batcher = Batcher(work)
@@ -284,7 +242,7 @@ async def test_settled_waits_though_the_last_caller_was_cancelled() -> None:
     assert not early
 
 
-async def test_settled_does_not_wait_for_what_came_after_it() -> None:
+async def test_flush_does_not_wait_for_what_came_after_it() -> None:
     """It waits for everything handed over so far, so a stream of new items cannot hold it up for ever."""
     work = Work()
     batcher = Batcher(work)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_server.cache.counters import ContactState, Decision, Permission, decide, rebuild
+from chat_server.cache.contacts import ContactState, Decision, Permission, decide, rebuild
 
 WINDOW = 100
 FREE, COUNTED, REFUSED = Permission.FREE, Permission.COUNTED, Permission.REFUSED
@@ -40,7 +40,7 @@ def judge(attempts: Sequence[Attempt], limit: int) -> list[Ruled]:
 
 def accepted(ruled: Sequence[Ruled]) -> list[Attempt]:
     """The messages that are stored."""
-    return [(sender, time) for sender, time, decision in ruled if decision.verdict is not REFUSED]
+    return [(sender, time) for sender, time, decision in ruled if decision.permission is not REFUSED]
 
 
 def state_after(messages: Sequence[Attempt], limit: int) -> ContactState:
@@ -59,15 +59,15 @@ def rebuilt_from(messages: Sequence[Attempt], limit: int, now: int | None = None
 
 
 def rule(state: ContactState, sender: str, now: int, limit: int) -> Permission:
-    return decide(state, sender, now, limit, WINDOW)[1].verdict
+    return decide(state, sender, now, limit, WINDOW)[1].permission
 
 
 def let_through(state: ContactState, sender: str, now: int, limit: int) -> int:
     """How many messages of a stranger get through at `now`."""
     for count in range(limit + 1):
         state, decision = decide(state, sender, now, limit, WINDOW)
-        assert decision.verdict is not FREE
-        if decision.verdict is REFUSED:
+        assert decision.permission is not FREE
+        if decision.permission is REFUSED:
             return count
     raise AssertionError(f"more than {limit}")
 
@@ -76,9 +76,9 @@ def let_through(state: ContactState, sender: str, now: int, limit: int) -> int:
 def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempts: list[Attempt], limit: int) -> None:
     begun, count, writer = 0, 0, ""
     for sender, time, decision in judge(attempts, limit):
-        if decision.verdict is FREE:
+        if decision.permission is FREE:
             writer = ""
-        elif decision.verdict is COUNTED:
+        elif decision.permission is COUNTED:
             if sender != writer or time >= begun + WINDOW:  # the window begins with the first that counts
                 begun, count, writer = time, 0, sender
             count += 1
@@ -89,12 +89,12 @@ def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempt
 def test_nobody_is_refused_who_has_less_than_the_limit_unanswered(attempts: list[Attempt], limit: int) -> None:
     ruled = judge(attempts, limit)
     for index, (sender, time, decision) in enumerate(ruled):
-        if decision.verdict is REFUSED:
+        if decision.permission is REFUSED:
             unanswered: list[int] = []
             for earlier in reversed(ruled[:index]):
                 if earlier.sender != sender or earlier.time <= time - WINDOW:
                     break
-                if earlier.decision.verdict is COUNTED:
+                if earlier.decision.permission is COUNTED:
                     unanswered.append(earlier.time)
             assert len(unanswered) >= limit
 
@@ -105,38 +105,42 @@ def test_who_is_answered_talks_freely_for_a_window_that_each_message_renews(
 ) -> None:
     ruled = judge(attempts, limit)
     for before, after in pairwise(ruled):
-        if before.decision.verdict is FREE:
-            assert (after.decision.verdict is FREE) == (after.time < before.time + WINDOW)
-        elif before.decision.verdict is COUNTED and before.sender != after.sender and after.time < before.time + WINDOW:
+        if before.decision.permission is FREE:
+            assert (after.decision.permission is FREE) == (after.time < before.time + WINDOW)
+        elif (
+            before.decision.permission is COUNTED
+            and before.sender != after.sender
+            and after.time < before.time + WINDOW
+        ):
             begun = next(
                 one.time
                 for index, one in enumerate(ruled)
                 if one.sender == before.sender
-                and one.decision.verdict is COUNTED
+                and one.decision.permission is COUNTED
                 and before.time < one.time + WINDOW
-                and all(other.decision.verdict is not FREE for other in ruled[index : ruled.index(before)])
+                and all(other.decision.permission is not FREE for other in ruled[index : ruled.index(before)])
             )
             if after.time < begun + WINDOW:
-                assert after.decision.verdict is FREE
+                assert after.decision.permission is FREE
 
 
 @given(talks, limits)
 def test_it_is_lifted_for_those_who_were_refused_and_for_nobody_else(attempts: list[Attempt], limit: int) -> None:
     refused: set[str] = set()
     for sender, _, decision in judge(attempts, limit):
-        if decision.verdict is REFUSED:
+        if decision.permission is REFUSED:
             refused.add(sender)
         else:
             other = "2" if sender == "1" else "1"
             assert not decision.unblocked or other in refused
-            if decision.verdict is FREE:
+            if decision.permission is FREE:
                 assert decision.unblocked == (other in refused)
             refused.clear()
 
 
 def test_the_limit_to_the_message_and_the_window_to_the_microsecond() -> None:
     attempts = [("1", 0), ("1", 1), ("1", 2), ("1", WINDOW - 1), ("1", WINDOW), ("1", WINDOW + 1), ("1", WINDOW + 2)]
-    verdicts = [decision.verdict for _, _, decision in judge(attempts, 2)]
+    verdicts = [decision.permission for _, _, decision in judge(attempts, 2)]
     assert verdicts == [COUNTED, COUNTED, REFUSED, REFUSED, COUNTED, COUNTED, REFUSED]
 
 

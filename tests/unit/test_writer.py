@@ -168,7 +168,7 @@ async def test_while_the_thread_hangs_what_comes_is_refused_at_once_and_not_kept
         with pytest.raises(StoreUnavailable):
             writer.submit(number)
     assert len(writer._waiting) <= 2
-    assert not writer._open
+    assert not writer._unanswered
     work.permit()
     await writer.flush()
     assert not writer._waiting
@@ -241,7 +241,7 @@ async def test_who_is_given_up_when_the_thread_is_back_already_stops_nobody(
     writer.submit(1).cancel()  # it was taken in
 
 
-async def test_settled_waits_for_the_thread_though_every_caller_is_gone(writer: Writer[int], work: Work) -> None:
+async def test_flush_waits_for_the_thread_though_every_caller_is_gone(writer: Writer[int], work: Work) -> None:
     await writer.flush()
     begun = await busy(writer, work)
     waits = writer.submit(1)
@@ -259,5 +259,5 @@ async def test_what_is_answered_is_not_kept(writer: Writer[int], work: Work) -> 
     work.permit(10)
     for number in range(10):
         await writer.submit(number)
-    assert not writer._open
+    assert not writer._unanswered
     assert not writer._waiting

@@ -1,4 +1,4 @@
--- May one message be sent? The rule is chat_server.cache.counters.decide; times in microseconds.
+-- May one message be sent? The rule is chat_server.cache.contacts.decide; times in microseconds.
 -- KEYS: the pair's state. ARGV: sender, id, now, limit, window, how long messages are kept, and, if known, the rebuilt
 -- state's sender, count, started, refused (0 or 1), until. Returns the verdict and whether a refusal is lifted (0 or 1).
 local sender, try, now = ARGV[1], 'try:' .. ARGV[2], tonumber(ARGV[3])
