@@ -28,6 +28,7 @@ from chat_server.service.frames import Frames
 from chat_server.service.marks import Marks
 from chat_server.service.pages import Pages
 from chat_server.service.peers import Peers
+from chat_server.service.presence import ROUND_SECONDS, Presence
 from chat_server.service.registry import Registry
 from chat_server.service.sending import Sending
 from chat_server.status import Status
@@ -76,7 +77,7 @@ async def serving(
                 log.warning("clock behind", extra={"seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port
             async with (
-                _application(settings, stores, passwords, timeline, envelope, metrics) as application,
+                _application(settings, stores, passwords, clock, timeline, envelope, metrics) as application,
                 exposing,
                 listening(application, envelope, host, port, settings.server.request_timeout) as address,
             ):
@@ -98,11 +99,19 @@ def _metrics(config: ServerSettings, envelope: Envelope) -> tuple[Metrics, Abstr
 
 @asynccontextmanager
 async def _application(
-    settings: Settings, stores: Stores, passwords: Passwords, timeline: Timeline, envelope: Envelope, metrics: Metrics
+    settings: Settings,
+    stores: Stores,
+    passwords: Passwords,
+    clock: Clock,
+    timeline: Timeline,
+    envelope: Envelope,
+    metrics: Metrics,
 ) -> AsyncIterator[web.Application]:
     """The rooms, wired, with the work that goes on behind the requests."""
     registry = Registry()
     frames = Frames(settings.server.language)
+    presence = Presence(stores.messages, registry, frames, clock)
+    registry.changed = presence.changed
     accounts = Accounts(settings.accounts, stores.users, stores.sessions, stores.rates, passwords, registry)
     peers, messages = Peers(accounts), stores.messages
     cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)
@@ -110,7 +119,7 @@ async def _application(
     marks = Marks(peers, messages, registry, frames, timeline)
     dispatcher = Dispatcher(
         Sending(settings.chat, peers, messages, limit, timeline),
-        Pages(peers, messages, marks, registry, frames, timeline),
+        Pages(peers, messages, marks, presence, frames, timeline),
         marks,
         Broadcasts(settings.chat, stores.rates, registry, frames, timeline),
         Answers(registry, frames, metrics),
@@ -140,6 +149,9 @@ async def _application(
     )
     metrics.gauge("chat_sockets", "Open sockets.", sockets.open)
     metrics.gauge("chat_users_online", "Users with an open socket.", registry.users)
+    metrics.gauge(
+        "chat_presence_waiting", "Users who came online or went offline and are not announced yet.", presence.waiting
+    )
     metrics.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
     metrics.gauge("chat_passwords_waiting", "Passwords that wait to be hashed.", lambda: passwords.waiting)
 
@@ -187,6 +199,7 @@ async def _application(
     behind = [
         asyncio.create_task(_for_ever(sockets.heartbeat, settings.sockets.heartbeat_seconds / SLOTS)),
         asyncio.create_task(_for_ever(refresh, settings.sockets.heartbeat_seconds)),
+        asyncio.create_task(_for_ever(presence.push, ROUND_SECONDS)),
         asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
         asyncio.create_task(metrics.watch_loop()),
     ]

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -57,6 +58,9 @@ class ManualClock(Clock):
     def now(self) -> int:
         return super().now() + int(self.shift * MICROSECONDS)
 
+    def monotonic(self) -> float:
+        return super().monotonic() + self.shift
+
 
 async def wait_until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str = "") -> None:
     """Wait until `condition` returns True. After TIMEOUT, raise TimeoutError with `what` in its note."""
@@ -83,6 +87,8 @@ class ChatClient:
         self.connection = connection
         self.user = user
         self.peer = peer
+        self._frames: deque[Frame] = deque()
+        self._presence: deque[Frame] = deque()
 
     async def put(self, op_type: int, content: str = "", **keys: Any) -> None:
         """Send a request; do not wait for the answer."""
@@ -93,12 +99,23 @@ class ChatClient:
         await self.connection.send(text)
 
     async def receive(self) -> Frame:
-        """Return the next frame of any kind."""
+        """Return the next frame that is not about presence (40027): presence arrives at any time."""
+        return await self._next(self._frames)
+
+    async def receive_presence(self) -> list[str]:
+        """Return the sorted lines of the next presence frame."""
+        frame = await self._next(self._presence)
+        assert (frame["from"], frame["to"], frame["type"]) == ("System", self.user, 1), frame
+        return sorted(frame["content"].split("\n"))
+
+    async def _next(self, queue: deque[Frame]) -> Frame:
         async with asyncio.timeout(TIMEOUT):
-            text = await self.connection.recv(decode=True)
-        api_schemas.check_frame(text)
-        frame: Frame = json.loads(text)
-        return frame
+            while not queue:
+                text = await self.connection.recv(decode=True)
+                api_schemas.check_frame(text)
+                frame: Frame = json.loads(text)
+                (self._presence if frame["op_type"] == 40027 else self._frames).append(frame)
+        return queue.popleft()
 
     async def ask(self, op_type: int, content: str = "", **keys: Any) -> list[Frame]:
         """Send a request; return all frames up to and including the server's answer, which is the last."""
@@ -122,12 +139,20 @@ class ChatClient:
         return await self.answer(1, content, type=1, **keys)
 
     async def expect_nothing(self) -> None:
-        """Fail if an unread frame exists. The answer to a ping shows that earlier frames have arrived."""
+        """Fail if an unread frame exists, except about presence."""
+        await self._expect_none(self._frames)
+
+    async def expect_no_presence(self) -> None:
+        """Fail if an unread presence frame exists."""
+        await self._expect_none(self._presence)
+
+    async def _expect_none(self, queue: deque[Frame]) -> None:
+        """Fail if the queue has a frame. The answer to a ping shows that earlier frames have arrived."""
         async with asyncio.timeout(TIMEOUT):
             await (await self.connection.ping())
         try:
             async with asyncio.timeout(0.05):
-                frame = await self.connection.recv()
+                frame = await self._next(queue)
         except TimeoutError:
             return
         raise AssertionError(f"unexpected frame for user {self.user}: {frame!r}")

@@ -130,6 +130,13 @@ class MessageStore(Protocol):
         """
         ...
 
+    async def newest_peers(self, user: str, count: int) -> list[str]:
+        """Return the peers of the user's newest `count` conversations, newest first; no message is read for it.
+
+        A conversation of tombstones alone is left out; one whose messages have all expired may be included.
+        """
+        ...
+
     async def listed_at(self, user: str, peer: str) -> int | None:
         """Return the position of a conversation in the list: the time of its newest message.
 

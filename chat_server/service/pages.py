@@ -10,7 +10,8 @@ from chat_server.service.frames import Frames, Request
 from chat_server.service.marks import MAX_PAGE, Marks, names_of
 from chat_server.service.names import normal
 from chat_server.service.peers import Peers, check_from
-from chat_server.service.registry import Registry, Socket
+from chat_server.service.presence import Presence
+from chat_server.service.registry import Socket
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.clock import Timeline
 from chat_server.utils.locks import KeyedLock
@@ -37,14 +38,14 @@ class Pages:
         peers: Peers,
         messages: MessageStore,
         marks: Marks,
-        registry: Registry,
+        presence: Presence,
         frames: Frames,
         timeline: Timeline,
     ) -> None:
         self._peers = peers
         self._messages = messages
         self._marks = marks
-        self._registry = registry
+        self._presence = presence
         self._frames = frames
         self._timeline = timeline
         self._page_lock = KeyedLock()  # by user: one page is read at a time, however many sockets ask
@@ -121,7 +122,7 @@ class Pages:
             return await self._messages.conversations(socket.user, last.last.time, most)
 
         def encode(one: Conversation) -> bytes:
-            return self._frames.conversation(one, self._registry.online(one.peer))
+            return self._frames.conversation(one, self._presence.online(one.peer))
 
         async with self._page_lock.hold(socket.user):
             page = await self._messages.conversations(socket.user, before, count)

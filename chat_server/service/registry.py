@@ -81,10 +81,11 @@ class Registry:
         self._sockets: dict[str, tuple[Socket, ...]] = {}
         self._leaving: set[Socket] = set()  # closing or closed, with requests that may still be in work
         self.endings = 0  # grows whenever sessions end: an upgrade that is under way then checks its session again
+        self.changed: Callable[[str], None] = lambda user: None  # called when a socket of a user opened or closed
 
     def add(self, socket: Socket) -> None:
         """Deliver to this socket from now on."""
-        self._sockets[socket.user] = (*self.sockets(socket.user), socket)
+        self._keep(socket.user, (*self.sockets(socket.user), socket))
 
     def leave(self, socket: Socket) -> None:
         """Deliver nothing more to a socket that closes. Its requests may still be in work."""
@@ -147,6 +148,7 @@ class Registry:
             self._sockets[user] = tuple(sockets)
         else:
             self._sockets.pop(user, None)
+        self.changed(user)
 
     def __iter__(self) -> Iterator[Socket]:
         return iter([socket for sockets in self._sockets.values() for socket in sockets])

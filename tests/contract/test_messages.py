@@ -567,6 +567,17 @@ async def test_what_was_stored_already_does_not_bring_up_what_is_new_before_it(
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3", "2"]
 
 
+async def test_newest_peers_are_those_of_the_newest_conversations(messages: MessageStore, writer: Writer) -> None:
+    for sender, receiver in (("1", "2"), ("3", "1"), ("1", "4"), ("2", "3"), ("2", "1")):
+        await writer.add(f"{sender}-{receiver}", sender=sender, receiver=receiver)
+    assert await messages.newest_peers("1", 10) == ["2", "4", "3"]
+    assert await messages.newest_peers("1", 2) == ["2", "4"]
+    assert await messages.newest_peers("3", 10) == ["2", "1"]
+    assert await messages.newest_peers("nobody", 10) == []
+    await messages.delete("1", "4", [[("1", "1-4")]])
+    assert await messages.newest_peers("1", 10) == ["2", "3"]
+
+
 # --- forgetting
 
 
@@ -676,6 +687,7 @@ message = Message("1", "2", "m", "text", 1)
         lambda store: store.mark_delivered([1]),
         lambda store: store.delete("1", "2", [[("1", "m")]]),
         lambda store: store.conversations("1", END, 1),
+        lambda store: store.newest_peers("1", 1),
         lambda store: store.purge(1, 1),
         lambda store: anext(store.peers("1")),
         lambda store: store.erase("1", "2", 1),

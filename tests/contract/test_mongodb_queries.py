@@ -152,6 +152,7 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
         "mark": [("a", "b", ["m1", "none"])],
         "mark_delivered": [([time, 1],)],
         "conversations": [("a", 2**62, 1), ("a", 2**62, 5)],
+        "newest_peers": [("a", 1), ("nobody", 200)],
         "listed_at": [("a", "b"), ("a", "nobody")],
         "delete": [("a", "b", [[("a", "m8"), ("b", "m8")], [("b", "m0")], [("a", "none")]])],
         "ping": [()],

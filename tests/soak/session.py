@@ -132,7 +132,7 @@ class Session:
     def _heard(self, frame: Frame) -> None:
         kind = frame["type"], frame["op_type"]
         if frame["from"] == "System":
-            if frame["op_type"] == 40021:
+            if frame["op_type"] == 40021 or (frame["op_type"] == 40027 and self._sync):
                 return
             if not self._waiting:
                 self._blame(f"got an answer to nothing: {frame}")

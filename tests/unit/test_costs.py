@@ -157,6 +157,7 @@ def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any
         "for the strangers' counter": lambda: messages.recent(one, other, 6),
         "whether one has written": lambda: messages.has_written(one, other),
         "conversations": lambda: messages.conversations(one, END, 20),
+        "newest peers": lambda: messages.newest_peers(one, 200),
         "the newest time": messages.newest,
     }
 

@@ -43,6 +43,7 @@ CODES = {
     40021: "allowed again",
     40022: "conversations failed",
     40023: "conversations",
+    40027: "presence",
     44444: "unknown status",
     41000: "register failed",
     41001: "registered",

@@ -14,6 +14,7 @@ class Client:
         self.wire = wire
         self.socket = socket
         self._came: list[Frame | bytes] = []  # frames, and what pings carry
+        self._presence: list[Frame] = []  # comes at any time
         self._unproven: list[Message] = []  # no ping has come since
         self._ping: tuple[bytes, list[Message]] | None = None  # not answered yet, and what it is about
 
@@ -61,6 +62,9 @@ class Client:
         wanted = [one.frame() for one in expected]
         assert [_without(*pair) for pair in zip(frames, wanted, strict=False)] == wanted, (self.socket, frames)
         assert len(frames) == len(wanted), (self.socket, frames, wanted)
+        for frame in self._presence:
+            model.check_presence(self.socket, frame)
+        self._presence.clear()
         for one in came:
             if isinstance(one, bytes):
                 self._ping, self._unproven = (one, self._unproven), []
@@ -76,6 +80,9 @@ class Client:
             if read.opcode == raw.PONG:
                 return read.payload
             assert read.opcode in (raw.TEXT, raw.PING), read
+            if read.opcode == raw.TEXT and (frame := self.wire.json(read))["op_type"] == 40027:
+                self._presence.append(frame)
+                continue
             self._came.append(read.payload if read.opcode == raw.PING else self.wire.json(read))
             if read.opcode == raw.TEXT:
                 return self._came[-1]

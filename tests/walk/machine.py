@@ -313,5 +313,6 @@ class Walk(RuleBasedStateMachine):
     def _forget(self, clients: Sequence[Client]) -> None:
         for client in clients:
             self.clients.remove(client)
+            self.model.left.add(client.socket.user)
             if client.socket in self.model.sockets:
                 self.model.sockets.remove(client.socket)

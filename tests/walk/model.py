@@ -137,6 +137,7 @@ class Model:
     def __init__(self, users: Iterable[str]) -> None:
         self.users = list(users)
         self.sockets: list[Socket] = []
+        self.left: set[str] = set()  # users who have closed a socket
         self._talks: dict[frozenset[str], Relation] = defaultdict(Relation)
 
     def talk(self, one: str, other: str) -> Relation:
@@ -150,9 +151,24 @@ class Model:
     def online(self, user: str) -> bool:
         return bool(self.of(user))
 
+    def listed_online(self, user: str) -> object:
+        """What op 7 says of `user`: for some seconds after the last socket closed either is right."""
+        return self.online(user) or (... if user in self.left else False)
+
+    def check_presence(self, by: Socket, frame: Frame) -> None:
+        """Fail unless this presence frame may come on that socket: it names peers, each once, as they were lately."""
+        assert by.sync, frame
+        assert {key: frame[key] for key in ("from", "to", "type")} == {"from": "System", "to": by.user, "type": 1}
+        lines = frame["content"].split("\n")
+        for line in lines:
+            assert self.talk(by.user, line[1:]).messages, frame
+            assert line[1:] in self.left or line == f"+{line[1:]}", frame
+        assert len(lines) == len({line[1:] for line in lines}), frame
+
     def restart(self) -> None:
         """The process ends and starts again: what only it knew is gone."""
         self.sockets.clear()
+        self.left.clear()
         for talk in self._talks.values():
             for message in talk.messages:
                 message.remembered = False
@@ -225,7 +241,7 @@ class Model:
         page = mine[peers.index(after) + 1 if after else 0 :][:most]
         for talk, peer in page:
             last = talk.visible()[-1].stored() | {"op_type": 40023}
-            by.expect_as_it_is(last | {"unread": len(self.unread(by, peer)), "online": self.online(peer)})
+            by.expect_as_it_is(last | {"unread": len(self.unread(by, peer)), "online": self.listed_online(peer)})
         by.answer(40023, str(len(page)))
 
     # --- marks

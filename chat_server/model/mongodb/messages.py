@@ -168,6 +168,9 @@ class MongoMessages:
             before = inboxes[-1]["last"]
         return page[:count]
 
+    async def newest_peers(self, user: str, count: int) -> list[str]:
+        return [inbox["peer"] for inbox in await self._conversations.listed(user, LATEST, count)]
+
     async def listed_at(self, user: str, peer: str) -> int | None:
         last = await self._conversations.last(user, peer)
         return None if last is None else abs(last)

@@ -166,6 +166,13 @@ class SqliteMessages:
 
         return await self._database.read(job)
 
+    async def newest_peers(self, user: str, count: int) -> list[str]:
+        def job(connection: sqlite3.Connection) -> list[str]:
+            query = "SELECT peer FROM conversations WHERE user = ? AND last > 0 ORDER BY last DESC LIMIT ?"
+            return [peer for (peer,) in fetch_json(connection, "peer", query, (user, count))]
+
+        return await self._database.read(job)
+
     async def listed_at(self, user: str, peer: str) -> int | None:
         query = "SELECT abs(last) FROM conversations WHERE user = ? AND peer = ?"
         found = await self._database.fetch(query, (user, peer))

@@ -1,0 +1,103 @@
+"""Pushed presence: tell sync sockets which peers come online and go offline (protocol section 2, Presence)."""
+
+import asyncio
+import logging
+from itertools import islice
+
+from chat_server.model.messages import MessageStore
+from chat_server.service.frames import Frames
+from chat_server.service.registry import Registry
+from chat_server.status import Status
+from chat_server.utils.clock import Clock
+from chat_server.utils.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+# Seconds between two rounds of frames: with one lookup per user a change is pushed within one second.
+ROUND_SECONDS = 0.5
+# A user is offline this many seconds after their last socket closed; reconnecting in between causes no frame.
+GRACE_SECONDS = 5.0
+# The peers of a user's newest conversations receive their changes: at most this many.
+PEERS = 200
+# Users per round: it bounds the lookups per second and the lines of a frame. Further users wait for the next rounds.
+USERS_PER_ROUND = 200
+# Users whose change waits for its round. Beyond it the oldest changes are dropped; op 7 still reports them.
+MAX_WAITING = 65536
+# A round yields to the event loop after this many recipients.
+RECIPIENTS_PER_TURN = 50
+
+
+class Presence:
+    """Who is online, as peers see it, and the frames that tell them about changes.
+
+    Op 7 asks `online`, so it reports exactly the state whose changes are pushed: if a socket learns a state from
+    op 7 and that state changes later, a frame follows. Each frame states the state at the time it is sent, so a user
+    who changes again during a round is announced once more, never wrongly.
+    """
+
+    def __init__(self, messages: MessageStore, registry: Registry, frames: Frames, clock: Clock) -> None:
+        self._messages = messages
+        self._registry = registry
+        self._frames = frames
+        self._clock = clock
+        self._online: set[str] = set()
+        self._leaving: dict[str, float] = {}  # users without a socket -> when they are offline; in order of time
+        self._changed: dict[str, None] = {}  # users whose peers have not been told yet; the oldest change first
+
+    def online(self, user: str) -> bool:
+        """Return whether `user` has a socket, or closed the last one less than GRACE_SECONDS ago."""
+        return user in self._online
+
+    def waiting(self) -> int:
+        """Return how many users have changed and wait for their round."""
+        return len(self._changed)
+
+    def changed(self, user: str) -> None:
+        """Note that a socket of `user` opened or closed. The registry calls this."""
+        if self._registry.online(user):
+            self._leaving.pop(user, None)
+            if user not in self._online:
+                self._online.add(user)
+                self._announce(user)
+        elif user in self._online:
+            self._leaving.setdefault(user, self._clock.monotonic() + GRACE_SECONDS)
+
+    async def push(self) -> None:
+        """Run one round: look up the peers of changed users, then send each recipient one frame.
+
+        If the store is unavailable, the remaining users wait for the next round.
+        """
+        self._end_grace()
+        changes: dict[str, list[str]] = {}  # recipient -> users
+        try:
+            for user in list(islice(self._changed, USERS_PER_ROUND)):
+                peers = await self._messages.newest_peers(user, PEERS)
+                self._changed.pop(user, None)  # a further change from now on needs another round
+                for peer in peers:
+                    if any(socket.sync for socket in self._registry.sockets(peer)):
+                        changes.setdefault(peer, []).append(user)
+        except StoreUnavailable as error:
+            log.warning("presence delayed", extra={"error": str(error), "users": len(self._changed)})
+        for number, (recipient, users) in enumerate(changes.items(), 1):
+            self._send(recipient, users)
+            if number % RECIPIENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _end_grace(self) -> None:
+        now = self._clock.monotonic()
+        while self._leaving and (user := next(iter(self._leaving))) and self._leaving[user] <= now:
+            del self._leaving[user]
+            self._online.discard(user)
+            self._announce(user)
+
+    def _announce(self, user: str) -> None:
+        if len(self._changed) >= MAX_WAITING:
+            del self._changed[next(iter(self._changed))]
+        self._changed[user] = None
+
+    def _send(self, recipient: str, users: list[str]) -> None:
+        lines = [f"{'+' if self.online(user) else '-'}{user}" for user in users]
+        frame = self._frames.answer(recipient, Status.PRESENCE, "\n".join(lines))
+        for socket in self._registry.sockets(recipient):
+            if socket.sync:
+                socket.offer(frame)

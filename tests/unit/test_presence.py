@@ -1,0 +1,253 @@
+"""Presence: which sockets learn about which changes, whatever happens between lookup and frame."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_server.backends import SCHEMAS
+from chat_server.model.messages import Message
+from chat_server.model.sqlite import SqliteMessages
+from chat_server.service.frames import Frames
+from chat_server.service.presence import GRACE_SECONDS, MAX_WAITING, PEERS, USERS_PER_ROUND, Presence
+from chat_server.service.registry import Registry
+from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.sqlite import Database
+from tests.harness import ManualClock
+
+
+class Socket:
+    """An open socket that collects the lines of presence frames. `known` is what a client concludes from them."""
+
+    peer, session = "", b""
+
+    def __init__(self, user: str, *, sync: bool = True) -> None:
+        self.user = user
+        self.sync = sync
+        self.frames: list[list[str]] = []
+        self.known: dict[str, bool] = {}
+
+    def offer(self, frame: bytes) -> None:
+        content: str = json.loads(frame[frame.index(b'{"from"') :])["content"]
+        self.frames.append(content.split("\n"))
+        self.known |= {line[1:]: line[0] == "+" for line in self.frames[-1]}
+
+    def heard(self) -> list[list[str]]:
+        """The frames since the last call."""
+        frames, self.frames = self.frames, []
+        return frames
+
+
+class Setup:
+    """A registry and presence on an embedded store of messages."""
+
+    def __init__(self, messages: Any) -> None:
+        self.clock = ManualClock()
+        self.messages = messages
+        self.registry = Registry()
+        self.presence = Presence(messages, self.registry, Frames("en"), self.clock)
+        self.registry.changed = self.presence.changed
+        self._times = count(1)
+
+    async def chats(self, *pairs: str) -> None:
+        """Each pair, such as "ab", has a conversation; the last one is the newest."""
+        await self.messages.add(
+            [Message(one, other, f"m{one}", "hello", next(self._times)) for one, other in map(tuple, pairs)]
+        )
+
+    def open(self, user: str, *, sync: bool = True) -> Any:
+        socket: Any = Socket(user, sync=sync)
+        self.registry.add(socket)
+        return socket
+
+    def close(self, *sockets: Any) -> None:
+        for socket in sockets:
+            self.registry.remove(socket)
+
+    async def settle(self) -> None:
+        """Push until every change is announced."""
+        await self.presence.push()
+        while self.presence.waiting():
+            await self.presence.push()
+
+    async def after_grace(self) -> None:
+        """Everybody who has left counts as offline, and that is announced."""
+        self.clock.shift += GRACE_SECONDS
+        await self.settle()
+
+
+@pytest.fixture
+async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+    database = Database(tmp_path, timeout=20)
+    await database.open(SCHEMAS)
+    yield Setup(SqliteMessages(database))
+    await database.close()
+
+
+async def test_peers_hear_of_the_first_socket_and_the_last(setup: Setup) -> None:
+    await setup.chats("ab", "cd")
+    a, c = setup.open("a"), setup.open("c")
+    await setup.settle()
+    one, other = setup.open("b"), setup.open("b")
+    await setup.settle()
+    assert a.heard() == [["+b"]]
+    setup.close(one)
+    await setup.after_grace()
+    assert a.heard() == []
+    setup.close(other)
+    await setup.settle()
+    assert a.heard() == []
+    await setup.after_grace()
+    assert a.heard() == [["-b"]]
+    assert c.heard() == []
+
+
+async def test_a_user_who_returns_within_the_grace_causes_no_frame(setup: Setup) -> None:
+    await setup.chats("ab")
+    a, b = setup.open("a"), setup.open("b")
+    await setup.settle()
+    a.heard()
+    for _ in range(3):
+        setup.close(b)
+        setup.clock.shift += GRACE_SECONDS - 1
+        await setup.settle()
+        assert setup.presence.online("b")
+        b = setup.open("b")
+        await setup.settle()
+    assert a.heard() == []
+
+
+async def test_each_change_of_a_round_is_a_line_of_one_frame(setup: Setup) -> None:
+    await setup.chats("ab", "ac", "ad", "bc")
+    a, plain, d = setup.open("a"), setup.open("a", sync=False), setup.open("d")
+    await setup.settle()
+    a.heard()
+    setup.close(d)
+    setup.clock.shift += GRACE_SECONDS
+    b = setup.open("b")
+    setup.open("c")
+    await setup.settle()
+    assert [sorted(lines) for lines in a.heard()] == [["+b", "+c", "-d"]]
+    assert b.heard() == [["+c"]]
+    assert plain.heard() == []
+
+
+async def test_a_round_has_a_bounded_number_of_lines_and_lookups(setup: Setup) -> None:
+    users = [f"{number:03}" for number in range(USERS_PER_ROUND + 50)]
+    times = count(1)
+    await setup.messages.add([Message("a", user, "m", "hello", next(times)) for user in users])
+    a = setup.open("a")
+    await setup.settle()
+    for user in users:
+        setup.open(user)
+    await setup.presence.push()
+    assert setup.presence.waiting() == 50
+    await setup.settle()
+    assert [len(lines) for lines in a.heard()] == [USERS_PER_ROUND, 50]
+
+
+async def test_only_peers_of_the_newest_conversations_hear_of_it(setup: Setup) -> None:
+    times = count(1)
+    peers = [f"{number:03}" for number in range(PEERS + 1)]
+    await setup.messages.add([Message("a", peer, "m", "hello", next(times)) for peer in peers])
+    beyond, last = setup.open(peers[0]), setup.open(peers[1])
+    setup.open("a")
+    await setup.settle()
+    assert (beyond.heard(), last.heard()) == ([], [["+a"]])
+
+
+async def test_a_store_that_fails_delays_presence_and_loses_nothing(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await setup.chats("ab", "ac", "ad")
+    a = setup.open("a")
+    await setup.settle()
+    found = setup.messages.newest_peers
+    failing = {"c"}
+
+    async def newest_peers(user: str, most: int) -> list[str]:
+        if user in failing:
+            raise StoreUnavailable("away")
+        peers: list[str] = await found(user, most)
+        return peers
+
+    monkeypatch.setattr(setup.messages, "newest_peers", newest_peers)
+    for user in "bcd":
+        setup.open(user)
+    await setup.presence.push()
+    assert a.heard() == [["+b"]]
+    assert setup.presence.waiting() == 2
+    assert [record.message for record in caplog.records] == ["presence delayed"]
+    failing.clear()
+    await setup.presence.push()
+    assert a.heard() == [["+c", "+d"]]
+
+
+async def test_changes_that_wait_are_bounded(setup: Setup) -> None:
+    for number in range(MAX_WAITING + 10):
+        setup.open(f"user{number}")
+    assert setup.presence.waiting() == MAX_WAITING
+
+
+async def test_a_frame_states_what_is_true_when_it_is_sent(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who leaves for good during the lookup is announced as online, and as offline by the next round."""
+    await setup.chats("ab")
+    a = setup.open("a")
+    await setup.settle()
+    found = setup.messages.newest_peers
+    during: list[Callable[[], None]] = []
+
+    async def newest_peers(user: str, most: int) -> list[str]:
+        peers: list[str] = await found(user, most)
+        while during:
+            during.pop()()
+        return peers
+
+    monkeypatch.setattr(setup.messages, "newest_peers", newest_peers)
+    b = setup.open("b")
+    during.append(lambda: setup.close(b))
+    await setup.presence.push()
+    assert a.heard() == [["+b"]]
+    await setup.after_grace()
+    assert a.heard() == [["-b"]]
+
+
+async def test_what_op_7_and_frames_tell_is_true_in_the_end(setup: Setup) -> None:
+    """Users come and go, and sockets read the list, at any moment of a round: no socket keeps a wrong state."""
+    users = "abcd"
+    await setup.chats("ab", "ac", "ad", "bc", "bd", "cd")
+    for seed in range(60):
+        chance = random.Random(seed)
+        sockets: list[Any] = []
+        for _ in range(60):
+            step = chance.randrange(6)
+            if step == 0:
+                sockets.append(setup.open(chance.choice(users)))
+            elif step == 1 and sockets:
+                setup.close(sockets.pop(chance.randrange(len(sockets))))
+            elif step == 2:
+                setup.clock.shift += chance.choice((0.1, 3, GRACE_SECONDS))
+            elif step == 3 and sockets:
+                reader = chance.choice(sockets)
+                reader.known |= {user: setup.presence.online(user) for user in users if user != reader.user}
+            elif step == 4:
+                await asyncio.sleep(0)
+            else:
+                push = asyncio.create_task(setup.presence.push())
+                await asyncio.sleep(chance.choice((0, 0, 0.001)))
+                if chance.random() < 0.5:
+                    await push
+                else:
+                    sockets.append(setup.open(chance.choice(users)))
+                    await push
+        await setup.after_grace()
+        for socket in sockets:
+            there = {user: setup.registry.online(user) for user in socket.known}
+            assert socket.known == there, (seed, socket.user)
+        setup.close(*sockets)
+        await setup.after_grace()
