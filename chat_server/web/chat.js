@@ -7,7 +7,7 @@
  *     await chat.send("2", "hello");
  */
 import { now } from "./clock.js";
-import { ALLOWED_AGAIN, Connection, delay, Lost } from "./connection.js";
+import { ALLOWED_AGAIN, Connection, delay, Lost, PRESENCE } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { Keeper } from "./keeper.js";
 import { Outbox } from "./outbox.js";
@@ -19,7 +19,8 @@ export const LIMIT = "refused_by_limit";
 const RECEIVED = 40011;
 const READ = 40007;
 const DELETED = 40013;
-const STORED = new Set([40018, 40019]);
+const ONLINE = 40018;
+const STORED = new Set([ONLINE, 40019]);
 const SENT = 40009;
 // The reasons for which trying the same again helps.
 const AGAIN = new Set(["store_away", "too_many", "internal"]);
@@ -68,6 +69,7 @@ export class Chat extends EventTarget {
   #current = null;
   #wanted = PAGE;
   #refreshing = null;
+  #presence = new Map(); // what was pushed since the list was requested: it is newer than the list
   #count = 0;
 
   /** by peer, EVERYBODY among them */
@@ -313,10 +315,21 @@ export class Chat extends EventTarget {
     const mine = frame.from === this.me;
     const peer = mine ? frame.to : frame.from;
     if (frame.op_type === ALLOWED_AGAIN) void this.#lift(frame.content);
+    else if (frame.op_type === PRESENCE) this.#setPresence(frame.content.split("\n"));
     else if (frame.to === EVERYBODY) this.#toEverybody(frame, mine);
     else if (frame.op_type === RECEIVED) this.#received(peer, this.#message(frame));
     else if (frame.op_type === READ) this.#readElsewhere(peer, frame.content.split("\n"), mine);
     else if (frame.op_type === DELETED) this.#deletedElsewhere(peer, frame.content.split("\n"), mine);
+  }
+
+  /** Take in lines `+NAME` and `-NAME`. */
+  #setPresence(lines) {
+    for (const line of lines) {
+      const [peer, online] = [line.slice(1), line.startsWith("+")];
+      this.#presence.set(peer, online);
+      if (this.conversations.has(peer)) this.conversation(peer).online = online;
+    }
+    this.#changed(null);
   }
 
   #received(peer, message) {
@@ -435,6 +448,7 @@ export class Chat extends EventTarget {
 
   async #readList() {
     const seen = new Set();
+    this.#presence.clear();
     const size = Math.min(this.#wanted, LARGEST_PAGE);
     let page;
     let from = "";
@@ -464,7 +478,7 @@ export class Chat extends EventTarget {
     conversation.listed = last.time;
     conversation.confirmed = true;
     conversation.unread = frame.unread;
-    conversation.online = frame.online;
+    conversation.online = this.#presence.get(peer) ?? frame.online;
     return peer;
   }
 
@@ -525,7 +539,8 @@ export class Chat extends EventTarget {
       Object.assign(sent, { time: answer.time, read: false });
       if (conversation.loaded || conversation.begun) conversation.add([sent]);
       else conversation.summary(sent);
-      conversation.online = answer.op_type === 40018;
+      if (answer.op_type === ONLINE) conversation.online = true;
+      else if (conversation.online === null) void this.refresh(); // a peer that is back within seconds is not pushed
       conversation.refused = false;
       await this.#outbox.drop(message);
     } else if (answer?.op_type === SENT) {

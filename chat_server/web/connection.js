@@ -4,10 +4,13 @@
 
 export const CONNECTED = 40003;
 export const ALLOWED_AGAIN = 40021;
+export const PRESENCE = 40027;
 export const SESSION_ENDED = 4001;
 
 // To come back after one of these would not help: the session ended, or this client is at fault.
 const FOR_GOOD = new Set([1003, 1007, 1008, 1009, SESSION_ENDED]);
+// Frames from System that answer no request.
+const EVENTS = new Set([ALLOWED_AGAIN, PRESENCE]);
 // What stored messages come as: history, conversations.
 const PAGES = new Set([40005, 40023]);
 const OPEN = 1;
@@ -112,7 +115,7 @@ export class Connection {
       this.#attempts = this.failures = 0;
       this.#become("open");
       this.#handlers.ready();
-    } else if (frame.op_type === ALLOWED_AGAIN) {
+    } else if (EVENTS.has(frame.op_type)) {
       this.#handlers.heard(frame);
     } else {
       const request = this.#asked.shift();

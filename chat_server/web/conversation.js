@@ -98,6 +98,7 @@ export class Conversation {
     this.#keep(({ key }) => !this.apart.has(key));
     this.apart.clear();
     this.whole = false;
+    this.online = null;
   }
 
   /** Let a message be what the list shows, if it is the newest. */

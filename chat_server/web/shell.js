@@ -11,7 +11,6 @@ import { Side } from "./side.js";
 import { Talk } from "./talk.js";
 import { reason, t } from "./texts.js";
 
-const PRESENCE = 30_000;
 const PATIENCE = 1000;
 
 export class Shell {
@@ -74,8 +73,6 @@ export class Shell {
     addEventListener("popstate", () => this.#popped(), { signal });
     addEventListener("keydown", (event) => this.#key(event), { signal });
     navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#follow(data), { signal });
-    const presence = setInterval(() => document.visibilityState === "visible" && this.#chat.refresh(), PRESENCE);
-    signal.addEventListener("abort", () => clearInterval(presence));
   }
 
   /** Somebody is here, or the network is: be up to date at once. */

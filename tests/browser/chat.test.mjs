@@ -496,3 +496,53 @@ test("a text that the server would not take is not sent", () => {
   assert.equal(chat.problem("文字文字"), "too_long");
   assert.equal(chat.problem("\u0001".repeat(10)), "too_long"); // six bytes each in the frame
 });
+
+const listed = (online) => [{ ...live("a", 9), op_type: 40023, unread: 0, online }, { op_type: 40023, content: "1" }];
+
+test("presence is pushed and answers no request", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  await socket().says(...listed(false));
+  void chat.send("2", "hello");
+  await settled();
+  await socket().says({ op_type: 40027, content: "+2\n+stranger" });
+  assert.deepEqual([chat.online("2"), chat.conversations.has("stranger"), chat.waiting("2").length], [true, false, 1]);
+  await socket().says({ op_type: 40027, content: "-2" });
+  assert.equal(chat.online("2"), false);
+});
+
+test("presence that arrives during the list is newer than the list", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  const [row, end] = listed(true);
+  await socket().says(row, { op_type: 40027, content: "-2" }, end);
+  assert.equal(chat.online("2"), false);
+  void chat.refresh();
+  await socket().says(row, end);
+  assert.equal(chat.online("2"), true);
+});
+
+test("presence is unknown from a loss until the next list", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  await socket().says(...listed(true));
+  assert.equal(chat.online("2"), true);
+  await socket().breaks();
+  assert.equal(chat.online("2"), null);
+  await socket().says(greeting);
+  assert.equal(chat.online("2"), null);
+  await socket().says(...listed(true));
+  assert.equal(chat.online("2"), true);
+});
+
+test("an acknowledgement can show that a peer is online, never offline", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  await socket().says(...listed(false));
+  for (const [op_type, online] of [[40018, true], [40019, true]]) {
+    void chat.send("2", "hello");
+    await settled();
+    await socket().says({ op_type, id: socket().of(1).at(-1).split("\n")[0], time: 10 });
+    assert.equal(chat.online("2"), online);
+  }
+});

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from chat_server.service.presence import GRACE_SECONDS
 from tests.browser.person import at_a_browser, person
-from tests.harness import PASSWORD, Frame, ServerHandle, serving, wait_until
+from tests.harness import PASSWORD, Frame, ManualClock, ServerHandle, serving, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
@@ -181,3 +182,31 @@ async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser
         assert (await alice.page.request.get(second[3])).headers["content-type"] == "image/png"
         await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
         await wait_until(lambda: alice.page.evaluate("noted.at(-1) === 'closed'"))
+
+
+async def test_presence_of_peers_is_shown_as_it_changes(browser: Browser, tmp_path: Path) -> None:
+    """In the list and in the header, without a request."""
+    clock = ManualClock()
+    async with serving(tmp_path, clock, StrangerLimit=0) as server:
+        await server.add_users("alice", "bob")
+        await server.make_contacts("alice", "bob")
+        clock.shift += GRACE_SECONDS
+        async with person(browser, server, "alice") as alice:
+            await alice.opens("bob")
+            header, dots = alice.page.locator(".presence"), alice.page.locator(".who.online")
+            await expect(header).to_have_text("offline")
+            async with server.chat("bob"):
+                await expect(header).to_have_text("online")
+                await expect(dots).to_have_count(1)
+                await alice.set_offline(True)
+                await expect(header).to_be_empty()
+                await expect(dots).to_have_count(0)
+                await alice.set_offline(False)
+                await expect(header).to_have_text("online")
+
+            async def is_offline() -> bool:
+                clock.shift += GRACE_SECONDS  # since the server noticed that the socket closed
+                return await header.text_content() == "offline"
+
+            await wait_until(is_offline)
+            await expect(dots).to_have_count(0)
