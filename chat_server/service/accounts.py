@@ -1,4 +1,4 @@
-"""Register, log in, change password, log out, and whose token this is (protocol section 1)."""
+"""Users and sessions: register, log in, change the password, log out, authenticate (protocol section 1)."""
 
 import asyncio
 import hashlib
@@ -22,19 +22,19 @@ from chat_server.utils.passwords import Passwords, TooBusy, bad_password
 
 log = logging.getLogger(__name__)
 
-# How many names are remembered to exist, so that sending to them needs no look-up.
+# Names of existing users that are cached, so that sending to them needs no query. About 10 MiB.
 KNOWN_NAMES = 65536
-# Names are asked for anew so many at a time.
+# Cached names per query when the cache is refreshed.
 PAGE = 1000
-# A changed password must end the other sessions: tried so often where the store is away.
+# A changed password must end the other sessions. If the store is unavailable, this is tried once a second, so often.
 ENDING_TRIES = 5
-# An address from which a user logged in is remembered so long.
+# Days for which an address is known after a login of the user from there (protocol section 1, Guessing).
 KNOWN_DAYS = 365
 DAY, HOUR, MINUTE = 86400, 3600, 60
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A session that exists: whose it is, and the digest of its token."""
+    """An existing session: its user, and the digest of its token."""
 
     user: str
     digest: bytes
@@ -49,7 +49,7 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class Accounts:
-    """The users and their sessions. Every method raises StoreUnavailable when a store is away."""
+    """The users and their sessions. All methods raise StoreUnavailable if a store fails."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Accounts:
         self._changes: set[asyncio.Task[None]] = set()
 
     async def register(self, name: str, password: str, address: str) -> None:
-        """Make a user. Raises Refused."""
+        """Create a user. Raises Refused."""
         failed = Status.REGISTER_FAILED
         if self._config.registration == "closed":
             raise Refused(failed, Reason.REGISTRATION_CLOSED, "registration is closed here")
@@ -96,13 +96,13 @@ class Accounts:
         log.info("user registered", extra={"user": name, "address": address})
 
     async def login(self, name: str, password: str, address: str) -> Login:
-        """Begin a session. Raises Refused, for a wrong name and a wrong password alike."""
+        """Create a session. Raises the same Refused for a wrong name and for a wrong password."""
         name = normal(name)
         user = await self._check_login(name, password, address)
         token = secrets.token_urlsafe(32)
         digest = _digest(token)
         await self._sessions.add(digest, user.name)
-        # The password may have been changed while it was being checked, and its sessions ended before this one.
+        # The password may have changed while it was checked. Then its sessions have ended, and this one must, too.
         if await self._users.get(name) != user:
             await self._sessions.end(digest)
             raise _wrong_password()
@@ -110,7 +110,7 @@ class Accounts:
         return Login(user.name, token, int(self._config.session_days * DAY))
 
     async def set_password(self, session: Session, name: str, old: str, new: str, address: str) -> None:
-        """Change the password; every other session of the user ends. Raises Refused."""
+        """Change the password and end every other session of the user. Raises Refused."""
         failed = Status.SET_PASSWORD_FAILED
         _require_own(failed, session, name)
         self._check_new_password(failed, "new_password", new)
@@ -120,29 +120,29 @@ class Accounts:
         user = await self._authenticate(failed, [rate], session.user, old, address)
         with _busy_is_refused(failed):
             hashed = await self._passwords.hash(new, address)
-        await self._whole(self._change_password(session, user, hashed))
+        await self._complete(self._change_password(session, user, hashed))
 
     async def logout(self, session: Session, name: str) -> None:
         """End this session and close its sockets. Raises Refused."""
         _require_own(Status.LOGOUT_FAILED, session, name)
-        await self._whole(self._end_session(session))
+        await self._complete(self._end_session(session))
         log.info("user logged out", extra={"user": session.user})
 
     async def session(self, tokens: Sequence[str]) -> Session:
-        """The session of the first token that has one, which is thereby renewed. Raises Refused if none has."""
+        """The session of the first valid token, which this use renews. Raises Refused if no token is valid."""
         digests = [_digest(token) for token in tokens]
         users = await self._sessions.use(digests) if digests else {}
         for digest in digests:
             if user := users.get(digest):
                 return Session(user, digest)
-        raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or one that ended: log in")
+        raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "no session, or it has ended: log in")
 
     def is_cached(self, name: str) -> bool:
-        """Whether it is known, without looking, that there is such a user."""
+        """Whether the cache has this user."""
         return name in self._known
 
     async def exists(self, name: str, *, removed: bool = False) -> bool:
-        """Whether there is a user of that (normal) name; also one that was removed and left messages, if so asked."""
+        """Whether a user has this (normal) name. With `removed`, also a removed user, whose messages remain."""
         if name in self._known:
             return True
         user = await self._users.get(name) if is_name(name) else None
@@ -154,23 +154,23 @@ class Accounts:
         return True
 
     async def refresh(self) -> None:
-        """Forget which names are known where another process has disabled or removed the user."""
+        """Drop from the cache the users whom another process has disabled or removed."""
         names = list(self._known)
         for start in range(0, len(names), PAGE):
             for name in await self.not_enabled(names[start : start + PAGE]):
                 self._known.pop(name, None)
 
     async def not_enabled(self, names: Collection[str]) -> set[str]:
-        """Those of the names, at most PAGE, of whom no user may log in."""
+        """The names, of at most PAGE, whose users may not log in or do not exist."""
         return set(names) - await self._users.enabled(list(names))
 
     async def close(self) -> None:
-        """Finish the changes under way."""
+        """Finish the changes in progress."""
         while self._changes:
             await asyncio.wait(self._changes)
 
-    async def _whole(self, change: Coroutine[None, None, None]) -> None:
-        """Do it to the end, also if whoever asked for it goes."""
+    async def _complete(self, change: Coroutine[None, None, None]) -> None:
+        """Complete a change even if its request is cancelled."""
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
@@ -181,13 +181,13 @@ class Accounts:
         await self._registry.end(session.user, only=session.digest)
 
     async def _change_password(self, session: Session, user: User, hashed: str) -> None:
-        # Asked again: hashing took its time, and a store that is away refuses here, before anything has changed.
+        # Checked again, because hashing took time. An unavailable store fails here, before anything has changed.
         if not await self._sessions.use([session.digest]):
-            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "the session ended meanwhile: log in")
+            raise Refused(Status.NOT_LOGGED_IN, Reason.NOT_LOGGED_IN, "the session has ended: log in")
         try:
             if not await self._users.set_password(user.name, user.password, hashed):
                 raise _wrong_password()
-        except StoreUnavailable:  # it may have been changed all the same
+        except StoreUnavailable:  # the password may have changed nevertheless
             await self._end_others(session)
             raise
         await self._end_others(session)
@@ -207,26 +207,26 @@ class Accounts:
         await self._registry.end(session.user, keep=session.digest)
 
     async def _check_login(self, name: str, password: str, address: str) -> User:
-        """The user who logs in. Raises Refused."""
+        """Check the rates and the password of a login. Raises Refused."""
         config, failed = self._config, Status.LOGIN_FAILED
         with _busy_is_refused(failed):
             self._passwords.expect_room(address)
-        # A digest, so that no list of a user's addresses is stored.
+        # A digest, so that the store has no list of a user's addresses.
         place = hashlib.sha256(f"{address}\0{name}".encode()).hexdigest()
         known = Rate(("logged in", place), 1, KNOWN_DAYS * DAY)
         rates = [
             Rate(("login", name, address), config.login_failures, self._window),
             Rate(("login by address", address), config.login_failures_per_address, self._window),
         ]
-        # Guesses from elsewhere do not lock out users where they have logged in before.
+        # Guesses from other addresses do not lock users out of an address where they have logged in before.
         if not await self._rates.count(known):
             rates.append(Rate(("login by name", name), 10 * config.login_failures, self._window))
         user = await self._authenticate(failed, rates, name, password, address)
-        await self._whole(self._renew(known))
+        await self._complete(self._renew(known))
         return user
 
     async def _authenticate(self, failed: Status, rates: list[Rate], name: str, password: str, address: str) -> User:
-        """The user, if that is the password. A failure counts for all rates; a success resets the first of them.
+        """Return the user if the password is right. A failure counts for all rates; a success resets the first rate.
 
         Failures are counted before hashing, so parallel guesses count too. Raises Refused.
         """
@@ -236,11 +236,11 @@ class Accounts:
             user = await self._users.get(name) if is_name(name) else None
             with _busy_is_refused(failed):
                 right = await self._passwords.check(password, user.password if user else None, address)
-        except BaseException:  # no answer about the password was given
-            await self._whole(self._give_back(rates, taken))
+        except BaseException:  # the client learned nothing about the password
+            await self._complete(self._give_back(rates, taken))
             raise
         if not user or not right or user.state is not State.ENABLED:
-            # What cannot be a name is not logged: it may be a password in the wrong field.
+            # Other input than a name is not logged: it may be a password in the wrong field.
             log.info("password rejected", extra={"user": name if is_name(name) else "", "address": address})
             raise _wrong_password()
         await self._rates.forget(rates[0])
