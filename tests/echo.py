@@ -46,7 +46,8 @@ class Echo:
         connection.send(frame(BINARY, content.encode("latin-1")) if request.to else frame(TEXT, content.encode()))
         with suppress(ConnectionError):
             await connection.drain()
-        connection.inbox.done()
+        if connection.inbox.done():
+            self.add(connection)
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -56,14 +55,13 @@ class Events(NamedTuple):
     reads_too_slowly: Callable[[], None]
 
 
-class Connection:
+class Connection(Outbox):
     """An open socket of a user; a service.registry.Socket."""
 
     __slots__ = (
-        *("__weakref__", "_bad_frames", "_binary", "_bucket", "_bytes", "_closing", "_config", "_decode", "_events"),
-        *("_ignore_input", "_liveness", "_loop", "_outbox", "_transport", "_ws"),
-        *("address", "close_code", "deliver", "drain", "inbox", "offer", "peer", "send", "session", "slot"),
-        *("sync", "user", "wait_idle"),
+        *("__weakref__", "_bad_frames", "_binary", "_bucket", "_bytes", "_decode", "_events", "_ignore_input"),
+        *("_liveness", "_max_frame_bytes", "_ws", "address", "close_code", "inbox", "peer", "session", "slot"),
+        *("sync", "user"),
     )
 
     def __init__(  # noqa: PLR0913 - the parts of a socket, each by name
@@ -85,6 +83,8 @@ class Connection:
         decode: Callable[[Any], Request | Refused] = decode,
         binary: bool = False,
     ) -> None:
+        # On a sync socket only op 4 marks messages as read.
+        super().__init__(transport, drain, limit=config.outbox_bytes, window=int(ws.compress), confirms=not sync)
         self.user = user
         self.peer = peer
         self.session = session
@@ -92,39 +92,24 @@ class Connection:
         self.address = address
         self.slot = slot  # of the heartbeat
         self.close_code: int | None = None
+        self.inbox = Inbox()
+        self._liveness = Liveness()
         self._events = events
-        self._config = config
+        self._max_frame_bytes = config.max_frame_bytes
         self._ws = ws
-        self._transport = transport
         self._ignore_input = ignore_input  # bytes that come after this call are dropped and not parsed
         self._bucket = bucket
         self._decode = decode
         self._binary = binary  # binary frames are decoded, too
-        self._loop = asyncio.get_running_loop()
-        self._closing = False
         self._bytes = 0  # since the last message
         self._bad_frames = 0  # in a row
-        self._liveness = Liveness()
-        self._outbox = outbox = Outbox(
-            transport,
-            drain,
-            limit=config.outbox_bytes,
-            window=int(ws.compress),
-            confirms=not sync,  # on a sync socket only op 4 marks messages as read
-            on_full=self._reads_too_slowly,
-            on_confirmed=partial(events.deliveries_confirmed, self),
-        )
-        self.inbox = inbox = Inbox(partial(events.requests_arrived, self))
-        # Called for every message: bound here, so that no method only forwards.
-        self.send, self.offer, self.deliver, self.drain = outbox.send, outbox.offer, outbox.deliver, outbox.drain
-        self.wait_idle = inbox.wait_idle
 
     # --- reading
 
     def bytes_arrived(self, size: int) -> None:
         """Count bytes on the wire, and stop a peer that sends many without completing a message."""
         self._bytes += size
-        if self._bytes <= MAX_FRAGMENTED + 2 * self._config.max_frame_bytes:
+        if self._bytes <= MAX_FRAGMENTED + 2 * self._max_frame_bytes:
             return
         if not self._closing:
             self.close(WSCloseCode.POLICY_VIOLATION, "too many bytes for one message")
@@ -139,18 +124,18 @@ class Connection:
         try:
             await self._read()
         except Disconnect as disconnect:
-            await self.wait_idle()
+            await self.inbox.wait_idle()
             self.close(disconnect.code, disconnect.why)
             await self._discard_input()
 
     async def _read(self) -> None:
         """Put each request into the inbox, at the rate of the user and as long as there is room. Raises Disconnect."""
-        receive, inbox, liveness = self._ws.receive, self.inbox, self._liveness
+        receive, liveness = self._ws.receive, self._liveness
         while True:
             message = await receive()
             kind, data = message.type, message.data
             liveness.heard = True
-            if kind is _PONG and self._outbox.pong(data):
+            if kind is _PONG and self.is_our_pong(data):
                 self._bytes = 0
                 continue
             if kind is not _TEXT and kind is not _PING and kind is not _PONG and kind is not _BINARY:
@@ -163,30 +148,31 @@ class Connection:
                 if self._closing:
                     continue
             if kind is _TEXT or (kind is _BINARY and self._binary):
-                request = self._decode(data)
-                is_full = inbox.put(request, data.__sizeof__())  # in memory: four bytes per character with an emoji
-                if type(request) is Request:
-                    self._bad_frames = 0
-                else:
-                    self._count_bad_frame()
-                if is_full:
-                    await liveness.pause_reading(inbox.wait_for_room())
+                if self._accept(data):
+                    await liveness.pause_reading(self.inbox.wait_for_room())
             elif kind is _PING:
-                self._outbox.send_pong(data)
+                self.send_pong(data)
             elif kind is _BINARY:
                 raise Disconnect(WSCloseCode.UNSUPPORTED_DATA, "text frames only")
 
-    def _count_bad_frame(self) -> None:
-        self._bad_frames += 1
+    def _accept(self, data: Any) -> bool:
+        """Put the request of a frame into the inbox. Returns whether the inbox is full. Raises Disconnect."""
+        request, inbox = self._decode(data), self.inbox
+        is_full = inbox.put(request, data.__sizeof__())  # in memory: four bytes per character with an emoji
+        if not inbox.active:
+            inbox.active = True
+            self._events.requests_arrived(self)
+        self._bad_frames = self._bad_frames + 1 if type(request) is Refused else 0
         if self._bad_frames >= MAX_BAD_FRAMES:
             raise Disconnect(WSCloseCode.POLICY_VIOLATION, f"{MAX_BAD_FRAMES} bad frames in a row")
+        return is_full
 
     async def _read_last(self, kind: WSMsgType, data: Any) -> None:
         """The peer has closed, broke the protocol or is gone. Raises Disconnect."""
         if kind is WSMsgType.CLOSE:
             if data == WSCloseCode.ABNORMAL_CLOSURE or data >= 5000:  # no peer may send these; aiohttp lets them pass
                 raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {data}")
-            await self.wait_idle()
+            await self.inbox.wait_idle()
             self.close(data or WSCloseCode.OK, "")
         elif kind is WSMsgType.ERROR and (code := getattr(data, "code", None)) is not None:
             raise Disconnect(code, str(data))
@@ -195,15 +181,10 @@ class Connection:
 
     def check_liveness(self) -> None:
         """Called every HeartbeatSeconds: cut a peer that is gone, and ask the others for a sign of life."""
-        if self._liveness.check(self._transport, self._outbox):
-            self._outbox.ping()
+        if self._liveness.check(self._transport, self):
+            self.ping()
         else:
             self._transport.abort()
-
-    @property
-    def waiting(self) -> int:
-        """The bytes that wait for the reader."""
-        return self._outbox.waiting
 
     # --- the end
 
@@ -214,7 +195,7 @@ class Connection:
             return
         self._closing = True
         self._events.closing(self)
-        self._outbox.close()
+        self.end_output()
         self.close_code = code
         if not self._transport.is_closing():
             self._transport.write(frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
@@ -223,19 +204,28 @@ class Connection:
     def connection_lost(self) -> None:
         """Nothing can be sent any more. Requests that came before are worked on."""
         self._closing = True
-        self._outbox.close()
+        self.end_output()
 
     async def finish(self, code: int, why: str) -> None:
         """Finish the requests in work, for at most FINISH_TIMEOUT, and close."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_TIMEOUT):
-                await self.wait_idle()
+                await self.inbox.wait_idle()
         self.close(code, why)
-        await self.wait_idle()
+        await self.inbox.wait_idle()
 
-    def _reads_too_slowly(self) -> None:
+    async def wait_idle(self) -> None:
+        """Wait until no request of it is in work."""
+        await self.inbox.wait_idle()
+
+    def on_full(self) -> None:
+        """Close the socket: its reader is too slow."""
         self._events.reads_too_slowly()
         self.close(WSCloseCode.TRY_AGAIN_LATER, "reads too slowly")
+
+    def on_confirmed(self, deliveries: Sequence[Delivery]) -> None:
+        """Report the deliveries that a pong confirmed."""
+        self._events.deliveries_confirmed(self, deliveries)
 
     async def _discard_input(self) -> None:
         """Let the peer read our close frame before the connection ends: it may still be sending."""

@@ -86,10 +86,10 @@ class Dispatcher:
             items, size = connection.inbox.take()
             first = items[0] if items else None
             if first is None:  # dropped by a close
-                connection.inbox.done()
+                self._done(connection)
             elif isinstance(first, Refused):
                 self._answers.refused(connection, BAD_FRAME, first)
-                connection.inbox.done()
+                self._done(connection)
             elif first.op_type != SEND:
                 self._begin(self._do(connection, first))
             else:
@@ -135,7 +135,7 @@ class Dispatcher:
                 log.exception("frame failed", extra={"op": SEND})
                 batch.results = [Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)] * len(batch.requests)
                 self._answers.sent(batch)
-            connection.inbox.done()
+            self._done(connection)
 
     async def _do(self, connection: Connection, request: Request) -> None:
         """Do what a request asks for that is no send, and answer it."""
@@ -153,7 +153,11 @@ class Dispatcher:
             log.exception("frame failed", extra={"op": op})
             self._answers.refused(connection, op, Refused(failed, Reason.INTERNAL, INTERNAL))
         finally:
-            connection.inbox.done()
+            self._done(connection)
+
+    def _done(self, connection: Connection) -> None:
+        if connection.inbox.done():
+            self.add(connection)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

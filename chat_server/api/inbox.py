@@ -19,31 +19,27 @@ BAD_FRAME = 0  # in place of an op: the frame is no request
 
 
 class Inbox:
-    """A bounded queue. It is active while a request waits or is in work.
+    """A bounded queue of requests, in the order of their arrival. Each `take` must be followed by a `done`.
 
-    `on_active` is called when it becomes active, and again when work is done and more waits. Each `take` must be
-    followed by a `done`.
+    `active` says that its requests are waiting or in work: the dispatcher knows of it. Its owner sets it, `done` resets
+    it.
     """
 
-    __slots__ = ("_active", "_bytes", "_in_work", "_items", "_on_active", "_room", "_when_idle")
+    __slots__ = ("_bytes", "_in_work", "_items", "_room", "_when_idle", "active")
 
-    def __init__(self, on_active: Callable[[], None]) -> None:
-        self._on_active = on_active
+    def __init__(self) -> None:
         # (op, request or refusal, bytes). It is short; a deque takes 600 bytes even if it is empty.
         self._items: list[tuple[int, Request | Refused, int]] = []
         self._bytes = 0
         self._in_work = 0
-        self._active = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for room
         self._when_idle: list[Callable[[], None]] | None = None
+        self.active = False
 
     def put(self, item: Request | Refused, size: int) -> bool:
         """Append a request, or the refusal of a bad frame, of `size` bytes. Returns whether the inbox is full."""
         self._items.append((item.op_type if type(item) is Request else BAD_FRAME, item, size))
         self._bytes += size
-        if not self._active:
-            self._active = True
-            self._on_active()
         return self._bytes >= INBOX_BYTES or len(self._items) >= INBOX_FRAMES
 
     def next_is_send(self) -> bool:
@@ -68,19 +64,17 @@ class Inbox:
             self._let_reader_go_on()
         return taken, size
 
-    def done(self) -> None:
-        """What was taken is answered."""
+    def done(self) -> bool:
+        """What was taken is answered. Returns whether the next requests should be taken now."""
         self._in_work -= 1
-        if self._in_work:
-            return
-        if self._items:
-            self._on_active()
-            return
-        self._active = False
+        if self._in_work or self._items:
+            return not self._in_work
+        self.active = False
         if self._when_idle:
             waiting, self._when_idle = self._when_idle, None
             for call in waiting:
                 call()
+        return False
 
     def clear(self) -> None:
         """Drop what waits."""
@@ -96,7 +90,7 @@ class Inbox:
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call once nothing waits or is in work; at once if that is so now."""
-        if not self._active:
+        if not self.active:
             call()
         elif self._when_idle is None:
             self._when_idle = [call]
@@ -105,7 +99,7 @@ class Inbox:
 
     async def wait_idle(self) -> None:
         """Wait until nothing waits or is in work."""
-        while self._active:
+        while self.active:
             idle = asyncio.Event()
             self.when_idle(idle.set)
             await idle.wait()

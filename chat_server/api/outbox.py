@@ -19,15 +19,15 @@ _PING_HEAD = frame(PING, bytes(8))[:2]
 
 
 class Outbox:
-    """The frames for one socket. `window` is the one of permessage-deflate in bits, 0 without compression.
+    """The outgoing half of a connection. `window` is that of permessage-deflate in bits, 0 without compression.
 
-    `on_full` is called when the reader is too slow; `on_confirmed` with the deliveries that a pong confirms, which are
-    kept only if `confirms`.
+    It is a base class of the connection, not a part of it: the two need each other, and references in both directions
+    would keep a closed connection until the next garbage collection. Deliveries are reported only if `confirms`.
     """
 
     __slots__ = (
-        *("_closing", "_confirms", "_drain", "_draining", "_frames", "_limit", "_loop", "_on_confirmed", "_on_full"),
-        *("_ping", "_pinged", "_pings", "_queued", "_scheduled", "_transport", "_unconfirmed", "_window", "wrote"),
+        *("_closing", "_confirms", "_drain", "_draining", "_frames", "_limit", "_loop", "_ping", "_pinged", "_pings"),
+        *("_queued", "_scheduled", "_transport", "_unconfirmed", "_window", "wrote"),
     )
 
     def __init__(
@@ -38,8 +38,6 @@ class Outbox:
         limit: int,
         window: int,
         confirms: bool,
-        on_full: Callable[[], None],
-        on_confirmed: Callable[[Sequence[Delivery]], None],
     ) -> None:
         transport.set_write_buffer_limits(DRAINED_BYTES)  # above it, `drain` waits
         self._transport = transport
@@ -47,8 +45,6 @@ class Outbox:
         self._limit = limit
         self._window = window
         self._confirms = confirms
-        self._on_full = on_full
-        self._on_confirmed = on_confirmed
         self._loop = asyncio.get_running_loop()
         self._frames: list[bytes] = []
         self._queued = 0  # bytes in _frames
@@ -59,7 +55,15 @@ class Outbox:
         self._pinged: list[Delivery] = []  # before it
         self._ping = b""  # its payload; empty if no ping is in flight
         self._pings = 0
-        self.wrote = False  # a frame other than our ping was written since the owner reset this
+        self.wrote = False  # a frame other than our ping was written since this was reset
+
+    def on_full(self) -> None:
+        """The reader is too slow: close the socket."""
+        raise NotImplementedError
+
+    def on_confirmed(self, deliveries: Sequence[Delivery]) -> None:
+        """A pong confirmed these deliveries."""
+        raise NotImplementedError
 
     def send(self, frame: bytes) -> None:
         """Send a text frame; dropped when closing."""
@@ -136,7 +140,7 @@ class Outbox:
         self._frames.clear()
         self._queued = 0
         if self._transport.get_write_buffer_size() > self._limit and not self._closing:
-            self._on_full()
+            self.on_full()
 
     def ping(self) -> None:
         """Ask for a sign of life, unless a ping is in flight."""
@@ -144,19 +148,19 @@ class Outbox:
             self._append_ping()
             self.flush()
 
-    def pong(self, payload: bytes) -> bool:
-        """Whether a pong echoes our ping, which confirms all deliveries before it: the socket keeps order."""
+    def is_our_pong(self, payload: bytes) -> bool:
+        """Whether a pong echoes our ping. It confirms all deliveries before the ping, since the socket keeps order."""
         if not self._ping or payload != self._ping:
             return False
         confirmed, self._pinged, self._ping = self._pinged, [], b""
         if confirmed:
-            self._on_confirmed(confirmed)
+            self.on_confirmed(confirmed)
         if self._unconfirmed and not self._closing:
             self._schedule()
         return True
 
-    def close(self) -> None:
-        """Write what waits; drop all that comes. Idempotent."""
+    def end_output(self) -> None:
+        """Write what waits, and drop everything that is sent from now on. Idempotent."""
         if not self._closing:
             self._closing = True  # first: a flush that finds too much waiting would call on_full
             self.flush()

@@ -1,7 +1,7 @@
 """The open sockets of this process, by user. A bus between several processes would fit behind this one seam."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import msgspec
@@ -45,23 +45,19 @@ class Socket(Protocol):
         """Whether it also receives what happens on the user's other devices (protocol section 2, Sync)."""
         ...
 
-    @property
-    def send(self) -> Callable[[bytes], None]:
+    def send(self, frame: bytes) -> None:
         """Send a frame, without waiting; a socket that is closing drops it."""
         ...
 
-    @property
-    def offer(self) -> Callable[[bytes], None]:
+    def offer(self, frame: bytes) -> None:
         """Send a frame, unless so much waits for the reader that the frame may be left out."""
         ...
 
-    @property
-    def deliver(self) -> Callable[[bytes, Delivery], None]:
+    def deliver(self, frame: bytes, delivery: Delivery) -> None:
         """Send the frame of a message, and report the delivery once it is confirmed."""
         ...
 
-    @property
-    def drain(self) -> Callable[[], Awaitable[None]]:
+    async def drain(self) -> None:
         """Wait until little is left for the reader to take. Raises ConnectionResetError if the socket closes."""
         ...
 

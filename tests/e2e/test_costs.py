@@ -1,9 +1,11 @@
 """Costs that determine the speed, counted instead of timed: writes, encodings, tasks, memory per socket."""
 
 import asyncio
+import gc
 import re
 import signal
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chat_server.api import dispatcher
+from chat_server.api.connection import Connection
 from chat_server.model.messages import Added, Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.service import frames
@@ -189,6 +192,25 @@ async def test_a_message_costs_few_function_calls(tmp_path: Path, in_flight: int
         server.process.send_signal(signal.SIGUSR1)
         await wait_until(count.exists)
         assert int(count.read_text()) / (pairs * rounds * in_flight) <= limit
+
+
+async def test_a_closed_socket_is_freed_without_garbage_collection(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.add_users("1", "2")
+        gc.collect()
+        gc.disable()
+        try:
+            async with server.chat("1", to="2") as one, server.chat("2") as two:
+                await one.send("m1\nhello")
+                await two.receive()
+                await one.answer(2, "-1")
+                await one.send_text("no json")
+                await one.receive()
+                connections = [weakref.ref(other) for other in gc.get_objects() if isinstance(other, Connection)]
+                assert len(connections) == 2
+            await wait_until(lambda: not any(connection() for connection in connections))
+        finally:
+            gc.enable()
 
 
 async def test_an_idle_socket_has_three_tasks(tmp_path: Path) -> None:
