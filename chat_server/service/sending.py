@@ -88,7 +88,7 @@ class Sending:
             for request, time in zip(batch.requests, times)  # noqa: B905 - the next batch goes on with `times`
         ]
         messages = [one for one in checked if type(one) is Message]
-        results = await (self._store_direct(messages) if first.direct else self._store_limited(first, messages))
+        results = await self._store(first, messages) if messages else []
         if len(results) < len(checked):
             stored = iter(results)
             results = [one if isinstance(one, Refused) else next(stored) for one in checked]
@@ -123,26 +123,20 @@ class Sending:
             return bad
         return Message(sender, receiver, id or secrets.token_hex(12), text, time)
 
-    async def _store_direct(self, messages: Sequence[Message]) -> list[Sent | Refused]:
+    async def _store(self, first: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
         try:
-            stored = await self._messages.add(messages) if messages else []
+            if first.direct:
+                stored = await self._messages.add(messages)
+                return [
+                    Sent(one, added) if added.same else _ID_USED for one, added in zip(messages, stored, strict=True)
+                ]
+            decided = list(zip(messages, await self._limit.add(messages), strict=True))
         except StoreUnavailable as away:
-            _log_failure(away, len(messages))
+            _log_failures([away] * len(messages))
             return [_AWAY] * len(messages)
-        return [
-            Sent(message, added) if added.same else _ID_USED for message, added in zip(messages, stored, strict=True)
-        ]
-
-    async def _store_limited(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
-        try:
-            outcomes = await self._limit.add(messages) if messages else []
-        except StoreUnavailable as away:
-            outcomes = [Outcome(away.with_traceback(None), free=False)] * len(messages)
-        if errors := [outcome.added for outcome in outcomes if isinstance(outcome.added, StoreUnavailable)]:
-            _log_failure(errors[0], len(errors))
-        each = list(zip(messages, outcomes, strict=True))
-        batch.unblocked = [message.receiver for message, outcome in each if outcome.unblocked]
-        return [_result(message, outcome.added) for message, outcome in each]
+        _log_failures([outcome.added for _, outcome in decided if isinstance(outcome.added, StoreUnavailable)])
+        first.unblocked = [message.receiver for message, outcome in decided if outcome.unblocked]
+        return [_result(*each) for each in decided]
 
 
 def check_text(text: str, most: int) -> Refused | None:
@@ -155,11 +149,13 @@ def check_text(text: str, most: int) -> Refused | None:
     return None
 
 
-def _result(message: Message, added: Added | StoreUnavailable | None) -> Sent | Refused:
+def _result(message: Message, outcome: Outcome) -> Sent | Refused:
+    added = outcome.added
     if isinstance(added, Added):
         return Sent(message, added) if added.same else _ID_USED
     return _AWAY if added else Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
 
 
-def _log_failure(error: StoreUnavailable, messages: int) -> None:
-    log.warning("messages not stored", extra={"why": str(error), "messages": messages})
+def _log_failures(errors: Sequence[StoreUnavailable]) -> None:
+    if errors:
+        log.warning("messages not stored", extra={"why": str(errors[0]), "messages": len(errors)})
