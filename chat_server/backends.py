@@ -254,9 +254,9 @@ class _Opening:
             watch = self._metrics.watch("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
             self._stack.push_async_callback(scripts.flush)
-        if serving and (forgetful := await bare.forgetful()):
-            why = "killed, it may forget sessions, or bring back ended ones and old counts"
-            log.warning("Redis not durable", extra={"settings": forgetful, "why": why})
+        if serving and (volatile := await bare.volatile_settings()):
+            why = "if it is killed, it may lose sessions, or restore ended sessions and old counts"
+            log.warning("Redis not durable", extra={"settings": volatile, "why": why})
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
             redis.RedisRates(scripts, self._clock),

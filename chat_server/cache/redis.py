@@ -1,4 +1,7 @@
-"""Sessions, rates and strangers in Redis: each operation one script, atomic, gathered into one pipeline per turn."""
+"""Sessions, rates and contact states in Redis.
+
+Each operation is one atomic script. The calls of one loop iteration go out as one pipeline.
+"""
 
 import asyncio
 import hashlib
@@ -25,13 +28,13 @@ from chat_server.utils.lease import Held, always
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 from chat_server.utils.tls import trouble
 
-# Connections at most: one carries the scripts, the others health checks and what is left of broken ones.
+# Connections at most. One carries the scripts; the others serve health checks and replace broken ones.
 POOL = 8
-# Scripts that go into one pipeline, at most.
-MOST_CALLS = 1024
-# With these settings Redis neither forgets nor goes back on what it answered, not even when it is killed.
-KEEPING = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-# What Redis answers where it may do the work later, by the code of the error; scripts of older versions have it within.
+# Scripts per pipeline, at most.
+MAX_CALLS = 1024
+# With these settings Redis keeps everything that it confirmed, even if it is killed.
+DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+# Error codes of a Redis that may do the work later. Errors of scripts contain the code inside their text.
 _REFUSALS = {
     "READONLY": "it is a read-only replica",
     "OOM": "it is full (maxmemory)",
@@ -42,9 +45,9 @@ _REFUSALS = {
     "BUSY": "it is busy with another script",
     "max number of clients": "it has too many connections (maxclients)",
 }
-# Of these: the primary may be elsewhere by now.
-_ELSEWHERE = {"READONLY", "MASTERDOWN", "LOADING"}
-# What it will answer again; a group names the command.
+# The codes of a Redis that is not, or no longer, the primary.
+_NOT_PRIMARY = {"READONLY", "MASTERDOWN", "LOADING"}
+# Errors that Redis will return again until an operator changes something. A group captures the command.
 _MISTAKES = {
     r"DB index is out of range": "it has no database of the number RedisDbName",
     r"cluster mode|^(?:MOVED|CROSSSLOT|CLUSTERDOWN)\b": "it is a cluster, and chat_server needs a single Redis",
@@ -62,8 +65,8 @@ _SCRIPTS = {
 }
 
 
-class Call(msgspec.Struct, frozen=True):
-    """A script to be run: its name, keys and arguments."""
+class ScriptCall(msgspec.Struct, frozen=True):
+    """A call of a script: its name, keys and arguments."""
 
     script: str
     keys: Sequence[str]
@@ -71,11 +74,11 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Scripts:
-    """Runs scripts; `prefix` goes before every key, `timeout` in seconds bounds each pipeline.
+    """Runs scripts. `prefix` precedes every key; `timeout` in seconds bounds each pipeline.
 
-    `name` says which Redis it is, for people. `held` says whether this process still has the lease on Redis: without it
-    nothing counts as done.
-    Raises StoreMisconfigured where Redis will refuse again, and StoreUnavailable where it may not.
+    `name` identifies the Redis server for people. `held` returns whether this process still holds the lease on Redis;
+    without it, nothing counts as done.
+    Raises StoreMisconfigured if Redis will refuse again, and StoreUnavailable if it may accept later.
     """
 
     def __init__(
@@ -93,38 +96,38 @@ class Scripts:
         self.name = f"Redis at {_address(redis.connection_pool.connection_kwargs)}"
         self._timeout = timeout
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in _SCRIPTS.items()}  # noqa: S324
-        self._calls: Batcher[Call, Any] = Batcher(
+        self._calls: Batcher[ScriptCall, Any] = Batcher(
             lambda calls: watch.timed(self._run_together(calls)),
-            most=MOST_CALLS,
+            most=MAX_CALLS,
             timeout=timeout,
             watch=watch,
             name=self.name,
         )
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes] = ()) -> Any:
-        """What the script returns. Raises StoreUnavailable; the script may have run all the same."""
-        return await self._calls.submit(Call(script, [self.prefix + key for key in keys], arguments))
+        """Run a script and return its result. Raises StoreUnavailable; the script may have run nevertheless."""
+        return await self._calls.submit(ScriptCall(script, [self.prefix + key for key in keys], arguments))
 
     async def reach(self) -> None:
-        """Return if Redis answers and lets us read."""
+        """Return if Redis answers and permits reading."""
         await self.run("session_peek", ["probe"])
 
     async def ping(self) -> None:
-        """Return if Redis does everything that the scripts need: it lets us, and has room."""
+        """Return if Redis permits all commands that the scripts use and has memory left."""
         await self.run("probe", ["probe"], [2**53])
 
-    async def forgetful(self) -> list[str]:
-        """The settings, as `name value`, by which Redis may not keep what it answered; none if it does not tell."""
+    async def volatile_settings(self) -> list[str]:
+        """Return the settings, as `name value`, with which Redis may lose what it confirmed; empty if unknown."""
         try:
             async with asyncio.timeout(self._timeout):
-                answers = [await self._redis.config_get(name) for name in KEEPING]
-        except (RedisError, OSError, TimeoutError):  # many who offer Redis as a service let nobody ask
+                answers = [await self._redis.config_get(name) for name in DURABLE]
+        except (RedisError, OSError, TimeoutError):  # many hosted Redis services forbid CONFIG
             return []
         values = {name: value for answer in answers for name, value in answer.items()}
-        return [f"{name} {values[name]}" for name, keeps in KEEPING.items() if values.get(name, keeps) != keeps]
+        return [f"{name} {values[name]}" for name, durable in DURABLE.items() if values.get(name, durable) != durable]
 
     async def keys(self, start: str, count: int) -> AsyncIterator[list[str]]:
-        """The keys that begin with `start`, about `count` at a time; one may come twice."""
+        """Iterate over the keys that begin with `start`, about `count` at a time; a key may occur twice."""
         start = self.prefix + start
         pattern = "".join(f"\\{char}" if char in "*?[]\\" else char for char in start) + "*"
         answer: Any = (None, [])
@@ -138,15 +141,15 @@ class Scripts:
                 yield [key.decode().removeprefix(start) for key in found]
 
     async def flush(self) -> None:
-        """Finish what was handed over."""
+        """Finish the submitted calls."""
         await self._calls.flush()
 
     async def close(self) -> None:
-        """Finish what was handed over and close the connections."""
+        """Finish the submitted calls and close the connections."""
         await self.flush()
         await self._redis.aclose()
 
-    async def _run_together(self, calls: list[Call]) -> Sequence[Any]:
+    async def _run_together(self, calls: list[ScriptCall]) -> Sequence[Any]:
         try:
             async with asyncio.timeout(self._timeout):
                 results = await self._pipeline(calls)
@@ -161,34 +164,34 @@ class Scripts:
             raise self._failure(error) from error
         if refused := [result for result in results if isinstance(result, RedisError)]:
             self._watch.gave_up()
-            if not _ELSEWHERE.isdisjoint(map(_code, refused)):
+            if not _NOT_PRIMARY.isdisjoint(map(_refusal, refused)):
                 await self._drop_connections()
         if not await self._held():
             raise StoreUnavailable(f"{self.name}: the lease was not renewed in time")
         return [self._failure(result) if isinstance(result, RedisError) else result for result in results]
 
     async def _drop_connections(self) -> None:
-        """Close the idle ones: the next call resolves the name again, and finds the primary after a failover.
+        """Close idle connections: the next call resolves the name again and finds the primary after a failover.
 
-        Connections that broke with the one just used would otherwise be tried one after the other, and a primary that
-        became a replica keeps its connections.
+        Otherwise each call would fail on one more broken connection. And a primary that becomes a replica does not
+        close its connections.
         """
         await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _failure(self, error: Exception) -> StoreUnavailable:
-        """Ours, for an error of the driver. Redis's own texts may repeat arguments: none of them is passed on."""
+        """Translate an error of the driver. Redis's texts may repeat arguments, so none of them is passed on."""
         if isinstance(error, AuthenticationError):
             return StoreMisconfigured(f"{self.name}: RedisPw is wrong, or the user in RedisAddr")
         if why := trouble(error):
             return StoreMisconfigured(f"{self.name}: no TLS ({why}); see RedisAddr")
-        if code := _code(error):
+        if code := _refusal(error):
             return StoreUnavailable(f"{self.name}: {_REFUSALS[code]}")
         for pattern, mistake in _MISTAKES.items():
             if found := re.search(pattern, str(error)):
                 return StoreMisconfigured(f"{self.name}: {mistake.format(*(name.lower() for name in found.groups()))}")
         return StoreUnavailable(f"{self.name}: {cause(error)}")
 
-    async def _pipeline(self, calls: Sequence[Call]) -> list[Any]:
+    async def _pipeline(self, calls: Sequence[ScriptCall]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for call in calls:
                 pipeline.evalsha(self._digests[call.script], len(call.keys), *call.keys, *call.arguments)
@@ -289,7 +292,7 @@ class RedisRates:
 
 
 class RedisContacts:
-    """ContactStore on Redis; `window`, and how long messages are `kept`, in seconds."""
+    """ContactStore on Redis. `window`, and `kept`, the lifetime of messages, in seconds."""
 
     def __init__(self, scripts: Scripts, limit: int, window: float, kept: float) -> None:
         self._scripts = scripts
@@ -303,13 +306,11 @@ class RedisContacts:
         arguments: list[str | int] = [sender, id, now, self._limit, self._window, self._kept]
         if rebuilt:
             arguments += _fields(rebuilt)
-        verdict, lifted = await self._scripts.run("contact_take", [_pair(sender, receiver)], arguments)
-        return Decision(Permission[verdict.decode()], bool(lifted))
+        verdict, unblocked = await self._scripts.run("contact_take", [_pair(sender, receiver)], arguments)
+        return Decision(Permission[verdict.decode()], bool(unblocked))
 
     async def allow(self, one: str, other: str, now: int) -> None:
-        await self._scripts.run(
-            "stranger_befriend", [_pair(one, other)], [now + self._window, 2 * self._window // 1000]
-        )
+        await self._scripts.run("contact_allow", [_pair(one, other)], [now + self._window, 2 * self._window // 1000])
 
     async def forget(self, one: str, other: str) -> None:
         await self._scripts.run("forget", [_pair(one, other)])
@@ -320,9 +321,9 @@ class RedisContacts:
             yield await self.peek([(one, other) for one, _, other in names])
 
     async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[ContactRecord]:
-        found = await asyncio.gather(*(self._scripts.run("stranger_peek", [_pair(*pair)]) for pair in pairs))
+        found = await asyncio.gather(*(self._scripts.run("contact_peek", [_pair(*pair)]) for pair in pairs))
         return [
-            ContactRecord(*pair, _stranger(*state[:5]), state[5] * 1000)
+            ContactRecord(*pair, _contact_state(*state[:5]), state[5] * 1000)
             for pair, state in zip(pairs, found, strict=True)
             if state
         ]
@@ -330,7 +331,7 @@ class RedisContacts:
     async def put(self, states: Sequence[ContactRecord]) -> None:
         puts = (
             self._scripts.run(
-                "stranger_put", [_pair(record.one, record.other)], [*_fields(record.state), record.expires // 1000]
+                "contact_put", [_pair(record.one, record.other)], [*_fields(record.state), record.expires // 1000]
             )
             for record in states
         )
@@ -353,11 +354,11 @@ class RedisLease:
 
 
 def client(config: RedisSettings, timeout: float) -> "aioredis.Redis":
-    """The driver. Raises StartError for an address that is none."""
+    """Create the client. Raises StartError for an address that is not valid."""
     try:
         pool = _pool(config, timeout)
-        pool.make_connection()  # type: ignore[no-untyped-call]  # it connects later, but reads the options now
-    except (ValueError, TypeError):  # their texts may repeat a password
+        pool.make_connection()  # type: ignore[no-untyped-call]  # parses the options; it connects later
+    except (ValueError, TypeError):  # the text may repeat a password
         raise StartError(
             "[redis] RedisAddr is neither host:port nor a URI that Redis knows; "
             "in a URI write the special characters of user and password as %40"
@@ -366,23 +367,23 @@ def client(config: RedisSettings, timeout: float) -> "aioredis.Redis":
 
 
 def _address(options: Mapping[str, Any]) -> str:
-    """Where Redis is, for people."""
+    """Return Redis's address for people."""
     return options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
 
-def _code(error: Exception) -> str:
-    """The code of an answer that Redis may not give again; empty if `error` is something else."""
+def _refusal(error: Exception) -> str:
+    """Return the code of a refusal that may pass; empty for any other error."""
     words = f"{getattr(error, 'status_code', None) or ''} {error}"
     return next((code for code in _REFUSALS if re.search(rf"\b{code}\b", words)), "")
 
 
 def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
-    """Nothing is repeated by itself: a script that counts must not count twice."""
+    """Create the connections. The driver must not repeat a call, because a script that counts would count twice."""
     is_uri = "://" in config.redis_addr
     uri = config.redis_addr if is_uri else f"redis://{config.redis_addr}"
     parts = urlsplit(uri)
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
-        raise ValueError("of a password with / ? or # a part would be taken for the host")
+        raise ValueError("a password that contains / ? or # would move a part of it into the host")
     return aioredis.BlockingConnectionPool.from_url(
         uri,
         **({} if is_uri else {"db": config.redis_db_name}),
@@ -397,12 +398,12 @@ def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
 
 
 async def probe(config: RedisSettings, timeout: float) -> str:
-    """What --check says of it."""
+    """Try what the server's work needs, and return a sentence for --check. Raises StoreUnavailable."""
     scripts = Scripts(client(config, timeout), config.redis_prefix, timeout)
     try:
         await scripts.ping()
-        if forgetful := await scripts.forgetful():
-            return f"answers, but may go back on what it said, by {', '.join(forgetful)} (docs/operations.md)"
+        if settings := await scripts.volatile_settings():
+            return f"answers, but may lose what it confirmed, by {', '.join(settings)} (docs/operations.md)"
         return "answers"
     finally:
         await scripts.close()
@@ -424,10 +425,10 @@ def _fields(state: ContactState) -> list[str | int]:
     return [state.sender, state.count, state.started, int(state.refused), state.until]
 
 
-def _stranger(sender: bytes, count: bytes, started: bytes, refused: bytes, until: bytes) -> ContactState:
+def _contact_state(sender: bytes, count: bytes, started: bytes, refused: bytes, until: bytes) -> ContactState:
     return ContactState(sender.decode(), int(count), int(started), refused == b"1", int(until))
 
 
 def _pair(one: str, other: str) -> str:
-    """No name holds a slash (service.accounts.is_name), so no two pairs have one key."""
+    """Return the key of a pair. It is unique, because no name contains a slash (service.names.is_name)."""
     return f"stranger:{min(one, other)}/{max(one, other)}"

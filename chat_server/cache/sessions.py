@@ -1,32 +1,32 @@
-"""What a store of sessions must do. It sees digests of tokens, never a token."""
+"""The interface of a session store, and its records. It gets digests of tokens, never a token."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
 
-# A user's sessions; beyond them a new one ends the one that was not used for longest. So a password change, which ends
-# all others, is one short transaction.
+# Sessions per user. One more ends the session that was unused for longest. The limit keeps a password change, which
+# ends all other sessions, a short transaction.
 MAX_SESSIONS = 100
 
 
 class SessionStore(Protocol):
-    """Sessions, each with a lifetime in seconds that use renews. Raises StoreUnavailable throughout."""
+    """Sessions with a lifetime that each use renews. Every method raises StoreUnavailable if the store fails."""
 
     async def add(self, digest: bytes, user: str) -> None:
-        """Begin a session, and end the user's oldest ones beyond MAX_SESSIONS."""
+        """Start a session and end the user's oldest ones beyond MAX_SESSIONS."""
         ...
 
     async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
-        """The users of those sessions that exist, which are thereby renewed."""
+        """Return the users of the sessions that exist, and renew these sessions."""
         ...
 
     async def end(self, digest: bytes) -> None:
-        """End a session; one that does not exist is ended already."""
+        """End a session. Nothing happens if it does not exist."""
         ...
 
     async def end_others(self, user: str, keep: bytes = b"") -> int:
-        """End every session of `user` but `keep`; returns how many there were."""
+        """End every session of `user` except `keep`. Returns how many there were."""
         ...
 
     async def ping(self) -> None:
@@ -35,7 +35,7 @@ class SessionStore(Protocol):
 
 
 class SessionRecord(msgspec.Struct, frozen=True):
-    """A session as it is kept; `expires` in microseconds since the epoch."""
+    """A session as it is stored; `expires` in microseconds since the epoch."""
 
     digest: bytes
     user: str
@@ -43,16 +43,16 @@ class SessionRecord(msgspec.Struct, frozen=True):
 
 
 class ExportableSessions(SessionStore, Protocol):
-    """What moving sessions to another store needs besides."""
+    """What a migration needs in addition."""
 
     def pages(self, count: int) -> AsyncIterator[list[SessionRecord]]:
-        """All sessions, about `count` at a time, in no order; one may come twice."""
+        """Iterate over all sessions, about `count` at a time, in no particular order; a session may occur twice."""
         ...
 
     async def peek(self, digests: Sequence[bytes]) -> list[SessionRecord]:
-        """Those of these sessions that exist. Unlike `use` it renews none."""
+        """Return the sessions that exist, without renewing them."""
         ...
 
     async def put(self, sessions: Sequence[SessionRecord]) -> None:
-        """Keep these sessions as they are."""
+        """Store these sessions as they are."""
         ...

@@ -1,4 +1,4 @@
-"""Sessions, rates and strangers in the embedded database, so that they outlive a restart."""
+"""Sessions, rates and contact states in the embedded database, so that they survive a restart."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -14,17 +14,17 @@ from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.sqlite import Database, Schema, chunks, fetch_json
 
-# A lifetime is written anew once more than this part of it has passed, not at each use.
+# A use renews a session only if more than this fraction of its lifetime has passed.
 RENEWAL = 0.01
-# Expired rows are deleted at most so many at a time, so that no transaction is long.
+# Expired rows per transaction, at most, so that no transaction is long.
 SWEEP = 500
-# Callers whose sessions are looked up together, at most.
-TOGETHER = 8
-# Sessions are looked up by statements for at most so many.
-LOOKED_UP = 64
+# Callers whose sessions one query looks up, at most.
+MAX_CALLERS = 8
+# Parameters per statement, at most.
+MAX_PARAMETERS = 64
 
 
-# The cache's part of the database. Times in microseconds since the epoch.
+# Times are in microseconds since the epoch. A released step never changes.
 CACHE_SCHEMA = Schema(
     "cache",
     (
@@ -53,10 +53,10 @@ class SqliteSessions:
         self._database = database
         self._lifetime = int(lifetime * MICROSECONDS)
         self._clock = clock
-        # Thousands who come back at once are looked up together, or all other readers would wait behind them; but not
-        # all together: those of one batch go on in the same turn of the loop.
+        # When thousands of clients reconnect at once, one query looks up several sessions, because other reads wait
+        # behind these queries. A batch is small, because all its callers continue in the same loop iteration.
         self._uses: Batcher[Sequence[bytes], dict[bytes, str]] = Batcher(
-            self._use_together, most=TOGETHER, timeout=database.timeout
+            self._use_batch, most=MAX_CALLERS, timeout=database.timeout
         )
 
     async def add(self, digest: bytes, user: str) -> None:
@@ -72,7 +72,7 @@ class SqliteSessions:
     async def use(self, digests: Sequence[bytes]) -> dict[bytes, str]:
         return await self._uses.submit(digests)
 
-    async def _use_together(self, batch: list[Sequence[bytes]]) -> list[dict[bytes, str]]:
+    async def _use_batch(self, batch: list[Sequence[bytes]]) -> list[dict[bytes, str]]:
         found = await self._use([digest for digests in batch for digest in digests])
         return [{digest: found[digest] for digest in digests if digest in found} for digests in batch]
 
@@ -82,7 +82,7 @@ class SqliteSessions:
 
         def job(connection: sqlite3.Connection) -> list[tuple[bytes, str, int]]:
             found = []
-            for some in chunks(digests, LOOKED_UP):
+            for some in chunks(digests, MAX_PARAMETERS):
                 names = ", ".join("?" * len(some))
                 query = f"SELECT digest, user, expires FROM sessions WHERE digest IN ({names}) AND expires > ?"  # noqa: S608
                 found += fetch_json(connection, "hex(digest), user, expires", query, (*some, now))
@@ -142,7 +142,7 @@ class SqliteRates:
                 count, expires = tx.execute(
                     "SELECT count, expires FROM rates WHERE key = ?", (_key(rate),)
                 ).fetchone() or (0, 0)
-                if expires <= now or expires > now + window:  # over, or the clock was set back
+                if expires <= now or expires > now + window:  # the window is over, or the clock was set back
                     count, expires = 0, now + window
                 if count >= rate.limit:
                     wait = max(wait, expires - now)
@@ -173,9 +173,9 @@ class SqliteRates:
 
 
 class SqliteContacts:
-    """ContactStore on the embedded database; `window`, and how long messages are `kept`, in seconds.
+    """ContactStore on the embedded database. `window`, and `kept`, the lifetime of messages, in seconds.
 
-    A state is kept for a window after it ended: so long, an ended one is known from one that was lost.
+    A state stays stored for one more window after its end, to distinguish an ended state from a lost one.
     """
 
     def __init__(self, database: Database, limit: int, window: float, kept: float) -> None:
@@ -198,7 +198,7 @@ class SqliteContacts:
         rebuilt: ContactState | None = None,
         id: str | None = None,
     ) -> Decision:
-        """What `take` does, inside a job; without an `id` where the same job stores the message."""
+        """As `take`, inside a job; without `id` if the same job stores the message."""
         low, high = sorted((sender, receiver))
         row = tx.execute("SELECT state FROM strangers WHERE low = ? AND high = ?", (low, high)).fetchone()
         state = msgspec.msgpack.decode(row[0], type=ContactState) if row else rebuilt
@@ -213,7 +213,7 @@ class SqliteContacts:
         await self._database.write(lambda tx: self.allow_in(tx, one, other, now))
 
     def allow_in(self, tx: sqlite3.Connection, one: str, other: str, now: int) -> None:
-        """What `befriend` does, inside a job."""
+        """As `allow`, inside a job."""
         self._put(tx, min(one, other), max(one, other), ContactState(until=now + self._window))
 
     async def forget(self, one: str, other: str) -> None:
@@ -224,7 +224,7 @@ class SqliteContacts:
         query = """SELECT low, high, state, expires FROM strangers
             WHERE (low, high) > (?, ?) ORDER BY low, high LIMIT ?"""
         after = ("", "")
-        while page := [_record(row) for row in await self._database.fetch(query, (*after, count))]:
+        while page := [_to_record(row) for row in await self._database.fetch(query, (*after, count))]:
             after = (page[-1].one, page[-1].other)
             yield page
 
@@ -232,7 +232,7 @@ class SqliteContacts:
         def job(connection: sqlite3.Connection) -> list[ContactRecord]:
             query = "SELECT low, high, state, expires FROM strangers WHERE low = ? AND high = ?"
             rows = (connection.execute(query, pair).fetchone() for pair in pairs)
-            return [_record(row) for row in rows if row]
+            return [_to_record(row) for row in rows if row]
 
         return await self._database.read(job)
 
@@ -249,10 +249,9 @@ class SqliteContacts:
 
 
 async def sweep(database: Database, now: int) -> None:
-    """Delete what expired before `now`, a little at a time."""
+    """Delete rows that expired before `now` (microseconds), SWEEP at a time."""
     for table, key in (("sessions", "digest"), ("rates", "key"), ("strangers", "low, high")):
-        # The names are those above, nobody's input.
-        query = f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE expires <= ? LIMIT ?)"  # noqa: S608
+        query = f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE expires <= ? LIMIT ?)"  # noqa: S608 - constants
         while await database.write(partial(_execute, query, (now, SWEEP))) == SWEEP:
             pass
 
@@ -261,7 +260,7 @@ def _execute(query: str, values: Sequence[object], tx: sqlite3.Connection) -> in
     return tx.execute(query, values).rowcount
 
 
-def _record(row: tuple[str, str, bytes, int]) -> ContactRecord:
+def _to_record(row: tuple[str, str, bytes, int]) -> ContactRecord:
     state = msgspec.msgpack.decode(row[2], type=ContactState)
     return ContactRecord(row[0], row[1], replace(state, tries={}), row[3])
 

@@ -20,11 +20,11 @@ from chat_server.utils.tls import NotOfferedError, trouble
 
 T = TypeVar("T")
 
-Rows = tuple[int, Sequence[tuple[Any, ...]]]  # how many rows a statement changed, and those it found
+Result = tuple[int, Sequence[tuple[Any, ...]]]  # how many rows a statement changed, and the rows it found
 
-# Connections at most; a login needs one for a moment.
+# Connections at most. A login uses one for a moment.
 POOL = 8
-# utf8mb4 with a binary collation: names are compared byte by byte, A is not a.
+# utf8mb4_bin compares names byte by byte: A is not a.
 STEPS = (
     """CREATE TABLE chat_users (
         name VARCHAR(64) NOT NULL PRIMARY KEY,
@@ -32,23 +32,23 @@ STEPS = (
     ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
     "ALTER TABLE chat_users ADD COLUMN state TINYINT NOT NULL DEFAULT 0",
 )
-# The collation is binary, but for spaces at the end: to it "a " is "a". The index is used all the same.
-_NAMED = "WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"
-_GET = f"SELECT name, password, state FROM chat_users {_NAMED}"  # noqa: S608 - all of it stands here
-_LOCK = "chat_server schema"
-# What the server says when it understood us and will say again: nothing to wait for.
+# The collation ignores trailing spaces: "a " equals "a". So the bytes are compared as well; the index is still used.
+_BY_NAME = "WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"
+_GET = f"SELECT name, password, state FROM chat_users {_BY_NAME}"  # noqa: S608 - constants only
+_SCHEMA_LOCK = "chat_server schema"
+# Error codes that the server will return again until an operator changes something.
 _MISTAKES = {
     ER.ACCESS_DENIED_ERROR: "DbUser or DbPassWord is wrong",
-    1698: "DbUser or DbPassWord is wrong",  # of an account that logs in without a password
+    1698: "DbUser or DbPassWord is wrong",  # for an account without a password
     ER.HOST_NOT_PRIVILEGED: "no account may log in from this host",
     ER.DBACCESS_DENIED_ERROR: "DbUser may not use DbName",
     ER.BAD_DB_ERROR: "there is no database DbName: create it",
     ER.NO_SUCH_TABLE: "a table is missing in DbName: restore it from a backup",
     ER.BAD_FIELD_ERROR: "a column is missing in DbName: restore it from a backup",
 }
-# "INSERT command denied to user ..."
+# Their text begins with the missing right: "INSERT command denied to user ...".
 _DENIED = (ER.TABLEACCESS_DENIED_ERROR, ER.COLUMNACCESS_DENIED_ERROR)
-# What it says after it was demoted: https://github.com/go-sql-driver/mysql drops connections on the same ones.
+# Error codes of a server that became a replica. https://github.com/go-sql-driver/mysql drops connections on the same.
 _READ_ONLY = (ER.OPTION_PREVENTS_STATEMENT, 1792, 1836)
 _REFUSALS = dict.fromkeys(_READ_ONLY, "it is read-only") | {
     ER.DISK_FULL: "its disk is full",
@@ -56,23 +56,26 @@ _REFUSALS = dict.fromkeys(_READ_ONLY, "it is read-only") | {
     ER.CON_COUNT_ERROR: "it has too many connections (max_connections)",
     ER.LOCK_WAIT_TIMEOUT: "no answer in time",
 }
-# All that the server does with users; no user has a name with a slash.
+# Every kind of statement that the server executes on users. No user name contains a slash.
 _PROBE = (
     "INSERT INTO chat_users (name, password, state) VALUES (%(name)s, '', 0)",
     "SELECT name, password, state FROM chat_users WHERE name = %(name)s",
     "UPDATE chat_users SET state = 1 WHERE name = %(name)s",
     "DELETE FROM chat_users WHERE name = %(name)s",
 )
-# They fail in any case, but differently without the right.
+# They always fail; the error shows whether the account has the rights.
 _SCHEMA_PROBE = ("CREATE TABLE chat_probe LIKE chat_nothing", "ALTER TABLE chat_nothing ADD COLUMN nothing INT")
 
 
 class MySQLUsers:
-    """UserStore on MySQL. An operation takes `timeout` seconds at most, waiting for a connection included."""
+    """UserStore on MySQL. `timeout` in seconds bounds each operation, including the wait for a connection.
+
+    `name` identifies the server in errors.
+    """
 
     def __init__(self, pool: aiomysql.Pool, name: str, timeout: float, watch: StoreMetrics = NO_STORE_METRICS) -> None:
         self._pool = pool
-        self._name = name  # for people
+        self._name = name
         self._timeout = timeout
         self._watch = watch
 
@@ -90,7 +93,7 @@ class MySQLUsers:
         return _user(rows[0]) if rows else None
 
     async def set_password(self, name: str, old: str, new: str) -> bool:
-        update = f"UPDATE chat_users SET password = %s {_NAMED} AND password = %s"  # noqa: S608
+        update = f"UPDATE chat_users SET password = %s {_BY_NAME} AND password = %s"  # noqa: S608
         changed, _ = await self._execute(update, new, name, name, old)
         return changed > 0
 
@@ -103,12 +106,12 @@ class MySQLUsers:
         return {name for (name,) in rows} & set(names)
 
     async def set_state(self, name: str, state: State) -> bool:
-        await self._execute(f"UPDATE chat_users SET state = %s {_NAMED}", state.value, name, name)  # noqa: S608
-        # MySQL counts the rows that it changed, not those that it found
+        await self._execute(f"UPDATE chat_users SET state = %s {_BY_NAME}", state.value, name, name)  # noqa: S608
+        # MySQL counts only rows that the statement changed, so an unchanged state would look like an unknown user.
         return await self.get(name) is not None
 
     async def remove(self, name: str) -> bool:
-        changed, _ = await self._execute(f"DELETE FROM chat_users {_NAMED}", name, name)  # noqa: S608
+        changed, _ = await self._execute(f"DELETE FROM chat_users {_BY_NAME}", name, name)  # noqa: S608
         return changed > 0
 
     async def ping(self) -> None:
@@ -127,7 +130,7 @@ class MySQLUsers:
 
     async def put(self, users: Sequence[User]) -> None:
         rows = ", ".join(["(%s, %s, %s)"] * len(users))
-        # Not INSERT IGNORE: that would ignore other errors too.
+        # INSERT IGNORE would ignore other errors too.
         insert = f"""INSERT INTO chat_users (name, password, state) VALUES {rows}
             ON DUPLICATE KEY UPDATE name = chat_users.name"""  # noqa: S608
         values = ((user.name, user.password, user.state.value) for user in users)
@@ -138,10 +141,10 @@ class MySQLUsers:
         self._pool.terminate()
         await self._pool.wait_closed()
 
-    async def _execute(self, query: str, *values: str | int) -> Rows:
-        """Run one statement in a transaction of its own."""
+    async def _execute(self, query: str, *values: str | int) -> Result:
+        """Run one statement in its own transaction."""
 
-        async def work(connection: aiomysql.Connection) -> Rows:
+        async def work(connection: aiomysql.Connection) -> Result:
             async with connection.cursor() as cursor:
                 count = await cursor.execute(query, values)
                 return count, await cursor.fetchall() if cursor.description else ()
@@ -149,7 +152,7 @@ class MySQLUsers:
         return await self._watch.timed(self._borrow(work))
 
     async def _borrow(self, work: Callable[[aiomysql.Connection], Awaitable[T]]) -> T:
-        """Do `work` on a connection, and turn the driver's errors into ours."""
+        """Run `work` on a connection and translate the driver's errors."""
         try:
             async with asyncio.timeout(self._timeout), borrowed(self._pool) as connection:
                 return await work(connection)
@@ -161,8 +164,8 @@ class MySQLUsers:
             raise _failure(self._name, error) from error
 
     async def _drop_connections(self) -> None:
-        """Close the idle ones: after a failover the next call resolves the name again, and finds the primary."""
-        with suppress(OSError):  # a timeout is one
+        """Close idle connections: after a failover, the next call resolves the name again and finds the primary."""
+        with suppress(OSError):  # TimeoutError is an OSError
             async with asyncio.timeout(self._timeout):
                 await self._pool.clear()
 
@@ -175,9 +178,10 @@ def _user(row: tuple[str, bytes, int]) -> User:
 async def connect(
     config: MySQLSettings, timeout: float, watch: StoreMetrics = NO_STORE_METRICS, *, alongside: bool = False
 ) -> MySQLUsers:
-    """The users of that database, its schema up to date; with `beside` an earlier one that a server may use is refused.
+    """Open the user store of a database and upgrade its schema; `timeout` in seconds.
 
-    Raises StoreUnavailable where it may help to wait, StartError and StoreMisconfigured where it does not.
+    With `alongside`, a server may be running: an earlier schema is then refused instead of upgraded.
+    Raises StoreUnavailable if waiting may help, StartError and StoreMisconfigured if it does not.
     """
     pool = make_pool(config)
     try:
@@ -193,7 +197,7 @@ async def connect(
 
 
 async def probe(config: MySQLSettings, timeout: float) -> str:
-    """What --check says of it, having tried all that a start and the work need. Raises as `connect`."""
+    """Try what a start and the server's work need, and return a sentence for --check. Raises as `connect`."""
     pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
@@ -213,9 +217,10 @@ async def probe(config: MySQLSettings, timeout: float) -> str:
 
 
 async def _probe_writes(connection: aiomysql.Connection, *, commit: bool = False, passes: Sequence[int] = ()) -> None:
-    """Do to a user that nobody can be all that is done to users, in one transaction, after which there is none.
+    """Add, read, change and delete a user with an impossible name, in one transaction.
 
-    `commit` shows that a transaction can be made durable as well: on a full disk it is the commit that fails.
+    `commit` also proves that a transaction can become durable: on a full disk, only the commit fails.
+    Errors with the codes `passes` are expected.
     """
     await connection.begin()
     await _try(connection, _PROBE, {"name": f"/{secrets.token_hex(8)}"}, passes)
@@ -225,7 +230,7 @@ async def _probe_writes(connection: aiomysql.Connection, *, commit: bool = False
 async def _try(
     connection: aiomysql.Connection, statements: Sequence[str], values: dict[str, str], passes: Sequence[int]
 ) -> None:
-    """Execute the statements; errors with the codes `passes` are expected."""
+    """Execute the statements. Errors with the codes `passes` are expected."""
     async with connection.cursor() as cursor:
         for statement in statements:
             try:
@@ -236,7 +241,7 @@ async def _try(
 
 
 async def _schema_step(connection: aiomysql.Connection) -> int:
-    """How many steps the schema has seen. Raises StartError if it is of a later version."""
+    """Return how many steps were applied. Raises StartError if a later version made the schema."""
     async with connection.cursor() as cursor:
         if not await cursor.execute("SHOW TABLES LIKE 'chat_schema'"):
             return 0
@@ -245,15 +250,15 @@ async def _schema_step(connection: aiomysql.Connection) -> int:
     if done > len(STEPS):
         raise StartError(
             f"[mysql] the schema was made by a newer chat_server (step {done}, this one knows {len(STEPS)}); "
-            "run that one, or restore a backup"
+            "run the newer one, or restore a backup"
         )
     return int(done)
 
 
 async def _prepare(connection: aiomysql.Connection, timeout: float, alongside: bool) -> None:
-    """Bring the schema up to date by the steps not recorded yet; a lock lets one process at a time do so."""
+    """Apply the missing steps of the schema. A lock lets one process at a time do so."""
     async with connection.cursor() as cursor:
-        await cursor.execute("SELECT GET_LOCK(%s, %s)", (_LOCK, timeout))
+        await cursor.execute("SELECT GET_LOCK(%s, %s)", (_SCHEMA_LOCK, timeout))
         if (await cursor.fetchone())[0] != 1:
             raise TimeoutError("another process holds the schema's lock")
         try:
@@ -266,11 +271,11 @@ async def _prepare(connection: aiomysql.Connection, timeout: float, alongside: b
                 await cursor.execute(step)
                 await cursor.execute("INSERT INTO chat_schema (step) VALUES (%s)", (number,))
         finally:
-            await cursor.execute("SELECT RELEASE_LOCK(%s)", (_LOCK,))
+            await cursor.execute("SELECT RELEASE_LOCK(%s)", (_SCHEMA_LOCK,))
 
 
 def make_pool(config: MySQLSettings) -> aiomysql.Pool:
-    """A pool that waits for ever: each use of it has its own time."""
+    """Create a pool of connections. It has no timeout; each use of it sets its own."""
     return aiomysql.Pool(
         minsize=0,
         maxsize=POOL,
@@ -281,12 +286,12 @@ def make_pool(config: MySQLSettings) -> aiomysql.Pool:
         port=config.db_port,
         unix_socket=config.db_host if config.db_host.startswith("/") else None,
         user=config.db_user,
-        # The driver encodes it as Latin-1, and MySQL's accounts are made by clients that speak UTF-8.
+        # The driver encodes the password as Latin-1, but the clients that create accounts use UTF-8.
         password=config.db_password.encode().decode("latin-1"),
         db=config.db_name,
         charset="utf8mb4",
         autocommit=True,
-        # aiomysql's own, by way of asyncio.wait_for, could swallow a cancellation of ours, and wait for ever.
+        # aiomysql would use asyncio.wait_for, which can swallow a cancellation and then wait forever.
         connect_timeout=None,
         ssl=_tls(config),
     )
@@ -294,7 +299,7 @@ def make_pool(config: MySQLSettings) -> aiomysql.Pool:
 
 @asynccontextmanager
 async def opening(config: MySQLSettings, timeout: float) -> AsyncIterator[None]:
-    """Turns what goes wrong with the first connection into our errors."""
+    """Translate the errors of the first connection; `timeout` in seconds."""
     try:
         async with asyncio.timeout(timeout):
             yield
@@ -304,11 +309,11 @@ async def opening(config: MySQLSettings, timeout: float) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def borrowed(pool: aiomysql.Pool) -> AsyncIterator[aiomysql.Connection]:
-    """A connection of the pool; one on which something went wrong is not used again."""
+    """Borrow a connection from the pool. After an error it is closed."""
     connection = await pool.acquire()
     try:
         if connection._ssl_context and not connection._secure:
-            raise NotOfferedError  # where the server does not offer TLS aiomysql goes on without it
+            raise NotOfferedError  # if the server does not offer TLS, aiomysql continues without it
         yield connection
     except BaseException as error:
         if not isinstance(error, pymysql.err.IntegrityError):
@@ -333,12 +338,12 @@ def _tls(config: MySQLSettings) -> ssl.SSLContext | None:
 
 
 def address(config: MySQLSettings) -> str:
-    """Where MySQL is, for people."""
+    """Return MySQL's address for people."""
     return f"MySQL at {config.db_host}" + ("" if config.db_host.startswith("/") else f":{config.db_port}")
 
 
 def _failure(name: str, error: BaseException) -> StoreUnavailable:
-    """Ours, for an error of the driver; aiomysql raises RuntimeError where a connection ended while it was read."""
+    """Translate an error of the driver. aiomysql raises RuntimeError if a connection ends while it is read."""
     code = _code(error)
     if code in _DENIED and (denied := re.match(r"[A-Z]+", str(error.args[1]))):
         return StoreMisconfigured(f"{name}: DbUser lacks the right {denied[0]} on DbName")

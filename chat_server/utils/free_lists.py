@@ -1,13 +1,13 @@
-"""What Python keeps of memory that is free."""
+"""Memory that CPython keeps for reuse."""
 
 import gc
 
 
 def clear_free_lists() -> None:
-    """Let go of the tuples, lists and others that Python keeps for the next who needs one, thousands of each size.
+    """Release the tuples, lists and other objects that CPython keeps for reuse, thousands of each size.
 
-    Where many were in use at once they lie scattered, and each holds on to the MiB that it lies in. Only a look at all
-    objects, in search of cycles, lets go of them; frozen objects are left out of it, so this one is short.
+    After a peak these objects lie scattered, and each keeps the memory arena around it allocated. Only a full garbage
+    collection releases them. Freezing all objects first excludes them from this collection, so it is short.
     """
     gc.freeze()
     gc.collect()

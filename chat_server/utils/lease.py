@@ -1,7 +1,7 @@
-"""One server on one store: a lease that is renewed, and without which nothing in that store counts as done.
+"""One server per store: the server renews a lease in the store, and without it nothing in that store counts as done.
 
-Each lease protects the store that holds it, and no other: MongoDB's the messages, Redis's the sessions and counters.
-So a store that is away does not stop the work of the others.
+Each lease protects only the store that holds it: MongoDB's the messages, Redis's the sessions and counters. So an
+unavailable store does not stop work that needs only the others.
 """
 
 import asyncio
@@ -19,35 +19,35 @@ from chat_server.utils.errors import StartError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-# Says whether this process may count something as stored: whether it still has the lease of that store.
+# Returns whether this process still holds the lease of a store, so that it may count something as stored.
 Held = Callable[[], Awaitable[bool]]
 
-# A lease ends so many seconds after it was last renewed, and is renewed three times as often.
+# A lease ends this many seconds after its last renewal. It is renewed three times as often.
 LEASE_SECONDS = 15.0
-# Who waits for a lease to be certain again looks so often. In seconds.
-LOOK = 0.1
+# Interval at which `held` checks for a renewal, in seconds.
+CHECK_INTERVAL = 0.1
 
 
 async def always() -> bool:
-    """The `Held` of stores that need no lease."""
+    """The `Held` of a store without a lease."""
     return True
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a lease: a process, told from another of the same number by when it started."""
+    """The process that holds a lease. The start time distinguishes it from another process with the same id."""
 
     host: str
-    boot: str  # of the host: told from another of that name
+    boot: str  # distinguishes hosts with the same name
     pid: int
     started: str
 
-    def here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it runs, or ran, on this host."""
-        return (self.host, self.boot) == (socket.gethostname(), _boot())
+        return (self.host, self.boot) == (socket.gethostname(), _boot_id())
 
-    def gone(self) -> bool:
-        """Whether it is certain that this process has ended: it ran on this host, and is no more."""
-        return self.here() and _started(self.pid) != self.started
+    def has_ended(self) -> bool:
+        """Whether the process has certainly ended: it ran on this host and no longer exists."""
+        return self.is_local() and _start_time(self.pid) != self.started
 
     def __str__(self) -> str:
         return f"host {self.host}, process {self.pid}"
@@ -56,7 +56,7 @@ class Holder(msgspec.Struct, frozen=True):
 def _decoded(holder: bytes) -> Holder:
     try:
         return msgspec.json.decode(holder, type=Holder)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # written by another program, or a later version
+    except (msgspec.DecodeError, UnicodeDecodeError):  # another program or a later version wrote it
         return Holder("unknown", "-", 0, "")
 
 
@@ -64,45 +64,45 @@ class LeaseStore(Protocol):
     """A store that can hold a lease. Raises StoreUnavailable."""
 
     async def take(self, holder: bytes, seconds: float, instead_of: bytes | None) -> bytes:
-        """Take or renew the lease in one atomic step; returns who holds it now.
+        """Take or renew the lease in one atomic step. Returns the current holder.
 
-        It is free if nobody holds it, its time is over, or its holder is `holder` or `instead_of`.
+        The lease is free if it has no holder, has expired, or its holder is `holder` or `instead_of`.
         """
         ...
 
     async def release(self, holder: bytes) -> None:
-        """Give it up, if `holder` has it."""
+        """Release the lease if `holder` holds it."""
         ...
 
 
 class Lease:
-    """This process's hold on a store; `name` says which, for people. `patience` in seconds, see `held`."""
+    """This process's lease on a store, which `name` identifies for people. `timeout` in seconds: see `held`."""
 
-    def __init__(self, store: LeaseStore, name: str, patience: float) -> None:
+    def __init__(self, store: LeaseStore, name: str, timeout: float) -> None:
         self._store = store
         self._name = name
-        self._patience = patience
-        self._me = msgspec.json.encode(Holder(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid())))
+        self._timeout = timeout
+        self._me = msgspec.json.encode(Holder(socket.gethostname(), _boot_id(), os.getpid(), _start_time(os.getpid())))
         self._until = 0.0
 
     async def held(self) -> bool:
-        """Whether it is certain that nobody else has it: a process that was frozen learns here that it may not.
+        """Whether certainly no other process holds the lease. A process that was frozen detects here that it may not.
 
-        While it is not, for at most `patience`, this waits for a renewal, which finds out.
+        If the lease has expired, wait up to `timeout` for a renewal, which settles the question.
         """
-        deadline = _now() + self._patience
+        deadline = _now() + self._timeout
         while (now := _now()) >= self._until:
             if now >= deadline:
                 return False
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(CHECK_INTERVAL)
         return True
 
     def left(self) -> float:
-        """Seconds until it runs out, unless it is renewed; 0 if it has run out."""
+        """Return the seconds until the lease expires unless it is renewed; 0 if it has expired."""
         return max(0.0, self._until - _now())
 
     async def take(self) -> None:
-        """Take it. Raises StartError if another server has it, StoreUnavailable if the store fails."""
+        """Take the lease. Raises StartError if another server holds it, StoreUnavailable if the store fails."""
         deadline = time.monotonic() + LEASE_SECONDS + 1
         instead_of = None
         while True:
@@ -110,10 +110,10 @@ class Lease:
             if holder is None:
                 return
             known = _decoded(holder)
-            if known.gone():
+            if known.has_ended():
                 instead_of = holder
                 continue
-            if known.here() or time.monotonic() > deadline:
+            if known.is_local() or time.monotonic() > deadline:
                 raise StartError(
                     f"{self._name}: another chat_server ({known}) is running on it; "
                     "stop that one, or choose another database"
@@ -122,10 +122,10 @@ class Lease:
             await asyncio.sleep(1)
 
     async def keep(self, lost: Callable[[str], None]) -> None:
-        """Renew it for ever; `lost` is told if another server took it."""
+        """Renew the lease until cancelled. Calls `lost` with a sentence if another server took it."""
         failing = False
         while True:
-            # A store that is back waits for nothing but this.
+            # After an outage everything waits for the renewal, so it is tried more often.
             await asyncio.sleep(LEASE_SECONDS / (15 if failing else 3))
             before, failing = failing, True
             try:
@@ -135,7 +135,7 @@ class Lease:
                 if not before:
                     log.warning("lease not renewed", extra={"store": self._name, "error": str(error)})
                 continue
-            except Exception:  # a fault of ours must not end the renewals unseen
+            except Exception:  # a bug must not end the renewals silently
                 log.exception("lease renewal failed", extra={"store": self._name})
                 continue
             if holder is not None:
@@ -144,7 +144,7 @@ class Lease:
                 log.info("lease renewed", extra={"store": self._name})
 
     async def release(self) -> None:
-        """Give it up, so that the next server need not wait."""
+        """Release the lease, so that the next server need not wait."""
         self._until = 0.0
         try:
             await self._store.release(self._me)
@@ -152,24 +152,24 @@ class Lease:
             log.warning("lease not released", extra={"store": self._name, "error": str(error)})
 
     async def _renew(self, instead_of: bytes | None) -> bytes | None:
-        """None if it is ours now, else who holds it."""
-        asked = _now()
+        """Return None if this process holds the lease now, else the holder."""
+        requested = _now()
         holder = await self._store.take(self._me, LEASE_SECONDS, instead_of)
         if holder != self._me:
             return holder
-        self._until = asked + LEASE_SECONDS
+        self._until = requested + LEASE_SECONDS
         return None
 
 
 def _now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps: the lease runs out in the store meanwhile."""
+    """Return seconds on a clock that also runs while the machine sleeps, because the lease expires meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _boot() -> str:
-    """What tells the processes that we can see (of this boot, in this container) from all others.
+def _boot_id() -> str:
+    """Identify the processes that this one can see: those of the same boot and the same container.
 
-    Empty where the system does not say.
+    Empty if the system does not provide it.
     """
     try:
         return (
@@ -179,8 +179,8 @@ def _boot() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When that process of this host started, in clock ticks since the boot; empty if there is none."""
+def _start_time(pid: int) -> str:
+    """Return when a process of this host started, in clock ticks since boot; empty if it does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
     except OSError:

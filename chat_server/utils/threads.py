@@ -1,4 +1,4 @@
-"""What threads have in common."""
+"""Priorities of threads."""
 
 import os
 import sys
@@ -6,6 +6,6 @@ import threading
 
 
 def lower_priority() -> None:
-    """Let the event loop and all other threads go before this one, where a thread has a priority of its own."""
+    """Let all other threads, such as the event loop's, run before this one. Only Linux has priorities of threads."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from chat_server.backends import SCHEMAS
-from chat_server.cache.sqlite import TOGETHER, SqliteSessions
+from chat_server.cache.sqlite import MAX_CALLERS, SqliteSessions
 from chat_server.model.messages import Message
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.utils.clock import Clock, Timeline
@@ -139,7 +139,7 @@ async def test_sessions_that_are_asked_for_together_are_looked_up_together(tmp_p
     reads.count = 0
     found = await asyncio.gather(*(sessions.use([digest]) for digest in digests))
     assert found == [{digest: digest.hex()} for digest in digests]
-    assert reads.count == math.ceil(PAIRS / TOGETHER)
+    assert reads.count == math.ceil(PAIRS / MAX_CALLERS)
     await database.close()
 
 

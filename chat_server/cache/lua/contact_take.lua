@@ -1,6 +1,7 @@
--- May one message be sent? The rule is chat_server.cache.contacts.decide; times in microseconds.
--- KEYS: the pair's state. ARGV: sender, id, now, limit, window, how long messages are kept, and, if known, the rebuilt
--- state's sender, count, started, refused (0 or 1), until. Returns the verdict and whether a refusal is lifted (0 or 1).
+-- Decide whether one message may be sent, by the rule of chat_server.cache.contacts.decide. Times in microseconds.
+-- KEYS: the state of the pair. ARGV: sender, id, now, limit, window, lifetime of messages, and optionally a rebuilt
+-- state: sender, count, started, refused (0 or 1), until. Returns the permission and whether the receiver is unblocked
+-- (0 or 1).
 local sender, try, now = ARGV[1], 'try:' .. ARGV[2], tonumber(ARGV[3])
 local limit, window, kept = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local state = redis.call('HMGET', KEYS[1], 'sender', 'count', 'started', 'refused', 'until', try)
@@ -13,11 +14,11 @@ end
 local counted, count, started = state[1], tonumber(state[2]), tonumber(state[3])
 local refused, free_until, tried = tonumber(state[4]), tonumber(state[5]), state[6] and tonumber(state[6])
 
--- Numbers are doubles here: exact up to 2^53, if they are not written as 1.7e15.
+-- Lua numbers are doubles: exact up to 2^53, but tostring() would write 1.7e15.
 local function put(counted, count, started, refused, free_until, ends)
     redis.call('HSET', KEYS[1], 'sender', counted, 'count', count, 'started', string.format('%.0f', started),
         'refused', refused, 'until', string.format('%.0f', free_until))
-    -- Kept for a window after its end: so long, an ended one is known from one that was lost.
+    -- The state stays stored for one more window after its end, to distinguish an ended state from a lost one.
     redis.call('PEXPIRE', KEYS[1], math.max(1000, math.ceil((ends + window - now) / 1000)))
 end
 
@@ -38,13 +39,13 @@ elseif now < started + window then
         put(counted, count, started, 1, 0, started + window)
         return {'REFUSED', 0}
     end
-    started = math.min(started, now) -- two that came at once may be counted the other way round
+    started = math.min(started, now) -- two messages that arrive together may be counted in reverse order
     put(counted, count + 1, started, refused, 0, started + window)
     redis.call('HSET', KEYS[1], try, ARGV[3])
     return {'COUNTED', 0}
 end
 put(sender, 1, now, 0, 0, now + window)
--- After the first write: a script that has written already is not stopped by Redis where memory is full.
+-- After the first write, because Redis does not stop a script for lack of memory once it has written.
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     if string.sub(field, 1, 4) == 'try:' then
         redis.call('HDEL', KEYS[1], field)

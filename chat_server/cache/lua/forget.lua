@@ -1,2 +1,2 @@
--- Know nothing of it any more. KEYS: a rate, or a pair's state.
+-- Delete a rate or the state of a pair. KEYS: the key.
 return redis.call('DEL', KEYS[1])

@@ -1,5 +1,5 @@
--- Run every command that the other scripts run, on a key of its own, which is gone afterwards. KEYS: the key.
--- Returns 1, or the first error, with the name of the command in brackets.
+-- Run every command of the other scripts on a key that is deleted afterwards. KEYS: the key. ARGV: an expiry (ms).
+-- Returns 1, or the first error followed by the name of the command in brackets.
 local key = KEYS[1]
 local commands = {
     {'TIME'},

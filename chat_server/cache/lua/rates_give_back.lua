@@ -1,4 +1,4 @@
--- Take back one from each rate. KEYS: the rates. ARGV: when the window in which each was taken ends at the latest (ms).
+-- Decrement rates that were taken earlier. KEYS: the rates. ARGV: for each, the latest end of that window (ms).
 for i, key in ipairs(KEYS) do
     local rate = redis.call('HMGET', key, 'count', 'expires')
     if tonumber(rate[1] or '0') > 0 and tonumber(rate[2]) <= tonumber(ARGV[i]) then

@@ -1,5 +1,5 @@
--- Begin a session, and end the user's oldest ones beyond a number. KEYS: the session, its user's index. ARGV: user, digest,
--- lifetime (ms), now (ms), the prefix of sessions, how many a user may have.
+-- Start a session and end the user's oldest ones beyond a limit. KEYS: the session, the user's index.
+-- ARGV: user, digest, lifetime (ms), now (ms), key prefix of sessions, sessions per user.
 local expires = ARGV[4] + ARGV[3]
 redis.call('HSET', KEYS[1], 'user', ARGV[1], 'expires', expires)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])

@@ -1,4 +1,4 @@
--- End a session. KEYS: the session. ARGV: the prefix of users' indexes, digest.
+-- End a session. KEYS: the session. ARGV: key prefix of the users' indexes, digest.
 local user = redis.call('HGET', KEYS[1], 'user')
 if user then
     redis.call('DEL', KEYS[1])

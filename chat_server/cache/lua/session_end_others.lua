@@ -1,5 +1,5 @@
--- End a user's sessions but one; returns how many. KEYS: the user's index. ARGV: the prefix of sessions, the digest to
--- keep.
+-- End all sessions of a user except one. KEYS: the user's index. ARGV: key prefix of sessions, digest to keep.
+-- Returns how many ended.
 local ended = 0
 for _, digest in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     if digest ~= ARGV[2] then

@@ -1,4 +1,4 @@
--- Keep a session as it is. KEYS: the session, its user's index. ARGV: user, digest, when it expires (ms), now (ms).
+-- Store a session as it is. KEYS: the session, the user's index. ARGV: user, digest, expiry (ms), now (ms).
 local lifetime = ARGV[3] - ARGV[4]
 if lifetime <= 0 then
     return 0

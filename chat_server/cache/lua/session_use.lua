@@ -1,5 +1,5 @@
--- Whose session it is, false if nobody's; it is renewed once a hundredth of its lifetime has passed.
--- KEYS: the session. ARGV: the prefix of users' indexes, digest, lifetime (ms), now (ms).
+-- Return the user of a session, false if there is none. Renew it if a hundredth of its lifetime has passed.
+-- KEYS: the session. ARGV: key prefix of the users' indexes, digest, lifetime (ms), now (ms).
 local session = redis.call('HMGET', KEYS[1], 'user', 'expires')
 local user, expires = session[1], tonumber(session[2])
 if not user or expires <= tonumber(ARGV[4]) then

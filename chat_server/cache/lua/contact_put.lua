@@ -1,5 +1,4 @@
--- Keep the state of a pair as it is. KEYS: the state. ARGV: sender, count, started, refused (0 or 1), until, and
--- until when to keep it (ms).
+-- Store the state of a pair as it is. KEYS: the state. ARGV: sender, count, started, refused (0 or 1), until, expiry (ms).
 redis.call('HSET', KEYS[1], 'sender', ARGV[1], 'count', ARGV[2], 'started', ARGV[3], 'refused', ARGV[4],
     'until', ARGV[5])
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
