@@ -1,7 +1,7 @@
-"""The stores that the contract suites run on: per interface, each backend by name.
+"""The backends of each store interface, by name, on which the contract suites run.
 
-A new backend is one context manager here and one line in the table of its interface. It yields an empty store;
-with `away` one whose database does not answer.
+A new backend needs one context manager here and one line in the table of its interface. The context manager yields an
+empty store; with `away`, a store whose database does not answer.
 """
 
 import os
@@ -33,20 +33,20 @@ from tests import servers
 from tests.harness import ManualClock
 
 LIFETIME = 1000.0  # of a session, in seconds
-LIMIT, WINDOW, KEPT = 3, 100.0, 40.0  # for strangers; in seconds
+LIMIT, WINDOW, KEPT = 3, 100.0, 40.0  # of the contact limit; in seconds
 
 Store = TypeVar("Store")
 Store_co = TypeVar("Store_co", covariant=True)
 
 
 class Opened(Protocol[Store_co]):
-    """Opens a store."""
+    """A function that opens a store."""
 
     def __call__(self, folder: Path, clock: Clock, *, away: bool = False) -> AbstractAsyncContextManager[Store_co]: ...
 
 
 def on_sqlite(make: Callable[[Database, Clock], Store]) -> Opened[Store]:
-    """A store on the embedded database."""
+    """Return a function that opens a store on the embedded database."""
 
     @asynccontextmanager
     async def opened(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIterator[Store]:
@@ -66,7 +66,7 @@ _SERVERS: dict[str, servers.DatabaseServer] = {}
 
 
 def _server(name: str) -> servers.DatabaseServer:
-    """The database server of that name, started once for all tests."""
+    """Return the database server with this name. It starts once for all tests."""
     if name not in _SERVERS:
         _SERVERS[name] = {"mysql": servers.mysql, "mongodb": servers.mongodb, "redis": servers.redis}[name]()
     return _SERVERS[name]
@@ -109,14 +109,14 @@ def on_mongodb(make_client: Callable[..., Any]) -> Opened[MessageStore]:
                 yield await mongodb.connect(config, client, timeout, 0, always)
                 await client.drop_database(config.name)
         finally:
-            if (closing := client.close()) is not None:  # of the one it is a coroutine
+            if (closing := client.close()) is not None:  # pymongo returns a coroutine, motor does not
                 await closing
 
     return opened
 
 
 def successor(config: conf.MongoDBSettings, timeout: float) -> Any:
-    """motor's successor: pymongo's own."""
+    """Create a client of motor's successor in pymongo."""
     address, options = mongodb.client_options(config, timeout)
     return pymongo.AsyncMongoClient(address, **options)
 
@@ -168,7 +168,7 @@ Later = Callable[[float], Awaitable[None]]
 
 @pytest.fixture
 def later(clock: ManualClock) -> Later:
-    """Lets so many seconds pass for the stores; a backend that keeps time by itself is to be told here as well."""
+    """Let seconds pass for the stores. A backend with a clock of its own must be changed here as well."""
 
     async def let_pass(seconds: float) -> None:
         clock.shift += seconds

@@ -1,4 +1,4 @@
-"""ContactStore, whatever the backend: the rule of cache.limits.decide, one atomic step at a time."""
+"""ContactStore on every backend: the rule of cache.counters.decide, in atomic steps."""
 
 import asyncio
 import uuid
@@ -20,7 +20,7 @@ NOTHING = ContactState()
 
 
 def new() -> str:
-    """The id of a message that was not tried before."""
+    """Return the id of a new message."""
     return uuid.uuid4().hex
 
 
@@ -28,14 +28,14 @@ async def attempts(store: ContactStore, sender: str, receiver: str, now: int, co
     return [(await store.take(sender, receiver, new(), now + step, NOTHING)).permission for step in range(count)]
 
 
-async def test_of_two_it_never_heard_of_it_knows_nothing(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_an_unknown_pair_is_unknown(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     for _ in range(LIMIT + 1):
         assert await strangers.take("1", "2", new(), now) == Decision(UNKNOWN)
     assert await attempts(strangers, "1", "2", now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_rebuilt_state_does_not_replace_a_stored_one(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rebuilt = ContactState(sender="1", count=LIMIT - 1, started=now - 10)
     assert (await strangers.take("1", "2", new(), now, rebuilt)).permission is COUNTED
@@ -44,25 +44,23 @@ async def test_what_was_rebuilt_counts_only_where_nothing_is_known(strangers: Co
     assert (await strangers.take("1", "2", new(), now + 3)).permission is REFUSED
 
 
-async def test_what_was_rebuilt_as_refused_is_refused_and_known_from_then_on(
-    strangers: ContactStore, clock: ManualClock
-) -> None:
+async def test_a_refusal_from_a_rebuilt_state_is_stored(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rebuilt = ContactState(sender="1", count=LIMIT, started=now - 10)
     assert await strangers.take("1", "2", new(), now, rebuilt) == Decision(REFUSED)
     assert await strangers.take("2", "1", new(), now + 1) == Decision(FREE, unblocked=True)
 
 
-async def test_friends_that_were_rebuilt_are_free_both_ways(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_rebuilt_free_state_applies_to_both_directions(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     assert await strangers.take("2", "1", new(), now, ContactState(until=now + 1)) == Decision(FREE)
     assert await attempts(strangers, "1", "2", now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
-async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_allow_lets_both_write_freely_for_a_window(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "3", "1", now, LIMIT + 1)
-    for one, other in (("1", "2"), ("1", "3")):  # of one pair it never heard, of the other it did
+    for one, other in (("1", "2"), ("1", "3")):  # an unknown and a known pair
         await strangers.allow(one, other, now)
         assert (await strangers.take(other, one, new(), now + 1)).permission is FREE
         assert await attempts(strangers, one, other, now + 2, LIMIT + 1) == [FREE] * (LIMIT + 1)
@@ -70,7 +68,7 @@ async def test_befriended_they_are_free_for_a_window(strangers: ContactStore, cl
     assert (await strangers.take("2", "3", new(), now)).permission is UNKNOWN
 
 
-async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_an_answer_frees_both_and_unblocks_once(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT + 1)
     assert await strangers.take("2", "1", new(), now + 10) == Decision(FREE, unblocked=True)
@@ -78,14 +76,14 @@ async def test_the_answer_frees_both_and_lifts_once(strangers: ContactStore, clo
     assert await attempts(strangers, "1", "2", now + 12, LIMIT + 1) == [FREE] * (LIMIT + 1)
 
 
-async def test_a_window_begins_with_the_first_that_counts(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_window_starts_with_the_first_counted_message(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     assert (await strangers.take("1", "2", new(), now + LAPSE - 1)).permission is REFUSED
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_freedom_ends_a_window_after_the_last_message(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_free_state_ends_one_window_after_the_last_message(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", new(), now, NOTHING)
     await strangers.take("2", "1", new(), now + 1)
@@ -106,14 +104,14 @@ async def test_pairs_do_not_mix(strangers: ContactStore, clock: ManualClock) -> 
         assert await attempts(strangers, sender, receiver, now, LIMIT + 1) == [COUNTED] * LIMIT + [REFUSED]
 
 
-async def test_of_many_at_once_no_more_get_through(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_concurrent_attempts_do_not_exceed_the_limit(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(*(strangers.take("1", "2", new(), now + step, NOTHING) for step in range(30)))
     assert [decision.permission for decision in rulings].count(COUNTED) == LIMIT
     assert [decision.permission for decision in rulings].count(REFUSED) == 30 - LIMIT
 
 
-async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_concurrent_messages_of_a_pair_count_as_an_answer(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     rulings = await asyncio.gather(
         *(strangers.take(*pair, new(), now + step, NOTHING) for step in range(10) for pair in (("1", "2"), ("2", "1")))
@@ -123,8 +121,8 @@ async def test_of_both_at_once_the_second_is_the_answer(strangers: ContactStore,
     assert 1 <= verdicts.count(COUNTED) <= LIMIT
 
 
-async def test_a_message_that_was_counted_keeps_its_place(strangers: ContactStore, clock: ManualClock) -> None:
-    """Its next try is let through, whatever was refused meanwhile, and takes no second place."""
+async def test_a_counted_message_is_not_counted_again(strangers: ContactStore, clock: ManualClock) -> None:
+    """A retry is allowed whatever was refused meanwhile, and is not counted twice."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     for step in range(3):
@@ -134,27 +132,27 @@ async def test_a_message_that_was_counted_keeps_its_place(strangers: ContactStor
     assert await strangers.take("2", "1", new(), now + 21) == Decision(FREE, unblocked=True)
 
 
-async def test_a_message_that_was_refused_has_no_place(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_refused_message_is_not_remembered(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await attempts(strangers, "1", "2", now, LIMIT)
     for step in range(3):
         assert await strangers.take("1", "2", "one", now + 10 + step) == Decision(REFUSED)
 
 
-async def test_a_place_lasts_as_long_as_its_window(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_counted_try_lasts_as_long_as_its_window(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     assert await attempts(strangers, "1", "2", now + LAPSE, LIMIT) == [COUNTED] * LIMIT
     assert await strangers.take("1", "2", "one", now + LAPSE + 10) == Decision(REFUSED)
     await strangers.take("3", "4", "one", now, NOTHING)
-    await strangers.take("4", "3", new(), now + 1)  # an answer, which ends it too
+    await strangers.take("4", "3", new(), now + 1)  # an answer ends the window too
     ended = now + 1 + LAPSE
     assert await attempts(strangers, "3", "4", ended, LIMIT) == [COUNTED] * LIMIT
     assert await strangers.take("3", "4", "one", ended + 10) == Decision(REFUSED)
 
 
-async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: ContactStore, clock: ManualClock) -> None:
-    """Nothing is left of it then, so sent again it counts as any other."""
+async def test_a_counted_try_is_kept_for_the_lifetime_of_messages(strangers: ContactStore, clock: ManualClock) -> None:
+    """After the message has expired, sending it again counts like any other message."""
     now = clock.now()
     await strangers.take("1", "2", "one", now, NOTHING)
     assert await strangers.take("1", "2", "one", now + LIFE - 1) == Decision(COUNTED)
@@ -165,7 +163,7 @@ async def test_a_place_is_kept_as_long_as_its_message_would_be(strangers: Contac
     assert await strangers.take("1", "2", "one", now + 2 * LIFE) == Decision(REFUSED)
 
 
-async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_a_forgotten_pair_is_unknown(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     await strangers.allow("2", "1", now)
     await attempts(strangers, "1", "11", now, LIMIT)
@@ -178,7 +176,7 @@ async def test_of_two_who_were_forgotten_it_knows_nothing(strangers: ContactStor
     assert (await strangers.take("11", "2", new(), now + 5)).permission is REFUSED
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(strangers: ContactStore, clock: ManualClock) -> None:
+async def test_cancelling_a_caller_does_not_affect_others(strangers: ContactStore, clock: ManualClock) -> None:
     now = clock.now()
     tasks = [asyncio.create_task(strangers.take("1", str(2 + number), new(), now, NOTHING)) for number in range(10)]
     await asyncio.sleep(0)
@@ -196,7 +194,7 @@ steps = st.tuples(st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_
 
 @given(st.lists(steps, max_size=15))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_it_rules_as_the_rule_says(
+async def test_take_follows_the_rule(
     strangers: ContactStore, clock: ManualClock, talk: list[tuple[str, str, int]]
 ) -> None:
     one, other = next(pairs_of_users), next(pairs_of_users)
@@ -208,7 +206,7 @@ async def test_it_rules_as_the_rule_says(
         assert await strangers.take(sender, receiver, id, now, NOTHING) == decision
 
 
-async def test_a_store_that_is_away_says_so(strangers_away: ContactStore) -> None:
+async def test_an_unavailable_store_raises_store_unavailable(strangers_away: ContactStore) -> None:
     for asked in (
         strangers_away.take("1", "2", new(), 1, NOTHING),
         strangers_away.allow("1", "2", 1),

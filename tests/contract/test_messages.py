@@ -1,4 +1,4 @@
-"""MessageStore, whatever the backend."""
+"""MessageStore on every backend."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +21,7 @@ TEXTS = [
     *("\ufeff", "\uffff", "\U0010ffff", "x" * 20000),
 ]
 IDS = ["a", "A", "0", "00", "-1", ".", "..", "_id", "a.b", "a:b", "a-b", "a_b", "null", "1", "01", "x" * 64, "x" * 63]
-# Pairs that some way to glue two names together would mix.
+# Pairs that a careless way to join two names would confuse.
 PAIRS = [
     *(("a", "b.c"), ("a.b", "c"), ("a", "b-c"), ("a-b", "c"), ("a", "b_c"), ("a_b", "c"), ("a", "b@c"), ("a@b", "c")),
     *(("1", "11"), ("11", "1"), ("111", "1"), ("a", "B"), ("A", "b"), ("A", "B")),
@@ -31,7 +31,7 @@ PAIRS = [
 
 
 class Writer:
-    """Writes messages, each at the next time."""
+    """Writes messages, each with the next time."""
 
     def __init__(self, store: MessageStore, timeline: Timeline) -> None:
         self.store = store
@@ -41,7 +41,7 @@ class Writer:
         return Message(sender, receiver, id, text or f"text of {id}", self.timeline.next())
 
     async def add(self, *ids: str, sender: str = "1", receiver: str = "2") -> list[Message]:
-        """Store messages with these ids; the messages."""
+        """Store messages with these ids and return them."""
         run = [self.message(id, sender=sender, receiver=receiver) for id in ids]
         assert await self.store.add(run) == [Added(message.time) for message in run]
         return run
@@ -56,7 +56,7 @@ def writer(messages: MessageStore, timeline: Timeline) -> Writer:
 
 
 async def following(store: MessageStore, user: str, peer: str, count: int) -> list[Conversation]:
-    """The user's conversations after the one with `peer`."""
+    """Return the user's conversations after the one with `peer`."""
     before = await store.listed_at(user, peer)
     if before is None:
         raise KeyError(peer)
@@ -70,7 +70,7 @@ def ids(page: Sequence[Message]) -> list[str]:
 # --- adding
 
 
-async def test_what_was_added_is_there_as_it_was_unread_and_in_order(messages: MessageStore, writer: Writer) -> None:
+async def test_added_messages_are_stored_unread_in_order(messages: MessageStore, writer: Writer) -> None:
     run = [writer.message(f"m{number}", text) for number, text in enumerate(TEXTS)]
     assert await messages.add(run) == [Added(message.time) for message in run]
     assert await messages.after("1", "2", 0, 1000) == run
@@ -79,7 +79,7 @@ async def test_what_was_added_is_there_as_it_was_unread_and_in_order(messages: M
     assert await messages.unread("1", "2", 0, 1000) == run
 
 
-async def test_nothing_was_added(messages: MessageStore) -> None:
+async def test_an_empty_store_has_no_messages(messages: MessageStore) -> None:
     assert await messages.add([]) == []
     assert await messages.newest() == 0
     assert await messages.skip("1", "2", 0, 10) == []
@@ -97,7 +97,7 @@ async def test_nothing_was_added(messages: MessageStore) -> None:
     assert await messages.purge(END, 10) == 0
 
 
-async def test_newest_is_the_time_of_the_newest_of_all_deleted_or_not(messages: MessageStore, writer: Writer) -> None:
+async def test_newest_includes_deleted_messages(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", "b")
     [newest] = await writer.add("c", sender="3", receiver="4")
     assert await messages.newest() == newest.time
@@ -105,9 +105,7 @@ async def test_newest_is_the_time_of_the_newest_of_all_deleted_or_not(messages: 
     assert await messages.newest() == newest.time
 
 
-async def test_the_same_again_is_stored_once_and_known_by_its_first_time(
-    messages: MessageStore, writer: Writer
-) -> None:
+async def test_a_retry_is_stored_once_and_returns_the_first_time(messages: MessageStore, writer: Writer) -> None:
     [first] = await writer.add("m")
     again = await messages.add([writer.message("m", first.text)])
     assert again == [Added(first.time, new=False, same=True, unread=True)]
@@ -126,7 +124,7 @@ async def test_the_same_id_with_another_text_changes_nothing(messages: MessageSt
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_the_same_text_is_known_whatever_is_in_it_and_also_when_deleted(
+async def test_a_retry_is_recognized_by_any_text_and_after_deletion(
     messages: MessageStore, writer: Writer, text: str
 ) -> None:
     first = writer.message("m", text)
@@ -138,7 +136,7 @@ async def test_the_same_text_is_known_whatever_is_in_it_and_also_when_deleted(
     assert not (await messages.add([writer.message("m", text + "x")]))[0].same
 
 
-async def test_the_same_twice_in_a_run_is_stored_once(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_within_a_batch_is_stored_once(messages: MessageStore, writer: Writer) -> None:
     run = [writer.message(id, text) for id, text in (("a", "x"), ("b", "x"), ("a", "x"), ("a", "y"), ("c", "x"))]
     assert await messages.add(run) == [
         Added(run[0].time),
@@ -150,7 +148,7 @@ async def test_the_same_twice_in_a_run_is_stored_once(messages: MessageStore, wr
     assert await writer.all() == [run[0], run[1], run[4]]
 
 
-async def test_of_the_same_many_times_at_once_one_is_stored(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer: Writer) -> None:
     run = [writer.message("m", "text") for _ in range(20)]
     added = [one for [one] in await asyncio.gather(*(messages.add([message]) for message in run))]
     [stored] = await writer.all()
@@ -159,7 +157,7 @@ async def test_of_the_same_many_times_at_once_one_is_stored(messages: MessageSto
     assert all(one.same for one in added)
 
 
-async def test_of_different_texts_at_once_one_gets_the_id(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_texts_with_one_id_store_one_message(messages: MessageStore, writer: Writer) -> None:
     run = [writer.message("m", f"text {number}") for number in range(20)]
     added = [one for [one] in await asyncio.gather(*(messages.add([message]) for message in run))]
     winners = [message for message, one in zip(run, added, strict=True) if one.new]
@@ -169,7 +167,7 @@ async def test_of_different_texts_at_once_one_gets_the_id(messages: MessageStore
     assert [one.same for one in added].count(False) == 19
 
 
-async def test_many_conversations_at_once_keep_each_its_order(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_conversations_keep_their_order(messages: MessageStore, writer: Writer) -> None:
     runs = [
         [writer.message(f"m{batch}.{number}", sender=sender) for number in range(3)]
         for batch in range(10)
@@ -200,7 +198,7 @@ async def test_an_id_is_exactly_that_id(messages: MessageStore, writer: Writer) 
         assert await messages.delete("1", "2", [[("1", message.id)]]) == [("1", message.id)]
 
 
-async def test_conversations_do_not_mix_whatever_the_names(messages: MessageStore, writer: Writer) -> None:
+async def test_conversations_never_mix_for_any_names(messages: MessageStore, writer: Writer) -> None:
     run = [writer.message("m", f"{one} to {other}", one, other) for one, other in PAIRS]
     added = await messages.add(run)
     for (one, other), message, result in zip(PAIRS, run, added, strict=True):
@@ -213,8 +211,8 @@ async def test_conversations_do_not_mix_whatever_the_names(messages: MessageStor
         }
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(messages: MessageStore, writer: Writer) -> None:
-    """Whether his own was stored is not known: the same again is stored once."""
+async def test_cancelling_a_caller_does_not_affect_others(messages: MessageStore, writer: Writer) -> None:
+    """Whether the cancelled message was stored is unknown; its retry is stored once."""
     run = [writer.message(f"m{number}") for number in range(20)]
     tasks = [asyncio.create_task(messages.add([message])) for message in run]
     await asyncio.sleep(0)
@@ -229,7 +227,7 @@ async def test_a_caller_who_goes_takes_nobody_with_him(messages: MessageStore, w
     assert sorted(ids(await writer.all())) == sorted(ids(run))
 
 
-async def test_stored_says_what_is_there_already(messages: MessageStore, writer: Writer) -> None:
+async def test_stored_returns_existing_messages(messages: MessageStore, writer: Writer) -> None:
     first, deleted = await writer.add("m", "deleted")
     await messages.delete("1", "2", [[("1", "deleted")]])
     assert await messages.stored(
@@ -250,10 +248,10 @@ async def test_stored_says_what_is_there_already(messages: MessageStore, writer:
     assert ids(await writer.all()) == ["m"]
 
 
-# --- what the limit for strangers needs
+# --- queries of the contact limit
 
 
-async def test_recent_is_sender_and_time_of_the_newest_first(messages: MessageStore, writer: Writer) -> None:
+async def test_recent_returns_sender_and_time_newest_first(messages: MessageStore, writer: Writer) -> None:
     run = [
         *await writer.add("a", "b"),
         *await writer.add("c", sender="2", receiver="1"),
@@ -275,7 +273,7 @@ async def test_a_deleted_message_still_counts_as_written(messages: MessageStore,
     assert await messages.has_written("1", "2")
 
 
-async def test_has_written_is_about_one_direction(messages: MessageStore, writer: Writer) -> None:
+async def test_has_written_covers_one_direction(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a")
     assert await messages.has_written("1", "2")
     assert not await messages.has_written("2", "1")
@@ -285,9 +283,7 @@ async def test_has_written_is_about_one_direction(messages: MessageStore, writer
 # --- pages
 
 
-async def test_a_place_is_that_of_one_sender_s_message_in_one_conversation(
-    messages: MessageStore, writer: Writer
-) -> None:
+async def test_time_of_depends_on_sender_and_conversation(messages: MessageStore, writer: Writer) -> None:
     [mine] = await writer.add("m")
     [other] = await writer.add("m", sender="2", receiver="1")
     assert await messages.time_of("1", "2", "1", "m") == mine.time
@@ -297,7 +293,7 @@ async def test_a_place_is_that_of_one_sender_s_message_in_one_conversation(
     assert await messages.time_of("1", "2", "1", "M") is None
 
 
-async def test_a_tombstone_keeps_its_place_and_is_in_no_page(messages: MessageStore, writer: Writer) -> None:
+async def test_a_tombstone_stays_a_position_and_is_in_no_page(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add("a", "b", "c", "d")
     await messages.delete("1", "2", [[("1", "b")]])
     time = await messages.time_of("1", "2", "1", "b")
@@ -308,9 +304,7 @@ async def test_a_tombstone_keeps_its_place_and_is_in_no_page(messages: MessageSt
     assert ids(await messages.unread("1", "2", 0, 10)) == ["a", "c", "d"]
 
 
-async def test_a_page_of_both_directions_says_who_wrote_and_what_is_read(
-    messages: MessageStore, writer: Writer
-) -> None:
+async def test_pages_contain_both_directions_with_sender_and_read(messages: MessageStore, writer: Writer) -> None:
     [mine], [other] = await writer.add("m"), await writer.add("n", sender="2", receiver="1")
     await messages.mark("2", "1", ["n"])
     expected = [mine, Message("2", "1", "n", other.text, other.time, read=True)]
@@ -322,7 +316,7 @@ async def test_a_page_of_both_directions_says_who_wrote_and_what_is_read(
         assert await page == expected
 
 
-async def test_skipping_more_than_there_is_leaves_nothing(messages: MessageStore, writer: Writer) -> None:
+async def test_skipping_everything_returns_an_empty_page(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", "b")
     for skip in (2, 3, 10**15, 2**62):
         assert await messages.skip("1", "2", skip, 10) == []
@@ -339,7 +333,7 @@ looks = st.lists(
 
 @given(sent, looks)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_pages_are_those_of_a_plain_list(
+async def test_pages_match_a_list_model(
     messages: MessageStore, timeline: Timeline, sent: list[tuple[bool, str]], looks: list[tuple[str, int, int]]
 ) -> None:
     one, other = next(people), next(people)
@@ -374,7 +368,7 @@ async def test_pages_are_those_of_a_plain_list(
 # --- marks
 
 
-async def test_marking_says_what_exists_and_what_changed(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_returns_existing_and_changed_ids(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", "b", "c")
     assert await messages.mark("1", "2", ["a", "no", "c"]) == ({"a", "c"}, ["a", "c"])
     assert await messages.mark("1", "2", ["c", "b", "no"]) == ({"b", "c"}, ["b"])
@@ -383,7 +377,7 @@ async def test_marking_says_what_exists_and_what_changed(messages: MessageStore,
     assert all(message.read for message in await writer.all())
 
 
-async def test_marking_is_about_one_direction_and_one_conversation(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_affects_one_direction_of_one_conversation(messages: MessageStore, writer: Writer) -> None:
     await writer.add("m")
     await writer.add("m", sender="2", receiver="1")
     await writer.add("m", sender="1", receiver="3")
@@ -400,7 +394,7 @@ async def test_a_deleted_message_cannot_be_marked(messages: MessageStore, writer
     assert await messages.mark("1", "2", ["a", "b"]) == ({"b"}, ["b"])
 
 
-async def test_what_was_delivered_is_marked_once(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_delivered_returns_each_message_once(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add("a", "b", "c")
     await messages.mark("1", "2", ["b"])
     await messages.delete("1", "2", [[("1", "c")]])
@@ -410,7 +404,7 @@ async def test_what_was_delivered_is_marked_once(messages: MessageStore, writer:
     assert await messages.unread("1", "2", 0, 10) == []
 
 
-async def test_what_was_delivered_of_several_conversations_is_marked(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_delivered_covers_several_conversations(messages: MessageStore, writer: Writer) -> None:
     run = [
         *await writer.add("m"),
         *await writer.add("m", sender="2", receiver="1"),
@@ -422,7 +416,7 @@ async def test_what_was_delivered_of_several_conversations_is_marked(messages: M
     assert ids(await messages.unread("1", "2", 0, 10)) == []
 
 
-async def test_many_are_marked_at_once_by_several(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_marks_return_each_message_once(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add(*(f"m{number}" for number in range(200)))
     marks = await asyncio.gather(
         messages.mark("1", "2", ids(run)),
@@ -436,7 +430,7 @@ async def test_many_are_marked_at_once_by_several(messages: MessageStore, writer
 # --- deleting
 
 
-async def test_deleting_takes_the_first_of_the_names_that_is_there(messages: MessageStore, writer: Writer) -> None:
+async def test_delete_takes_the_first_existing_alternative(messages: MessageStore, writer: Writer) -> None:
     await writer.add("both", "mine")
     await writer.add("both", "other", sender="2", receiver="1")
     assert await messages.delete(
@@ -452,7 +446,7 @@ async def test_deleting_takes_the_first_of_the_names_that_is_there(messages: Mes
     assert [(message.sender, message.id) for message in await writer.all()] == [("1", "mine"), ("2", "both")]
 
 
-async def test_a_message_is_deleted_once_for_both_and_only_there(messages: MessageStore, writer: Writer) -> None:
+async def test_delete_affects_both_users_of_one_conversation_once(messages: MessageStore, writer: Writer) -> None:
     await writer.add("m")
     await writer.add("m", sender="1", receiver="3")
     deleted = await asyncio.gather(*(messages.delete("2", "1", [[("1", "m")]]) for _ in range(5)))
@@ -476,9 +470,7 @@ async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, wr
 # --- conversations
 
 
-async def test_conversations_are_the_newest_first_with_last_message_and_unread(
-    messages: MessageStore, writer: Writer
-) -> None:
+async def test_conversations_list_newest_first_with_last_and_unread(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", "b", sender="2", receiver="1")
     [to_three] = await writer.add("c", sender="1", receiver="3")
     [from_four] = await writer.add("d", sender="4", receiver="1")
@@ -494,21 +486,21 @@ async def test_conversations_are_the_newest_first_with_last_message_and_unread(
     assert [one.unread for one in await messages.conversations("3", END, 10)] == [1, 1]
 
 
-async def test_a_page_of_conversations_begins_at_one_that_exists(messages: MessageStore, writer: Writer) -> None:
+async def test_pages_of_conversations_start_after_a_given_one(messages: MessageStore, writer: Writer) -> None:
     await writer.add("m")
     for name in ("3", "1", "", "A", "22", "\0", "2\0", "%", "*", "$ne", "'", '"', "\\", "א", "😀", "x" * 5000):
         with pytest.raises(KeyError):
             await following(messages, "1", name, 10)
 
 
-async def test_the_last_message_is_the_last_that_is_left(messages: MessageStore, writer: Writer) -> None:
+async def test_the_last_message_is_the_newest_remaining_one(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add("a", "b", "c")
     await messages.delete("1", "2", [[("1", "c")]])
     assert [one.last for one in await messages.conversations("2", END, 10)] == [run[1]]
     assert [one.unread for one in await messages.conversations("2", END, 10)] == [2]
 
 
-async def test_a_conversation_of_tombstones_alone_is_left_out(messages: MessageStore, writer: Writer) -> None:
+async def test_a_conversation_of_tombstones_is_not_listed(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", sender="1", receiver="3")
     await writer.add("b")
     await messages.delete("1", "2", [[("1", "b")]])
@@ -519,7 +511,7 @@ async def test_a_conversation_of_tombstones_alone_is_left_out(messages: MessageS
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "3"]
 
 
-async def test_a_page_goes_on_after_a_conversation_that_was_emptied(messages: MessageStore, writer: Writer) -> None:
+async def test_a_page_continues_after_an_emptied_conversation(messages: MessageStore, writer: Writer) -> None:
     for peer in ("4", "3", "2"):
         await writer.add("m", sender="1", receiver=peer)
     await messages.delete("1", "3", [[("1", "m")]])
@@ -548,7 +540,7 @@ async def test_unread_messages_are_counted_up_to_a_bound(messages: MessageStore,
     assert [one.unread for one in await messages.conversations("1", END, 1)] == [0]
 
 
-async def test_what_was_stored_already_does_not_bring_a_conversation_up(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_does_not_raise_its_conversation(messages: MessageStore, writer: Writer) -> None:
     [first] = await writer.add("m")
     await writer.add("later", sender="1", receiver="3")
     await messages.add([writer.message("m", first.text)])
@@ -557,9 +549,7 @@ async def test_what_was_stored_already_does_not_bring_a_conversation_up(messages
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["4", "3", "2"]
 
 
-async def test_what_was_stored_already_does_not_bring_up_what_is_new_before_it(
-    messages: MessageStore, writer: Writer
-) -> None:
+async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(messages: MessageStore, writer: Writer) -> None:
     [first] = await writer.add("m")
     new = writer.message("new")
     await writer.add("newer", sender="1", receiver="3")
@@ -567,21 +557,10 @@ async def test_what_was_stored_already_does_not_bring_up_what_is_new_before_it(
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3", "2"]
 
 
-async def test_newest_peers_are_those_of_the_newest_conversations(messages: MessageStore, writer: Writer) -> None:
-    for sender, receiver in (("1", "2"), ("3", "1"), ("1", "4"), ("2", "3"), ("2", "1")):
-        await writer.add(f"{sender}-{receiver}", sender=sender, receiver=receiver)
-    assert await messages.newest_peers("1", 10) == ["2", "4", "3"]
-    assert await messages.newest_peers("1", 2) == ["2", "4"]
-    assert await messages.newest_peers("3", 10) == ["2", "1"]
-    assert await messages.newest_peers("nobody", 10) == []
-    await messages.delete("1", "4", [[("1", "1-4")]])
-    assert await messages.newest_peers("1", 10) == ["2", "3"]
+# --- purging
 
 
-# --- forgetting
-
-
-async def test_purge_forgets_whole_what_is_older(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_old_messages_without_tombstones(messages: MessageStore, writer: Writer) -> None:
     run = await writer.add("a", "b", "c", "d")
     await messages.delete("1", "2", [[("1", "b")]])
     assert await messages.purge(run[2].time, 100) == 2
@@ -593,13 +572,13 @@ async def test_purge_forgets_whole_what_is_older(messages: MessageStore, writer:
     assert ids(await messages.unread("1", "2", 0, 10)) == ["c", "d", "b", "a"]
 
 
-async def test_purge_takes_a_little_at_a_time(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_at_most_the_limit(messages: MessageStore, writer: Writer) -> None:
     await writer.add(*(f"m{number}" for number in range(7)))
     await writer.add(*(f"m{number}" for number in range(3)), sender="3", receiver="4")
     assert [await messages.purge(END, 4) for _ in range(4)] == [4, 4, 2, 0]
 
 
-async def test_a_conversation_left_empty_is_gone(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_empty_conversations(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a")
     [later] = await writer.add("b", sender="3", receiver="1")
     await messages.purge(later.time, 100)
@@ -613,10 +592,10 @@ async def test_a_conversation_left_empty_is_gone(messages: MessageStore, writer:
     assert await writer.all() == [again]
 
 
-# --- a user's conversations, and their end
+# --- peers and erasing
 
 
-async def test_a_user_s_peers_are_those_who_wrote_or_were_written_to(messages: MessageStore, writer: Writer) -> None:
+async def test_peers_include_senders_and_receivers(messages: MessageStore, writer: Writer) -> None:
     for one, other in PAIRS:
         await writer.add("m", sender=one, receiver=other)
     for user in {name for pair in PAIRS for name in pair}:
@@ -627,15 +606,13 @@ async def test_a_user_s_peers_are_those_who_wrote_or_were_written_to(messages: M
     assert [peer async for peer in messages.peers("nobody")] == []
 
 
-async def test_a_conversation_of_deleted_messages_has_peers_too(messages: MessageStore, writer: Writer) -> None:
+async def test_peers_include_conversations_of_tombstones(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a")
     await messages.delete("1", "2", [[("1", "a")]])
     assert [peer async for peer in messages.peers("2")] == ["1"]
 
 
-async def test_a_conversation_is_erased_a_little_at_a_time_tombstones_too(
-    messages: MessageStore, writer: Writer
-) -> None:
+async def test_erase_removes_messages_and_tombstones_in_steps(messages: MessageStore, writer: Writer) -> None:
     await writer.add("a", "b", "c")
     await writer.add("a", "b", sender="2", receiver="1")
     await messages.delete("1", "2", [[("1", "b")], [("2", "a")]])
@@ -649,8 +626,8 @@ async def test_a_conversation_is_erased_a_little_at_a_time_tombstones_too(
     assert await messages.erase("1", "2", 2) == 0
 
 
-async def test_after_a_conversation_was_erased_it_begins_anew(messages: MessageStore, writer: Writer) -> None:
-    """Also in a store that remembers what it was."""
+async def test_an_erased_conversation_starts_again(messages: MessageStore, writer: Writer) -> None:
+    """A cached conversation number must not survive."""
     await writer.add("a", "b")
     assert await messages.erase("1", "2", 10) == 2
     assert not await messages.has_written("1", "2")
@@ -663,7 +640,7 @@ async def test_after_a_conversation_was_erased_it_begins_anew(messages: MessageS
 # --- the store itself
 
 
-async def test_it_answers(messages: MessageStore) -> None:
+async def test_ping_returns(messages: MessageStore) -> None:
     await messages.ping()
 
 
@@ -694,7 +671,7 @@ message = Message("1", "2", "m", "text", 1)
         lambda store: store.ping(),
     ],
 )
-async def test_a_store_that_is_away_says_so(
+async def test_an_unavailable_store_raises_store_unavailable(
     messages_away: MessageStore, ask: Callable[[MessageStore], Awaitable[Any]]
 ) -> None:
     with pytest.raises(StoreUnavailable):

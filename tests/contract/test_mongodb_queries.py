@@ -1,6 +1,6 @@
-"""What MongoMessages asks of MongoDB, as the driver sends it: by index, bounded on both sides, and no more.
+"""The commands that MongoMessages sends: each uses an index, bounded on both sides, and reads nothing unneeded.
 
-And what it believes of the answers.
+Also: which answers count as durable.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests import servers
 from tests.contract.conftest import _server
 from tests.faults.stores import names
 
-# By collection: the indexes, and those that name at most one document.
+# The indexes of each collection, and those whose keys are unique.
 INDEXES = {
     "chat_messages": [("_id",), ("conv", "from", "mid"), ("conv", "deleted", "_id"), ("to", "conv", "_id")],
     "chat_conversations": [("_id",), ("user", "last"), ("last",)],
@@ -28,7 +28,7 @@ INDEXES = {
 UNIQUE = {("_id",), ("conv", "from", "mid")}
 PARTIAL = ("to", "conv", "_id")  # where read is false
 QUERIES = ("find", "update", "delete", "aggregate", "count", "distinct", "findAndModify")
-# What says nothing of documents, or only of those it carries.
+# Commands that touch no stored documents, or only those that they contain.
 HARMLESS = {"insert", "getMore", "killCursors", "ping", "hello", "ismaster", "endSessions", "dropDatabase"}
 HARMLESS |= {"createIndexes", "listIndexes", "dropIndexes", "listCollections"}
 
@@ -36,7 +36,7 @@ Filter = Mapping[str, Any]
 
 
 def reach(collection: str, query: Filter) -> tuple[bool, str | None]:
-    """Of the best index for it: whether it names one document each, and what it ranges over. Fails if there is none."""
+    """Return for the best index whether it is unique and which key is a range. Fails if no index fits."""
     if set(query) == {"$or"}:
         assert all(reach(collection, branch) == (True, None) for branch in query["$or"]), query
         return True, None
@@ -58,9 +58,9 @@ def reach(collection: str, query: Filter) -> tuple[bool, str | None]:
 
 
 def check(command: Mapping[str, Any]) -> None:
-    """Fail if this command costs more than what it returns, but for a skip."""
+    """Fail if the cost of a command exceeds its result, except for a skip."""
     name = next(iter(command))
-    if name in HARMLESS or (name == "count" and not command.get("query")):  # the latter is kept by the collection
+    if name in HARMLESS or (name == "count" and not command.get("query")):  # the collection maintains its total count
         return
     collection = command[name]
     if name == "find":
@@ -77,7 +77,7 @@ def check(command: Mapping[str, Any]) -> None:
 
 
 class Listener(CommandListener):
-    """Keeps what was sent."""
+    """Records the commands that were sent."""
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -86,14 +86,14 @@ class Listener(CommandListener):
         self.sent.append(dict(event.command))
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
-        """Of no interest."""
+        """Ignored."""
 
     def failed(self, event: CommandFailedEvent) -> None:
-        """Of no interest."""
+        """Ignored."""
 
 
 class RolledBack:
-    """A collection from which everything is gone by the time that something is to be changed."""
+    """A collection whose documents vanish before they are changed."""
 
     def __init__(self, collection: Any) -> None:
         self._collection = collection
@@ -111,7 +111,7 @@ def heard() -> Listener:
 
 @pytest.fixture
 async def store(heard: Listener) -> AsyncIterator[mongodb.MongoMessages]:
-    """The store, on a client that is listened to."""
+    """The store, with a listener on its client."""
     config = servers.mongodb_config(None if "CHAT_TEST_MONGODB" in os.environ else _server("mongodb"), names(1)[0])
     address, options = mongodb.client_options(config, 20)
     client: Any = AsyncIOMotorClient(address, event_listeners=[heard], **options)
@@ -124,7 +124,7 @@ async def store(heard: Listener) -> AsyncIterator[mongodb.MongoMessages]:
 
 @pytest.fixture
 async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline) -> dict[str, list[dict[str, Any]]]:
-    """What every method of the store sends, with and without what it looks for."""
+    """The commands that each method sends, with and without a match."""
     sent: dict[str, list[dict[str, Any]]] = {}
 
     def so_far(name: str) -> None:
@@ -182,12 +182,10 @@ async def test_every_query_is_bounded_by_an_index_and_only_skip_skips(used: dict
             check(command)
             assert not command.get("skip") or name == "skip", command
     public = {name for name in vars(mongodb.MongoMessages) if not name.startswith("_")}
-    assert public == set(used), "a method that is not looked at"
+    assert public == set(used), "a method that the test does not call"
 
 
-async def test_the_indexes_are_those_that_queries_are_judged_by(
-    store: mongodb.MongoMessages, used: dict[str, list[dict[str, Any]]]
-) -> None:
+async def test_the_tests_know_all_indexes(store: mongodb.MongoMessages, used: dict[str, list[dict[str, Any]]]) -> None:
     for collection, indexes in INDEXES.items():
         information = await store._database[collection].index_information()
         there = {tuple(key for key, _ in index["key"]): index for index in information.values()}
@@ -220,15 +218,15 @@ async def test_the_indexes_are_those_that_queries_are_judged_by(
         {"count": "chat_messages", "query": {"read": False}},
     ],
 )
-def test_what_is_not_bounded_is_found(command: dict[str, Any]) -> None:
+def test_the_check_finds_unbounded_queries(command: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         check(command)
 
 
-async def test_what_is_found_under_an_id_is_believed_once_it_is_journaled_on_a_majority(
+async def test_a_retry_waits_until_a_majority_stored_the_message(
     store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
 ) -> None:
-    """A write that changes nothing waits for what was written before it; a read tells what may be rolled back."""
+    """A write that changes nothing waits for earlier writes. A plain read may return what is later rolled back."""
     first = Message("a", "b", "m", "text", timeline.next())
     await store.add([first])
     heard.sent.clear()
@@ -242,7 +240,7 @@ async def test_what_is_found_under_an_id_is_believed_once_it_is_journaled_on_a_m
     assert await store.after("a", "b", 0, 9) == [first]
 
 
-async def test_op_7_asks_for_no_conversation_that_was_emptied(
+async def test_op_7_skips_emptied_conversations_without_queries(
     store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
 ) -> None:
     kept = Message("a", "z", "m", "text", timeline.next())
@@ -252,13 +250,13 @@ async def test_op_7_asks_for_no_conversation_that_was_emptied(
         await store.delete("a", message.receiver, [[("a", "m")]])
     heard.sent.clear()
     assert [one.peer for one in await store.conversations("a", 2**62, 1)] == ["z"]
-    assert [next(iter(command)) for command in heard.sent] == ["find"] * 3  # the list, the message, those unread
+    assert [next(iter(command)) for command in heard.sent] == ["find"] * 3  # inboxes, last message, unread messages
 
 
-async def test_op_7_meets_a_conversation_that_expired_once(
+async def test_op_7_reads_an_expired_conversation_once(
     store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
 ) -> None:
-    """Of messages that MongoDB lets expire their conversations hear nothing."""
+    """MongoDB expires messages without updating their conversations."""
     kept = Message("a", "z", "m", "text", 5)
     await store.add([kept, *(Message("a", f"b{number}", "m", "text", 10 + number) for number in range(5))])
     await store._messages.delete_many({"_id": {"$gte": 10}})
@@ -268,7 +266,7 @@ async def test_op_7_meets_a_conversation_that_expired_once(
     assert [next(iter(command)) for command in heard.sent] == ["find"] * 3
 
 
-async def test_what_was_found_and_is_gone_when_it_is_to_be_confirmed_is_not_believed(
+async def test_a_message_that_is_rolled_back_is_not_reported_as_stored(
     store: mongodb.MongoMessages, timeline: Timeline
 ) -> None:
     first = Message("a", "b", "m", "text", timeline.next())
@@ -280,10 +278,8 @@ async def test_what_was_found_and_is_gone_when_it_is_to_be_confirmed_is_not_beli
     store._messages = collection
 
 
-async def test_a_message_whose_time_another_has_is_not_acknowledged(
-    store: mongodb.MongoMessages, timeline: Timeline
-) -> None:
-    """Two servers that write at once, against the lease: one was frozen, and did not know that it was replaced."""
+async def test_a_message_with_a_used_time_is_not_acknowledged(store: mongodb.MongoMessages, timeline: Timeline) -> None:
+    """Two servers write concurrently despite the lease: one was frozen and has not noticed its replacement."""
     first = Message("a", "b", "m", "text", timeline.next())
     await store.add([first])
     second = Message("c", "d", "m", "text", first.time)
@@ -295,7 +291,9 @@ async def test_a_message_whose_time_another_has_is_not_acknowledged(
 
 
 @pytest.mark.skipif("CHAT_TEST_MONGODB" not in os.environ, reason="needs a server that explains: CHAT_TEST_MONGODB")
-async def test_the_server_itself_says_so(store: mongodb.MongoMessages, used: dict[str, list[dict[str, Any]]]) -> None:
+async def test_the_server_explains_index_use(
+    store: mongodb.MongoMessages, used: dict[str, list[dict[str, Any]]]
+) -> None:
     for command in (command for commands in used.values() for command in commands if "find" in command):
         query = {key: command[key] for key in ("find", "filter", "sort", "skip", "limit") if key in command}
         plan = str((await store._database.command("explain", query, verbosity="queryPlanner"))["queryPlanner"])

@@ -1,4 +1,4 @@
-"""What moving needs of every store besides: to be read and written as it is kept."""
+"""The exportable stores: migrations read and write data as it is stored."""
 
 from collections.abc import Awaitable
 from typing import cast
@@ -18,14 +18,14 @@ T = 1_700_000_000_000_000
 
 
 def record(sender: str, receiver: str, time: int, text: str | bytes = "text", *, read: bool = False) -> Record:
-    """A message as it is kept, its id made of its time."""
+    """Return a stored message with an id made from its time."""
     return Record(sender, receiver, f"m{time}", text, T + time, read or isinstance(text, bytes))
 
 
 # --- users
 
 
-async def test_users_come_in_the_order_of_their_code_points(users: UserStore) -> None:
+async def test_users_are_ordered_by_code_points(users: UserStore) -> None:
     store = cast("ExportableUsers", users)
     names = ["-", "A", "Z", "a", "a-b", "a.b", "aa", "é", "ﬀ", "𐐀"]
     await store.put([User(name, f"hash of {name}") for name in reversed(names)])
@@ -44,7 +44,7 @@ async def test_users_keep_their_state(users: UserStore) -> None:
     assert await store.get("2") == there[1]
 
 
-async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
+async def test_put_keeps_existing_users(users: UserStore) -> None:
     store = cast("ExportableUsers", users)
     await store.add(User("1", "first"))
     await store.put([User("1", "second"), User("2", "new")])
@@ -55,7 +55,7 @@ async def test_a_user_who_is_there_stays_as_he_is(users: UserStore) -> None:
 # --- messages
 
 
-async def test_records_come_back_as_they_were_put_also_tombstones(messages: MessageStore) -> None:
+async def test_put_and_records_preserve_messages_and_tombstones(messages: MessageStore) -> None:
     store = cast("ExportableMessages", messages)
     there = [
         record("1", "2", 1, "\0 ' $ \u202e 🙂"),
@@ -80,7 +80,7 @@ async def test_records_come_back_as_they_were_put_also_tombstones(messages: Mess
     assert (tombstone.same, tombstone.unread, tombstone.time) == (True, False, T + 2)
 
 
-async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageStore) -> None:
+async def test_put_replaces_an_earlier_state_of_a_message(messages: MessageStore) -> None:
     store = cast("ExportableMessages", messages)
     await store.put([record("1", "2", 1), record("1", "2", 2), record("1", "2", 3)])
     now = [
@@ -104,7 +104,7 @@ async def test_a_record_takes_the_place_of_its_earlier_state(messages: MessageSt
     ],
     ids=["its time, by the other", "its time, elsewhere", "its id"],
 )
-async def test_no_record_takes_the_place_of_another(messages: MessageStore, other: Record) -> None:
+async def test_put_refuses_to_replace_another_message(messages: MessageStore, other: Record) -> None:
     store = cast("ExportableMessages", messages)
     await store.put([record("1", "2", 1)])
     with pytest.raises(Duplicate):
@@ -113,7 +113,7 @@ async def test_no_record_takes_the_place_of_another(messages: MessageStore, othe
     assert await store.count() == 1
 
 
-async def test_a_conversation_settles_where_its_newest_message_is(messages: MessageStore) -> None:
+async def test_update_last_lists_a_conversation_at_its_newest_message(messages: MessageStore) -> None:
     store = cast("ExportableMessages", messages)
     await store.put([record("1", "2", 1), record("2", "1", 9, digest("deleted"))])
     await store.put([record("1", "3", 5)])
@@ -129,7 +129,7 @@ async def test_a_conversation_settles_where_its_newest_message_is(messages: Mess
 # --- sessions and counters
 
 
-async def test_sessions_come_back_as_they_were_put(sessions: SessionStore) -> None:
+async def test_put_and_peek_preserve_sessions(sessions: SessionStore) -> None:
     store = cast("ExportableSessions", sessions)
     ends = Clock().now() // 1000 * 1000 + 500 * MICROSECONDS
     there = [SessionRecord(bytes([n]) * 32, "user", ends + n * MICROSECONDS) for n in range(5)]
@@ -150,7 +150,7 @@ async def test_peeking_renews_nothing(sessions: SessionStore) -> None:
     assert await store.peek([b"1" * 32]) == await store.peek([b"1" * 32]) == [SessionRecord(b"1" * 32, "1", ends)]
 
 
-async def test_states_of_strangers_come_back_as_they_were_put(strangers: ContactStore) -> None:
+async def test_put_and_peek_preserve_contact_states(strangers: ContactStore) -> None:
     store = cast("ExportableContacts", strangers)
     now = Clock().now()
     there = [
@@ -173,15 +173,15 @@ async def test_states_of_strangers_come_back_as_they_were_put(strangers: Contact
     assert (await store.take("1", "é.-@", "one", now + 2)).permission is Permission.REFUSED
 
 
-# --- away
+# --- unavailable
 
 
-async def test_users_that_are_away_say_so(users_away: UserStore) -> None:
+async def test_unavailable_users_raise_store_unavailable(users_away: UserStore) -> None:
     store = cast("ExportableUsers", users_away)
     await _all_fail(store.count(), store.put([User("1", "hash")]), anext(store.pages(1)))
 
 
-async def test_messages_that_are_away_say_so(messages_away: MessageStore) -> None:
+async def test_unavailable_messages_raise_store_unavailable(messages_away: MessageStore) -> None:
     store = cast("ExportableMessages", messages_away)
     await _all_fail(
         store.count(),
@@ -193,13 +193,13 @@ async def test_messages_that_are_away_say_so(messages_away: MessageStore) -> Non
     )
 
 
-async def test_sessions_that_are_away_say_so(sessions_away: SessionStore) -> None:
+async def test_unavailable_sessions_raise_store_unavailable(sessions_away: SessionStore) -> None:
     store = cast("ExportableSessions", sessions_away)
     session = SessionRecord(b"1", "1", Clock().now())
     await _all_fail(store.put([session]), store.peek([b"1"]), anext(store.pages(1)))
 
 
-async def test_strangers_that_are_away_say_so(strangers_away: ContactStore) -> None:
+async def test_unavailable_contacts_raise_store_unavailable(strangers_away: ContactStore) -> None:
     store = cast("ExportableContacts", strangers_away)
     state = ContactRecord("1", "2", ContactState(), 1)
     await _all_fail(store.put([state]), store.peek([("1", "2")]), anext(store.pages(1)))

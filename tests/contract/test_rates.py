@@ -1,4 +1,4 @@
-"""RateStore, whatever the backend."""
+"""RateStore on every backend."""
 
 import asyncio
 
@@ -16,28 +16,28 @@ def rate(*key: str, limit: int = 3, window: float = 100) -> Rate:
 
 
 async def taken(rates: RateStore, *wanted: Rate) -> int:
-    """How often they can be taken now, at most 20 times."""
+    """Return how often the rates can be taken now, at most 20 times."""
     for count in range(20):
         if await rates.take(wanted):
             return count
     return 20
 
 
-async def test_so_often_and_no_more(rates: RateStore) -> None:
+async def test_a_rate_allows_its_limit(rates: RateStore) -> None:
     assert await taken(rates, rate()) == 3
     assert await taken(rates, rate()) == 0
     assert await taken(rates, rate(limit=1)) == 0
     assert await taken(rates, rate(limit=5)) == 2
 
 
-async def test_the_answer_is_when_to_come_back(rates: RateStore, later: Later) -> None:
+async def test_a_refusal_returns_the_seconds_to_wait(rates: RateStore, later: Later) -> None:
     assert [await rates.take([rate()]) for _ in range(3)] == [0, 0, 0]
     assert 100 - SLACK < await rates.take([rate()]) <= 100
     await later(60)
     assert 40 - SLACK < await rates.take([rate()]) <= 40
 
 
-async def test_it_begins_anew_after_the_window_of_the_first(rates: RateStore, later: Later) -> None:
+async def test_a_new_window_starts_after_the_first_one_ends(rates: RateStore, later: Later) -> None:
     assert not await rates.take([rate()])
     await later(60)
     assert await taken(rates, rate()) == 2
@@ -45,7 +45,7 @@ async def test_it_begins_anew_after_the_window_of_the_first(rates: RateStore, la
     assert await taken(rates, rate()) == 3
 
 
-async def test_what_was_refused_does_not_make_the_wait_longer(rates: RateStore, later: Later) -> None:
+async def test_refused_attempts_do_not_extend_the_wait(rates: RateStore, later: Later) -> None:
     await taken(rates, rate())
     for _ in range(10):
         await later(9)
@@ -54,14 +54,14 @@ async def test_what_was_refused_does_not_make_the_wait_longer(rates: RateStore, 
     assert await taken(rates, rate()) == 3
 
 
-async def test_all_must_allow_it_or_none_is_counted(rates: RateStore) -> None:
+async def test_a_refusal_by_one_rate_counts_for_none(rates: RateStore) -> None:
     tight, wide = rate("tight", limit=1), rate("wide", limit=5)
     assert await taken(rates, tight, wide) == 1
     assert await rates.take([wide, tight])
     assert await taken(rates, wide) == 4
 
 
-async def test_the_wait_is_that_of_the_last_that_begins_anew(rates: RateStore) -> None:
+async def test_the_wait_lasts_until_the_last_exceeded_window_ends(rates: RateStore) -> None:
     short, long, free = rate("short", limit=1, window=10), rate("long", limit=1, window=1000), rate("free")
     assert not await rates.take([short, long, free])
     assert 1000 - SLACK < await rates.take([short, long, free]) <= 1000
@@ -73,7 +73,7 @@ async def test_nothing_at_all_is_allowed(rates: RateStore) -> None:
     assert await rates.take([]) == 0
 
 
-async def test_a_part_of_a_key_is_not_mistaken_for_another(rates: RateStore) -> None:
+async def test_parts_of_a_key_are_not_confused(rates: RateStore) -> None:
     keys: list[tuple[str, ...]] = [
         *(("a", "b"), ("ab",), ("a:b",), ("a", "b", ""), ("", "a", "b"), ("b", "a"), ("a b",), ("a,b",), ("a\0b",)),
         *(("A", "b"), ("á", "b"), ("a", "b "), ("",), ("", ""), ("'",), ('"',), ("\\",), ("*",), ("?",), ("a*",)),
@@ -91,13 +91,13 @@ async def test_a_long_key_is_a_key(rates: RateStore) -> None:
     assert await taken(rates, rate("a" * 16000 + "b")) == 3
 
 
-async def test_of_many_at_once_no_more_get_through(rates: RateStore) -> None:
+async def test_concurrent_attempts_do_not_exceed_the_limit(rates: RateStore) -> None:
     waits = await asyncio.gather(*(rates.take([rate(limit=7), rate("other", limit=50)]) for _ in range(40)))
     assert waits.count(0) == 7
     assert await taken(rates, rate("other", limit=50)) == 20
 
 
-async def test_what_is_given_back_can_be_taken_again(rates: RateStore) -> None:
+async def test_a_returned_count_can_be_taken_again(rates: RateStore) -> None:
     both = [rate("a"), rate("b")]
     for _ in range(3):
         assert not await rates.take(both)
@@ -106,7 +106,7 @@ async def test_what_is_given_back_can_be_taken_again(rates: RateStore) -> None:
     assert await taken(rates, rate("b")) == 1
 
 
-async def test_no_more_is_given_back_than_was_taken(rates: RateStore) -> None:
+async def test_a_count_never_falls_below_zero(rates: RateStore) -> None:
     await rates.give_back([rate()], 0)
     assert await taken(rates, rate()) == 3
     for _ in range(5):
@@ -114,8 +114,8 @@ async def test_no_more_is_given_back_than_was_taken(rates: RateStore) -> None:
     assert await taken(rates, rate()) == 3
 
 
-async def test_what_was_taken_before_a_window_began_is_not_given_back_to_it(rates: RateStore, later: Later) -> None:
-    """Else whoever holds some back over the end of a window has as many more in the next."""
+async def test_give_back_ignores_counts_of_an_earlier_window(rates: RateStore, later: Later) -> None:
+    """Otherwise a client could save counts of one window for the next."""
     assert await taken(rates, rate()) == 3
     await later(101)
     assert await taken(rates, rate()) == 3
@@ -128,7 +128,7 @@ async def test_what_was_taken_before_a_window_began_is_not_given_back_to_it(rate
     assert await taken(rates, rate()) == 0
 
 
-async def test_a_count_is_that_of_the_present_window(rates: RateStore, later: Later) -> None:
+async def test_count_covers_the_current_window(rates: RateStore, later: Later) -> None:
     assert await rates.count(rate()) == 0
     for number in (1, 2):
         assert not await rates.take([rate()])
@@ -143,7 +143,7 @@ async def test_a_count_is_that_of_the_present_window(rates: RateStore, later: La
     assert await rates.count(rate()) == 0
 
 
-async def test_forgotten_it_begins_anew(rates: RateStore) -> None:
+async def test_a_forgotten_rate_starts_again(rates: RateStore) -> None:
     await taken(rates, rate("a"))
     await taken(rates, rate("b"))
     await rates.forget(rate("a"))
@@ -152,7 +152,7 @@ async def test_forgotten_it_begins_anew(rates: RateStore) -> None:
     assert await taken(rates, rate("b")) == 0
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(rates: RateStore) -> None:
+async def test_cancelling_a_caller_does_not_affect_others(rates: RateStore) -> None:
     tasks = [asyncio.create_task(rates.take([rate(limit=100)])) for _ in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -161,11 +161,11 @@ async def test_a_caller_who_goes_takes_nobody_with_him(rates: RateStore) -> None
     assert waits[1::2] == [0] * 5
 
 
-async def test_it_answers(rates: RateStore) -> None:
+async def test_ping_returns(rates: RateStore) -> None:
     await rates.ping()
 
 
-async def test_a_store_that_is_away_says_so(rates_away: RateStore) -> None:
+async def test_an_unavailable_store_raises_store_unavailable(rates_away: RateStore) -> None:
     for asked in (
         rates_away.take([rate()]),
         rates_away.count(rate()),

@@ -1,4 +1,4 @@
-"""SessionStore, whatever the backend."""
+"""SessionStore on every backend."""
 
 import asyncio
 import hashlib
@@ -14,14 +14,14 @@ def digest(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest()
 
 
-async def test_a_session_is_its_user_s(sessions: SessionStore) -> None:
+async def test_a_session_belongs_to_its_user(sessions: SessionStore) -> None:
     await sessions.add(digest(1), "1")
     await sessions.add(digest(2), "2")
     assert await sessions.use([digest(1)]) == {digest(1): "1"}
     assert await sessions.use([digest(2), digest(1)]) == {digest(1): "1", digest(2): "2"}
 
 
-async def test_a_session_that_does_not_exist_is_nobody_s(sessions: SessionStore) -> None:
+async def test_an_unknown_session_has_no_user(sessions: SessionStore) -> None:
     await sessions.add(digest(1), "1")
     assert await sessions.use([digest(2)]) == {}
     assert await sessions.use([digest(1), digest(2), digest(1)]) == {digest(1): "1"}
@@ -47,7 +47,7 @@ async def test_any_letters_may_be_a_user(sessions: SessionStore) -> None:
     }
 
 
-async def test_a_new_session_ends_the_oldest_beyond_a_number(sessions: SessionStore, later: Later) -> None:
+async def test_a_new_session_ends_the_oldest_beyond_the_limit(sessions: SessionStore, later: Later) -> None:
     await sessions.add(digest(1000), "2")
     for number in range(MAX_SESSIONS + 3):
         await sessions.add(digest(number), "1")
@@ -58,7 +58,7 @@ async def test_a_new_session_ends_the_oldest_beyond_a_number(sessions: SessionSt
     assert await sessions.end_others("1") == MAX_SESSIONS
 
 
-async def test_a_session_that_ended_is_gone_and_ends_no_other(sessions: SessionStore) -> None:
+async def test_end_ends_only_this_session(sessions: SessionStore) -> None:
     await sessions.add(digest(1), "1")
     await sessions.add(digest(2), "1")
     await sessions.end(digest(1))
@@ -68,7 +68,7 @@ async def test_a_session_that_ended_is_gone_and_ends_no_other(sessions: SessionS
     assert await sessions.use([digest(1), digest(2)]) == {digest(2): "1"}
 
 
-async def test_the_others_of_a_user_end_and_nobody_else_s(sessions: SessionStore) -> None:
+async def test_end_others_ends_only_sessions_of_this_user(sessions: SessionStore) -> None:
     for number in range(5):
         await sessions.add(digest(number), "1")
     await sessions.add(digest(5), "2")
@@ -78,14 +78,14 @@ async def test_the_others_of_a_user_end_and_nobody_else_s(sessions: SessionStore
     assert alive == {digest(3): "1", digest(5): "2", digest(6): "11"}
 
 
-async def test_all_of_a_user_end_if_the_one_to_keep_is_not_his(sessions: SessionStore) -> None:
+async def test_end_others_ignores_a_session_of_another_user(sessions: SessionStore) -> None:
     await sessions.add(digest(1), "1")
     await sessions.add(digest(2), "2")
     assert await sessions.end_others("1", digest(2)) == 1
     assert await sessions.use([digest(1), digest(2)]) == {digest(2): "2"}
 
 
-async def test_all_of_a_user_end_where_none_is_to_be_kept(sessions: SessionStore) -> None:
+async def test_end_others_without_keep_ends_all_sessions(sessions: SessionStore) -> None:
     for number in range(3):
         await sessions.add(digest(number), "1")
     await sessions.add(digest(3), "2")
@@ -94,7 +94,7 @@ async def test_all_of_a_user_end_where_none_is_to_be_kept(sessions: SessionStore
     assert await sessions.use([digest(number) for number in range(4)]) == {digest(3): "2"}
 
 
-async def test_a_session_nobody_used_for_its_lifetime_is_gone(sessions: SessionStore, later: Later) -> None:
+async def test_an_unused_session_expires(sessions: SessionStore, later: Later) -> None:
     await sessions.add(digest(1), "1")
     await later(LIFETIME + 1)
     assert await sessions.use([digest(1)]) == {}
@@ -118,7 +118,7 @@ async def test_frequent_use_renews_a_session_too(sessions: SessionStore, later: 
         assert await sessions.use([digest(1)]) == {digest(1): "1"}
 
 
-async def test_use_does_not_bring_back_what_ends_at_the_same_time(sessions: SessionStore, later: Later) -> None:
+async def test_use_does_not_restore_a_session_that_is_ending(sessions: SessionStore, later: Later) -> None:
     for number in range(20):
         await sessions.add(digest(number), "1")
     await later(LIFETIME / 2)
@@ -134,7 +134,7 @@ async def test_many_sessions_at_once(sessions: SessionStore) -> None:
     }
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(sessions: SessionStore) -> None:
+async def test_cancelling_a_caller_does_not_affect_others(sessions: SessionStore) -> None:
     tasks = [asyncio.create_task(sessions.add(digest(number), "1")) for number in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -144,11 +144,11 @@ async def test_a_caller_who_goes_takes_nobody_with_him(sessions: SessionStore) -
     assert await sessions.use(others) == dict.fromkeys(others, "1")
 
 
-async def test_it_answers(sessions: SessionStore) -> None:
+async def test_ping_returns(sessions: SessionStore) -> None:
     await sessions.ping()
 
 
-async def test_a_store_that_is_away_says_so(sessions_away: SessionStore) -> None:
+async def test_an_unavailable_store_raises_store_unavailable(sessions_away: SessionStore) -> None:
     for asked in (
         sessions_away.add(digest(1), "1"),
         sessions_away.use([digest(1)]),

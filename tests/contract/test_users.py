@@ -1,4 +1,4 @@
-"""UserStore, whatever the backend."""
+"""UserStore on every backend."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from chat_server.model.users import State, User, UserStore
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 
-# Names that some collation, index or query language takes for one another, or for more than a name.
+# Names that a collation, an index or a query language could confuse or interpret.
 DIFFERENT = [
     *("a", "A", "á", "à", "ä", "æ", "ae", "ª", "Ａ", "а"),  # the last is Cyrillic
     *("ß", "ss", "SS", "ẞ", "i", "I", "ı", "İ", "ﬁ", "fi", "ǆ", "dž"),
@@ -15,16 +15,16 @@ DIFFERENT = [
     *(".", "..", "_", "-", "@", "a.b", "a_b", "a-b", "aab", "a@b", "_id", "null", "None", "true"),
     *("名字", "名", "か", "カ", "が", "אבג", "مرحبا", "กำ", "𝔘", "𠀀", "𠀁", "a\u0301\u0323"),
 ]
-# Nobody can have these names, but anybody may ask for them.
+# No user can have these names, but a client may ask for them.
 STRANGE = ["", " ", "a ", " a", "%", "*", "$ne", "$", "'", '"', "\\", "\0", "a\0", "\0a", "a\n", "😀", "a" * 5000]
 
 
-async def test_a_user_that_was_added_is_there(users: UserStore) -> None:
+async def test_an_added_user_is_found(users: UserStore) -> None:
     await users.add(User("1", "hash"))
     assert await users.get("1") == User("1", "hash")
 
 
-async def test_a_user_who_was_not_added_is_not_there(users: UserStore) -> None:
+async def test_an_unknown_user_is_not_found(users: UserStore) -> None:
     assert await users.get("1") is None
 
 
@@ -35,8 +35,8 @@ async def test_a_name_is_taken_once(users: UserStore) -> None:
     assert await users.get("1") == User("1", "first")
 
 
-async def test_of_many_who_come_at_once_one_gets_the_name(users: UserStore) -> None:
-    """Neighbours with other names are not harmed."""
+async def test_concurrent_registrations_create_one_user(users: UserStore) -> None:
+    """Users with similar names stay unchanged."""
     adding = [users.add(User("1", f"hash {number}")) for number in range(10)]
     adding += [users.add(User(f"neighbour{number}", "hash")) for number in range(10)]
     results = await asyncio.gather(*adding, return_exceptions=True)
@@ -62,7 +62,7 @@ async def test_the_longest_names_differ_in_their_last_letter(users: UserStore) -
 
 
 @pytest.mark.parametrize("name", STRANGE)
-async def test_a_name_that_nobody_can_have_is_not_found(users: UserStore, name: str) -> None:
+async def test_an_impossible_name_is_not_found(users: UserStore, name: str) -> None:
     for known in ("a", "aa", "1", "."):
         await users.add(User(known, "hash"))
     assert await users.get(name) is None
@@ -72,7 +72,7 @@ async def test_a_name_that_nobody_can_have_is_not_found(users: UserStore, name: 
     assert await users.enabled([name, "a", "aa", "1", "."]) == {"a", "aa", "1", "."}
 
 
-async def test_a_password_is_replaced_if_it_is_still_the_old_one(users: UserStore) -> None:
+async def test_set_password_requires_the_old_hash(users: UserStore) -> None:
     await users.add(User("1", "old"))
     await users.add(User("2", "old"))
     assert await users.set_password("1", "old", "new")
@@ -83,19 +83,19 @@ async def test_a_password_is_replaced_if_it_is_still_the_old_one(users: UserStor
     assert await users.get("1") == User("1", "new")
 
 
-async def test_nobody_s_password_is_not_replaced(users: UserStore) -> None:
+async def test_set_password_of_an_unknown_user_returns_false(users: UserStore) -> None:
     assert not await users.set_password("1", "old", "new")
     assert await users.get("1") is None
 
 
-async def test_of_many_changes_at_once_one_succeeds(users: UserStore) -> None:
+async def test_one_of_many_concurrent_password_changes_succeeds(users: UserStore) -> None:
     await users.add(User("1", "old"))
     changed = await asyncio.gather(*(users.set_password("1", "old", f"new {number}") for number in range(10)))
     assert changed.count(True) == 1
     assert await users.get("1") == User("1", f"new {changed.index(True)}")
 
 
-async def test_a_user_has_the_state_that_he_was_given_and_nobody_else(users: UserStore) -> None:
+async def test_set_state_changes_only_this_user(users: UserStore) -> None:
     for name in ("a", "A", "b"):
         await users.add(User(name, "hash"))
     for state in (State.DISABLED, State.REMOVED, State.REMOVED, State.ENABLED, State.ENABLED):
@@ -106,12 +106,12 @@ async def test_a_user_has_the_state_that_he_was_given_and_nobody_else(users: Use
     assert await users.get("c") == User("c", "hash", State.DISABLED)
 
 
-async def test_nobody_s_state_is_not_changed(users: UserStore) -> None:
+async def test_set_state_of_an_unknown_user_returns_false(users: UserStore) -> None:
     assert not await users.set_state("1", State.DISABLED)
     assert await users.get("1") is None
 
 
-async def test_those_who_may_log_in_are_told_from_all_others(users: UserStore) -> None:
+async def test_enabled_returns_only_users_who_may_log_in(users: UserStore) -> None:
     for name in DIFFERENT:
         await users.add(User(name, "hash"))
     for name in DIFFERENT[1::2]:
@@ -122,7 +122,7 @@ async def test_those_who_may_log_in_are_told_from_all_others(users: UserStore) -
     assert await users.enabled([]) == set()
 
 
-async def test_a_user_who_was_removed_is_gone_and_the_name_is_free(users: UserStore) -> None:
+async def test_remove_deletes_a_user_and_frees_the_name(users: UserStore) -> None:
     for name in DIFFERENT:
         await users.add(User(name, "hash"))
     assert await users.remove(DIFFERENT[0])
@@ -133,8 +133,8 @@ async def test_a_user_who_was_removed_is_gone_and_the_name_is_free(users: UserSt
     assert await users.get(DIFFERENT[0]) == User(DIFFERENT[0], "another")
 
 
-async def test_a_caller_who_goes_takes_nobody_with_him(users: UserStore) -> None:
-    """Whether his own was added is not known: asking again says."""
+async def test_cancelling_a_caller_does_not_affect_others(users: UserStore) -> None:
+    """Whether the cancelled user was added is unknown; a second attempt tells."""
     tasks = [asyncio.create_task(users.add(User(f"user{number}", "hash"))) for number in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -150,11 +150,11 @@ async def test_a_caller_who_goes_takes_nobody_with_him(users: UserStore) -> None
         assert await users.get(f"user{number}") == User(f"user{number}", "hash")
 
 
-async def test_it_answers(users: UserStore) -> None:
+async def test_ping_returns(users: UserStore) -> None:
     await users.ping()
 
 
-async def test_a_store_that_is_away_says_so(users_away: UserStore) -> None:
+async def test_an_unavailable_store_raises_store_unavailable(users_away: UserStore) -> None:
     for asked in (
         users_away.add(User("1", "hash")),
         users_away.get("1"),

@@ -1,9 +1,9 @@
-"""A disk that fails when told to, and what is left on it when the power goes.
+"""A disk that fails on request, and its contents after a power cut.
 
-`disk.c` is preloaded into the server: it writes down each write, truncation, sync and removal in the data folder, and
-lets those fail that it is told to. From that record the files are made as they may be after the power went: what was
-synced is there; of the rest each sector may be there or not. A write whose sync failed stays such a rest for ever: as
-on Linux, the next sync says nothing about it (https://lwn.net/Articles/752063/).
+`disk.c` is preloaded into the server. It records each write, truncation, sync and removal in the data folder and makes
+the requested calls fail. From the record, `power_lost` builds the files as they may be after a power cut: synced data
+is present, each other sector may be present or not. A write whose sync failed stays uncertain forever: as on Linux, a
+later sync does not cover it (https://lwn.net/Articles/752063/).
 """
 
 import errno
@@ -27,7 +27,7 @@ _RECORD = struct.Struct("=IIQQ40s")
 
 
 class Call(NamedTuple):
-    """What the server did; `offset` is the new size where it truncated. `end`: its place in the record."""
+    """A call of the server. `offset` is the new size of a truncation; `end` is the position in the record."""
 
     kind: int
     failed: bool
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 class Disk:
-    """The data folder of servers that run one after another, and the record of what they did to it."""
+    """The data folder of consecutive servers, and the record of their calls."""
 
     def __init__(self, parent: Path) -> None:
         self.folder = parent / "data"
@@ -52,7 +52,7 @@ class Disk:
 
     @asynccontextmanager
     async def server(self, **settings: Any) -> AsyncIterator[SubprocessServer]:
-        """A server on this disk."""
+        """Run a server on this disk."""
         variables = {
             "LD_PRELOAD": self._library,
             "DISK_FOLDER": self.folder,
@@ -65,18 +65,18 @@ class Disk:
 
     @contextmanager
     def failing(self, call: str, file: str, error: int = errno.EIO) -> Iterator[None]:
-        """Let a call (write, truncate, sync, unlink) on a file of the folder fail."""
+        """Make a call (write, truncate, sync, unlink) on a file of the folder fail."""
         fault = self._faults / f"{call} {file}"
         fault.write_text(str(error))
         yield
         fault.unlink()
 
     def now(self) -> int:
-        """The present end of the record."""
+        """Return the current end of the record."""
         return self._journal.stat().st_size
 
     def calls(self) -> list[Call]:
-        """All that was done so far."""
+        """Return all calls so far."""
         record, place, found = self._journal.read_bytes(), 0, []
         while place < len(record):
             kind, failed, offset, size, name = _RECORD.unpack_from(record, place)
@@ -87,14 +87,14 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Disk:
-    """A disk of its own."""
+    """A disk for one test."""
     return Disk(tmp_path)
 
 
 def power_lost(calls: Sequence[Call], chance: float, folder: Path) -> None:
-    """Make the files in `folder` as they may be when the power goes after `calls`.
+    """Build the files in `folder` as they may be after a power cut that follows `calls`.
 
-    What was not synced reached the disk all the same with this chance, each sector by itself.
+    Each unsynced sector reached the disk with the probability `chance`.
     """
     dice = random.Random(len(calls))
 
@@ -102,7 +102,7 @@ def power_lost(calls: Sequence[Call], chance: float, folder: Path) -> None:
         return dice.random() < chance
 
     files: dict[str, bytearray] = {}
-    kept: set[str] = set()  # files whose removal was not
+    kept: set[str] = set()  # files whose removal was lost
     for call, sure in zip(calls, _sure(calls), strict=True):
         if call.failed or call.kind == SYNC or call.file in kept:
             continue
@@ -120,12 +120,12 @@ def power_lost(calls: Sequence[Call], chance: float, folder: Path) -> None:
             del files[call.file]
     folder.mkdir()
     for name, content in files.items():
-        if not name.endswith("-shm"):  # shared memory: nothing that a disk must keep
+        if not name.endswith("-shm"):  # shared memory is lost
             (folder / name).write_bytes(content)
 
 
 def _sure(calls: Sequence[Call]) -> list[bool]:
-    """For each call whether the first sync after it, of the file or for a removal of the folder, succeeded."""
+    """Return for each call whether the next sync of its file succeeded; for a removal, of the folder."""
     synced: dict[str, bool] = {}
     sure = []
     for call in reversed(calls):
@@ -144,7 +144,7 @@ def _sectors(call: Call) -> Iterator[tuple[int, bytes]]:
 
 
 async def sent(chat: ChatClient, numbers: range, code: int, text: str = "hello") -> None:
-    """These messages are acknowledged."""
+    """Send messages, all of which are acknowledged."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")
     for n in numbers:
@@ -153,7 +153,7 @@ async def sent(chat: ChatClient, numbers: range, code: int, text: str = "hello")
 
 
 async def refused(chat: ChatClient, numbers: range, text: str = "hello") -> None:
-    """These messages are refused, one by one and for no other reason."""
+    """Send messages, all of which are refused with store_away."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")
     for n in numbers:

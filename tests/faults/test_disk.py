@@ -1,4 +1,4 @@
-"""A disk that fails, and power that goes: what was acknowledged is there, and it heals (promises 1 and 4)."""
+"""Failing disks and power cuts: acknowledged messages survive and the server recovers (promises 1 and 4)."""
 
 import errno
 import sqlite3
@@ -18,12 +18,12 @@ from tests.harness import PASSWORD, ServerHandle, wait_until
 
 __all__ = ["disk"]
 
-# How much of what was not synced may have reached the disk all the same.
+# Probabilities that an unsynced sector reached the disk.
 CHANCES = (0.0, 0.3, 1.0)
 
 
 async def stored(folder: Path) -> set[str]:
-    """The ids of the messages in what the power left, opened as the next start would: it must be whole."""
+    """Open the files after a power cut as the next start does, and return the ids of the messages."""
     database = Database(folder, timeout=20)
     try:
         await database.open([USERS_SCHEMA, MESSAGES_SCHEMA, CACHE_SCHEMA])
@@ -33,7 +33,7 @@ async def stored(folder: Path) -> set[str]:
 
 
 async def survives(calls: list[Call], moments: Iterable[tuple[int, set[str]]], parent: Path) -> None:
-    """Whenever the power goes, and whatever then reached the disk, what was acknowledged is there."""
+    """After a power cut at each moment, whatever reached the disk, all acknowledged messages are stored."""
     for end, acked in moments:
         before = [call for call in calls if call.end <= end]
         for chance in CHANCES:
@@ -43,22 +43,22 @@ async def survives(calls: list[Call], moments: Iterable[tuple[int, set[str]]], p
 
 
 async def say(server: ServerHandle, user: str, to: str, text: str) -> None:
-    """A message is acknowledged."""
+    """Send a message, which is acknowledged."""
     async with server.chat(user, to) as chat:
         assert (await chat.send(text))["op_type"] in (40018, 40019)
 
 
 async def attempt(one: raw.RawSocket, names: Sequence[str], text: str) -> set[str]:
-    """Send messages together; those that were acknowledged."""
+    """Send messages together and return the acknowledged ids."""
     await one.write(b"".join(raw.request(1, f"{name}\n{text}") for name in names))
     return {answer["id"] for answer in [await one.answer() for _ in names] if answer["op_type"] != 40008}
 
 
-async def test_whenever_the_power_goes_all_that_was_acknowledged_is_there(disk: Disk, tmp_path: Path) -> None:
+async def test_a_power_cut_at_any_moment_keeps_acknowledged_messages(disk: Disk, tmp_path: Path) -> None:
     acked, moments = set[str](), [(0, set[str]())]
     async with disk.server() as server:
         await server.add_users("a", "z")
-        async with server.chat("z", "a"), raw.chat(server, "a", "z") as one:  # what is proven is written, too
+        async with server.chat("z", "a"), raw.chat(server, "a", "z") as one:  # confirmed deliveries are written too
             for part in range(20):
                 names = [f"{part}-{n}" for n in range(50)]
                 if part % 5 == 2:
@@ -78,7 +78,7 @@ async def test_whenever_the_power_goes_all_that_was_acknowledged_is_there(disk: 
     [("write", errno.EIO), ("sync", errno.EIO), ("sync", errno.ENOSPC), ("write", errno.EROFS)],
     ids=["write", "sync", "no-room-at-the-sync", "became-read-only"],
 )
-async def test_while_the_log_cannot_be_written_nothing_is_acknowledged_and_it_heals(
+async def test_an_unwritable_log_acknowledges_nothing_and_recovers(
     disk: Disk, tmp_path: Path, call: str, error: int
 ) -> None:
     async with disk.server() as server:
@@ -89,7 +89,7 @@ async def test_while_the_log_cannot_be_written_nothing_is_acknowledged_and_it_he
             with disk.failing(call, "chat.db-wal", error):
                 await refused(a, range(20, 40))
                 await z.expect_nothing()
-                assert (await a.answer(2, "-200"))["content"] == "20"  # what needs no writing goes on
+                assert (await a.answer(2, "-200"))["content"] == "20"  # reading continues
                 assert (await server.post("/user/login", {"user_name": "a", "password": PASSWORD})).status_code == 503
             await sent(a, range(20, 60), 40018)
             await server.login("a")
@@ -104,9 +104,7 @@ async def test_while_the_log_cannot_be_written_nothing_is_acknowledged_and_it_he
 
 
 @pytest.mark.parametrize("call", ["write", "sync"])
-async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledged(
-    disk: Disk, tmp_path: Path, call: str
-) -> None:
+async def test_the_log_keeps_messages_while_the_file_is_unwritable(disk: Disk, tmp_path: Path, call: str) -> None:
     async with disk.server() as server:
         await server.add_users("a", "z")
         with disk.failing(call, "chat.db"):
@@ -131,7 +129,7 @@ async def test_while_the_file_cannot_be_written_the_log_keeps_what_is_acknowledg
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO])
 async def test_health_is_503_while_the_log_cannot_be_written(disk: Disk, error: int) -> None:
-    """Also where nobody has tried to write."""
+    """Even if no client writes."""
     async with disk.server() as server:
 
         async def answers(code: int) -> bool:
@@ -143,9 +141,7 @@ async def test_health_is_503_while_the_log_cannot_be_written(disk: Disk, error: 
         await wait_until(lambda: answers(200))
 
 
-async def test_what_a_failed_sync_left_in_memory_is_not_acknowledged_after_a_restart(
-    disk: Disk, tmp_path: Path
-) -> None:
+async def test_a_restart_rewrites_a_log_whose_sync_failed(disk: Disk, tmp_path: Path) -> None:
     async with disk.server() as server:
         await server.add_users("a", "z")
         async with server.chat("a", "z") as a:
@@ -163,17 +159,15 @@ async def test_what_a_failed_sync_left_in_memory_is_not_acknowledged_after_a_res
     await survives(disk.calls(), [moment], tmp_path)
 
 
-async def test_what_a_failed_sync_of_the_file_left_in_memory_is_written_again(disk: Disk, tmp_path: Path) -> None:
+async def test_a_failed_sync_of_the_file_copies_the_log_again(disk: Disk, tmp_path: Path) -> None:
     async with disk.server() as server:
         await server.add_users("a", "z")
         await raw.store_messages(server, "a", "z", 200)  # m0 to m199
         with closing(sqlite3.connect(disk.folder / "chat.db", isolation_level=None)) as backup:
             backup.execute("BEGIN")
             backup.execute("SELECT count(*) FROM messages").fetchone()
-            await raw.store_messages(
-                server, "z", "a", 1000
-            )  # enough for the log to be copied: as much as the backup sees
-        with disk.failing("sync", "chat.db"):  # the rest follows
+            await raw.store_messages(server, "z", "a", 1000)  # enough to copy the part of the log that the backup sees
+        with disk.failing("sync", "chat.db"):  # while the rest is copied
 
             async def failed() -> bool:
                 await say(server, "a", "z", "while it fails")

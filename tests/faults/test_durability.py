@@ -1,4 +1,4 @@
-"""Stored before acknowledged, whatever happens to the process and to its disk (protocol section 3, promises 1 to 3)."""
+"""Messages are stored before they are acknowledged, despite crashes and full disks (protocol section 3, 1 to 3)."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ SENDERS = ("a", "b", "c")
 
 
 class Burst:
-    """A sender that sends to `to` as fast as it is let, m0, m1, ..., until the server ends the connection."""
+    """A client that sends m0, m1, ... to `to` as fast as possible until the server ends the connection."""
 
     def __init__(self, server: ServerHandle, user: str, to: str) -> None:
         self.user = user
@@ -31,7 +31,7 @@ class Burst:
         await self._running
 
     def content(self, n: int) -> str:
-        """What the n-th message is."""
+        """Return the content of the n-th message."""
         return f"m{n}\ntext {n} of {self.user} 漢字"
 
     async def _run(self, server: ServerHandle) -> None:
@@ -53,20 +53,20 @@ class Burst:
 
 @asynccontextmanager
 async def again(folder: Path, tokens: dict[str, str]) -> AsyncIterator[SubprocessServer]:
-    """The server started once more on the same data."""
+    """Start the server again on the same data."""
     async with subprocess_server(folder, StrangerLimit=0) as server:
         server.tokens = tokens
         yield server
 
 
 async def unread(server: ServerHandle, burst: Burst) -> list[Frame]:
-    """What its receiver has not read."""
+    """Return the unread messages of the receiver."""
     async with server.chat(burst.to, burst.user, max_queue=None) as two:
         return (await two.ask(3))[:-1]
 
 
 async def history(server: ServerHandle, burst: Burst) -> list[Frame]:
-    """All messages between the two."""
+    """Return all messages of the conversation."""
     found: list[Frame] = []
     async with server.chat(burst.to, burst.user, max_queue=None) as two:
         while page := (await two.ask(2, f"{len(found)}-200"))[:-1]:
@@ -75,7 +75,7 @@ async def history(server: ServerHandle, burst: Burst) -> list[Frame]:
 
 
 def complete(burst: Burst, stored: list[Frame]) -> None:
-    """Every acknowledged message is stored once, as it was sent, in the order in which it was sent."""
+    """Every acknowledged message is stored once, unchanged, in the order of sending."""
     assert [one["content"] for one in stored] == [burst.content(n) for n in range(len(stored))]
     acked = [(ack["id"], ack["time"]) for ack in burst.acks]
     assert [(one["id"], one["time"]) for one in stored][: len(acked)] == acked
@@ -84,13 +84,13 @@ def complete(burst: Burst, stored: list[Frame]) -> None:
 # --- the process
 
 
-async def test_after_kill_9_in_a_burst_all_that_was_acknowledged_is_there_once_in_order_and_unread(
+async def test_kill_9_keeps_acknowledged_messages_once_in_order_unread(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "data"
     async with subprocess_server(folder, StrangerLimit=0) as server:
         await server.add_users(*SENDERS, "z", "idle")
-        async with raw.chat(server, "z") as z:  # takes what comes and proves nothing
+        async with raw.chat(server, "z") as z:  # reads frames but sends no pong
             bursts = [Burst(server, user, "z") for user in SENDERS]
             await wait_until(lambda: min(len(one.acks) for one in bursts) > 200)
             server.kill()
@@ -107,7 +107,7 @@ async def test_after_kill_9_in_a_burst_all_that_was_acknowledged_is_there_once_i
 
 
 async def retried(server: ServerHandle, burst: Burst, stored: list[Frame]) -> None:
-    """What is sent again is acknowledged with its time, and stored no second time."""
+    """Retries are acknowledged with the original time and are not stored again."""
     async with raw.chat(server, burst.user, burst.to) as one:
         for start in range(0, len(stored), 50):
             part = stored[start : start + 50]
@@ -117,7 +117,7 @@ async def retried(server: ServerHandle, burst: Burst, stored: list[Frame]) -> No
     assert await unread(server, burst) == stored
 
 
-async def test_after_kill_9_only_what_was_proven_is_read(tmp_path: Path) -> None:
+async def test_after_kill_9_only_confirmed_messages_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     got: list[str] = []
     proven: list[str] = []
@@ -143,7 +143,7 @@ async def test_after_kill_9_only_what_was_proven_is_read(tmp_path: Path) -> None
         assert read_ones == proven[: len(read_ones)]
 
 
-async def test_after_kill_9_it_starts_again_at_once_again_and_again(tmp_path: Path) -> None:
+async def test_the_server_restarts_immediately_after_each_kill_9(tmp_path: Path) -> None:
     folder, sent = tmp_path / "data", list[str]()
     tokens: dict[str, str] = {}
     for n in range(3):
@@ -162,7 +162,7 @@ async def test_after_kill_9_it_starts_again_at_once_again_and_again(tmp_path: Pa
             await server.wait()
 
 
-async def test_sigterm_in_a_burst_ends_politely_and_loses_nothing(tmp_path: Path) -> None:
+async def test_sigterm_in_a_burst_closes_with_1001_and_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     async with subprocess_server(folder, StrangerLimit=0) as server:
         await server.add_users(*SENDERS, "z")
@@ -180,7 +180,7 @@ async def test_sigterm_in_a_burst_ends_politely_and_loses_nothing(tmp_path: Path
     assert [one.code for one in bursts] == [1001] * len(bursts)
 
 
-async def test_sigterm_lets_frames_in_work_be_finished(tmp_path: Path) -> None:
+async def test_sigterm_finishes_frames_in_progress(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
         await server.add_users("a", "z")
         async with raw.chat(server, "a", "z") as a:
@@ -194,7 +194,7 @@ async def test_sigterm_lets_frames_in_work_be_finished(tmp_path: Path) -> None:
         assert "Traceback" not in server.log.read_text()
 
 
-async def test_sigterm_closes_with_1001_also_who_never_stops_asking(tmp_path: Path) -> None:
+async def test_sigterm_closes_a_flooding_client_with_1001(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
         await server.add_users("a", "z")
         async with raw.chat(server, "a", "z") as a:
@@ -206,7 +206,7 @@ async def test_sigterm_closes_with_1001_also_who_never_stops_asking(tmp_path: Pa
         assert await server.wait() == 0
 
 
-async def test_sigterm_waits_for_no_reader_that_has_stopped(tmp_path: Path) -> None:
+async def test_sigterm_does_not_wait_for_a_stalled_reader(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
         await server.add_users("a", "z")
         await raw.store_messages(server, "a", "z", raw.MAX_KERNEL_BYTES // 16000 + 100)
@@ -226,12 +226,12 @@ _ACK = re.compile(r'\{\\"from\\":\\"System\\",[^}]*?\\"op_type\\":4001[89],[^}]*
 
 
 def unsynced(trace: str, ids: list[str]) -> tuple[set[str], set[str]]:
-    """The ids whose acks were sent, and of those the ones not synced when they were.
+    """Return the acknowledged ids, and those of them that were not synced before the acknowledgement.
 
     Synced: after the id was written into the write-ahead log, an fsync of the log began and returned 0.
     """
-    written: set[str] = set()  # in the log, no sync begun since
-    syncing: dict[str, set[str]] = {}  # thread -> what the sync it is in began with
+    written: set[str] = set()  # written to the log since the last sync began
+    syncing: dict[str, set[str]] = {}  # thread -> ids written before its running sync
     synced: set[str] = set()
     acked: set[str] = set()
     false: set[str] = set()
@@ -280,14 +280,14 @@ async def test_every_ack_leaves_after_its_message_was_synced(tmp_path: Path) -> 
 
 @contextmanager
 def full_disk(server: SubprocessServer, folder: Path) -> Iterator[None]:
-    """No file of the server's can grow."""
+    """Prevent all files of the server from growing."""
     _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, most))
     yield
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
 
 
-async def test_while_nothing_can_be_written_nothing_is_acknowledged_and_it_heals(tmp_path: Path) -> None:
+async def test_an_unwritable_disk_acknowledges_nothing_and_recovers(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     async with subprocess_server(folder, StrangerLimit=0) as server:
         await server.add_users("a", "z")
@@ -299,7 +299,7 @@ async def test_while_nothing_can_be_written_nothing_is_acknowledged_and_it_heals
             with full_disk(server, folder):
                 await refused(a, range(50, 100))
                 await z.expect_nothing()
-                assert (await a.answer(2, "-200"))["content"] == "50"  # what needs no writing goes on
+                assert (await a.answer(2, "-200"))["content"] == "50"  # reading continues
                 response = await server.post("/user/login", {"user_name": "a", "password": "secret1"})
                 assert (response.status_code, response.json()["status"]) == (503, 44444)
                 assert response.json()["data"]["reason"] == "store_away"
@@ -311,7 +311,7 @@ async def test_while_nothing_can_be_written_nothing_is_acknowledged_and_it_heals
         assert [one["id"] for one in (await z.ask(2, "0-200"))[:-1]] == [f"m{n}" for n in range(150)]
 
 
-async def test_a_full_disk_refuses_and_heals(tmp_path: Path) -> None:
+async def test_a_full_disk_refuses_messages_and_recovers(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     with small_disk(folder):

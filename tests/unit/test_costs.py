@@ -1,4 +1,4 @@
-"""What makes the embedded store fast, counted and not timed: transactions, statements, SQLite's own steps."""
+"""The costs of the embedded store, counted instead of timed: transactions, statements, steps of SQLite."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ END = 2**62
 
 
 class Store:
-    """An embedded store of messages, with users a0, b0, a1, ... who have written to each other."""
+    """An embedded message store with conversations of a0 and b0, a1 and b1, ..."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -33,18 +33,18 @@ class Store:
         self.timeline = Timeline(Clock())
 
     def run(self, pair: int, count: int = RUN) -> list[Message]:
-        """New messages of a pair."""
+        """Return new messages of a pair."""
         times = [self.timeline.next() for _ in range(count)]
         return [Message(f"a{pair}", f"b{pair}", f"id-{time}", "hello", time) for time in times]
 
     async def add_together(self, count: int = RUN) -> list[Message]:
-        """One run of each pair, all at once; the messages."""
+        """Add one batch of each pair concurrently. Returns the messages."""
         runs = [self.run(pair, count) for pair in range(PAIRS)]
         await asyncio.gather(*map(self.messages.add, runs))
         return [message for run in runs for message in run]
 
     async def written(self, work: Callable[[], Awaitable[Any]]) -> list[str]:
-        """The statements by which `work` writes; one that a trigger goes on with counts once."""
+        """Return the statements by which `work` writes. A statement and its trigger count once."""
         statements: list[str] = []
         await self.database.write(lambda tx: tx.set_trace_callback(statements.append))
         statements.clear()
@@ -54,7 +54,7 @@ class Store:
         return found
 
     async def steps(self, work: Callable[[], Awaitable[Any]]) -> int:
-        """How many steps of SQLite's machine `work` takes to read."""
+        """Return how many steps of SQLite's virtual machine `work` takes to read."""
         steps = 0
 
         def step() -> int:
@@ -68,7 +68,7 @@ class Store:
         return steps
 
     async def plans(self, work: Callable[[], Awaitable[Any]]) -> list[str]:
-        """How SQLite finds what `work` reads: each part of the plan of each statement."""
+        """Return the parts of the query plans of all statements by which `work` reads."""
         statements: list[str] = []
         await self._each_reader(lambda connection: connection.set_trace_callback(statements.append))
         await work()
@@ -91,7 +91,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await database.close()
 
 
-async def test_messages_that_come_together_are_one_statement_which_is_one_transaction(store: Store) -> None:
+async def test_a_batch_of_messages_is_a_single_statement(store: Store) -> None:
     statements = await store.written(store.add_together)
     assert len(statements) == 1, [statement[:60] for statement in statements]
 
@@ -101,7 +101,7 @@ async def test_a_message_alone_is_one_statement(store: Store) -> None:
     assert len(statements) == 1, statements
 
 
-async def test_beside_other_writes_messages_that_come_together_are_few_statements(store: Store) -> None:
+async def test_a_batch_with_other_writes_takes_few_statements(store: Store) -> None:
     async def with_a_mark() -> None:
         runs = [store.run(pair) for pair in range(PAIRS)]
         await asyncio.gather(store.messages.mark_delivered([1]), *map(store.messages.add, runs))
@@ -119,7 +119,7 @@ async def test_any_number_of_delivered_marks_takes_four_statements(store: Store)
 
 
 class Reads(StoreMetrics):
-    """Counts what a database is asked to read."""
+    """Counts the reads of a database."""
 
     count = 0
 
@@ -128,7 +128,7 @@ class Reads(StoreMetrics):
         return call
 
 
-async def test_sessions_that_are_asked_for_together_are_looked_up_together(tmp_path: Path) -> None:
+async def test_concurrent_session_lookups_share_queries(tmp_path: Path) -> None:
     reads = Reads()
     database = Database(tmp_path, timeout=20, watch=reads)
     await database.open(SCHEMAS)
@@ -144,7 +144,7 @@ async def test_sessions_that_are_asked_for_together_are_looked_up_together(tmp_p
 
 
 def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any]]]:
-    """Every way to read that must not cost more the more is stored."""
+    """Return every read whose cost must not grow with the number of stored messages."""
     messages, (one, other) = store.messages, (middle.sender, middle.receiver)
     return {
         "the newest": lambda: messages.before(one, other, END, 20),
@@ -152,9 +152,9 @@ def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any
         "those after": lambda: messages.after(one, other, middle.time, 20),
         "unread": lambda: messages.unread(one, other, middle.time, 20),
         "none unread": lambda: messages.unread(other, one, 0, 20),
-        "the place of an id": lambda: messages.time_of(one, other, one, middle.id),
+        "the time of an id": lambda: messages.time_of(one, other, one, middle.id),
         "a retry": lambda: messages.stored([middle]),
-        "for the strangers' counter": lambda: messages.recent(one, other, 6),
+        "for the contact limit": lambda: messages.recent(one, other, 6),
         "whether one has written": lambda: messages.has_written(one, other),
         "conversations": lambda: messages.conversations(one, END, 20),
         "newest peers": lambda: messages.newest_peers(one, 200),
@@ -162,7 +162,7 @@ def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any
     }
 
 
-async def test_a_page_takes_as_many_steps_among_twenty_thousand_messages_as_among_a_thousand(store: Store) -> None:
+async def test_reads_cost_no_more_among_20000_messages_than_among_1000(store: Store) -> None:
     run = store.run(0, 1000)
     await store.messages.add(run)
     few = {name: await store.steps(read) for name, read in reads(store, run[500]).items()}
@@ -170,12 +170,12 @@ async def test_a_page_takes_as_many_steps_among_twenty_thousand_messages_as_amon
     for _ in range(10):
         await store.messages.add(run := store.run(0, 1000))
     for _ in range(10):
-        await store.messages.add(store.run(1, 1000))  # another conversation's, and newer
+        await store.messages.add(store.run(1, 1000))  # of another conversation, and newer
     many = {name: await store.steps(read) for name, read in reads(store, run[500]).items()}
     assert {name: steps for name, steps in many.items() if steps > 1.1 * few[name]} == {}, few
 
 
-async def test_op_7_takes_no_step_for_conversations_that_were_emptied(store: Store) -> None:
+async def test_emptied_conversations_cost_op_7_nothing(store: Store) -> None:
     async def conversations() -> None:
         await store.messages.conversations("a0", END, 20)
 
@@ -187,7 +187,7 @@ async def test_op_7_takes_no_step_for_conversations_that_were_emptied(store: Sto
     assert await store.steps(conversations) <= 1.1 * few
 
 
-async def test_whatever_is_read_is_found_by_an_index_and_not_sorted(store: Store) -> None:
+async def test_reads_use_an_index_and_do_not_sort(store: Store) -> None:
     run = store.run(0, 1000)
     await store.messages.add(run)
     for name, read in reads(store, run[500]).items():

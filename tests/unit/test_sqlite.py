@@ -1,4 +1,4 @@
-"""The owner of the embedded database (utils/sqlite.py)."""
+"""The embedded database (utils/sqlite): transactions, failures, opening, closing, inspection."""
 
 import asyncio
 import gc
@@ -40,7 +40,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 def adding(number: int) -> Callable[[sqlite3.Connection], int]:
-    """The job that adds a thing."""
+    """Return a job that inserts a row."""
 
     def job(tx: sqlite3.Connection) -> int:
         tx.execute("INSERT INTO things (number) VALUES (?)", (number,))
@@ -50,12 +50,12 @@ def adding(number: int) -> Callable[[sqlite3.Connection], int]:
 
 
 def numbers(connection: sqlite3.Connection) -> list[int]:
-    """The job that reads all things."""
+    """A job that reads all rows."""
     return [number for (number,) in connection.execute("SELECT number FROM things ORDER BY number")]
 
 
 async def busy(database: Database) -> tuple[asyncio.Task[bool], threading.Event]:
-    """The writer is busy with a job until the event is set."""
+    """Keep the writer busy with a job until the event is set."""
     begun, go = threading.Event(), threading.Event()
 
     def job(tx: sqlite3.Connection) -> bool:
@@ -68,35 +68,35 @@ async def busy(database: Database) -> tuple[asyncio.Task[bool], threading.Event]
     return task, go
 
 
-async def handed_over(*tasks: asyncio.Task[int]) -> None:
-    """The tasks have come as far as they can."""
+async def all_submitted(*tasks: asyncio.Task[int]) -> None:
+    """Let the tasks submit their writes."""
     for _ in range(3):
         await asyncio.sleep(0)
     assert not any(task.done() for task in tasks)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, but the one that is only shared memory."""
+    """Return the files of a folder, except the shared memory."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".db-shm"}
 
 
 # --- transactions
 
 
-async def test_jobs_that_come_together_are_one_transaction(database: Database) -> None:
+async def test_concurrent_jobs_share_one_transaction(database: Database) -> None:
     statements: list[str] = []
     await database.write(lambda tx: tx.set_trace_callback(statements.append))
     task, go = await busy(database)
     statements.clear()
     tasks = [asyncio.create_task(database.write(adding(n))) for n in range(100)]
-    await handed_over(*tasks)
+    await all_submitted(*tasks)
     go.set()
     assert list(await asyncio.gather(*tasks)) == list(range(100))
     await task
     assert [one for one in statements if not one.startswith("INSERT")] == ["COMMIT", "BEGIN IMMEDIATE", "COMMIT"]
 
 
-async def test_a_job_alone_waits_for_no_other(database: Database) -> None:
+async def test_a_single_job_is_written_immediately(database: Database) -> None:
     statements: list[str] = []
     await database.write(lambda tx: tx.set_trace_callback(statements.append))
     statements.clear()
@@ -105,15 +105,15 @@ async def test_a_job_alone_waits_for_no_other(database: Database) -> None:
     assert statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") == 3
 
 
-async def test_a_job_that_raises_fails_alone_and_leaves_nothing_behind(database: Database) -> None:
+async def test_a_failing_job_fails_alone_and_changes_nothing(database: Database) -> None:
     def failing(tx: sqlite3.Connection) -> int:
         adding(1000)(tx)
         raise KeyError("mine")
 
     task, go = await busy(database)
-    jobs = [adding(0), adding(1), failing, adding(1), adding(2)]  # the second 1 breaks the table's own rule
+    jobs = [adding(0), adding(1), failing, adding(1), adding(2)]  # the second 1 violates the primary key
     tasks = [asyncio.create_task(database.write(job)) for job in jobs]
-    await handed_over(*tasks)
+    await all_submitted(*tasks)
     go.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert await task
@@ -123,10 +123,10 @@ async def test_a_job_that_raises_fails_alone_and_leaves_nothing_behind(database:
     assert await database.read(numbers) == [-1, 0, 1, 2]
 
 
-async def test_a_cancelled_caller_takes_nobody_with_it(database: Database) -> None:
+async def test_cancelling_a_caller_does_not_affect_others(database: Database) -> None:
     task, go = await busy(database)
     tasks = [asyncio.create_task(database.write(adding(n))) for n in range(5)]
-    await handed_over(*tasks)
+    await all_submitted(*tasks)
     for n in (0, 2, 4):
         tasks[n].cancel()
     go.set()
@@ -135,18 +135,18 @@ async def test_a_cancelled_caller_takes_nobody_with_it(database: Database) -> No
     assert await database.write(adding(5)) == 5
 
 
-async def test_a_cancelled_caller_in_a_batch_under_way_takes_nobody_with_it(database: Database) -> None:
+async def test_cancelling_a_caller_does_not_stop_a_running_batch(database: Database) -> None:
     task, go = await busy(database)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     other = asyncio.create_task(database.write(adding(1)))
-    await handed_over(other)
+    await all_submitted(other)
     go.set()
     assert await other == 1
 
 
-async def test_a_read_waits_for_no_writer_and_sees_what_is_committed(database: Database) -> None:
+async def test_a_read_sees_commits_and_waits_for_no_writer(database: Database) -> None:
     await database.write(adding(1))
     task, go = await busy(database)
     assert await database.read(numbers) == [1]
@@ -155,7 +155,7 @@ async def test_a_read_waits_for_no_writer_and_sees_what_is_committed(database: D
     assert await database.read(numbers) == [-1, 1]
 
 
-async def test_slow_reads_keep_neither_each_other_s_turn_nor_anybody_else(database: Database) -> None:
+async def test_slow_reads_run_one_at_a_time_and_delay_no_others(database: Database) -> None:
     go, running = threading.Event(), threading.Semaphore(0)
 
     def slow(_: sqlite3.Connection) -> bool:
@@ -172,25 +172,25 @@ async def test_slow_reads_keep_neither_each_other_s_turn_nor_anybody_else(databa
     assert all(await asyncio.gather(*slow_ones))
 
 
-async def test_a_long_log_begins_anew_though_writes_go_on(database: Database) -> None:
-    """It is copied beside the writer, and what came meanwhile by the writer; then its place is used again."""
+async def test_a_long_log_restarts_while_writes_continue(database: Database) -> None:
+    """A thread copies most of the log, the writer the rest; then the log is overwritten from its beginning."""
     log, number = database.path.with_name("chat.db-wal"), 0
 
-    async def begun_anew() -> bool:
+    async def restarted() -> bool:
         nonlocal number
         number += 1
-        begins = beginning(log)
+        begins = log_salt(log)
         await database.write(
             lambda tx: tx.execute("INSERT INTO things VALUES (?, ?)", (number, "x" * 999_000)).rowcount
         )
-        return number > 1 and beginning(log) != begins
+        return number > 1 and log_salt(log) != begins
 
-    await wait_until(begun_anew)
+    await wait_until(restarted)
     assert await database.read(numbers) == list(range(1, number + 1))
 
 
-def beginning(log: Path) -> bytes:
-    """What a log that begins anew has other than before: its salt (https://www.sqlite.org/fileformat2.html#walformat)."""
+def log_salt(log: Path) -> bytes:
+    """Return the log's salt, which changes when it restarts (https://www.sqlite.org/fileformat2.html#walformat)."""
     with log.open("rb") as file:
         return file.read(24)[16:]
 
@@ -204,8 +204,8 @@ async def test_a_read_cannot_write(database: Database) -> None:
 # --- failures
 
 
-async def heals(database: Database) -> None:
-    """By and by it answers again, and does what it is asked."""
+async def recovers(database: Database) -> None:
+    """Wait until the database answers again, and use it."""
 
     async def answers() -> bool:
         try:
@@ -218,7 +218,7 @@ async def heals(database: Database) -> None:
     assert 7 in await database.read(numbers)
 
 
-async def test_no_answer_in_time_is_store_unavailable_and_it_heals(tmp_path: Path) -> None:
+async def test_a_timeout_is_store_unavailable_and_recovers(tmp_path: Path) -> None:
     async with opened(tmp_path, timeout=0.1) as database:
         task, go = await busy(database)
         with pytest.raises(StoreUnavailable, match=r"no answer within 0\.1 s"):
@@ -228,20 +228,20 @@ async def test_no_answer_in_time_is_store_unavailable_and_it_heals(tmp_path: Pat
         with pytest.raises(StoreUnavailable):
             await database.read(lambda _: go.wait(20))
         go.set()
-        await heals(database)
+        await recovers(database)
 
 
 class Nothing:
-    """The job that reads nothing; it can be seen whether it is still held."""
+    """A job that reads nothing. A weak reference shows whether the database still holds it."""
 
     def __call__(self, _: sqlite3.Connection) -> None:
         pass
 
 
-# The store's patience and the caller's: he is told, or leaves before.
-@pytest.mark.parametrize(("timeout", "patience"), [(0.5, 60), (60, 0.5)], ids=["given-up", "cancelled"])
-async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and_it_heals(
-    tmp_path: Path, timeout: float, patience: float
+# The timeouts of the database and of the caller: the database gives up, or the caller leaves.
+@pytest.mark.parametrize(("timeout", "caller_timeout"), [(0.5, 60), (60, 0.5)], ids=["given-up", "cancelled"])
+async def test_hanging_readers_bound_abandoned_calls_and_recover(
+    tmp_path: Path, timeout: float, caller_timeout: float
 ) -> None:
     begun, go = threading.Semaphore(0), threading.Event()
     held: WeakSet[Nothing] = WeakSet()
@@ -253,7 +253,7 @@ async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and
     async def attempt(database: Database) -> None:
         held.add(job := Nothing())
         with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(caller_timeout):
                 await database.read(job)
 
     async def answers(database: Database) -> bool:
@@ -262,12 +262,12 @@ async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and
             return True
         return False
 
-    def let_go() -> bool:
+    def released() -> bool:
         gc.collect()
         return not held
 
     async with opened(tmp_path, timeout=timeout) as database:
-        hang = [asyncio.create_task(database.read(hanging)) for _ in range(READERS - 1)]  # all that are not slow
+        hang = [asyncio.create_task(database.read(hanging)) for _ in range(READERS - 1)]  # all but the slow one
         for _ in hang:
             await asyncio.to_thread(begun.acquire)
         for _ in range(5):
@@ -278,35 +278,35 @@ async def test_while_the_readers_hang_what_nobody_waits_for_does_not_pile_up_and
             await database.read(numbers)
         go.set()
         await wait_until(lambda: answers(database))
-        await wait_until(let_go)
+        await wait_until(released)
         await asyncio.gather(*hang, return_exceptions=True)
 
 
-async def test_thousands_who_come_back_at_once_and_wait_are_all_answered(database: Database) -> None:
+async def test_thousands_of_waiting_reads_are_all_answered(database: Database) -> None:
     go = threading.Event()
     hang = [asyncio.create_task(database.read(lambda _: go.wait(20))) for _ in range(READERS)]
     tasks = [asyncio.create_task(database.read(lambda _: 1)) for _ in range(3 * MAX_ABANDONED)]
-    await handed_over(*tasks)
+    await all_submitted(*tasks)
     go.set()
     assert sum(await asyncio.gather(*tasks)) == 3 * MAX_ABANDONED
     assert all(await asyncio.gather(*hang))
 
 
-async def test_a_database_that_another_holds_is_store_unavailable_and_it_heals(tmp_path: Path) -> None:
+async def test_a_locked_database_is_store_unavailable_and_recovers(tmp_path: Path) -> None:
     async with opened(tmp_path, timeout=0.2) as database:
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreUnavailable):
                 await database.write(adding(1))
             other.execute("ROLLBACK")
-        await heals(database)
+        await recovers(database)
 
 
-async def test_what_sqlite_cannot_do_is_store_unavailable_for_all_that_came_together(database: Database) -> None:
+async def test_an_sqlite_error_is_store_unavailable_for_its_batch(database: Database) -> None:
     task, go = await busy(database)
     tasks = [asyncio.create_task(database.write(adding(n))) for n in range(3)]
     away = asyncio.create_task(database.write(lambda tx: tx.execute("SELECT * FROM nowhere").fetchone()))
-    await handed_over(*tasks)
+    await all_submitted(*tasks)
     go.set()
     results = await asyncio.gather(*tasks, away, return_exceptions=True)
     await task
@@ -315,13 +315,13 @@ async def test_what_sqlite_cannot_do_is_store_unavailable_for_all_that_came_toge
 
 
 @pytest.mark.parametrize("together", [1, 2])
-async def test_a_damaged_file_is_store_unavailable_and_no_error_of_the_driver(tmp_path: Path, together: int) -> None:
+async def test_a_damaged_file_is_store_unavailable(tmp_path: Path, together: int) -> None:
     async with opened(tmp_path) as database:
         await database.write(
             lambda tx: tx.executemany("INSERT INTO things VALUES (?, ?)", ((n, "x" * 900) for n in range(500)))
         )
     async with opened(tmp_path) as database:
-        await database.write(lambda tx: tx.execute("PRAGMA shrink_memory").fetchall())  # it knows no page by heart
+        await database.write(lambda tx: tx.execute("PRAGMA shrink_memory").fetchall())  # empties its cache
         with (tmp_path / "chat.db").open("r+b") as file:
             file.seek(4096 * 20)
             file.write(b"\xff" * 4096 * 20)
@@ -335,7 +335,7 @@ async def test_a_damaged_file_is_store_unavailable_and_no_error_of_the_driver(tm
             )
 
 
-async def test_emptying_the_log_keeps_no_writer_waiting_for_a_reader(tmp_path: Path) -> None:
+async def test_emptying_the_log_does_not_make_writers_wait_for_readers(tmp_path: Path) -> None:
     async with opened(tmp_path, timeout=2) as database:
         await database.write(adding(1))
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as backup:
@@ -347,7 +347,9 @@ async def test_emptying_the_log_keeps_no_writer_waiting_for_a_reader(tmp_path: P
             assert numbers(backup) == [1]
         await emptying
         assert (tmp_path / "chat.db-wal").stat().st_size == 0
-        with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:  # it waits for others again
+        with closing(
+            sqlite3.connect(tmp_path / "chat.db", isolation_level=None)
+        ) as other:  # its usual timeout applies again
             other.execute("BEGIN IMMEDIATE")
             task = asyncio.create_task(database.write(adding(4)))
             await asyncio.sleep(0.1)
@@ -358,7 +360,7 @@ async def test_emptying_the_log_keeps_no_writer_waiting_for_a_reader(tmp_path: P
 # --- opening
 
 
-async def test_a_second_owner_is_refused_and_the_first_is_unharmed(tmp_path: Path) -> None:
+async def test_a_second_owner_is_refused_and_the_first_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         with pytest.raises(StartError, match="another chat_server is running"):
             async with opened(tmp_path):
@@ -368,7 +370,7 @@ async def test_a_second_owner_is_refused_and_the_first_is_unharmed(tmp_path: Pat
         assert await database.read(numbers) == [1]
 
 
-async def test_steps_are_recorded_and_done_once_also_those_that_come_later(tmp_path: Path) -> None:
+async def test_schema_steps_run_once_and_later_steps_follow(tmp_path: Path) -> None:
     def steps(connection: sqlite3.Connection) -> dict[str, int]:
         return dict(connection.execute("SELECT part, step FROM schema_steps"))
 
@@ -382,7 +384,7 @@ async def test_steps_are_recorded_and_done_once_also_those_that_come_later(tmp_p
             assert await database.read(numbers) == [1]
 
 
-async def test_a_step_that_fails_leaves_nothing_of_those_before_it(tmp_path: Path) -> None:
+async def test_a_failing_schema_step_rolls_back_earlier_steps(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         await database.write(adding(1))
     broken = Schema("things", (*MORE.steps, "CREATE TABLE things (again TEXT)"))
@@ -394,14 +396,14 @@ async def test_a_step_that_fails_leaves_nothing_of_those_before_it(tmp_path: Pat
 
 
 def made(path: Path, *statements: str) -> None:
-    """A database made by another hand."""
+    """Create a database without the class under test."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for statement in statements:
             connection.execute(statement)
 
 
 async def refused(folder: Path, why: str) -> None:
-    """Neither an open nor a look takes the folder's database, and neither changes it."""
+    """Neither open nor examine accepts the folder's database or changes it."""
     before = contents(folder)
     with pytest.raises(StartError, match=why):
         examine(folder, (THINGS,))
@@ -415,25 +417,25 @@ async def refused(folder: Path, why: str) -> None:
     assert after == before
 
 
-async def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
+async def test_a_newer_schema_is_refused_unchanged(tmp_path: Path) -> None:
     async with opened(tmp_path, MORE) as database:
         await database.write(adding(1))
     await refused(tmp_path, "was made by a newer chat_server")
 
 
-async def test_another_programs_database_is_refused_untouched(tmp_path: Path) -> None:
+async def test_another_programs_database_is_refused_unchanged(tmp_path: Path) -> None:
     made(tmp_path / "chat.db", "CREATE TABLE theirs (x)", "INSERT INTO theirs VALUES (1)")
     await refused(tmp_path, "is a database of another program")
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
-async def test_a_file_that_is_no_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
+async def test_a_file_that_is_no_database_is_refused_unchanged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "chat.db").write_bytes(content)
     await refused(tmp_path, r"chat\.db: .*restore it from a backup")
 
 
-async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+async def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StartError, match="cannot be written"):
         async with opened(tmp_path / "file" / "data"):
             pass
@@ -442,13 +444,13 @@ async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 # --- closing
 
 
-async def test_closing_finishes_what_was_handed_over(tmp_path: Path) -> None:
+async def test_close_finishes_submitted_writes(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         task, go = await busy(database)
         tasks = [asyncio.create_task(database.write(adding(n))) for n in range(50)]
-        await handed_over(*tasks)
+        await all_submitted(*tasks)
         closed = asyncio.create_task(database.close())
-        await handed_over(*tasks)
+        await all_submitted(*tasks)
         go.set()
         await closed
         assert await asyncio.gather(task, *tasks) == [True, *range(50)]
@@ -456,14 +458,14 @@ async def test_closing_finishes_what_was_handed_over(tmp_path: Path) -> None:
         assert await database.read(numbers) == [-1, *range(50)]
 
 
-async def test_closing_finishes_what_was_handed_over_although_the_last_caller_is_gone(tmp_path: Path) -> None:
+async def test_close_finishes_writes_after_a_caller_was_cancelled(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         task, go = await busy(database)
         tasks = [asyncio.create_task(database.write(adding(n))) for n in range(3)]
-        await handed_over(*tasks)
+        await all_submitted(*tasks)
         tasks[-1].cancel()
         closed = asyncio.create_task(database.close())
-        await handed_over(tasks[0], tasks[1])
+        await all_submitted(tasks[0], tasks[1])
         go.set()
         await closed
         assert await asyncio.gather(task, *tasks[:-1]) == [True, 0, 1]
@@ -493,7 +495,7 @@ async def test_after_close_everything_is_store_unavailable(tmp_path: Path) -> No
             await database.read(numbers)
 
 
-async def test_after_close_no_thread_and_no_log_is_left(tmp_path: Path) -> None:
+async def test_close_leaves_no_thread_and_no_log(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         await database.write(adding(1))
         await asyncio.gather(*(database.read(numbers) for _ in range(5)))
@@ -501,18 +503,18 @@ async def test_after_close_no_thread_and_no_log_is_left(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"chat.db", "chat.lock"}
 
 
-# --- looking
+# --- inspection
 
 
-def test_a_look_at_nothing_makes_nothing(tmp_path: Path) -> None:
+def test_examine_creates_nothing(tmp_path: Path) -> None:
     assert "does not exist yet" in examine(tmp_path / "data" / "deep", (THINGS,))
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StartError, match="cannot be written"):
         examine(tmp_path / "file" / "data", (THINGS,))
 
 
-async def test_a_look_changes_nothing_beside_an_owner_and_after_it(tmp_path: Path) -> None:
+async def test_examine_changes_nothing_with_or_without_an_owner(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         await database.write(adding(1))
         before = contents(tmp_path)
@@ -525,7 +527,7 @@ async def test_a_look_changes_nothing_beside_an_owner_and_after_it(tmp_path: Pat
     assert contents(tmp_path) == before
 
 
-async def test_a_look_at_what_a_killed_server_left_changes_nothing_and_sees_all(tmp_path: Path) -> None:
+async def test_examine_reads_the_files_of_a_killed_server_unchanged(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     async with opened(tmp_path / "data") as database:
         await database.write(adding(1))
@@ -540,7 +542,7 @@ async def test_a_look_at_what_a_killed_server_left_changes_nothing_and_sees_all(
         assert await database.read(numbers) == [1]
 
 
-async def test_a_look_finds_damage(tmp_path: Path) -> None:
+async def test_examine_finds_damage(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         await database.write(
             lambda tx: tx.executemany("INSERT INTO things VALUES (?, ?)", ((n, "x" * 900) for n in range(500)))
