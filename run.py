@@ -1,4 +1,4 @@
-"""python run.py [--config FILE] [--check]: starts the server."""
+"""python run.py [--config FILE]: start the server, or run one of its commands."""
 
 import sys
 
@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("chat_server"):
         raise
-    sys.exit(f"chat-server: the package {error.name} is missing; `make run` installs what is needed and starts")
+    sys.exit(f"chat-server: the package {error.name} is missing; `make run` installs all requirements and starts")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The one place that knows all rooms: wires the services to the stores, adds the routes, and ends it all."""
+"""Startup and shutdown in one place: open the stores, connect the services to them, add the routes, stop everything."""
 
 import asyncio
 import logging
@@ -11,9 +11,9 @@ from aiohttp import web
 from chat_server.api.connection import Events
 from chat_server.api.connection_manager import SLOTS, ConnectionManager
 from chat_server.api.dispatcher import Dispatcher
+from chat_server.api.endpoints import HttpEndpoints
 from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
-from chat_server.api.http import Http
 from chat_server.api.middleware import error_middleware, origin_middleware
 from chat_server.api.page import Page
 from chat_server.api.proxy_policy import ProxyPolicy
@@ -39,46 +39,46 @@ from chat_server.utils.passwords import Passwords
 
 log = logging.getLogger(__name__)
 
-# The largest HTTP body: a name and two passwords, with room. In bytes.
-LARGEST_BODY = 16384
+# The largest HTTP body, in bytes: a name and two passwords need far less.
+MAX_BODY = 16384
 # Pairs of users that are cached as free of the contact limit: about 20 MiB.
 CACHED_PAIRS = 65536
-# What was deleted is gone from the disk within a minute, so it is looked for twice as often.
+# Seconds between two deletions of expired data. Deleted texts must leave the disk within a minute.
 SWEEP_SECONDS = 30
-# With metrics on, the stores are asked this often.
+# Seconds between two probes of the stores while metrics are on.
 HEALTH_SECONDS = 5
-# Frames in work, batches, close frames: each part of the end has so long. All of it stays under 10 seconds.
-ENDING_SECONDS = 6
-# A stored time so far ahead of the clock, in microseconds, is worth a line in the log.
-AHEAD = 60 * MICROSECONDS
+# Seconds for answering the last frames, flushing the outboxes and closing the sockets. The shutdown takes at most 10.
+SHUTDOWN_SECONDS = 6
+# A newest message that is further ahead of the clock is worth a warning. In microseconds.
+MAX_AHEAD = 60 * MICROSECONDS
 
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, clock: Clock | None = None, lost: Callable[[str], None] = lambda why: None
+    settings: Settings, clock: Clock | None = None, on_takeover: Callable[[str], None] = lambda why: None
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve while the context lasts. Yields host and port. Raises StartError.
+    """Serve while the context is open. Yields host and port. Raises StartError.
 
-    `lost` is told, in a sentence, when another server took a store over: then this one must end.
-    The end, in this order: accept no more; finish the frames in work; mark what was proven; close the sockets with
-    1001; close the stores; end the threads.
+    `on_takeover` receives a sentence when another server takes over a store; the caller must then leave the context.
+    Shutdown order: stop accepting connections; finish the current frames; mark confirmed messages as read; close the
+    sockets with 1001; close the stores; stop the threads.
     """
     clock = clock or Clock()
     envelope = Envelope(settings.server.language)
-    metrics, exposing = _metrics(settings.server, envelope)
+    metrics, metrics_server = _metrics(settings.server, envelope)
     passwords = Passwords(settings.accounts.password_cost, settings.accounts.password_wait)
     try:
-        async with open_stores(settings, clock, lost, metrics) as stores:
+        async with open_stores(settings, clock, on_takeover, metrics) as stores:
             try:
                 timeline = Timeline(clock, await stores.messages.newest())
             except StoreUnavailable as error:
-                raise StartError(f"the messages cannot be read ({error}); restore them from a backup") from error
-            if (ahead := timeline.ahead()) > AHEAD:
+                raise StartError(f"the messages cannot be read ({error}); restore a backup") from error
+            if (ahead := timeline.ahead()) > MAX_AHEAD:
                 log.warning("clock behind", extra={"seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port
             async with (
                 _application(settings, stores, passwords, clock, timeline, envelope, metrics) as application,
-                exposing,
+                metrics_server,
                 listening(application, envelope, host, port, settings.server.request_timeout) as address,
             ):
                 yield address
@@ -87,14 +87,14 @@ async def serving(
 
 
 def _metrics(config: ServerSettings, envelope: Envelope) -> tuple[Metrics, AbstractAsyncContextManager[None]]:
-    """The metrics, and what exposes it while it is open."""
+    """The metrics, and the context in which GET /metrics is served."""
     if not config.metrics_port:
         return NO_METRICS, nullcontext()
-    from chat_server.api.metrics_endpoint import exposing  # noqa: PLC0415 - slow to import, and only needed here
+    from chat_server.api.metrics_endpoint import serve_metrics  # noqa: PLC0415 - slow to import
     from chat_server.utils.prometheus import PrometheusMetrics  # noqa: PLC0415
 
     metrics = PrometheusMetrics()
-    return metrics, exposing(metrics, envelope, config.metrics_host, config.metrics_port, config.request_timeout)
+    return metrics, serve_metrics(metrics, envelope, config.metrics_host, config.metrics_port, config.request_timeout)
 
 
 @asynccontextmanager
@@ -107,7 +107,7 @@ async def _application(
     envelope: Envelope,
     metrics: Metrics,
 ) -> AsyncIterator[web.Application]:
-    """The rooms, wired, with the work that goes on behind the requests."""
+    """Create the services, the routes and the periodic tasks; stop them when the context closes."""
     registry = Registry()
     frames = Frames(settings.server.language)
     presence = Presence(stores.messages, registry, frames, clock)
@@ -127,8 +127,8 @@ async def _application(
     proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     for store, names in by_backend(settings).items():
-        metrics.watch_health(store, partial(health.up, names))
-    http = Http(accounts, envelope, proxy_policy, health, settings.server.request_timeout)
+        metrics.watch_health(store, partial(health.is_up, names))
+    endpoints = HttpEndpoints(accounts, envelope, proxy_policy, health, settings.server.request_timeout)
     page = Page(
         {
             "max-text": settings.chat.max_text_bytes,
@@ -145,15 +145,15 @@ async def _application(
         frames,
         proxy_policy,
         Events(dispatcher.add, marks.confirm, registry.leave, metrics.too_slow),
-        page.instead,
+        page.fallback_page,
     )
     metrics.gauge("chat_sockets", "Open sockets.", sockets.open)
     metrics.gauge("chat_users_online", "Users with an open socket.", registry.users)
     metrics.gauge(
         "chat_presence_waiting", "Users who came online or went offline and are not announced yet.", presence.waiting
     )
-    metrics.gauge("chat_outbox_bytes", "Bytes that wait for sockets to be read.", sockets.waiting)
-    metrics.gauge("chat_passwords_waiting", "Passwords that wait to be hashed.", lambda: passwords.waiting)
+    metrics.gauge("chat_outbox_bytes", "Bytes waiting to be read by clients.", sockets.waiting)
+    metrics.gauge("chat_passwords_waiting", "Passwords waiting to be hashed.", lambda: passwords.waiting)
 
     failures = {
         "/user/register": Status.REGISTER_FAILED,
@@ -163,17 +163,17 @@ async def _application(
     }
     application = web.Application(
         middlewares=[origin_middleware(proxy_policy, envelope, failures), error_middleware(envelope)],
-        client_max_size=LARGEST_BODY,
+        client_max_size=MAX_BODY,
     )
     application.add_routes(
         [
-            web.get("/ping", http.ping),
-            web.get("/health", http.health),
-            web.get("/openapi.json", http.openapi),
-            web.post("/user/register", http.register),
-            web.post("/user/login", http.login),
-            web.post("/user/set_password", http.set_password),
-            web.post("/user/logout", http.logout),
+            web.get("/ping", endpoints.ping),
+            web.get("/health", endpoints.health),
+            web.get("/openapi.json", endpoints.openapi),
+            web.post("/user/register", endpoints.register),
+            web.post("/user/login", endpoints.login),
+            web.post("/user/set_password", endpoints.set_password),
+            web.post("/user/logout", endpoints.logout),
             web.get("/chat/test", sockets.upgrade, allow_head=False),
             web.get("/", page.show),
             web.get("/sw.js", page.worker),
@@ -181,40 +181,40 @@ async def _application(
         ]
     )
 
-    async def end_sockets() -> None:
+    async def close_sockets() -> None:
         await sockets.end()
         await dispatcher.finish()
         await marks.flush()
 
-    async def end(_: web.Application) -> None:
+    async def shut_down(_: web.Application) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(ENDING_SECONDS):
-                await asyncio.gather(end_sockets(), accounts.close())
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await asyncio.gather(close_sockets(), accounts.close())
 
     async def refresh() -> None:  # another process may have disabled or removed users
         await accounts.refresh()
         await limit.refresh(accounts.not_enabled)
 
-    application.on_shutdown.append(end)
-    behind = [
-        asyncio.create_task(_for_ever(sockets.heartbeat, settings.sockets.heartbeat_seconds / SLOTS)),
-        asyncio.create_task(_for_ever(refresh, settings.sockets.heartbeat_seconds)),
-        asyncio.create_task(_for_ever(presence.push, ROUND_SECONDS)),
-        asyncio.create_task(_for_ever(stores.forget, SWEEP_SECONDS)),
+    application.on_shutdown.append(shut_down)
+    periodic = [
+        asyncio.create_task(_repeat(sockets.heartbeat, settings.sockets.heartbeat_seconds / SLOTS)),
+        asyncio.create_task(_repeat(refresh, settings.sockets.heartbeat_seconds)),
+        asyncio.create_task(_repeat(presence.push, ROUND_SECONDS)),
+        asyncio.create_task(_repeat(stores.delete_expired, SWEEP_SECONDS)),
         asyncio.create_task(metrics.watch_loop()),
     ]
-    if settings.server.metrics_port:  # a scrape reads what was found last, and never waits for a store
-        behind.append(asyncio.create_task(_for_ever(health.probe, HEALTH_SECONDS)))
+    if settings.server.metrics_port:  # a scrape reads the latest result and never waits for a store
+        periodic.append(asyncio.create_task(_repeat(health.probe, HEALTH_SECONDS)))
     try:
         yield application
     finally:
-        for task in behind:
+        for task in periodic:
             task.cancel()
-        await asyncio.gather(*behind, health.close(), return_exceptions=True)
+        await asyncio.gather(*periodic, health.close(), return_exceptions=True)
 
 
-async def _for_ever(work: Callable[[], Awaitable[object]], seconds: float) -> None:
-    """Do `work` every so many seconds, whatever happens to it."""
+async def _repeat(work: Callable[[], Awaitable[object]], seconds: float) -> None:
+    """Run `work` again and again, `seconds` after its previous end. Errors are logged and do not stop it."""
     while True:
         await asyncio.sleep(seconds)
         try:

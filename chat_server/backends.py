@@ -1,10 +1,11 @@
-"""The stores that the settings name, opened together and closed together: the one place where backends are chosen."""
+"""Chooses, opens and closes the stores that the settings name. No other module chooses backends."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from enum import Enum, auto
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from chat_server.model.users import ExportableUsers, UserStore
 from chat_server.service.contact_limit import SameDatabase, SendStrategy, SeparateStores, Unlimited
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
-from chat_server.utils.lease import LEASE_SECONDS, Lease
+from chat_server.utils.lease import LEASE_SECONDS, Lease, LeaseStore
 from chat_server.utils.metrics import NO_METRICS, Metrics
 from chat_server.utils.sqlite import Database, examine
 
@@ -31,23 +32,23 @@ T = TypeVar("T")
 
 SCHEMAS = (USERS_SCHEMA, MESSAGES_SCHEMA, CACHE_SCHEMA)
 DAY = 86400
-# Between two tries to reach a database at start. In seconds.
-RETRY = 0.5
+# Seconds between two attempts to reach a store at startup.
+RETRY_SECONDS = 0.5
 
 
 class Stores(msgspec.Struct, frozen=True):
-    """What the services need; `forget` deletes what expired."""
+    """The stores of a server. `delete_expired` deletes all expired data, and is called again and again."""
 
     users: UserStore
     messages: MessageStore
     sessions: SessionStore
     rates: RateStore
     sending: SendStrategy
-    forget: Callable[[], Awaitable[None]]
+    delete_expired: Callable[[], Awaitable[None]]
 
 
 class ExportableStores(msgspec.Struct, frozen=True):
-    """What can be moved from one set of stores to another. Rates cannot: they are too young to be missed."""
+    """The stores that can be copied to other stores. Rates are not among them, because they expire soon."""
 
     users: ExportableUsers
     messages: ExportableMessages
@@ -55,181 +56,183 @@ class ExportableStores(msgspec.Struct, frozen=True):
     contacts: ExportableContacts
 
 
+class Purpose(Enum):
+    """The purpose for which stores are opened."""
+
+    SERVE = auto()  # take the leases, and fail calls while a lease is not certain
+    MIGRATE = auto()  # take the leases, and wait while a lease is not certain
+    ADMINISTER = auto()  # take no lease and change no schema in use: a server may be running on the stores
+
+
 @asynccontextmanager
 async def open_stores(
-    settings: Settings, clock: Clock, lost: Callable[[str], None], metrics: Metrics = NO_METRICS
+    settings: Settings, clock: Clock, on_takeover: Callable[[str], None], metrics: Metrics = NO_METRICS
 ) -> AsyncIterator[Stores]:
-    """The stores. Raises StartError, after at most StartTimeout for those that are away.
+    """Open the stores of a server. Raises StartError, for an unavailable store after StartTimeout.
 
-    `lost` is told, in a sentence, when another server took a store over: this one must end.
+    `on_takeover` receives a sentence when another server takes over a store; this server must then stop.
     """
     async with AsyncExitStack() as stack:
-        opening = _Opening(settings, clock, lost, stack, metrics)
-        database = await opening.database() if _embedded(settings) else None
-        users = await opening.users(database)
-        messages = await opening.messages(database)
-        sessions, rates, contacts = await opening.cache(database, serving=True)
+        opener = _StoreOpener(settings, clock, stack, Purpose.SERVE, on_takeover, metrics)
+        database = await opener.open_database() if _uses_embedded(settings) else None
+        stores, rates = await opener.open_all(database)
 
-        async def forget() -> None:
+        async def delete_expired() -> None:
             if database:
                 await sweep(database, clock.now())
             keep = int(settings.stores.message_days * DAY * MICROSECONDS)
-            while keep and await messages.purge(clock.now() - keep, SWEEP) == SWEEP:
+            while keep and await stores.messages.purge(clock.now() - keep, SWEEP) == SWEEP:
                 pass
             if database:
                 await database.checkpoint()
 
-        sending = _send_strategy(settings, database, messages, contacts)
-        yield Stores(users, messages, sessions, rates, sending, forget)
+        sending = _send_strategy(settings, database, stores.messages, stores.contacts)
+        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, delete_expired)
 
 
 @asynccontextmanager
 async def open_exportable(
-    sides: Sequence[Settings], clock: Clock, lost: Callable[[str], None]
+    sides: Sequence[Settings], clock: Clock, on_takeover: Callable[[str], None]
 ) -> AsyncIterator[Sequence[ExportableStores]]:
-    """Several sets of stores, which may share some; no server runs on any of them. Raises StartError."""
+    """Open several sets of stores, which may share some, while no server runs on any of them. Raises StartError."""
     async with AsyncExitStack() as stack:
         databases: dict[Path, Database] = {}
         opened: list[ExportableStores] = []
         for settings in sides:
-            calm = _unhurried(settings)
-            opening = _Opening(calm, clock, lost, stack, NO_METRICS, patience=calm.stores.store_timeout)
+            opener = _StoreOpener(_without_deadlines(settings), clock, stack, Purpose.MIGRATE, on_takeover)
             database = databases.get(folder := settings.stores.data_dir.resolve())
-            if not database and _embedded(settings):
-                database = databases[folder] = await opening.database()
-            users, messages = await opening.users(database), await opening.messages(database)
-            sessions, _, contacts = await opening.cache(database)
-            opened.append(ExportableStores(users, messages, sessions, contacts))
+            if not database and _uses_embedded(settings):
+                database = databases[folder] = await opener.open_database()
+            stores, _ = await opener.open_all(database)
+            opened.append(stores)
         yield opened
 
 
 @asynccontextmanager
 async def open_alongside(
-    settings: Settings, clock: Clock, *, make: bool
+    settings: Settings, clock: Clock, *, create: bool
 ) -> AsyncIterator[tuple[ExportableStores, bool]]:
-    """The stores, for a command: also beside a running server, whose lock, leases and schemas are left alone.
+    """Open the stores for a command, even while a server runs: its lock, leases and schemas stay untouched.
 
-    `make`: where there is no embedded database yet, make one. The second value says whether it is certain that no
-    server runs. Raises StartError, as `open_stores`.
+    `create`: create the embedded database if it does not exist. The second value is True if certainly no server runs.
+    Raises StartError like `open_stores`.
     """
     database_file = settings.stores.data_dir / "chat.db"
-    if not make and _embedded(settings) and not database_file.exists():
+    if not create and _uses_embedded(settings) and not database_file.exists():
         raise StartError(f"there is no {database_file}; check DataDir")
     async with AsyncExitStack() as stack:
-        opening = _Opening(_unhurried(settings), clock, lambda why: None, stack, NO_METRICS, alongside=True)
-        database = await opening.database() if _embedded(settings) else None
-        users, messages = await opening.users(database), await opening.messages(database)
-        sessions, _, contacts = await opening.cache(database)
-        yield ExportableStores(users, messages, sessions, contacts), database is not None and database.owns_lock
+        opener = _StoreOpener(_without_deadlines(settings), clock, stack, Purpose.ADMINISTER)
+        database = await opener.open_database() if _uses_embedded(settings) else None
+        stores, _ = await opener.open_all(database)
+        yield stores, database is not None and database.owns_lock
 
 
-def _unhurried(settings: Settings) -> Settings:
-    """Where nobody waits for an answer a store may take its time; and nothing expires while it is moved."""
+def _without_deadlines(settings: Settings) -> Settings:
+    """Settings for commands: no client waits, so stores may take longer, and no message expires during the work."""
     timeout = max(settings.stores.store_timeout, settings.stores.start_timeout)
     stores = msgspec.structs.replace(settings.stores, store_timeout=timeout, message_days=0)
     return msgspec.structs.replace(settings, stores=stores)
 
 
-def check(settings: Settings) -> list[str]:
-    """Look at the stores, changing nothing. Returns a sentence for each; raises StartError."""
+def check_stores(settings: Settings) -> list[str]:
+    """Probe the stores without changing them. Returns a sentence for each. Raises StartError."""
     found = []
-    if _embedded(settings):
+    if _uses_embedded(settings):
         found.append(f"embedded: {examine(settings.stores.data_dir, SCHEMAS)}")
-    return found + asyncio.run(_check_servers(settings))
+    return found + asyncio.run(_probe_servers(settings))
 
 
-async def _check_servers(settings: Settings) -> list[str]:
+async def _probe_servers(settings: Settings) -> list[str]:
     found = []
     timeout = settings.stores.store_timeout
-    if settings.mysql.db == "mysql":
-        from chat_server.model import mysql  # noqa: PLC0415
+    try:
+        if settings.mysql.db == "mysql":
+            from chat_server.model import mysql  # noqa: PLC0415
 
-        found.append(await _probed("MySQL", mysql.probe(settings.mysql, timeout)))
-    if settings.redis.redis_db == "redis":
-        from chat_server.cache import redis  # noqa: PLC0415
+            found.append(f"MySQL: {await mysql.probe(settings.mysql, timeout)}")
+        if settings.redis.redis_db == "redis":
+            from chat_server.cache import redis  # noqa: PLC0415
 
-        found.append(await _probed("Redis", redis.probe(settings.redis, timeout)))
-    if settings.mongodb.mongodb == "mongodb":
-        from chat_server.model import mongodb  # noqa: PLC0415
+            found.append(f"Redis: {await redis.probe(settings.redis, timeout)}")
+        if settings.mongodb.mongodb == "mongodb":
+            from chat_server.model import mongodb  # noqa: PLC0415
 
-        found.append(await _probed("MongoDB", mongodb.probe(settings.mongodb, timeout)))
+            found.append(f"MongoDB: {await mongodb.probe(settings.mongodb, timeout)}")
+    except StoreUnavailable as error:
+        raise StartError(str(error)) from error
     return found
 
 
-async def _probed(name: str, probe: Awaitable[str]) -> str:
-    try:
-        return f"{name}: {await probe}"
-    except StoreUnavailable as error:
-        raise StartError(str(error)) from error
-
-
-class _Opening:
-    """Opens one store after the other, each to be closed by `stack`. Drivers are imported where they are wanted.
-
-    `alongside`: a server may run on them; no lease is taken, no schema changed that it uses. `patience`: a store that
-    answers may have been slow for longer than a lease; so many seconds a write waits for the lease to be renewed.
-    """
+class _StoreOpener:
+    """Opens the stores of one Settings; `stack` closes them. Drivers are imported only if a store needs them."""
 
     def __init__(
         self,
         settings: Settings,
         clock: Clock,
-        lost: Callable[[str], None],
         stack: AsyncExitStack,
-        metrics: Metrics,
-        *,
-        alongside: bool = False,
-        patience: float = 0.0,
+        purpose: Purpose,
+        on_takeover: Callable[[str], None] = lambda why: None,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
-        self._alongside = alongside
-        self._patience = patience
         self._settings = settings
-        self._metrics = metrics
         self._clock = clock
-        self._lost = lost
         self._stack = stack
+        self._purpose = purpose
+        self._alongside = purpose is Purpose.ADMINISTER
+        self._on_takeover = on_takeover
+        self._metrics = metrics
+        self._timeout = settings.stores.store_timeout
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
-    async def database(self) -> Database:
-        stores = self._settings.stores
-        database = Database(stores.data_dir, timeout=stores.store_timeout, watch=self._metrics.watch("embedded"))
+    async def open_database(self) -> Database:
+        """Open the embedded database."""
+        watch = self._metrics.watch("embedded")
+        database = Database(self._settings.stores.data_dir, timeout=self._timeout, watch=watch)
         self._stack.push_async_callback(database.close)
         await database.open(SCHEMAS, alongside=self._alongside)
         return database
 
-    async def users(self, database: Database | None) -> ExportableUsers:
+    async def open_all(self, database: Database | None) -> tuple[ExportableStores, RateStore]:
+        """Open all stores. `database` is None if no store is embedded."""
+        users = await self._open_users(database)
+        messages = await self._open_messages(database)
+        sessions, rates, contacts = await self._open_cache(database)
+        return ExportableStores(users, messages, sessions, contacts), rates
+
+    async def _open_users(self, database: Database | None) -> ExportableUsers:
         config = self._settings.mysql
         if database and config.db == "embedded":
             return SqliteUsers(database)
         from chat_server.model import mysql  # noqa: PLC0415
 
-        timeout, watch = self._settings.stores.store_timeout, self._metrics.watch("mysql")
+        watch = self._metrics.watch("mysql")
         users = await self._with_retry(
-            mysql.address(config), lambda: mysql.connect(config, timeout, watch, alongside=self._alongside)
+            mysql.address(config), lambda: mysql.connect(config, self._timeout, watch, alongside=self._alongside)
         )
         self._stack.push_async_callback(users.close)
         return users
 
-    async def messages(self, database: Database | None) -> ExportableMessages:
-        config, stores = self._settings.mongodb, self._settings.stores
+    async def _open_messages(self, database: Database | None) -> ExportableMessages:
+        config, days = self._settings.mongodb, self._settings.stores.message_days
         if database and config.mongodb == "embedded":
             return SqliteMessages(database)
         from chat_server.model import mongodb  # noqa: PLC0415
 
-        client = mongodb.client(config, stores.store_timeout)
+        client, name = mongodb.client(config, self._timeout), mongodb.address(config)
         self._stack.callback(client.close)
-        database_, timeout, name = client[config.name], stores.store_timeout, mongodb.address(config)
-        await self._with_retry(name, lambda: mongodb.reach(config, client, timeout))
+        await self._with_retry(name, lambda: mongodb.reach(config, client, self._timeout))
         if self._alongside:
-            return mongodb.MongoMessages(database_, timeout, name=name)
-        lease = Lease(mongodb.MongoLease(database_, timeout, name), "[MongoDB] MongoDBName", self._patience)
-        await self._hold("mongodb", name, lease)
-        days, watch = stores.message_days, self._metrics.watch("mongodb")
-        return await self._with_retry(name, lambda: mongodb.connect(config, client, timeout, days, lease.held, watch))
+            return mongodb.MongoMessages(client[config.name], self._timeout, name=name)
+        lease_store = mongodb.MongoLease(client[config.name], self._timeout, name)
+        lease = await self._hold_lease("mongodb", name, lease_store, "[MongoDB] MongoDBName")
+        watch = self._metrics.watch("mongodb")
+        return await self._with_retry(
+            name, lambda: mongodb.connect(config, client, self._timeout, days, lease.held, watch)
+        )
 
-    async def cache(
-        self, database: Database | None, *, serving: bool = False
-    ) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
+    async def _open_cache(self, database: Database | None) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
+        """Open the stores of sessions, rates and contacts, which are always in the same backend."""
         settings = self._settings
         lifetime, window = settings.accounts.session_days * DAY, settings.chat.stranger_window * DAY
         limit, kept = settings.chat.stranger_limit, settings.stores.message_days * DAY or window
@@ -241,21 +244,18 @@ class _Opening:
             )
         from chat_server.cache import redis  # noqa: PLC0415
 
-        timeout = settings.stores.store_timeout
-        client = redis.client(settings.redis, timeout)
-        bare = redis.Scripts(client, settings.redis.redis_prefix, timeout)
-        self._stack.push_async_callback(bare.close)
-        # A command beside a server may only read, which a store that is full or read-only does as well.
-        await self._with_retry(bare.name, bare.reach if self._alongside else bare.ping)
-        scripts = bare
+        client = redis.client(settings.redis, self._timeout)
+        scripts = without_lease = redis.Scripts(client, settings.redis.redis_prefix, self._timeout)
+        self._stack.push_async_callback(without_lease.close)
+        # A command that only reads also works with a Redis that is full or read-only.
+        await self._with_retry(scripts.name, scripts.reach if self._alongside else scripts.ping)
         if not self._alongside:
-            lease = Lease(redis.RedisLease(bare), "[redis] RedisAddr", self._patience)
-            await self._hold("redis", bare.name, lease)
+            lease = await self._hold_lease("redis", scripts.name, redis.RedisLease(without_lease), "[redis] RedisAddr")
             watch = self._metrics.watch("redis")
-            scripts = redis.Scripts(client, settings.redis.redis_prefix, timeout, lease.held, watch)
+            scripts = redis.Scripts(client, settings.redis.redis_prefix, self._timeout, lease.held, watch)
             self._stack.push_async_callback(scripts.flush)
-        if serving and (volatile := await bare.volatile_settings()):
-            why = "if it is killed, it may lose sessions, or restore ended sessions and old counts"
+        if self._purpose is Purpose.SERVE and (volatile := await without_lease.volatile_settings()):
+            why = "after a crash, ended sessions may be valid again, and sessions and counts may be lost"
             log.warning("Redis not durable", extra={"settings": volatile, "why": why})
         return (
             redis.RedisSessions(scripts, lifetime, self._clock),
@@ -263,27 +263,30 @@ class _Opening:
             redis.RedisContacts(scripts, limit, window, kept),
         )
 
-    async def _hold(self, store: str, name: str, lease: Lease) -> None:
-        """Take the lease, and renew it until the end."""
-        self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)  # it may have to run out first
+    async def _hold_lease(self, store: str, name: str, lease_store: LeaseStore, setting: str) -> Lease:
+        """Take a lease and renew it until the stack closes. Calls wait for its renewal only for Purpose.MIGRATE."""
+        lease = Lease(lease_store, setting, self._timeout if self._purpose is Purpose.MIGRATE else 0.0)
+        # The lease of a killed server may have to expire first.
+        self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)
         await self._with_retry(name, lease.take)
         self._stack.push_async_callback(lease.release)
         self._metrics.watch_lease(store, lease.left)
-        keeping = asyncio.create_task(lease.keep(self._lost))
+        renewing = asyncio.create_task(lease.keep(self._on_takeover))
 
-        async def stop() -> None:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+        async def stop_renewing() -> None:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
 
-        self._stack.push_async_callback(stop)
+        self._stack.push_async_callback(stop_renewing)
+        return lease
 
     async def _with_retry(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
-        """What `connect` returns, tried until StartTimeout is over; what waiting does not help ends it at once."""
+        """Return the result of `connect`. Retry until StartTimeout unless the store is misconfigured."""
         why = ""
         while True:
             try:
-                # A little longer than it has, so that a driver whose own time is the same can still say why.
-                async with asyncio.timeout(RETRY + max(0.0, self._deadline - time.monotonic())):
+                # A little more than the time left, so that a driver with the same timeout can report the cause.
+                async with asyncio.timeout(RETRY_SECONDS + max(0.0, self._deadline - time.monotonic())):
                     return await connect()
             except StoreMisconfigured as error:
                 raise StartError(str(error)) from error
@@ -294,16 +297,16 @@ class _Opening:
                     raise StartError(f"{why}; gave up after {waited}") from error
                 if first:
                     log.warning("store not ready", extra={"store": name, "error": why})
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY_SECONDS)
 
 
 def by_backend(settings: Settings) -> dict[str, list[str]]:
-    """The backends in use, by the names that metrics have for them, and what each of them keeps."""
+    """The backends in use, by their metric labels, and the names of the stores that each of them holds."""
     kept = {"users": settings.mysql.db, "messages": settings.mongodb.mongodb, "cache": settings.redis.redis_db}
     return {backend: [name for name in kept if kept[name] == backend] for backend in kept.values()}
 
 
-def _embedded(settings: Settings) -> bool:
+def _uses_embedded(settings: Settings) -> bool:
     return "embedded" in (settings.mysql.db, settings.redis.redis_db, settings.mongodb.mongodb)
 
 

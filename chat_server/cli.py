@@ -1,4 +1,4 @@
-"""The command line: python run.py, or chat-server."""
+"""The command line, `python run.py` or `chat-server`: run the server or a command, and set the exit code."""
 
 import argparse
 import asyncio
@@ -10,51 +10,47 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import uvloop
 
-from chat_server import __version__, migrate
+from chat_server import __version__, arguments
 from chat_server.app import serving
-from chat_server.backends import check
-from chat_server.commands import backup, users
+from chat_server.backends import check_stores
 from chat_server.conf import ConfigError, Settings, load
 from chat_server.utils import logs
 from chat_server.utils.errors import StartError
 
-# The collector of cycles looks at new objects after so many more of them, every second time at those that it left then,
-# and hardly ever at all there are, which stops everything for 0.3 s where 10,000 sockets are open: what an open socket
-# leaves behind has no cycles. (Python's thresholds are 700, 10, 10.)
-COLLECTED_AFTER = (5000, 1, 1000)
-# A thread that wants the interpreter waits so many seconds for another that does not let go. A statement of the
-# database wants it several times: at Python's 5 ms a busy loop made each message wait for some 0.1 s.
+# Thresholds of the garbage collector: collect the youngest generation after 5,000 new objects, the middle one every
+# second time, the oldest almost never. A full collection stops the process for 0.3 s with 10,000 open sockets, and a
+# closed socket leaves no reference cycles behind. (Python's defaults are 700, 10, 10.)
+GC_THRESHOLDS = (5000, 1, 1000)
+# Seconds after which Python asks the running thread to release the GIL. A database statement needs the GIL several
+# times: with Python's 5 ms and a busy event loop, each message waited for about 0.1 s.
 SWITCH_INTERVAL = 0.0001
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[argparse.Namespace, Settings], None]
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 1 after one line that says what was wrong."""
-    _complete_standard_streams()
+def main(argv: list[str] | None = None) -> int:
+    """Run the server or a command. Returns the exit code: 0, or 1 after one line that says what is wrong."""
+    _open_standard_streams()
     try:
         try:
-            return _run(_parser().parse_args(arguments))
+            return _run(arguments.parser().parse_args(argv))
         finally:
-            sys.stdout.flush()  # here, where its failure is caught, and not at the end of Python
+            sys.stdout.flush()  # an error here is handled below; an error when Python exits is not
     except (ConfigError, StartError) as error:
         _print_error(str(error))
-    except KeyboardInterrupt:  # of a command; a server ends by itself
+    except KeyboardInterrupt:  # in a command; the server has its own signal handlers
         _print_error("interrupted")
-    except BrokenPipeError:  # the reader of the output wanted no more: `| head`
+    except BrokenPipeError:  # the reader of standard output has closed it, as `| head` does
         _discard_output()
     except OSError as error:
         _discard_output()
         _print_error(f"failed: {error}")
-    except Exception:  # its text may hold a secret, so it is logged without
+    except Exception:  # the log has its type and place only: its text may contain a secret
         log.critical("command failed", exc_info=True)
     return 1
 
@@ -65,9 +61,9 @@ def _run(options: argparse.Namespace) -> int:
     for warning in settings.warnings:
         log.warning("variable ignored", extra={"why": warning})
     if options.check:
-        print("\n".join((f"settings: {settings.source}", *check(settings))))
+        print("\n".join((f"settings: {settings.source}", *check_stores(settings))))
     elif options.command:
-        options.run(options, settings)
+        _run_command(options, settings)
     else:
         try:
             _run_server(settings)
@@ -79,34 +75,51 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _complete_standard_streams() -> None:
-    """Open /dev/null for standard streams that are closed. Else a socket gets their number, and libuv aborts."""
+def _run_command(options: argparse.Namespace, settings: Settings) -> None:
+    """Run a command. Its modules are imported here, because the server does not need them."""
+    match options.command:
+        case "user":
+            from chat_server.commands import user  # noqa: PLC0415
+
+            user.run(options, settings)
+        case "migrate":
+            from chat_server.migrate import command  # noqa: PLC0415
+
+            command.run(options, settings)
+        case name:
+            from chat_server.commands import backup  # noqa: PLC0415
+
+            {"backup": backup.backup, "verify": backup.verify, "restore": backup.restore}[name](options, settings)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for closed standard streams. Otherwise a socket gets such a number, and libuv aborts."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `descriptor`
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is written as \\u65e5
+        if isinstance(stream, io.TextIOWrapper):  # print \\u65e5 if the terminal's encoding lacks a character
             stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
-    """Let Python's last flush of what could not be written go nowhere."""
+    """Point standard output to /dev/null, so that Python's last flush does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _print_error(why: str) -> None:
-    logs.flush()  # what was logged comes first
+    logs.flush()  # log lines come before the last line
     if _is_writable(2):
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # standard error has no reader
             print(f"chat-server: {why}", file=sys.stderr)
 
 
 def _is_writable(descriptor: int) -> bool:
-    """Whether a short line can be written at once: a pipe that is full would hold up the end for ever."""
+    """Whether a short line can be written within a second. A write to a full pipe could block the exit forever."""
     return bool(select.select([], [descriptor], [], 1)[1])
 
 
@@ -114,62 +127,36 @@ def _run_server(settings: Settings) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_serve(settings))
-        except MemoryError:  # the loop itself had none, and stopped: what waits in it would be waited for for ever
+        except (
+            MemoryError
+        ):  # the loop itself ran out of memory and stopped: closing it would wait forever for its tasks
             try:
                 if _is_writable(2):
-                    os.write(2, b"chat-server: no memory was left, start it again; what was acknowledged is stored\n")
+                    os.write(2, b"chat-server: out of memory; start it again, acknowledged messages are stored\n")
             finally:
                 os._exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chat-server", description="An instant-messaging server.")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="the settings; default: config.ini, if there is one"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="look at the settings and the stores, change nothing, and end"
-    )
-    parser.add_argument("--version", action="version", version=f"chat-server {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)  # --config may also stand behind the command
-    common.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="the settings")
-
-    def command(run: Run, name: str, what: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", parents=parents)
-        one.set_defaults(run=run)
-        return one
-
-    users.add_options(command(users.run, "user", "add, list, disable, export or remove users"), common)
-    named = argparse.ArgumentParser(add_help=False, parents=[common])
-    named.add_argument("file", type=Path, metavar="FILE", help="the copy")
-    command(backup.backup, "backup", "copy the embedded database to a new file, also while a server runs", named)
-    command(backup.verify, "verify", "read all of such a copy and say what it holds", named)
-    restore = command(backup.restore, "restore", "make such a copy the data of a server that has none yet", named)
-    restore.add_argument("--keep-sessions", action="store_true", help="do not end those that were open then")
-    migrate.add_options(command(migrate.run, "migrate", "copy what other stores hold to those of --config"))
-    return parser
-
-
 def _config_file(named: Path | None) -> Path | None:
-    """The file of settings: the one named, or config.ini beside run.py or in the current folder, or none."""
+    """The settings file: the named one, else config.ini in the folder of run.py or in the current folder, else None."""
     if named:
         return named
-    beside = Path(sys.argv[0]).resolve().parent
-    return next((path for folder in (beside, Path.cwd()) if (path := folder / "config.ini").is_file()), None)
+    folders = (Path(sys.argv[0]).resolve().parent, Path.cwd())
+    return next((path for folder in folders if (path := folder / "config.ini").is_file()), None)
 
 
 async def _serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises StartError, also if another server takes over a store."""
     stop = asyncio.Event()
     failures: list[str] = []
 
-    def lost(why: str) -> None:
+    def on_takeover(why: str) -> None:
         failures.append(why)
         stop.set()
 
-    _allow_many_files()
+    _raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.set_threshold(*COLLECTED_AFTER)
+    gc.set_threshold(*GC_THRESHOLDS)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:
@@ -177,15 +164,15 @@ async def _serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
     announcements = Announcements(settings.server.app_mode)
     try:
-        async with serving(settings, lost=lost) as (host, port):
+        async with serving(settings, on_takeover=on_takeover) as (host, port):
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             ready = logs.event("server ready", url=url, version=__version__)
-            announcements.say(f"chat-server {__version__} is ready on {url}", ready)
+            announcements.announce(f"chat-server {__version__} is ready on {url}", ready)
             await stop.wait()
-            for signal_ in signals:  # a second one ends it at once
+            for signal_ in signals:  # a second signal ends the process immediately
                 loop.remove_signal_handler(signal_)
                 signal.signal(signal_, signal.SIG_DFL)
-            announcements.say("chat-server is ending", logs.event("server ending"))
+            announcements.announce("chat-server is ending", logs.event("server ending"))
     finally:
         announcements.close()
     if failures:
@@ -199,23 +186,23 @@ def _ignore_hangup() -> None:
 
 
 class Announcements:
-    """Lines on standard output, for people or, in release mode, as JSON. They never wait for a reader."""
+    """Prints lines to standard output: text, or JSON in release mode. The caller never waits for a reader."""
 
     def __init__(self, app_mode: str) -> None:
         self._json = app_mode == "release"
         self._writer = logs.LineWriter(1)
 
-    def say(self, text: str, event: logging.LogRecord) -> None:
-        """Write `text`, or in release mode the event."""
-        self._writer.put(logs.JsonLines().format(event) if self._json else text)
+    def announce(self, text: str, event: logging.LogRecord) -> None:
+        """Print `text`, or `event` in release mode."""
+        self._writer.put(logs.JsonFormatter().format(event) if self._json else text)
 
     def close(self) -> None:
-        """Wait for the lines to be written, but not for long."""
+        """Wait for the lines to be written, at most logs.DRAIN_SECONDS."""
         self._writer.close()
 
 
-def _allow_many_files() -> None:
-    """Open as many files as we may: a socket is one, and the usual limit is 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # a system whose own limit is less says so here
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _raise_file_limit() -> None:
+    """Raise the limit of open files to the hard limit: each socket is a file, and the default limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems have a lower limit of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -9,7 +9,7 @@ from itertools import cycle
 from aiohttp import web
 
 from chat_server.api.connection import Connection, Events, WebSocket
-from chat_server.api.middleware import foreign
+from chat_server.api.middleware import foreign_origin_refusal
 from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.runner import Protocol
 from chat_server.cache.sessions import SessionStore
@@ -83,9 +83,9 @@ class ConnectionManager:
             raise Refused(failed, Reason.NO_UPGRADE, "this address is for WebSocket (RFC 6455, version 13)")
         if self._ending:
             raise Refused(failed, Reason.TOO_MANY, "the server is going away", retry_after=5)
-        origin = self._proxy_policy.foreign(request)
-        if origin is not None and not self._proxy_policy.allowed(origin):
-            raise foreign(failed)
+        origin = self._proxy_policy.foreign_origin(request)
+        if origin is not None and not self._proxy_policy.is_allowed(origin):
+            raise foreign_origin_refusal(failed)
         endings = self._registry.endings
         session = await self._accounts.session(self._proxy_policy.tokens(request, socket=True))
         if normal(request.query.get("uid", "")) != session.user:

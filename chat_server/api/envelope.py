@@ -1,4 +1,4 @@
-"""The one shape of every JSON answer (protocol section 1)."""
+"""The common shape of all JSON answers over HTTP (docs/protocol.md section 1)."""
 
 from collections.abc import Mapping
 from math import ceil
@@ -9,7 +9,7 @@ from aiohttp import web
 
 from chat_server.status import Reason, Refused, Status, text
 
-# The HTTP code of each refusal; what is not here is 400.
+# The HTTP status code of each reason; any other reason is 400.
 HTTP_CODES = {
     Reason.WRONG_PASSWORD: 401,
     Reason.NOT_LOGGED_IN: 401,
@@ -30,17 +30,17 @@ HTTP_CODES = {
 
 
 class Envelope:
-    """Makes answers, with texts in `language`."""
+    """Creates the answers, with `msg` texts in `language`."""
 
     def __init__(self, language: str) -> None:
         self._language = language
 
     def success(self, status: Status, data: Any = None) -> web.Response:
-        """What was asked for is done."""
+        """The answer to a request that succeeded: HTTP 200."""
         return self._response(200, status, data, "", {})
 
     def refusal(self, refused: Refused, *, close: bool = False) -> web.Response:
-        """Why it is not; `close` ends the connection behind it."""
+        """The answer to a refused request. With `close`, the connection closes after it."""
         headers = {}
         if refused.retry_after is not None:
             headers["Retry-After"] = str(max(1, ceil(refused.retry_after)))
@@ -53,10 +53,10 @@ class Envelope:
             response.force_close()
         return response
 
-    def away(self, data: Mapping[str, Any]) -> web.Response:
-        """A store is away; `data` says which."""
+    def unhealthy(self, data: Mapping[str, Any]) -> web.Response:
+        """The answer of GET /health while a store is unavailable: HTTP 503. `data` has the state of each store."""
         data = {**data, "reason": Reason.STORE_AWAY, "field": None}
-        return self._response(503, Status.UNKNOWN, data, "a store is away", {})
+        return self._response(503, Status.UNKNOWN, data, "a store is unavailable; try again later", {})
 
     def _response(self, code: int, status: Status, data: Any, error: str, headers: Mapping[str, str]) -> web.Response:
         body = {"status": status, "data": data, "msg": text(status, self._language), "error": error}

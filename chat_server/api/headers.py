@@ -1,23 +1,23 @@
-"""The headers of every answer, errors included, that tell a browser what not to do with it."""
+"""The security headers of every answer, errors included."""
 
 from aiohttp import web
 
-# A page, which is more than data, brings its own Content-Security-Policy and Cache-Control.
+# api/page.py sets its own Content-Security-Policy and Cache-Control: its answers are pages, all others are data.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",  # an address may hold a token
+    "Referrer-Policy": "no-referrer",  # a URL may contain a token
     "Cache-Control": "no-store",
 }
 
 
-def secure(response: web.StreamResponse) -> None:
-    """Add the headers that it does not have yet; which software answers, and in which version, is nobody's business."""
+def add_security_headers(response: web.StreamResponse) -> None:
+    """Add the headers that `response` lacks, and hide the name and version of the HTTP library."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["Server"] = "chat_server"
 
 
-async def secured(_: web.Request, response: web.StreamResponse) -> None:
-    """The same, as a signal of aiohttp: on_response_prepare."""
-    secure(response)
+async def on_response_prepare(_: web.Request, response: web.StreamResponse) -> None:
+    """The aiohttp signal of this name: add the security headers."""
+    add_security_headers(response)

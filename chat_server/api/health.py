@@ -1,4 +1,4 @@
-"""Which stores do what they are for: what GET /health and the metrics tell."""
+"""The health of the stores, for GET /health and the metrics."""
 
 import asyncio
 import logging
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 Ping = Callable[[], Awaitable[None]]
 
-# The stores are asked once in so many seconds, however many ask us.
-EVERY = 0.9
+# The stores are probed at most once in this many seconds, however many clients ask.
+MIN_INTERVAL = 0.9
 
 
 class HealthState(msgspec.Struct, frozen=True):
-    """Of one store: `up` or `away`, since when (ms since the epoch), and how long its last answer took (ms).
+    """The state of one store: `up` or `away`, since when (ms since the epoch), and the time of the last probe (ms).
 
-    A store that answers but refuses to write is `away` as well.
+    A store that answers but refuses writes is `away` too.
     """
 
     state: str
@@ -29,41 +29,41 @@ class HealthState(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Asks the stores side by side, once for all who want to know: it takes as long as the slowest of them."""
+    """Probes all stores concurrently. Callers that ask at the same time share one probe."""
 
     def __init__(self, stores: Mapping[str, Ping]) -> None:
         self._stores = stores
-        self._states = dict.fromkeys(stores, HealthState("up", _now(), 0))  # the server starts with all of them up
-        self._asking: asyncio.Task[None] | None = None
-        self._until = 0.0
+        self._states = dict.fromkeys(stores, HealthState("up", _now(), 0))  # the server only starts with all stores up
+        self._probing: asyncio.Task[None] | None = None
+        self._valid_until = 0.0
 
     async def probe(self) -> tuple[bool, dict[str, HealthState]]:
-        """Whether all stores are up, and the state of each."""
-        if self._asking is None and time.monotonic() >= self._until:
-            self._asking = asyncio.create_task(self._ask())
-        if self._asking:
-            await asyncio.shield(self._asking)  # who leaves does not take the answer from the others
+        """Return whether all stores are up, and the state of each. Takes as long as the slowest store."""
+        if self._probing is None and time.monotonic() >= self._valid_until:
+            self._probing = asyncio.create_task(self._probe_all())
+        if self._probing:
+            await asyncio.shield(self._probing)  # a cancelled caller does not cancel the probe of the others
         return all(store.state == "up" for store in self._states.values()), self._states
 
-    def up(self, names: Iterable[str]) -> bool:
-        """Whether those stores were up when last asked."""
+    def is_up(self, names: Iterable[str]) -> bool:
+        """Whether all stores in `names` were up at the last probe."""
         return all(self._states[name].state == "up" for name in names)
 
     async def close(self) -> None:
-        """Ask no more."""
-        if self._asking:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        """Cancel the running probe, if there is one."""
+        if self._probing:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
 
-    async def _ask(self) -> None:
+    async def _probe_all(self) -> None:
         try:
-            states = await asyncio.gather(*(self._state(name, ping) for name, ping in self._stores.items()))
+            states = await asyncio.gather(*(self._probe_store(name, ping) for name, ping in self._stores.items()))
             self._states = dict(zip(self._stores, states, strict=True))
-            self._until = time.monotonic() + EVERY
+            self._valid_until = time.monotonic() + MIN_INTERVAL
         finally:
-            self._asking = None
+            self._probing = None
 
-    async def _state(self, name: str, ping: Ping) -> HealthState:
+    async def _probe_store(self, name: str, ping: Ping) -> HealthState:
         started = time.perf_counter()
         before = self._states[name]
         try:

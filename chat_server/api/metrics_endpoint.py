@@ -1,4 +1,4 @@
-"""GET /metrics, for Prometheus, on a port of its own: it is not for whom the chat is for."""
+"""GET /metrics for Prometheus, on a separate port, because it is not for the users of the chat."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +12,16 @@ from chat_server.utils.prometheus import PrometheusMetrics
 
 
 @asynccontextmanager
-async def exposing(
-    metrics: PrometheusMetrics, envelope: Envelope, host: str, port: int, patience: float
+async def serve_metrics(
+    metrics: PrometheusMetrics, envelope: Envelope, host: str, port: int, timeout: float
 ) -> AsyncIterator[None]:
-    """Serve it while the context lasts, as `listening` does. Raises StartError if it cannot listen there."""
+    """Serve GET /metrics while the context is open. Raises StartError if the server cannot listen on host and port."""
 
-    async def expose(request: web.Request) -> web.Response:
+    async def get_metrics(request: web.Request) -> web.Response:
         body, content_type = metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     application = web.Application(middlewares=[error_middleware(envelope)])
-    application.add_routes([web.get("/metrics", expose)])
-    async with listening(application, envelope, host, port, patience, keys="PrometheusMetrics"):
+    application.add_routes([web.get("/metrics", get_metrics)])
+    async with listening(application, envelope, host, port, timeout, keys="PrometheusMetrics"):
         yield

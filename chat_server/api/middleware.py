@@ -1,4 +1,4 @@
-"""Around every handler: other origins, and one place where whatever goes wrong becomes an answer."""
+"""The middlewares: one checks the origin of requests, one turns every exception into an answer."""
 
 import logging
 from collections.abc import Mapping
@@ -13,17 +13,19 @@ from chat_server.utils.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-_OF_HTTP_CODE = {
-    404: (Status.NOT_FOUND, Reason.NOT_FOUND, "there is nothing at this address"),
-    405: (Status.BAD_REQUEST, Reason.METHOD_NOT_ALLOWED, "this address does not know this method"),
+_REFUSALS = {
+    404: (Status.NOT_FOUND, Reason.NOT_FOUND, "this path does not exist"),
+    405: (
+        Status.BAD_REQUEST,
+        Reason.METHOD_NOT_ALLOWED,
+        "this path does not support this method; see the Allow header",
+    ),
     413: (Status.BAD_REQUEST, Reason.TOO_LARGE, "the body is too large"),
 }
 
 
-def error_middleware(
-    envelope: Envelope,
-) -> Middleware:
-    """The middleware that turns exceptions into the envelope."""
+def error_middleware(envelope: Envelope) -> Middleware:
+    """The middleware that turns exceptions into answers."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -33,37 +35,42 @@ def error_middleware(
             return envelope.refusal(refused)
         except StoreUnavailable as error:
             log.warning("store unavailable", extra={"path": request.path, "error": str(error)})
-            why = "a store is away, try again"
+            why = "a store is unavailable; try again"
             return envelope.refusal(Refused(Status.UNKNOWN, Reason.STORE_AWAY, why, retry_after=1))
         except web.HTTPException as error:
-            return answer_to(error, envelope)
+            return http_error_response(error, envelope)
         except ConnectionError:
-            raise  # the client is gone, and aiohttp knows
+            raise  # the client has disconnected; aiohttp handles it
         except Exception:
             log.exception("request failed", extra={"path": request.path})
-            why = "something went wrong here, it is in the server's log"
+            why = "an error in the server; its log has the details"
             return envelope.refusal(Refused(Status.UNKNOWN, Reason.INTERNAL, why))
 
     return middleware
 
 
 def origin_middleware(proxy_policy: ProxyPolicy, envelope: Envelope, failures: Mapping[str, Status]) -> Middleware:
-    """The middleware that refuses POSTs from other sites' pages, and answers CORS for those allowed.
+    """The middleware that refuses POST requests from pages of other sites, and adds CORS headers for AllowedOrigins.
 
-    `failures`: path -> the failure code of its endpoint. Upgrades are checked where they are made, in their order.
+    `failures` has the failure status of each path. WebSocket upgrades check the origin themselves, in the order of
+    docs/protocol.md section 2.
     """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        origin = proxy_policy.foreign(request)
+        origin = proxy_policy.foreign_origin(request)
         if origin is None:
             return await handler(request)
-        if not proxy_policy.allowed(origin):
+        if not proxy_policy.is_allowed(origin):
             failed = failures.get(request.path)
-            return envelope.refusal(foreign(failed)) if failed and request.method != "GET" else await handler(request)
+            return (
+                envelope.refusal(foreign_origin_refusal(failed))
+                if failed and request.method != "GET"
+                else await handler(request)
+            )
         preflight = request.method == "OPTIONS"
         response = envelope.success(Status.OK) if preflight else await handler(request)
-        if not response.prepared:  # that of a socket is out by now
+        if not response.prepared:  # the answer to an upgrade is already sent
             response.headers.update(
                 {
                     "Access-Control-Allow-Origin": origin,
@@ -79,16 +86,16 @@ def origin_middleware(proxy_policy: ProxyPolicy, envelope: Envelope, failures: M
     return middleware
 
 
-def answer_to(error: web.HTTPException, envelope: Envelope) -> web.Response:
-    """Our answer where aiohttp has one of its own."""
-    error.__traceback__ = None  # it holds the request and what came of its body, in a cycle
-    known = (Status.BAD_REQUEST, Reason.BAD_REQUEST, error.reason)
-    response = envelope.refusal(Refused(*_OF_HTTP_CODE.get(error.status, known)))
+def http_error_response(error: web.HTTPException, envelope: Envelope) -> web.Response:
+    """The answer, in the common shape, to an error that aiohttp raised."""
+    error.__traceback__ = None  # it keeps the request and its body alive in a reference cycle
+    default = (Status.BAD_REQUEST, Reason.BAD_REQUEST, error.reason)
+    response = envelope.refusal(Refused(*_REFUSALS.get(error.status, default)))
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
 
 
-def foreign(failed: Status) -> Refused:
-    """The refusal of a request from another site's page."""
-    return Refused(failed, Reason.FOREIGN_ORIGIN, "this page's origin may not use this server: see AllowedOrigins")
+def foreign_origin_refusal(failed: Status) -> Refused:
+    """The refusal of a request from a page of another site. `failed` is the failure status of the endpoint."""
+    return Refused(failed, Reason.FOREIGN_ORIGIN, "the origin of this page is not allowed; add it to AllowedOrigins")

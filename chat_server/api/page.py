@@ -1,4 +1,4 @@
-"""The web client's files: read once, compressed once, kept by browsers for as long as they do not change."""
+"""Serves the files of the web client. They are read and compressed once, at startup."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ _TYPES = {
     "png": "image/png",
     "webmanifest": "application/manifest+json",
 }
-# Nothing from elsewhere, nothing inline. The one policy for trusted types lets the service worker's address through.
+# Only files of this server, nothing inline. The trusted-types policy `worker` allows the URL of the service worker.
 _POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -36,16 +36,16 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_FOR_EVER = "public, max-age=31536000, immutable"
-_ASK_FIRST = "no-cache"
+_CACHE_FOREVER = "public, max-age=31536000, immutable"
+_REVALIDATE = "no-cache"
 
 
 class Page:
-    """The handlers of the page's files.
+    """The handlers of the web client's files.
 
-    All of them but the page itself and its service worker live under /web/VERSION/, VERSION being a hash of them all:
-    so modules name each other without it, and what a browser has kept is never out of date.
-    `settings` are put into the page as attributes, for its scripts: names in lower case with `-`.
+    The page and its service worker have fixed paths. All other files are under /web/VERSION/, where VERSION is a hash
+    of all files: relative imports work, browsers may cache the files forever, and a new version has new URLs.
+    `settings` become attributes of the page, for its scripts; names are in lower case with `-`.
     """
 
     def __init__(self, settings: Mapping[str, str | int]) -> None:
@@ -54,9 +54,9 @@ class Page:
         page = sources.pop("index.html").decode()
         attributes = " ".join(f'data-{name}="{value}"' for name, value in settings.items())
         page = page.replace("{version}", self.version).replace("{settings}", attributes)
-        self._page = _File("index.html", page.encode(), _ASK_FIRST)
-        self._worker = _File("sw.js", sources.pop("sw.js"), _ASK_FIRST)
-        self._files = {name: _File(name, content, _FOR_EVER) for name, content in sources.items()}
+        self._page = _File("index.html", page.encode(), _REVALIDATE)
+        self._worker = _File("sw.js", sources.pop("sw.js"), _REVALIDATE)
+        self._files = {name: _File(name, content, _CACHE_FOREVER) for name, content in sources.items()}
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /"""
@@ -73,14 +73,14 @@ class Page:
             raise web.HTTPNotFound
         return file.answer(request)
 
-    def instead(self, request: web.Request) -> web.Response | None:
-        """GET /chat/test: the page where a browser opens it as one."""
-        opened = "text/html" in request.headers.get("Accept", "") and "Upgrade" not in request.headers
-        return self._page.answer(request) if opened else None
+    def fallback_page(self, request: web.Request) -> web.Response | None:
+        """GET /chat/test without an upgrade: the page, if a browser asks for HTML."""
+        wants_page = "text/html" in request.headers.get("Accept", "") and "Upgrade" not in request.headers
+        return self._page.answer(request) if wants_page else None
 
 
 class _File:
-    """A file as it goes out: as it is, or compressed for who takes that."""
+    """One file, uncompressed and compressed with gzip."""
 
     def __init__(self, name: str, content: bytes, caching: str) -> None:
         self._bodies = {"": content, "gzip": gzip.compress(content, mtime=0)}

@@ -14,8 +14,8 @@ from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.typedefs import Handler, Middleware
 
 from chat_server.api.envelope import Envelope
-from chat_server.api.headers import secure, secured
-from chat_server.api.middleware import answer_to
+from chat_server.api.headers import add_security_headers, on_response_prepare
+from chat_server.api.middleware import http_error_response
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.descriptors import Descriptors
 from chat_server.utils.errors import StartError
@@ -74,7 +74,7 @@ class Protocol(web.RequestHandler):
         sock = transport.get_extra_info("socket")
         for buffer in (SO_SNDBUF, SO_RCVBUF):
             sock.setsockopt(SOL_SOCKET, buffer, KERNEL_BUFFER)
-        self._descriptors.taken(sock.fileno())
+        self._descriptors.connection_opened(sock.fileno())
 
     def data_received(self, data: bytes) -> None:
         """Bytes arrived: of a socket, or of requests, whose size is limited."""
@@ -136,7 +136,7 @@ class Protocol(web.RequestHandler):
         """Answer bytes that are no HTTP, and repeat none of them in the answer or the log."""
         response = self._envelope.refusal(Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, "this is no valid HTTP"))
         response.force_close()
-        secure(response)
+        add_security_headers(response)
         return response
 
     async def finish_response(
@@ -144,8 +144,8 @@ class Protocol(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer, with our envelope instead of aiohttp's. Cut a peer that does not take it in time."""
         if isinstance(resp, web.HTTPException):
-            resp = answer_to(resp, self._envelope)
-            secure(resp)
+            resp = http_error_response(resp, self._envelope)
+            add_security_headers(resp)
         unread = not request.content.is_eof()
         if unread and not resp.prepared:
             resp.force_close()
@@ -191,7 +191,7 @@ async def listening(
     """
     pace = TurnQueue()
     application.middlewares.insert(0, _admission(pace, envelope))
-    application.on_response_prepare.append(secured)
+    application.on_response_prepare.append(on_response_prepare)
     # A lost connection cancels its handler, so that its password leaves the queue.
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()

@@ -26,7 +26,7 @@ from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.lease import Held, always
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
-from chat_server.utils.tls import trouble
+from chat_server.utils.tls import permanent_tls_error
 
 # Connections at most. One carries the scripts; the others serve health checks and replace broken ones.
 POOL = 8
@@ -182,7 +182,7 @@ class Scripts:
         """Translate an error of the driver. Redis's texts may repeat arguments, so none of them is passed on."""
         if isinstance(error, AuthenticationError):
             return StoreMisconfigured(f"{self.name}: RedisPw is wrong, or the user in RedisAddr")
-        if why := trouble(error):
+        if why := permanent_tls_error(error):
             return StoreMisconfigured(f"{self.name}: no TLS ({why}); see RedisAddr")
         if code := _refusal(error):
             return StoreUnavailable(f"{self.name}: {_REFUSALS[code]}")

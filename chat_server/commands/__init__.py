@@ -1,1 +1,1 @@
-"""What whoever runs a server does besides running it, also while it runs: see to its users, back it up."""
+"""The commands `user`, `backup`, `verify` and `restore`. The running server never imports them."""

@@ -10,44 +10,44 @@ from chat_server.utils.sqlite.snapshot import Contents
 
 
 def backup(options: argparse.Namespace, settings: Settings) -> None:
-    """Copy the embedded database to a new file, also while a server runs. Raises StartError."""
-    elsewhere = _elsewhere(settings)
-    if len(elsewhere) == 3:
-        raise StartError(f"nothing is embedded here; back up the servers: {'; '.join(elsewhere)}")
+    """Copy the embedded database to a new file, even while the server runs. Raises StartError."""
+    servers = _stores_in_servers(settings)
+    if len(servers) == 3:
+        raise StartError(f"no store is embedded; back up the servers: {'; '.join(servers)}")
     contents = snapshot.backup(settings.stores.data_dir, options.file, SCHEMAS)
-    print(f"{options.file}: {_said(contents)}")
-    for store in elsewhere:
-        print(f"NOT in this copy: {store}")
+    print(f"{options.file}: {_summary(contents)}")
+    for store in servers:
+        print(f"NOT in this backup: {store}")
 
 
 def verify(options: argparse.Namespace, settings: Settings) -> None:
-    """Read all of a copy, and say what it holds. Raises StartError."""
-    print(f"{options.file}: sound; {_said(snapshot.verify(options.file, SCHEMAS))}")
+    """Read a backup completely and print a summary. Raises StartError."""
+    print(f"{options.file}: sound; {_summary(snapshot.verify(options.file, SCHEMAS))}")
 
 
 def restore(options: argparse.Namespace, settings: Settings) -> None:
-    """Make a copy the data of a server that has none. Raises StartError."""
+    """Restore a backup into a DataDir without a database. Raises StartError."""
     folder = settings.stores.data_dir
     without = () if options.keep_sessions else ("sessions",)
     contents = snapshot.restore(options.file, folder, SCHEMAS, without)
-    print(f"{folder / 'chat.db'}: {_said(contents)}")
+    print(f"{folder / 'chat.db'}: {_summary(contents)}")
     if without:
-        print(f"{contents.rows.get('sessions', 0)} sessions ended: everybody logs in again")
-    for store in _elsewhere(settings):
+        print(f"{contents.rows.get('sessions', 0)} sessions ended: all users must log in again")
+    for store in _stores_in_servers(settings):
         print(f"NOT restored: {store}")
 
 
-def _elsewhere(settings: Settings) -> list[str]:
-    """A sentence for each store that is a server, with what copies it."""
-    kept = (
+def _stores_in_servers(settings: Settings) -> list[str]:
+    """A sentence for each store in a database server, with the tool that backs it up."""
+    sentences = (
         (settings.mysql.db, "users are in MySQL (mysqldump)"),
         (settings.mongodb.mongodb, "messages are in MongoDB (mongodump)"),
         (settings.redis.redis_db, "sessions and counters are in Redis (its dump.rdb)"),
     )
-    return [sentence for word, sentence in kept if word != "embedded"]
+    return [sentence for backend, sentence in sentences if backend != "embedded"]
 
 
-def _said(contents: Contents) -> str:
+def _summary(contents: Contents) -> str:
     rows = contents.rows
     steps = ", ".join(f"{part} {step}" for part, step in sorted(contents.steps.items()))
     return (

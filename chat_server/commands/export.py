@@ -1,4 +1,4 @@
-"""All that is stored about one user, as JSON lines. Times are in milliseconds since the epoch, as on the wire."""
+"""Exports all stored data of one user as JSON lines. Times are in milliseconds since the epoch, as on the wire."""
 
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO
@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from chat_server.backends import ExportableStores
-from chat_server.migrate.checksum import LATEST, PAGE, stream
+from chat_server.migrate.conversations import PAGE_SIZE, read_pages
 from chat_server.model.messages import Record
 from chat_server.model.users import User
 
@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 async def export(stores: ExportableStores, user: User, out: BinaryIO) -> None:
-    """Write what the stores hold about `user`, a page at a time. Raises StoreUnavailable."""
+    """Write the data of `user` to `out`, a page at a time. Raises StoreUnavailable."""
     async for line in _lines(stores, user):
         out.write(msgspec.json.encode(line) + b"\n")
     out.flush()
@@ -22,21 +22,21 @@ async def export(stores: ExportableStores, user: User, out: BinaryIO) -> None:
 
 async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     yield {"kind": "user", "name": user.name, "state": user.state.name.lower(), "password_hash": user.password}
-    sessions = {  # one may come twice
+    sessions = {  # a dict, because a session may be read twice
         session.digest: session.expires
-        async for page in stores.sessions.pages(PAGE)
+        async for page in stores.sessions.pages(PAGE_SIZE)
         for session in page
         if session.user == user.name
     }
     for digest, expires in sessions.items():
         yield {"kind": "session", "digest": digest.hex(), "expires": expires // 1000}
     async for peer in stores.messages.peers(user.name):
-        async for records in stream(stores.messages, user.name, peer, (0, LATEST)):
+        async for records in read_pages(stores.messages, user.name, peer):
             for record in records:
                 yield _message(record)
     counters = {
         (record.one, record.other): record.state
-        async for states in stores.contacts.pages(PAGE)
+        async for states in stores.contacts.pages(PAGE_SIZE)
         for record in states
         if user.name in (record.one, record.other)
     }
@@ -46,7 +46,7 @@ async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
 
 
 def _message(record: Record) -> Line:
-    """A message, or what is left of a deleted one."""
+    """A message, or the rest of a deleted one: its digest instead of the text."""
     deleted = isinstance(record.text, bytes)
     text = {"digest": record.text.hex()} if isinstance(record.text, bytes) else {"text": record.text}
     return {

@@ -1,4 +1,4 @@
-"""Settings: config.ini and the environment become frozen, typed groups; each part is handed only its own."""
+"""Settings from config.ini and the environment, in frozen, typed groups. Each service gets only its own group."""
 
 from chat_server.conf.load import ConfigError, load
 from chat_server.conf.settings import (

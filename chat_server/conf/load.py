@@ -1,4 +1,4 @@
-"""Reading config.ini and the environment. Whatever is wrong is told with the key and where it came from."""
+"""Reads config.ini and the environment. Every error names the key and its source."""
 
 import configparser
 import difflib
@@ -15,42 +15,42 @@ import msgspec
 from chat_server.conf.origins import canonical
 from chat_server.conf.settings import SECTIONS, Group, Settings, StoreSettings
 
-# A value as it was written, and where: ("8081", "config.ini").
-Written = tuple[str, str]
+# The text of a value and its source: ("8081", "config.ini").
+Entry = tuple[str, str]
 
-# Errors never show the values of these keys: they may hold a password.
+# Errors never show the values of these keys, which may contain a password.
 SECRET_KEYS = frozenset({"DbPassWord", "RedisPw", "RedisAddr", "MongoDBPwd", "MongoDBAddr"})
-# A file that holds one value is at most this long, in bytes.
+# The largest file for a single value, in bytes.
 MAX_VALUE_FILE = 65536
-# What may be meant as a comment: a # or ; that begins a value or follows a space.
+# A probable comment: a # or ; at the beginning of a value or after a space.
 COMMENT = re.compile(r"(?:^|\s)[#;]")
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?")
-# Schemes of addresses whose pages have no origin, or another one.
+# Schemes that no Origin header contains: their pages have no origin, or the origin of another scheme.
 _NO_ORIGIN = ("about", "blob", "data", "file", "javascript", "ws", "wss")
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used; the text names the key, its source and what to do."""
+    """An invalid setting. The text names the key, its source and what to do."""
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """The settings of the file `path` (None: the defaults), overridden by `environ`.
+    """Load the settings from the file `path` (None: the defaults), overridden by the environment variables `environ`.
 
-    An environment variable is CHAT_SECTION_KEY in capitals: CHAT_SERVICE_HTTPPORT. With _FILE behind it, it names a
-    file that holds the value: CHAT_MYSQL_DBPASSWORD_FILE. Variables that name no setting become warnings, because
-    Kubernetes and Docker set such variables for services called `chat` or `chat-redis`.
-    Raises ConfigError for a file that cannot be read, an unknown section or key, a value out of range.
+    A variable is named CHAT_SECTION_KEY in capitals: CHAT_SERVICE_HTTPPORT. With the suffix _FILE, its value is the
+    path of a file that contains the value: CHAT_MYSQL_DBPASSWORD_FILE. Unknown CHAT_ variables only cause warnings,
+    because Kubernetes and Docker set such variables for services with names like `chat` or `chat-redis`.
+    Raises ConfigError for an unreadable file, an unknown section or key, and an invalid value.
     """
-    written = _from_file(path) if path else {section: {} for section in SECTIONS}
-    # The original's file has no MongoDb key: there a [MongoDB] section means that MongoDB is wanted.
-    mongodb = written["MongoDB"]
+    entries = _from_file(path) if path else {section: {} for section in SECTIONS}
+    # Config files of the Go server have no MongoDb key: their section [MongoDB] alone selects MongoDB.
+    mongodb = entries["MongoDB"]
     if mongodb and "mongodb" not in mongodb:
         mongodb["mongodb"] = ("mongodb", f"{path}")
     from_environment, warnings = _from_environment(environ)
     for section, values in from_environment.items():
-        written[section].update(values)
+        entries[section].update(values)
     groups = {
-        name: _group(section, group, written[section], path)
+        name: _load_group(section, group, entries[section], path)
         for section, parts in SECTIONS.items()
         for name, group in parts.items()
     }
@@ -62,25 +62,25 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 
 def _conflict(settings: Settings) -> str:
-    """Describe two settings that cannot be used together; empty if there are none."""
-    # In JSON a byte of text becomes up to six; before it a page leaves up to 32 KiB waiting.
+    """Describe the first two settings that exclude each other; empty if there are none."""
+    # JSON needs up to 6 bytes for a byte of text, and up to 32 KiB of a page may be in the outbox before it.
     longest = settings.chat.max_text_bytes * 6 + 1024 + 32768
     if settings.sockets.outbox_bytes < longest:
         return (
             f"[service] OutboxBytes = {settings.sockets.outbox_bytes} is too small for a message of "
-            f"MaxTextBytes = {settings.chat.max_text_bytes}: at least {longest}"
+            f"MaxTextBytes = {settings.chat.max_text_bytes}; set at least {longest}"
         )
     server, mysql = settings.server, settings.mysql
     if server.metrics_port and server.metrics_port == server.http_port:
         return f"[service] MetricsPort = {server.metrics_port} is also HttpPort; choose another port"
     if mysql.db_tls == "off" and mysql.db_tls_ca:
-        return "[mysql] DbTlsCa is set, but DbTls = off encrypts nothing; set DbTls = verified, or empty DbTlsCa"
+        return "[mysql] DbTlsCa is set, but DbTls = off uses no TLS; set DbTls = verified, or remove DbTlsCa"
     if mysql.db_tls != "off" and mysql.db_host.startswith("/"):
         return f"[mysql] DbHost = {mysql.db_host} is a Unix socket, which needs no TLS; set DbTls = off"
     return ""
 
 
-def _from_file(path: Path) -> dict[str, dict[str, Written]]:
+def _from_file(path: Path) -> dict[str, dict[str, Entry]]:
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(path.read_text("utf-8-sig"), source=str(path))
@@ -89,18 +89,20 @@ def _from_file(path: Path) -> dict[str, dict[str, Written]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except configparser.Error as error:
-        raise ConfigError(f"{path}: {_what_is_wrong(error)}") from None  # its text repeats lines: passwords, perhaps
+        raise ConfigError(
+            f"{path}: {_describe(error)}"
+        ) from None  # the cause repeats lines, which may contain passwords
     if parser.defaults():
         raise ConfigError(f"{path}: unknown section [DEFAULT]; known: {_names(SECTIONS)}")
     by_lower = {section.lower(): section for section in SECTIONS}
-    written: dict[str, dict[str, Written]] = {section: {} for section in SECTIONS}
+    entries: dict[str, dict[str, Entry]] = {section: {} for section in SECTIONS}
     headings: dict[str, str] = {}
     for given in parser.sections():
         section = by_lower.get(given.lower())
         if section is None:
             raise ConfigError(f"{path}: unknown section [{given}]; known: {_names(SECTIONS)}")
         if section in headings:
-            raise ConfigError(f"{path}: [{headings[section]}] and [{given}] are the same section; join them")
+            raise ConfigError(f"{path}: [{headings[section]}] and [{given}] are the same section; merge them")
         headings[section] = given
         known = _keys(section)
         for key, value in parser.items(given):
@@ -110,16 +112,16 @@ def _from_file(path: Path) -> dict[str, dict[str, Written]]:
             if text == value and COMMENT.search(text):
                 raise ConfigError(
                     f"{path}: [{section}] {known[key]}: the value seems to end with a comment; move the comment to a "
-                    "line of its own, or put the whole value in quotes"
+                    "separate line, or put the whole value in quotes"
                 )
-            written[section][key] = (text, str(path))
-    return written
+            entries[section][key] = (text, str(path))
+    return entries
 
 
-def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Written]], list[str]]:
-    """The values that variables set, by section and key, and a warning for each variable that names no setting."""
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Entry]], list[str]]:
+    """The entries of the variables, by section and key, and a warning for each variable that names no setting."""
     known = {f"CHAT_{section}_{key}".upper(): (section, key) for section in SECTIONS for key in _keys(section)}
-    written: dict[str, dict[str, Written]] = {section: {} for section in SECTIONS}
+    entries: dict[str, dict[str, Entry]] = {section: {} for section in SECTIONS}
     used: dict[str, str] = {}
     warnings = []
     for variable, value in environ.items():
@@ -135,33 +137,33 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, W
         used[setting] = variable
         section, key = known[setting]
         text = _unquoted(value) if setting == name else _from_value_file(variable, value)
-        written[section][key] = (text, f"environment variable {variable}")
-    return written, warnings
+        entries[section][key] = (text, f"environment variable {variable}")
+    return entries, warnings
 
 
 def _unknown_variable(variable: str, known: Mapping[str, tuple[str, str]]) -> str:
     nearest = difflib.get_close_matches(variable[:100].upper(), known, n=1)
-    return f"{variable} names no setting" + (f"; the nearest is {nearest[0]}" if nearest else "")
+    return f"{variable} names no setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _from_value_file(variable: str, path: str) -> str:
-    """The content of a file that holds one value, such as a password, without the line break at its end."""
-    where = f"environment variable {variable}: {path or 'no file is named'}"
+    """Read a file that contains one value, such as a password. The line break at its end is removed."""
+    where = f"environment variable {variable}: {path or 'the path is empty'}"
     try:
         with Path(path).open("rb") as file:
             content = file.read(MAX_VALUE_FILE + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror}); name a file with the value") from error
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); name a file that contains the value") from error
     except UnicodeDecodeError:
-        raise ConfigError(f"{where}: is not UTF-8 text") from None  # the cause repeats the content
+        raise ConfigError(f"{where}: is not UTF-8 text; save it as UTF-8") from None  # the cause repeats the content
     if len(content) > MAX_VALUE_FILE:
-        raise ConfigError(f"{where}: is longer than {MAX_VALUE_FILE} bytes; name a file with the value alone")
+        raise ConfigError(f"{where}: is longer than {MAX_VALUE_FILE} bytes; name a file that contains only the value")
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _keys(section: str) -> dict[str, str]:
-    """The keys of a section: in lower case -> as they are written."""
+    """The keys of a section: in lower case -> as in the documentation."""
     return {
         field.encode_name.lower(): field.encode_name
         for group in SECTIONS[section].values()
@@ -169,80 +171,83 @@ def _keys(section: str) -> dict[str, str]:
     }
 
 
-def _group(section: str, group: type[Group], written: Mapping[str, Written], path: Path | None) -> Group:
+def _load_group(section: str, group: type[Group], entries: Mapping[str, Entry], path: Path | None) -> Group:
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(group):
-        if (entry := written.get(field.encode_name.lower())) is not None:
+        if (entry := entries.get(field.encode_name.lower())) is not None:
             text, source = entry
             if not _is_utf8(text):
-                raise ConfigError(f"{source}: is not UTF-8; write it as UTF-8")  # it may be a password: not repeated
+                raise ConfigError(f"{source}: is not UTF-8; write it as UTF-8")  # the value may be a password
             try:
-                values[field.name] = _value(field.encode_name, field.type, text)
-            except ValueError as error:  # msgspec.ValidationError is one
+                values[field.name] = _parse(field.encode_name, field.type, text)
+            except ValueError as error:
                 shown = "" if field.encode_name in SECRET_KEYS else f" = {text!r}"
                 raise ConfigError(f"{source}: [{section}] {field.encode_name}{shown}: {error}") from error
     if group is StoreSettings:
         data_dir = values.get("data_dir", StoreSettings().data_dir)
-        from_file = "datadir" not in written or written["datadir"][1] == str(path)
+        from_file = "datadir" not in entries or entries["datadir"][1] == str(path)
         values["data_dir"] = (path.parent if path and from_file else Path.cwd()) / data_dir
     return group(**values)
 
 
-def _value(key: str, kind: Any, text: str) -> Any:
+def _parse(key: str, kind: Any, text: str) -> Any:
+    """Convert `text` to the type of the field. Raises ValueError, which msgspec.ValidationError is."""
     if "\0" in text:
         raise ValueError("contains a NUL character")
     if "\n" in text and key not in ("AllowedOrigins", "TrustedProxies"):
-        raise ValueError("has more than one line; in a file, an indented line continues the one before it")
+        raise ValueError("has more than one line; an indented line continues the line before it")
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ValueError(f"expected {' or '.join(get_args(kind))}")
         return text
     if kind is bool:
-        return _yes_or_no(text)
+        return _parse_bool(text)
     if kind is Path:
-        return _folder(text)
+        return _parse_folder(text)
     if key in ("HttpHost", "MetricsHost"):
-        return _host(text)
+        return _parse_host(text)
     if key == "AllowedOrigins":
-        return tuple(_origin(origin) for origin in text.replace(",", " ").split())
+        return tuple(_parse_origin(origin) for origin in text.replace(",", " ").split())
     if key == "TrustedProxies":
-        return tuple(_network(network) for network in text.replace(",", " ").split())
+        return tuple(_parse_network(network) for network in text.replace(",", " ").split())
     value = msgspec.convert(text, kind, strict=False)
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # what Python makes of other bytes
+    if isinstance(value, str) and re.search(
+        "[\ud800-\udfff]", value
+    ):  # Python's replacement of bytes that are not UTF-8
         raise ValueError("is not UTF-8 text")
     if key == "MessageDays" and 0 < value < 0.001:
         raise ValueError("expected 0, or at least 0.001")
     return value
 
 
-def _yes_or_no(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     states = configparser.ConfigParser.BOOLEAN_STATES
     if text.lower() not in states:
         raise ValueError("expected yes or no")
     return states[text.lower()]
 
 
-def _folder(text: str) -> Path:
+def _parse_folder(text: str) -> Path:
     if not text.strip():
         raise ValueError("expected a folder")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError("there is no such home directory") from error
+        raise ValueError("this home directory does not exist") from error
 
 
-def _host(text: str) -> str:
-    """An address or a host name to listen on. Empty text and shorthands such as 0 would mean every address."""
+def _parse_host(text: str) -> str:
+    """Parse an address or a host name to listen on. Empty text and short forms such as 0 would mean all addresses."""
     try:
         ip_address(text)
     except ValueError:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", text) or _is_number(text):
-            raise ValueError("expected an IP address or a host name; 0.0.0.0 is every address") from None
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", text) or _is_ipv4_short_form(text):
+            raise ValueError("expected an IP address or a host name; 0.0.0.0 is all IPv4 addresses") from None
     return text
 
 
-def _is_number(text: str) -> bool:
-    """Whether the system takes a text for an IPv4 address: 0 and 0x0 are 0.0.0.0, 127.1 is 127.0.0.1."""
+def _is_ipv4_short_form(text: str) -> bool:
+    """Whether the system reads the text as an IPv4 address: 0 and 0x0 are 0.0.0.0, 127.1 is 127.0.0.1."""
     try:
         socket.inet_aton(text)
     except OSError:
@@ -250,8 +255,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _origin(text: str) -> str:
-    """An entry of AllowedOrigins. Raises ValueError for one that no browser sends; it suggests the correct form."""
+def _parse_origin(text: str) -> str:
+    """Parse an entry of AllowedOrigins. Raises ValueError, with the correct form, if no browser sends it."""
     origin = canonical(text)
     if not _is_origin(origin):
         raise ValueError(f"{text!r} is not an origin that a browser sends; {_suggestion(text)}")
@@ -265,10 +270,10 @@ def _is_origin(text: str) -> bool:
 
 def _suggestion(text: str) -> str:
     scheme, _, rest = text.lower().rpartition("://")
-    scheme = {"": "https", "ws": "http", "wss": "https"}.get(scheme, scheme)  # the page of a socket has HTTP's origin
+    scheme = {"": "https", "ws": "http", "wss": "https"}.get(scheme, scheme)  # a page's origin is never ws or wss
     host = re.split(r"[/?#\\]", rest, maxsplit=1)[0].rpartition("@")[2]
     with suppress(UnicodeError):
-        # IDNA 2003, where 2008 differs, loses letters such as the German ß: then the form is not certain.
+        # Python has IDNA 2003. If it loses letters such as the German ß, the correct form is uncertain: no suggestion.
         encoded = host.encode("idna")
         host = encoded.decode() if encoded.decode("idna") == host else host
     origin = canonical(f"{scheme}://{host}")
@@ -277,20 +282,22 @@ def _suggestion(text: str) -> str:
     return "list each origin in full, in ASCII, such as https://chat.example.org https://xn--mnchen-3ya.example"
 
 
-def _network(text: str) -> str:
-    """An entry of TrustedProxies."""
+def _parse_network(text: str) -> str:
+    """Parse an entry of TrustedProxies, an address or a network."""
     network = ip_network(text, strict=False)
     if text != str(network) and text.partition("/")[2] not in ("", "32", "128"):
-        raise ValueError(f"{text!r} is an address within a network; write {network}, or the address alone")
+        raise ValueError(
+            f"{text!r} is an address with a prefix length; write the network {network}, or only the address"
+        )
     if getattr(network.network_address, "ipv4_mapped", None):
-        raise ValueError(f"{text!r} is an IPv4 address in IPv6; write it as IPv4, such as 10.0.0.0/8")
+        raise ValueError(f"{text!r} is an IPv4-mapped IPv6 address; write it as IPv4, such as 10.0.0.0/8")
     if not network.prefixlen:
-        raise ValueError(f"{text!r} trusts every client to name its own address; name the proxy's address")
+        raise ValueError(f"{text!r} would let every client choose its own address; write the address of the proxy")
     return str(network)
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether it can be sent to anybody: other bytes of an environment variable become lone surrogates."""
+    """Whether `text` can be encoded. Python turns other bytes of environment variables into lone surrogates."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -301,17 +308,17 @@ def _unquoted(value: str) -> str:
     return value
 
 
-def _what_is_wrong(error: configparser.Error) -> str:
+def _describe(error: configparser.Error) -> str:
     match error:
         case configparser.DuplicateOptionError():
-            return f"line {error.lineno}: {error.option} is there twice in [{error.section}]"
+            return f"line {error.lineno}: {error.option} appears twice in [{error.section}]; remove one"
         case configparser.DuplicateSectionError():
-            return f"line {error.lineno}: [{error.section}] is there twice"
+            return f"line {error.lineno}: [{error.section}] appears twice; merge the sections"
         case configparser.MissingSectionHeaderError():
-            return f"line {error.lineno}: stands before the first [section]"
+            return f"line {error.lineno}: is before the first [section]; move it into a section"
         case configparser.ParsingError():
-            return f"line {error.errors[0][0]}: is no `Key = value`"
-    return "cannot be understood"
+            return f"line {error.errors[0][0]}: is not `Key = value`; correct it"
+    return "is not a valid INI file"
 
 
 def _names(names: Any) -> str:

@@ -1,4 +1,4 @@
-"""Origins of web pages (RFC 6454), in the form in which browsers send them."""
+"""Origins of web pages (RFC 6454), as browsers send them."""
 
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 

@@ -1,4 +1,4 @@
-"""Every setting: its key in config.ini, type, range and default. config.ini says in words what each means."""
+"""All settings: key in config.ini, type, range and default. config.ini explains what each one means."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,16 +12,16 @@ Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Duration = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Days = Annotated[float, Meta(ge=0.001, le=3650)]
 Text = Annotated[str, Meta(min_length=1)]
-# Shorter windows would limit nothing.
+# A shorter window would not limit anything.
 Minutes = Annotated[float, Meta(ge=0.02, le=1_000_000)]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """A group of settings; a field's name in pascal case (or the name given) is its key in the file."""
+    """A group of settings. The key in config.ini is the field name in pascal case, or the explicit `name`."""
 
 
 class ServerSettings(Group, frozen=True):
-    """[service]: where and how the server is reached. `request_timeout` in seconds."""
+    """[service]: addresses, origins, proxies and language of the server. `request_timeout` in seconds."""
 
     app_mode: Literal["debug", "release"] = "debug"
     http_host: str = "127.0.0.1"
@@ -35,7 +35,7 @@ class ServerSettings(Group, frozen=True):
 
 
 class StoreSettings(Group, frozen=True):
-    """[service]: what every store needs to know. Times in seconds, but `message_days` (0 keeps all)."""
+    """[service]: settings of all stores. Timeouts in seconds; `message_days` in days, 0 keeps all messages."""
 
     data_dir: Path = Path("data")
     start_timeout: Duration = 30
@@ -58,7 +58,7 @@ class AccountSettings(Group, frozen=True):
 
 
 class ChatSettings(Group, frozen=True):
-    """[service]: what may be sent to whom. `stranger_window` in days."""
+    """[service]: limits of messages. `stranger_window` in days."""
 
     stranger_limit: Annotated[int, Meta(ge=0, le=1000)] = 5
     stranger_window: Days = 3
@@ -67,7 +67,7 @@ class ChatSettings(Group, frozen=True):
 
 
 class SocketSettings(Group, frozen=True):
-    """[service]: the limits of a socket. Sizes in bytes, rates in frames per second."""
+    """[service]: limits of a socket. Sizes in bytes, `frames_per_second` as a rate, `frames_burst` in frames."""
 
     heartbeat_seconds: Annotated[float, Meta(ge=0.05, le=3600)] = 30
     max_frame_bytes: Annotated[int, Meta(ge=256, le=67_108_864)] = 65536
@@ -80,7 +80,7 @@ class SocketSettings(Group, frozen=True):
 
 
 class MySQLSettings(Group, frozen=True):
-    """[mysql]: where the users are kept. A `db_host` that begins with / is the path of a Unix socket."""
+    """[mysql]: the store of users. A `db_host` that begins with / is the path of a Unix socket."""
 
     db: Literal["embedded", "mysql"] = "embedded"
     db_host: Text = "127.0.0.1"
@@ -93,7 +93,7 @@ class MySQLSettings(Group, frozen=True):
 
 
 class RedisSettings(Group, frozen=True):
-    """[redis]: where sessions, counters and limits are kept."""
+    """[redis]: the store of sessions, counters and limits."""
 
     redis_db: Literal["embedded", "redis"] = "embedded"
     redis_addr: Text = "127.0.0.1:6379"
@@ -103,7 +103,7 @@ class RedisSettings(Group, frozen=True):
 
 
 class MongoDBSettings(Group, frozen=True):
-    """[MongoDB]: where the messages are kept."""
+    """[MongoDB]: the store of messages."""
 
     mongodb: Literal["embedded", "mongodb"] = field(name="MongoDb", default="embedded")
     name: Text = field(name="MongoDBName", default="chat_demo")
@@ -114,7 +114,7 @@ class MongoDBSettings(Group, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All groups; `source` names the file they came from, `warnings` are sentences about ignored variables."""
+    """All groups. `source` names their file; `warnings` are sentences about ignored environment variables."""
 
     server: ServerSettings = ServerSettings()
     stores: StoreSettings = StoreSettings()

@@ -1,5 +1,1 @@
-"""python run.py migrate: copies what one set of stores holds to another, or what the Go original stored."""
-
-from chat_server.migrate.command import add_options, run
-
-__all__ = ["add_options", "run"]
+"""python run.py migrate: copy data from other stores, or from the Go server. The running server never imports this."""

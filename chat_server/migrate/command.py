@@ -1,78 +1,60 @@
-"""The command: opens both sides, so that no server can, has one copied to the other, and says what was done."""
+"""The command `migrate`: open source and target, which locks out servers, then copy or import."""
 
 import argparse
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from chat_server.backends import open_exportable
 from chat_server.conf import Settings, load
-from chat_server.migrate.shared import Shared, shared
+from chat_server.migrate.go_import import GoImport
+from chat_server.migrate.shared import SharedStores, shared_stores
+from chat_server.migrate.store_copy import StoreCopy
 from chat_server.utils.clock import Clock
 from chat_server.utils.errors import StartError, StoreUnavailable
 
-AGAIN = "the same command goes on where it stopped"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `migrate`; --config names the target."""
-    parser.description = "Copy users, messages, sessions and counters to the stores that --config names."
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--from", dest="source", type=Path, metavar="FILE", help="the settings that name the source")
-    source.add_argument("--from-go", type=Path, metavar="FILE", help="the settings of the Go original; it is only read")
-    parser.add_argument(
-        "--unregistered",
-        action="store_true",
-        help="with --from-go: also messages of names that are no users (whoever registers such a name reads them)",
-    )
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="the settings that name the target"
-    )
+RETRY = "run the same command again to continue"
 
 
 def run(options: argparse.Namespace, target: Settings) -> None:
-    """Do what the options say, and print what was done. Raises StartError and ConfigError."""
+    """Copy or import, as `options` say, and print a summary. Raises StartError and ConfigError."""
 
-    def work(lost: Callable[[str], None]) -> Coroutine[Any, Any, None]:
-        # The environment is the target's: it would make both sides one.
+    def migrate(on_takeover: Callable[[str], None]) -> Coroutine[Any, Any, None]:
+        # The environment overrides only the target: applied to both, it would make them the same stores.
         if options.from_go:
-            return _import(load(options.from_go, {}), target, lost, unregistered=options.unregistered)
-        return _move(load(options.source, {}), target, lost)
+            return _import(load(options.from_go, {}), target, on_takeover, unregistered=options.unregistered)
+        return _copy(load(options.source, {}), target, on_takeover)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_stopped(work))
+        runner.run(_until_stopped(migrate))
 
 
-async def _move(source: Settings, target: Settings, lost: Callable[[str], None]) -> None:
-    from chat_server.migrate.stores import Move  # noqa: PLC0415 - the server's start need not import it
-
-    same = shared(source, target)
-    if same == Shared(users=True, messages=True, cache=True):
-        raise StartError(f"--from {source.source} and {target.source} name the same stores: there is nothing to move")
-    stores = source.stores
+async def _copy(source: Settings, target: Settings, on_takeover: Callable[[str], None]) -> None:
+    shared = shared_stores(source, target)
+    if shared == SharedStores(users=True, messages=True, cache=True):
+        raise StartError(f"--from {source.source} and {target.source} name the same stores; there is nothing to copy")
     if "embedded" in (source.mysql.db, source.mongodb.mongodb, source.redis.redis_db):
-        database = stores.data_dir / "chat.db"
+        database = source.stores.data_dir / "chat.db"
         if not database.exists():
             raise StartError(f"--from {source.source}: there is no {database}; check DataDir")
-    async with open_exportable((source, target), Clock(), lost) as (before, after):
-        await Move(before, after, same).run()
+    async with open_exportable((source, target), Clock(), on_takeover) as (source_stores, target_stores):
+        await StoreCopy(source_stores, target_stores, shared).run()
 
 
-async def _import(original: Settings, target: Settings, lost: Callable[[str], None], *, unregistered: bool) -> None:
-    from chat_server.migrate.go_import import Import  # noqa: PLC0415 - likewise, and it imports drivers
-
-    if (original.mysql.db, original.mongodb.mongodb) != ("mysql", "mongodb"):
-        raise StartError(f"--from-go {original.source}: must name a [mysql] with Db = mysql, and a [MongoDB]")
-    async with open_exportable((target,), Clock(), lost) as (after,):
-        await Import(original, after, target.chat.max_text_bytes, unregistered=unregistered).run()
+async def _import(
+    source: Settings, target: Settings, on_takeover: Callable[[str], None], *, unregistered: bool
+) -> None:
+    if (source.mysql.db, source.mongodb.mongodb) != ("mysql", "mongodb"):
+        raise StartError(f"--from-go {source.source}: needs a section [mysql] with Db = mysql, and a section [MongoDB]")
+    async with open_exportable((target,), Clock(), on_takeover) as (target_stores,):
+        await GoImport(source, target_stores, target.chat.max_text_bytes, unregistered=unregistered).run()
 
 
 async def _until_stopped(work: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:
-    """Run `work` to its end, a signal's, or that of a lease. Raises StartError for all but the first."""
+    """Run `work` to its end. Raises StartError if a signal or another server stops it, or a store fails."""
     reasons: list[str] = []
 
     def stop(why: str) -> None:
@@ -85,6 +67,6 @@ async def _until_stopped(work: Callable[[Callable[[str], None]], Coroutine[Any, 
     try:
         await task
     except asyncio.CancelledError:
-        raise StartError(f"{reasons[0]}; {AGAIN}" if reasons else "cancelled") from None
+        raise StartError(f"{reasons[0]}; {RETRY}" if reasons else "cancelled") from None
     except StoreUnavailable as error:
-        raise StartError(f"{error}; {AGAIN}") from error
+        raise StartError(f"{error}; {RETRY}") from error

@@ -1,4 +1,4 @@
-"""Brings in what the Go original stored: users, and messages with new times within their seconds."""
+"""Imports users and messages of the Go server. The Go server knew seconds: messages get exact times within them."""
 
 import asyncio
 import hashlib
@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from chat_server.backends import ExportableStores
 from chat_server.conf import Settings
-from chat_server.migrate.checksum import PAGE, Digest, Sum, stream
+from chat_server.migrate.checksum import ConversationDigest, TotalDigest
+from chat_server.migrate.conversations import PAGE_SIZE, read_pages
+from chat_server.migrate.go_source import SEPARATOR, GoDocument, GoSource
+from chat_server.migrate.jobs import as_async, for_each, progress_bar
 from chat_server.migrate.skip_report import SkipReport
-from chat_server.migrate.spool import Draft, MessageSpool, UserSpool
-from chat_server.migrate.work import listed, progress, together
-from chat_server.model.go_source import SEPARATOR, GoMessage, GoSource
+from chat_server.migrate.spool import GoMessage, MessageSpool, UserSpool
 from chat_server.model.messages import Message, Record
 from chat_server.model.users import User
 from chat_server.service.frames import is_id
@@ -23,225 +24,243 @@ from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import Duplicate, StartError
 
 DAY = 86400
-# Within a second, the messages of different conversations begin in different places of its first half.
+# The messages of a second start at an offset that depends on the conversation, in the first half of the second.
 SPREAD = MICROSECONDS // 2
+
+RETRY = "run the same command again"
 
 Pair = tuple[str, str]
 
 
-class Import:
-    """Brings in what `original` names. Texts longer than `longest` bytes stay out, for no socket could carry them.
+class GoImport:
+    """Imports the data of the Go server that `source` names. Texts longer than `max_text` bytes are skipped.
 
-    With `unregistered`, conversations whose users are not all registered come too.
+    `unregistered`: also import conversations of names that are not registered.
     """
 
-    def __init__(self, original: Settings, target: ExportableStores, longest: int, *, unregistered: bool) -> None:
-        self._settings = original
+    def __init__(self, source: Settings, target: ExportableStores, max_text: int, *, unregistered: bool) -> None:
+        self._settings = source
         self._target = target
-        self._longest = longest
+        self._max_text = max_text
         self._unregistered = unregistered
         self._users = UserSpool()
-        self._left = SkipReport()
-        self._notes = SkipReport()
-        self._sum = Sum()
-        self._there = 0
-        self._writing = asyncio.Lock()  # times are looked for and used by one at a time
-        self._latest = Clock().now() // MICROSECONDS + DAY
+        self._skipped = SkipReport()
+        self._changed = SkipReport()
+        self._digest = TotalDigest()
+        self._already_stored = 0
+        self._assigning = asyncio.Lock()  # held from the choice of times until they are stored
+        self._max_created = Clock().now() // MICROSECONDS + DAY
 
     async def run(self) -> None:
-        """Copy, compare and print. Raises StartError where something differs in the end, StoreUnavailable."""
-        self._original = GoSource(self._settings)
+        """Import, compare and print. Raises StoreUnavailable, and StartError if source and target differ."""
+        self._source = GoSource(self._settings)
         try:
-            print(await self._bring_users())
-            print(await self._bring_messages())
+            print(await self._import_users())
+            print(await self._import_messages())
         finally:
             self._users.close()
-            await self._original.close()
-        for line in self._notes.lines():
+            await self._source.close()
+        for line in self._changed.lines():
             print(f"changed: {line}")
-        for line in self._left.lines():
-            print(f"left out: {line}")
+        for line in self._skipped.lines():
+            print(f"skipped: {line}")
 
     # --- users
 
-    async def _bring_users(self) -> str:
-        if deleted := await self._original.deleted():
-            self._left.add("deleted users", count=deleted)
-        async for page in self._original.users(PAGE):
-            for row in page:
-                self._take_user(row.name, row.password)
-        async for users in self._users.pages(PAGE):
-            await self._put_users(users)
-        return f"users: {await self._users.count()}, in the target as in the original"
+    async def _import_users(self) -> str:
+        if deleted := await self._source.count_deleted_users():
+            self._skipped.add("deleted users", count=deleted)
+        async for page in self._source.users(PAGE_SIZE):
+            for user in page:
+                self._spool_user(user.name, user.password)
+        async for users in self._users.pages(PAGE_SIZE):
+            await self._store_users(users)
+        return f"users: {await self._users.count()}, the same in the Go database and in the target"
 
-    def _take_user(self, name: str, password: str) -> None:
-        ours = normal(name)
-        if not is_name(ours):
-            self._left.add("users whose names are not valid here", name)
+    def _spool_user(self, go_name: str, password: str) -> None:
+        name = normal(go_name)
+        if not is_name(name):
+            self._skipped.add("users with invalid names", go_name)
         elif not password.startswith("$2") or len(password) != 60:
-            self._left.add("users whose passwords are no bcrypt hashes", name)
-        elif not self._users.add(name, User(ours, password)):
-            self._left.add("further rows of a name; the first is the user, as it was for the original", name)
-        elif ours != name:
-            self._notes.add("names that are written in NFC now", name)
+            self._skipped.add("users without a bcrypt password hash", go_name)
+        elif not self._users.add(go_name, User(name, password)):
+            self._skipped.add("further rows of the same name; the Go server used the first one", go_name)
+        elif name != go_name:
+            self._changed.add("names that are now in NFC", go_name)
 
-    async def _put_users(self, users: Sequence[User]) -> None:
+    async def _store_users(self, users: Sequence[User]) -> None:
         await self._target.users.put(users)
         found = await asyncio.gather(*(self._target.users.get(user.name) for user in users))
-        for user, there in zip(users, found, strict=True):
-            if there != user:
+        for user, stored in zip(users, found, strict=True):
+            if stored != user:
                 raise StartError(
-                    f"user {user.name!r} has another password in the target: that may be somebody else; "
-                    "use stores that do not have this user"
+                    f"user {user.name!r} has another password in the target and may be another person; "
+                    "use stores without this user"
                 )
 
-    # --- which collection is whose
+    # --- messages
 
-    async def _bring_messages(self) -> str:
+    async def _import_messages(self) -> str:
         owned: dict[Pair, list[tuple[str, Pair]]] = {}
         total = 0
-        for collection in await self._original.collections():
-            count = await self._original.count(collection)
-            if owner := self._owner(collection, count):
+        for collection in await self._source.collections():
+            count = await self._source.count_documents(collection)
+            if owner := self._find_owner(collection, count):
                 low, high = sorted(owner)
                 owned.setdefault((low, high), []).append((collection, owner))
                 total += count
-        with progress("messages", total) as bar:
-            await together(listed(sorted(owned)), lambda pair: self._conversation(pair, owned[pair], bar))
-        new, all_ = self._sum.messages, self._sum.messages + self._there
-        return f"messages: {all_} in {len(owned)} conversations; {new} new (digest {self._sum}), read back and equal"
+        with progress_bar("messages", total) as bar:
+            await for_each(as_async(sorted(owned)), lambda pair: self._import_conversation(pair, owned[pair], bar))
+        new = self._digest.messages
+        return (
+            f"messages: {new + self._already_stored} in {len(owned)} conversations; {new} new, read back and compared "
+            f"(digest {self._digest})"
+        )
 
-    def _owner(self, collection: str, count: int) -> Pair | None:
-        """Who wrote to whom what is in a collection; None, and a note of it, if that is not known."""
+    def _find_owner(self, collection: str, count: int) -> Pair | None:
+        """Sender and receiver of a collection; None, with an entry in the report, if they are not certain."""
         body = collection[1:-1]
         cuts = [at for at in range(len(body)) if body.startswith(SEPARATOR, at)]
         splits = [(body[:at], body[at + len(SEPARATOR) :]) for at in cuts]
-        users = [
+        owners = [
             (one, other)
             for sender, receiver in splits
-            if (one := self._users.known(sender)) and (other := self._users.known(receiver))
+            if (one := self._users.find(sender)) and (other := self._users.find(receiver))
         ]
-        if not users and self._unregistered and len(splits) == 1:
-            users = [(normal(sender), normal(receiver)) for sender, receiver in splits]
-            users = [pair for pair in users if is_name(pair[0]) and is_name(pair[1])]
-        named = f"{collection} ({count})"
-        if len(users) == 1 and users[0][0] != users[0][1]:
-            return users[0]
-        if len(users) == 1:
-            self._left.add("collections of somebody's messages to himself", named)
-        elif users:
-            self._left.add("collections that may be of several pairs of users", named)
+        if not owners and self._unregistered and len(splits) == 1:
+            owners = [(normal(sender), normal(receiver)) for sender, receiver in splits]
+            owners = [pair for pair in owners if is_name(pair[0]) and is_name(pair[1])]
+        label = f"{collection} ({count})"
+        if len(owners) == 1 and owners[0][0] != owners[0][1]:
+            return owners[0]
+        if len(owners) == 1:
+            self._skipped.add("collections of messages from a user to the same user", label)
+        elif owners:
+            self._skipped.add("collections that may belong to several pairs of users", label)
         else:
-            self._left.add("collections of names that are not both users", named)
+            self._skipped.add("collections of names that are not registered", label)
         return None
 
-    # --- a conversation
-
-    async def _conversation(self, pair: Pair, collections: Iterable[tuple[str, Pair]], bar: "tqdm[None]") -> None:
+    async def _import_conversation(
+        self, pair: Pair, collections: Iterable[tuple[str, Pair]], bar: "tqdm[None]"
+    ) -> None:
         spool = MessageSpool()
         try:
             for collection, (sender, receiver) in collections:
-                async for page in self._original.documents(collection, PAGE):
+                async for page in self._source.documents(collection, PAGE_SIZE):
                     for document in page:
-                        self._spool(spool, collection, sender, receiver, document)
+                        self._spool_message(spool, collection, sender, receiver, document)
                     bar.update(len(page))
-            read, written, last = Digest(*pair), Digest(*pair), 0
-            for drafts in spool.pages():
-                last = await self._page(pair, drafts, last, read, written)
+            expected, stored, last = ConversationDigest(*pair), ConversationDigest(*pair), 0
+            for messages in spool.pages():
+                last = await self._store_page(pair, messages, last, expected, stored)
         finally:
             spool.close()
         if not last:
             return
         await self._target.messages.update_last(*pair)
-        if read.value() != written.value():
-            raise StartError(f"the conversation of {pair[0]!r} and {pair[1]!r} differs from the original")
-        self._sum.add(written)
+        if expected.value() != stored.value():
+            raise StartError(f"the conversation of {pair[0]!r} and {pair[1]!r} differs from the Go database; {RETRY}")
+        self._digest.add(stored)
 
-    def _spool(self, spool: MessageSpool, collection: str, sender: str, receiver: str, document: GoMessage) -> None:
-        """Put a document into its place, or note why not."""
-        named = f"{document.id} in {collection}"
+    def _spool_message(
+        self, spool: MessageSpool, collection: str, sender: str, receiver: str, document: GoDocument
+    ) -> None:
+        """Add a document to the spool, or to the report of skipped ones."""
+        label = f"{document.id} in {collection}"
         if document.ghost:
-            self._left.add("ghosts without content")
+            self._skipped.add("ghosts without content")
             return
         text = _text(document)
         created = document.created
-        if wrong := document.wrong or self._wrong(created, text):
-            self._left.add(f"documents: {wrong}", named)
+        if invalid := document.invalid or self._check(created, text):
+            self._skipped.add(f"documents: {invalid}", label)
             return
         id = document.id
         if not is_id(id):
-            id = _substitute(document)
-            self._notes.add("ids that are not valid here, replaced by their digests", named)
-        draft = Draft(sender, receiver, id, text, int(created or 0), document.read)
-        if not spool.add(draft, document.order):
-            self._notes.add("ids that two messages had, one replaced by its digest", named)
-            spool.add(msgspec.structs.replace(draft, id=_substitute(document)), document.order)
+            id = _substitute_id(document)
+            self._changed.add("invalid ids, replaced by their digests", label)
+        message = GoMessage(sender, receiver, id, text, int(created or 0), document.read)
+        if not spool.add(message, document.position):
+            self._changed.add("ids of two messages, one replaced by its digest", label)
+            spool.add(msgspec.structs.replace(message, id=_substitute_id(document)), document.position)
 
-    def _wrong(self, created: float | None, text: str) -> str:
+    def _check(self, created: float | None, text: str) -> str:
+        """Why a message cannot be imported; empty if it can."""
         if created is None or not math.isfinite(created):
-            return "without the time they were created"
-        if not 1 <= created <= self._latest:
+            return "no time of creation"
+        if not 1 <= created <= self._max_created:
             return "created before 1970, or in the future"
-        if len(text.encode()) > self._longest:
-            return f"their text is longer than MaxTextBytes = {self._longest}"
+        if len(text.encode()) > self._max_text:
+            return f"a text longer than MaxTextBytes = {self._max_text}"
         return ""
 
-    async def _page(self, pair: Pair, drafts: Sequence[Draft], last: int, read: Digest, written: Digest) -> int:
-        """Store what is not there yet, after the time `last`, and read it back. Returns the last time."""
+    async def _store_page(
+        self,
+        pair: Pair,
+        page: Sequence[GoMessage],
+        last: int,
+        expected: ConversationDigest,
+        stored: ConversationDigest,
+    ) -> int:
+        """Store the new messages of a page with times after `last`, and read them back. Returns the last time."""
         messages = self._target.messages
         found = await messages.stored(
-            [Message(draft.sender, draft.receiver, draft.id, draft.text, 0) for draft in drafts]
+            [Message(message.sender, message.receiver, message.id, message.text, 0) for message in page]
         )
-        for draft, there in zip(drafts, found, strict=True):
+        for message, there in zip(page, found, strict=True):
             if there and not there.same:
                 raise StartError(
-                    f"the conversation of {pair[0]!r} and {pair[1]!r}: message {draft.id} is in the target "
-                    "with another text"
+                    f"the conversation of {pair[0]!r} and {pair[1]!r}: message {message.id} has another text "
+                    "in the target; use other stores"
                 )
-        self._there += sum(there is not None for there in found)
-        async with self._writing:
-            times = await self._times(pair, drafts, [there.time if there else 0 for there in found], last)
+        self._already_stored += sum(there is not None for there in found)
+        async with self._assigning:
+            times = await self._assign_times(pair, page, [there.time if there else 0 for there in found], last)
             new = [
-                Record(draft.sender, draft.receiver, draft.id, draft.text, time, draft.read)
-                for draft, time, there in zip(drafts, times, found, strict=True)
+                Record(message.sender, message.receiver, message.id, message.text, time, message.read)
+                for message, time, there in zip(page, times, found, strict=True)
                 if not there
             ]
             if new:
                 try:
                     await messages.put(new)
                 except Duplicate as error:
-                    raise StartError(f"the conversation of {pair[0]!r} and {pair[1]!r}: {error} is taken") from error
+                    where = f"the conversation of {pair[0]!r} and {pair[1]!r}"
+                    raise StartError(f"{where}: {error} already exists in the target; use other stores") from error
         if new:
-            read.add(new)
-            wanted = {record.time for record in new}
-            async for page in stream(messages, *pair, (new[0].time - 1, new[-1].time)):
-                written.add(record for record in page if record.time in wanted)
+            expected.add(new)
+            new_times = {record.time for record in new}
+            async for records in read_pages(messages, *pair, (new[0].time - 1, new[-1].time)):
+                stored.add(record for record in records if record.time in new_times)
         return max(last, *times)
 
-    async def _times(self, pair: Pair, drafts: Sequence[Draft], known: Sequence[int], last: int) -> list[int]:
-        """A time for each message, in order, that no other message has; `known` are those of messages already there."""
-        start = int.from_bytes(hashlib.sha256("/".join(pair).encode()).digest()[:4], "big") % SPREAD
+    async def _assign_times(
+        self, pair: Pair, page: Sequence[GoMessage], stored_times: Sequence[int], last: int
+    ) -> list[int]:
+        """Increasing, unused times after `last`. `stored_times` has the time of each stored message, 0 for new ones."""
+        offset = int.from_bytes(hashlib.sha256("/".join(pair).encode()).digest()[:4], "big") % SPREAD
         taken: set[int] = set()
         while True:
             times, newest = [], last
-            for draft, there in zip(drafts, known, strict=True):
-                time = there or max(newest + 1, draft.created * MICROSECONDS + start)
-                while not there and time in taken:
+            for message, stored_time in zip(page, stored_times, strict=True):
+                time = stored_time or max(newest + 1, message.created * MICROSECONDS + offset)
+                while not stored_time and time in taken:
                     time += 1
                 times.append(time)
                 newest = max(newest, time)
-            new = [time for time, there in zip(times, known, strict=True) if not there]
+            new = [time for time, stored_time in zip(times, stored_times, strict=True) if not stored_time]
             now_taken = await self._target.messages.used_times(new) if new else set()
             if not now_taken:
                 return times
             taken |= now_taken
 
 
-def _text(document: GoMessage) -> str:
-    """The text of a message: its content, without a first line that is its id."""
+def _text(document: GoDocument) -> str:
+    """The text of a message: its content without the first line, if that is its id."""
     first, _, rest = document.content.partition("\n")
     return rest if first == document.id else document.content
 
 
-def _substitute(document: GoMessage) -> str:
-    return "go-" + hashlib.sha256(document.order).hexdigest()[:32]
+def _substitute_id(document: GoDocument) -> str:
+    return "go-" + hashlib.sha256(document.position).hexdigest()[:32]

@@ -16,7 +16,7 @@ from chat_server.conf import MySQLSettings
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
-from chat_server.utils.tls import NotOfferedError, trouble
+from chat_server.utils.tls import NotOfferedError, permanent_tls_error
 
 T = TypeVar("T")
 
@@ -349,7 +349,7 @@ def _failure(name: str, error: BaseException) -> StoreUnavailable:
         return StoreMisconfigured(f"{name}: DbUser lacks the right {denied[0]} on DbName")
     if mistake := _MISTAKES.get(code):
         return StoreMisconfigured(f"{name}: {mistake}")
-    if why := trouble(error):
+    if why := permanent_tls_error(error):
         return StoreMisconfigured(f"{name}: no TLS ({why}); see DbTls and DbTlsCa")
     return StoreUnavailable(f"{name}: {_REFUSALS.get(code) or cause(error)}{f' (error {code})' if code else ''}")
 

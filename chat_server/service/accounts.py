@@ -80,7 +80,7 @@ class Accounts:
             raise Refused(failed, Reason.BAD_NAME, f"user_name: {RULES}", field="user_name")
         self._check_new_password(failed, "password", password)
         with _busy_is_refused(failed):
-            self._passwords.expect_room(address)
+            self._passwords.check_wait(address)
         if self._config.registrations_per_hour:
             rate = Rate(("register", address), self._config.registrations_per_hour, HOUR)
             await self._take(failed, [rate], "too many registrations from this address")
@@ -115,7 +115,7 @@ class Accounts:
         _require_own(failed, session, name)
         self._check_new_password(failed, "new_password", new)
         with _busy_is_refused(failed):
-            self._passwords.expect_room(address)
+            self._passwords.check_wait(address)
         rate = Rate(("old password", session.digest.hex()), self._config.login_failures, self._window)
         user = await self._authenticate(failed, [rate], session.user, old, address)
         with _busy_is_refused(failed):
@@ -210,8 +210,8 @@ class Accounts:
         """Check the rates and the password of a login. Raises Refused."""
         config, failed = self._config, Status.LOGIN_FAILED
         with _busy_is_refused(failed):
-            self._passwords.expect_room(address)
-        # A digest, so that the store has no list of a user's addresses.
+            self._passwords.check_wait(address)
+        # A digest, so that no list of a user's addresses is stored.
         place = hashlib.sha256(f"{address}\0{name}".encode()).hexdigest()
         known = Rate(("logged in", place), 1, KNOWN_DAYS * DAY)
         rates = [

@@ -1,4 +1,4 @@
-"""The status codes, reasons and their texts, and the errors that carry one (protocol section 4)."""
+"""Status codes, reasons, their texts, and the exceptions that carry them (docs/protocol.md section 4)."""
 
 from chat_server.status.codes import Reason, Status
 from chat_server.status.refusals import Disconnect, Refused

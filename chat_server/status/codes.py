@@ -1,10 +1,10 @@
-"""The numbers and words a program reads: they are the contract and never change their meaning."""
+"""Status codes and reasons, for programs. They are part of the contract: their meaning never changes."""
 
 from enum import IntEnum, StrEnum
 
 
 class Status(IntEnum):
-    """The status codes (protocol section 4), the same on HTTP and on the socket."""
+    """The status codes (docs/protocol.md section 4), the same for HTTP and WebSocket."""
 
     OK = 200
     BAD_REQUEST = 400
@@ -57,7 +57,7 @@ class Status(IntEnum):
 
 
 class Reason(StrEnum):
-    """Why something was refused: the closed list for programs (protocol section 4)."""
+    """The reasons of refusals, a closed list (docs/protocol.md section 4)."""
 
     BAD_JSON = "bad_json"
     BAD_FRAME = "bad_frame"

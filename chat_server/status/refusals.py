@@ -1,13 +1,13 @@
-"""The two errors that are answers: one leaves the socket open, the other closes it."""
+"""The two exceptions that become answers: Refused leaves the socket open, Disconnect closes it."""
 
 from chat_server.status.codes import Reason, Status
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is an answer, not an error of the program
-    """A request that cannot be done as asked; whoever asked is told why and may go on.
+    """A refused request. The client gets the reason and may continue.
 
-    `status` is the code of the answer, `reason` the word for programs, `why` the sentence for people,
-    `field` the name of the field that was wrong, `retry_after` the seconds after which trying again helps.
+    `status` is the code of the answer, `reason` is for programs, `why` is a sentence for people, `field` names the
+    invalid field, and `retry_after` is the number of seconds after which a retry can succeed.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Refused(Exception):  # noqa: N818 - a refusal is an answer, not an error o
 
 
 class Disconnect(Exception):  # noqa: N818 - likewise
-    """A socket that must be closed, with `code` (protocol section 2, Close codes) and the sentence `why`."""
+    """Close the socket with `code` (docs/protocol.md section 2, Close codes) and the sentence `why`."""
 
     def __init__(self, code: int, why: str) -> None:
         super().__init__(why)

@@ -1,4 +1,4 @@
-"""What people read beside each status code: the project's own words, in Chinese and in English."""
+"""The text of each status code, in Chinese and English."""
 
 from chat_server.status.codes import Status
 

@@ -1,26 +1,26 @@
-"""File descriptors: each connection is one, and a process has only so many."""
+"""Warns when the process is running out of file descriptors. Each connection needs one."""
 
 import logging
 import resource
 
 log = logging.getLogger(__name__)
 
-# Fewer than so many left are few: the stores want some, too.
-FEW = 32
+# Warn when fewer than this many are free: the stores need some, too.
+LOW = 32
 
 
 class Descriptors:
-    """Says in the log when few are left. With none the loop cuts new connections, and says nothing."""
+    """Logs when descriptors are low. Without free descriptors, the event loop drops new connections silently."""
 
     def __init__(self) -> None:
-        self._few = False
+        self._low = False
 
-    def taken(self, number: int) -> None:
-        """A connection has got that descriptor: the system gives the lowest that is free."""
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if not self._few and number >= most - FEW:
-            self._few = True
-            log.warning("descriptors low", extra={"limit": most})
-        elif self._few and number < most - 2 * FEW:
-            self._few = False
-            log.warning("descriptors available", extra={"limit": most})
+    def connection_opened(self, number: int) -> None:
+        """Check the descriptor of a new connection: the system assigns the lowest free number."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if not self._low and number >= limit - LOW:
+            self._low = True
+            log.warning("descriptors low", extra={"limit": limit})
+        elif self._low and number < limit - 2 * LOW:
+            self._low = False
+            log.warning("descriptors available", extra={"limit": limit})

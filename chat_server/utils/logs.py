@@ -1,10 +1,10 @@
-"""One line per event: readable, or JSON. Never a password, a token or a message's text.
+"""Logging: one line per event, readable or JSON, without passwords, tokens and texts of messages.
 
-What an event tells stands in `extra`. Of an exception only its type and where it came from are written:
-its text may repeat what somebody typed.
+The keys of an event are in `extra`. Of an exception only the type and the place are logged, because its text may
+contain user input.
 
-A log that nobody reads must not stop the server: a thread of its own writes the lines, and lines it cannot write are
-dropped and counted. Equal warnings and errors are logged once, and then counted.
+A log without a reader must not stop the server: a separate thread writes the lines, and lines that it cannot write are
+dropped and counted. Repeated warnings and errors are logged once and then counted.
 """
 
 import json
@@ -20,20 +20,21 @@ from contextlib import suppress
 from typing import Any
 
 STDERR = 2
-# Lines that wait to be written; further ones are dropped.
+# Lines that may wait to be written; further lines are dropped.
 MAX_LINES = 4096
-# The writer looks for counts to be logged every so many seconds, and an equal warning is logged again after so many.
+# Seconds between two checks for counts to log.
 NOTICE_SECONDS = 1.0
+# Seconds during which a repeated warning is only counted.
 REPEAT_SECONDS = 30.0
-# Different warnings that are counted at a time.
+# Different warnings that are counted at the same time.
 MAX_REPEATS = 256
-# The end of the process waits so many seconds for lines to be written.
+# Seconds that the exit of the process waits for lines to be written.
 DRAIN_SECONDS = 0.5
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-class Readable(logging.Formatter):
+class ReadableFormatter(logging.Formatter):
     """2026-11-24 08:15:30.123 INFO logged in user="1" address="127.0.0.1" """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -42,7 +43,7 @@ class Readable(logging.Formatter):
         return f"{when}.{int(record.msecs):03d} {record.levelname} {_one_line(record)} {fields}".rstrip()
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """{"time": "2026-11-24T08:15:30.123Z", "level": "INFO", "event": "logged in", "user": "1"}"""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -56,33 +57,33 @@ class JsonLines(logging.Formatter):
 
 
 class LineWriter:
-    """Writes lines to a descriptor from a daemon thread, so that no caller ever waits for a reader.
+    """Writes lines to a file descriptor in a daemon thread, so that no caller waits for the reader.
 
-    It writes to the descriptor itself: at the end of the process Python aborts if a thread is inside of sys.stderr.
-    Every second, `notices` may add lines of its own; it is told how many lines were dropped since it last was.
+    It does not use sys.stderr, because Python aborts at exit if a thread is using that. Once per second, `notices` may
+    add lines; its argument is the number of lines dropped since the last notice was written.
     """
 
     def __init__(self, descriptor: int, notices: Callable[[int], list[str]] = lambda dropped: []) -> None:
         self._descriptor = descriptor
         self._notices = notices
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
-        self._refused = self._lost = self._reported = 0  # lines: by callers, by the thread, told to `notices`
-        self._noticed = 0.0
+        self._not_queued = self._not_written = self._reported = 0  # numbers of dropped lines
+        self._last_notice = 0.0
         self._closed = False
         threading.Thread(target=self._run, name="line-writer", daemon=True).start()
 
     def put(self, line: str) -> None:
-        """Have a line written. It is dropped if too many wait."""
+        """Queue a line. It is dropped if the queue is full."""
         if not self._closed:
             self._put(line)
 
     def drain(self) -> None:
-        """Wait until all lines are written, but not for long."""
+        """Wait until all lines are written, at most DRAIN_SECONDS."""
         with self._lines.all_tasks_done:
             self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, DRAIN_SECONDS)
 
     def close(self) -> None:
-        """Write what is left, but not for long, and end the thread. Idempotent."""
+        """Write the queued lines, for at most DRAIN_SECONDS, and stop the thread. Idempotent."""
         if not self._closed:
             self._closed = True
             self._put(None)
@@ -92,7 +93,7 @@ class LineWriter:
         try:
             self._lines.put_nowait(line)
         except queue.Full:
-            self._refused += 1
+            self._not_queued += 1
 
     def _run(self) -> None:
         line: str | None = ""
@@ -103,14 +104,14 @@ class LineWriter:
                 self._write_notices()
                 continue
             if line is not None and not self._write(line):
-                self._lost += 1
-            elif line is None or time.monotonic() - self._noticed >= NOTICE_SECONDS:
+                self._not_written += 1
+            elif line is None or time.monotonic() - self._last_notice >= NOTICE_SECONDS:
                 self._write_notices()
             self._lines.task_done()
 
     def _write_notices(self) -> None:
-        self._noticed = time.monotonic()
-        dropped = self._refused + self._lost
+        self._last_notice = time.monotonic()
+        dropped = self._not_queued + self._not_written
         written = [self._write(notice) for notice in self._notices(dropped - self._reported)]
         if all(written):
             self._reported = dropped
@@ -121,25 +122,27 @@ class LineWriter:
             while data:
                 try:
                     data = data[os.write(self._descriptor, data) :]
-                except BlockingIOError:  # another process has made the pipe that both write to non-blocking
+                except BlockingIOError:  # another process made the shared pipe non-blocking
                     select.select([], [self._descriptor], [])
-        except (OSError, MemoryError):  # the reader is gone, the disk is full
+        except (OSError, MemoryError):  # the reader has closed the pipe, or the disk is full
             return False
         return True
 
 
-class Repeats:
-    """Finds warnings and errors that say the same again: the same place in the code, cause and kind of exception.
+class RepeatFilter:
+    """Detects repeated warnings and errors: the same place in the code, cause and type of exception.
 
-    The first is logged at once. Those that follow within REPEAT_SECONDS are counted, and then logged as one.
+    The first one is logged. Later ones within REPEAT_SECONDS are counted, and then logged as one record.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[Hashable, tuple[float, int, logging.LogRecord]] = {}  # since when, how many more, the first
+        self._seen: dict[
+            Hashable, tuple[float, int, logging.LogRecord]
+        ] = {}  # time, count of repetitions, first record
 
     def suppress(self, record: logging.LogRecord, now: float) -> bool:
-        """Count a record that says again what was logged; returns whether it is one."""
+        """Return whether the record repeats an earlier one, and count it."""
         if record.levelno < logging.WARNING:
             return False
         error = record.exc_info[0] if record.exc_info else None
@@ -154,16 +157,16 @@ class Repeats:
             if seen := self._seen.get(key):
                 since, count, first = seen
                 self._seen[key] = (since, count + 1, first)
-            elif len(self._seen) < MAX_REPEATS:  # not the record itself, whose frames hold on to large objects
+            elif len(self._seen) < MAX_REPEATS:  # a copy: the frames of the record's exception keep large objects alive
                 self._seen[key] = (now, 0, event(record.getMessage(), record.levelno, **_fields(record)))
             return seen is not None
 
-    def due(self, now: float, *, early: bool = False) -> list[logging.LogRecord]:
-        """For each warning that was repeated, a record as the first one, with the number of `repeated` ones."""
+    def due(self, now: float, *, at_exit: bool = False) -> list[logging.LogRecord]:
+        """The records to log now: a copy of each repeated record with the number of repetitions in `repeated`."""
         due = []
         with self._lock:
             for key, (since, count, first) in list(self._seen.items()):
-                if now - since < REPEAT_SECONDS and not early:
+                if now - since < REPEAT_SECONDS and not at_exit:
                     continue
                 if count:
                     due.append(event(first.getMessage(), first.levelno, **_fields(first), repeated=count))
@@ -174,37 +177,37 @@ class Repeats:
 
 
 class BackgroundHandler(logging.Handler):
-    """Logs through a LineWriter, without repetitions, and says how many lines were dropped."""
+    """Logs through a LineWriter, filters repetitions, and reports the number of dropped lines."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self._repeats = Repeats()
+        self._repeats = RepeatFilter()
         self._writer = LineWriter(descriptor, self._notices)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand the record over."""
+        """Queue the record."""
         try:
             if not self._repeats.suppress(record, time.monotonic()):
                 self._writer.put(self.format(record))
         except Exception as error:
-            with suppress(Exception):  # no memory is left
+            with suppress(Exception):  # out of memory
                 at = f"{record.pathname}:{record.lineno}"
                 failure = event("log line failed", logging.ERROR, at=at, exception=type(error).__name__)
                 self._writer.put(self.format(failure))
 
     def flush(self) -> None:
-        """Write what is left, counts included, but not for long. The end of the process calls it."""
+        """Write the queued lines and the counts, for at most DRAIN_SECONDS. Python calls this at exit."""
         self._put_counts()
         self._writer.drain()
 
     def close(self) -> None:
-        """Write what is left, but not for long, and end the thread."""
+        """Write the queued lines and the counts, for at most DRAIN_SECONDS, and stop the thread."""
         super().close()
         self._put_counts()
         self._writer.close()
 
     def _put_counts(self) -> None:
-        for record in self._repeats.due(time.monotonic(), early=True):
+        for record in self._repeats.due(time.monotonic(), at_exit=True):
             self._writer.put(self.format(record))
 
     def _notices(self, dropped: int) -> list[str]:
@@ -215,7 +218,7 @@ class BackgroundHandler(logging.Handler):
 
 
 def event(text: str, level: int = logging.INFO, /, **keys: object) -> logging.LogRecord:
-    """A record that did not come from a logger."""
+    """Create a log record without a logger."""
     record = logging.LogRecord(__name__, level, "", 0, text, None, None)
     vars(record).update(keys)
     return record
@@ -224,13 +227,13 @@ def event(text: str, level: int = logging.INFO, /, **keys: object) -> logging.Lo
 def set_up(app_mode: str) -> None:
     """Log to standard error: JSON lines in release mode, readable lines in debug mode."""
     handler = BackgroundHandler(STDERR)
-    handler.setFormatter(JsonLines() if app_mode == "release" else Readable())
+    handler.setFormatter(JsonFormatter() if app_mode == "release" else ReadableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("aiohttp").setLevel(logging.ERROR)  # its warnings repeat up to 8 KB of what a client sent
+    logging.getLogger("aiohttp").setLevel(logging.ERROR)  # its warnings contain up to 8 KB of client input
 
 
 def flush() -> None:
-    """Wait for the lines that were logged to be written, but not for long."""
+    """Wait until all logged lines are written, at most DRAIN_SECONDS."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 

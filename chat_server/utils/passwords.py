@@ -1,4 +1,4 @@
-"""Passwords: their preparation, and bcrypt in a small thread pool, so that many logins do not slow down chat."""
+"""Prepares and hashes passwords. bcrypt runs in a small thread pool, so that many logins do not slow down chat."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from chat_server.utils.threads import lower_priority
 
 T = TypeVar("T")
 
-LONGEST = 72  # bytes: what bcrypt takes into account
+MAX_BYTES = 72  # bcrypt ignores further bytes
 # NFC combines at most three code points into two bytes, so longer input cannot become a valid password.
-MAX_INPUT = 2 * LONGEST
-_NOT_TEXT = ("Cc", "Cs", "Co", "Cn")  # categories of code points: control, surrogate, private use, unassigned
+MAX_INPUT = 2 * MAX_BYTES
+_NOT_TEXT = ("Cc", "Cs", "Co", "Cn")  # Unicode categories: control, surrogate, private use, unassigned
 
 
 class TooBusy(Exception):  # noqa: N818 - an answer
-    """A password would wait too long to be hashed; `retry_after` says, in seconds, when to come back."""
+    """Too many passwords wait to be hashed. A retry can succeed after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"the wait would be {retry_after:.0f} s")
@@ -30,9 +30,9 @@ class TooBusy(Exception):  # noqa: N818 - an answer
 
 
 def prepare(password: str) -> str:
-    """The form in which a password is hashed: the profile OpaqueString of RFC 8265.
+    """Prepare a password for hashing with the profile OpaqueString of RFC 8265.
 
-    Spaces become U+0020, then NFC. Input that is too long for a password is returned as it is.
+    All spaces become U+0020, then NFC. Input that is too long for a password is returned unchanged.
     """
     if password.isascii() or len(password) > MAX_INPUT:
         return password
@@ -40,79 +40,81 @@ def prepare(password: str) -> str:
     return unicodedata.normalize("NFC", spaced)
 
 
-def bad_password(password: str, shortest: int) -> str:
-    """The rule that a new password breaks; empty if it breaks none. `shortest` in bytes.
+def bad_password(password: str, min_bytes: int) -> str:
+    """The rule that a new password breaks; empty if it is valid.
 
-    Of the code points that RFC 8264 disallows in a FreeformClass, controls, surrogates, private use and unassigned ones
-    are refused. Joiners and variation selectors are not: keyboards insert them into emoji.
+    RFC 8264 disallows more code points in a FreeformClass than the refused ones (controls, surrogates, private use,
+    unassigned). Joiners and variation selectors are allowed, because keyboards insert them into emoji.
     """
     prepared = prepare(password)
-    is_text = len(prepared) <= LONGEST and not any(unicodedata.category(char) in _NOT_TEXT for char in prepared)
-    if is_text and shortest <= len(prepared.encode()) <= LONGEST:
+    is_text = len(prepared) <= MAX_BYTES and not any(unicodedata.category(char) in _NOT_TEXT for char in prepared)
+    if is_text and min_bytes <= len(prepared.encode()) <= MAX_BYTES:
         return ""
-    return f"{shortest} to {LONGEST} bytes in UTF-8, no control characters"
+    return f"{min_bytes} to {MAX_BYTES} bytes in UTF-8, no control characters"
 
 
 class Passwords:
-    """Hashes and checks passwords with bcrypt at `cost`. No request waits longer than `patience` seconds.
+    """Hashes and checks passwords with bcrypt at `cost`. No request waits longer than `timeout` seconds.
 
-    The time of a hash is measured continually, so a request that would wait longer is refused at once (TooBusy).
-    Clients, named by their addresses, take turns. A caller that is cancelled leaves the queue.
+    The duration of a hash is measured continuously: requests that would wait too long get TooBusy immediately. Clients,
+    identified by their addresses, take turns. A cancelled caller leaves the queue.
     """
 
-    def __init__(self, cost: int, patience: float) -> None:
+    def __init__(self, cost: int, timeout: float) -> None:
         self._cost = cost
-        self._patience = patience
-        self._threads = max(1, min(4, (os.cpu_count() or 2) - 1))  # one core stays with the event loop
+        self._timeout = timeout
+        self._threads = max(1, min(4, (os.cpu_count() or 2) - 1))  # leave one core to the event loop
         self._pool = ThreadPoolExecutor(self._threads, "passwords", initializer=lower_priority)
         self._turns = FairSemaphore(self._threads)
-        self._seconds = 2**cost * 7e-5  # per turn: an estimate until the first measurement
+        self._seconds = 2**cost * 7e-5  # duration of one turn: an estimate until the first measurement
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
+        """The number of requests that wait for their turn."""
         return self._turns.waiting
 
-    def expect_room(self, client: str) -> None:
-        """Raise TooBusy if a password of this client would wait too long now: then nothing need be asked or counted."""
+    def check_wait(self, client: str) -> None:
+        """Raise TooBusy if a password of this client would wait too long, before any store is used for the request."""
         wait = self._turns.turns_before(client) / self._threads * self._seconds
-        if wait > self._patience:
+        if wait > self._timeout:
             raise TooBusy(wait)
 
     async def hash(self, password: str, client: str = "") -> str:
-        """The bcrypt hash of a password that is not bad. Raises TooBusy."""
+        """Hash a valid password with bcrypt. Raises TooBusy."""
         secret = prepare(password).encode()
-        hashed = await self._turn(client, lambda: bcrypt.hashpw(secret, bcrypt.gensalt(self._cost)))
+        hashed = await self._run_in_turn(client, lambda: bcrypt.hashpw(secret, bcrypt.gensalt(self._cost)))
         return hashed.decode()
 
     async def check(self, password: str, hashed: str | None, client: str = "") -> bool:
-        """Whether `hashed` is of this password. None, for an unknown user, costs the same and is False. Raises TooBusy.
+        """Check a password against a hash. None, for an unknown user, takes as long and returns False. Raises TooBusy.
 
-        A hash may also be of the unprepared password: early versions and the Go server made such hashes. How many
-        hashes a check computes depends on the password alone.
+        Early versions and the Go server hashed the unprepared password, so both forms are checked. The number of
+        computed hashes depends only on the password.
         """
         secrets = _secrets(password)
-        known = (hashed or _hash_of_nothing(self._cost)).encode()
+        known = (hashed or _unmatchable_hash(self._cost)).encode()
 
         def check_all() -> bool:
-            right = [bcrypt.checkpw(secret, known) for secret in secrets or [b""]]  # all of them, always
-            return any(right)
+            matches = [
+                bcrypt.checkpw(secret, known) for secret in secrets or [b""]
+            ]  # always all: the time must not show which one matches
+            return any(matches)
 
-        return await self._turn(client, check_all) and bool(secrets) and hashed is not None
+        return await self._run_in_turn(client, check_all) and bool(secrets) and hashed is not None
 
     def close(self) -> None:
-        """End the threads when they are done with what they do."""
+        """Stop the threads after their current hash."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _turn(self, client: str, work: Callable[[], T]) -> T:
-        self.expect_room(client)
+    async def _run_in_turn(self, client: str, work: Callable[[], T]) -> T:
+        self.check_wait(client)
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 await self._turns.acquire(client)
-        except TimeoutError:  # clients that came later took turns too
-            raise TooBusy(self._patience) from None
+        except TimeoutError:  # later clients also took turns
+            raise TooBusy(self._timeout) from None
         hashing = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, work)
-        # The turn lasts as long as its thread is busy, also if the caller is cancelled.
+        # The turn lasts until its thread is free, even if the caller is cancelled.
         hashing.add_done_callback(lambda _: self._turns.release())
         result, self._seconds = await asyncio.shield(hashing)
         return result
@@ -124,14 +126,14 @@ class Passwords:
 
 
 def _secrets(password: str) -> Sequence[bytes]:
-    """What may have been hashed for this password: its prepared form, then its own bytes where they differ."""
+    """The byte strings that may have been hashed for this password: prepared, and unprepared if that differs."""
     if len(password) > MAX_INPUT:
         return []
     forms = dict.fromkeys(form.encode() for form in (prepare(password), password))
-    # bcrypt refuses longer input, and reads input with a NUL as if it were repeated.
-    return [form for form in forms if len(form) <= LONGEST and 0 not in form]
+    # bcrypt refuses longer input, and reads input with a NUL as a repetition.
+    return [form for form in forms if len(form) <= MAX_BYTES and 0 not in form]
 
 
-def _hash_of_nothing(cost: int) -> str:
-    """A hash of that cost that no password has: checking against it takes as long as against a real one."""
+def _unmatchable_hash(cost: int) -> str:
+    """A hash that matches no password. A check against it takes as long as against a real one."""
     return f"$2b${cost:02d}$" + "." * 53

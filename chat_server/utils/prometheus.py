@@ -28,7 +28,7 @@ class PrometheusMetrics(Metrics):
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._answers = Answers()
+        self._answers = FrameCollector()
         self._registry.register(self._answers)
         self._slow = self._counter("chat_slow_readers", "Sockets closed with 1013 because they read too slowly.")
         self._lag = self._histogram("chat_loop_lag_seconds", "How late the event loop was.", SECONDS)
@@ -87,7 +87,7 @@ class PrometheusMetrics(Metrics):
         return Histogram(name, meaning, labels, registry=self._registry, buckets=buckets)
 
 
-class Answers(Collector):
+class FrameCollector(Collector):
     """Frames by op and answer, counted in a plain dict: a Counter of prometheus_client costs ten times as much."""
 
     def __init__(self) -> None:

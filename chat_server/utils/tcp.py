@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection: a peer's progress that frames do not show."""
+"""The progress of a TCP connection as the kernel sees it, even in the middle of a frame."""
 
 import fcntl
 import socket
@@ -11,9 +11,9 @@ _TCP_INFO = struct.Struct("=120xQQ")
 
 
 def progress(sock: socket.socket) -> tuple[int, int, int]:
-    """Bytes received so far, bytes of ours acknowledged so far, and bytes in the kernel not acknowledged yet.
+    """The numbers of bytes received, bytes acknowledged by the peer, and bytes in the send queue of the kernel.
 
-    All 0 where the system does not tell: then only frames and the transport's buffer show progress.
+    All are 0 on systems without TCP_INFO: there, only frames and the transport's buffer show progress.
     """
     if sys.platform != "linux":
         return 0, 0, 0
@@ -21,7 +21,7 @@ def progress(sock: socket.socket) -> tuple[int, int, int]:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         (waiting,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))
     except (OSError, ValueError):
-        return 0, 0, 0  # closed meanwhile (uvloop raises ValueError), or no TCP
+        return 0, 0, 0  # already closed (uvloop raises ValueError), or not TCP
     if len(info) < _TCP_INFO.size:
         return 0, 0, 0
     acked, received = _TCP_INFO.unpack(info)

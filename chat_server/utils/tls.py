@@ -1,23 +1,23 @@
-"""TLS that cannot be had: told from a server that is only away."""
+"""Distinguishes TLS errors that a retry cannot solve from servers that are unavailable."""
 
 import ssl
 
-# What a handshake that was cut off looks like: the server may be about to start, or to end.
+# Errors of an interrupted handshake: the server may be starting or stopping.
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class NotOfferedError(OSError):
-    """The server speaks no TLS, and to speak without it was not asked for."""
+    """The server does not support TLS, but the settings require it."""
 
 
-def trouble(error: BaseException) -> str:
-    """Why there can be no TLS, if that is behind `error`; empty if it is something else, or may pass."""
+def permanent_tls_error(error: BaseException) -> str:
+    """The permanent TLS error that caused `error`; empty if the cause is another one, or a retry may succeed."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ssl.SSLCertVerificationError):
-            return f"the certificate is not good: {seen.verify_message}"
+            return f"the certificate is not valid: {seen.verify_message}"
         if isinstance(seen, NotOfferedError):
-            return "the server does not offer it"
+            return "the server does not support it"
         if isinstance(seen, ssl.SSLError) and not isinstance(seen, _CUT_OFF):
             return seen.reason
         seen = seen.__cause__ or seen.__context__

@@ -12,7 +12,7 @@ import pytest
 
 from chat_server.backends import ExportableStores, open_exportable
 from chat_server.conf import Settings, load
-from chat_server.migrate.checksum import LATEST
+from chat_server.migrate.conversations import MAX_TIME
 from chat_server.model.messages import Record
 from chat_server.utils.clock import Clock
 from tests import servers
@@ -169,7 +169,7 @@ async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
 async def all_records(stores: ExportableStores, pair: tuple[str, str], count: int) -> list[Record]:
     """Return all stored records of a conversation, read in pages of `count`."""
     records: list[Record] = []
-    while page := await stores.messages.records(*pair, records[-1].time if records else 0, LATEST, count):
+    while page := await stores.messages.records(*pair, records[-1].time if records else 0, MAX_TIME, count):
         records += page
     return records
 

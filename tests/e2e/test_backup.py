@@ -115,7 +115,7 @@ async def test_a_backup_names_the_data_in_database_servers(deployment: Deploymen
     await deployment.run("restore", copy)
     deployment.stores["CHAT_MONGODB_MONGODB"] = "mongodb"
     output = await deployment.run("backup", copy.with_name("again.db"))
-    assert "NOT in this copy: messages are in MongoDB (mongodump)" in output
+    assert "NOT in this backup: messages are in MongoDB (mongodump)" in output
     deployment.stores |= {"CHAT_MYSQL_DB": "mysql", "CHAT_REDIS_REDISDB": "redis"}
     line = await deployment.run_failing("backup", copy.with_name("more.db"))
     for word in ("mysqldump", "mongodump", "dump.rdb"):
@@ -152,7 +152,7 @@ async def test_verify_refuses_missing_empty_and_open_files(deployment: Deploymen
 async def test_restore_brings_back_all_data_and_ends_sessions(deployment: Deployment, copy: Path) -> None:
     output = await deployment.run("restore", copy)
     assert "2 users, 2 messages in 1 conversations" in output
-    assert "2 sessions ended: everybody logs in again" in output
+    assert "2 sessions ended: all users must log in again" in output
     assert stat.S_IMODE(deployment.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((deployment.folder / "chat.db").stat().st_mode) == 0o600
     async with deployment.serving() as server:

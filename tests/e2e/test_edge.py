@@ -11,7 +11,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from chat_server.api.headers import secure
+from chat_server.api.headers import add_security_headers
 from tests import raw
 from tests.e2e.http_helpers import (
     ENDPOINTS,
@@ -93,7 +93,7 @@ async def test_every_metrics_answer_has_the_security_headers(tmp_path: Path) -> 
 def test_a_page_keeps_its_own_headers() -> None:
     own = {"Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'", "Cache-Control": "max-age=60"}
     response = web.Response(headers=own)
-    secure(response)
+    add_security_headers(response)
     assert {name: response.headers[name] for name in own} == own
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import websockets
 
-from chat_server.utils.logs import JsonLines, Readable
+from chat_server.utils.logs import JsonFormatter, ReadableFormatter
 from tests.e2e.http_helpers import check_refusal, open_socket, post, send_bytes, send_request, sql, try_login
 from tests.harness import ServerHandle, SubprocessServer, serving, subprocess_server, wait_until
 
@@ -192,7 +192,7 @@ async def test_debug_level_lines_contain_no_secret(tmp_path: Path, caplog: pytes
     records = [record for record in caplog.records if not record.name.startswith(CLIENTS)]
     assert {record.name.partition(".")[0] for record in records} >= {"chat_server", "asyncio"}
     assert logging.DEBUG in {record.levelno for record in records}
-    for formatter in (Readable(), JsonLines()):
+    for formatter in (ReadableFormatter(), JsonFormatter()):
         lines = [formatter.format(record) for record in records]
         check_no_secret(lines, tokens)
         assert all(len(line.splitlines()) == 1 for line in lines)
@@ -208,7 +208,7 @@ def record(message: str = "an event", error: BaseException | None = None, **extr
     return log_record
 
 
-@pytest.mark.parametrize("formatter", [Readable(), JsonLines()])
+@pytest.mark.parametrize("formatter", [ReadableFormatter(), JsonFormatter()])
 def test_every_log_record_is_one_line(formatter: logging.Formatter) -> None:
     for text in ("a\nb", "a\r\nb", "a\x0b\x0c\x1c\x1db"):
         for log_record in (record(text), record(value=text), record(value=[text, {text: text}])):
@@ -217,12 +217,12 @@ def test_every_log_record_is_one_line(formatter: logging.Formatter) -> None:
 
 def test_every_json_log_line_is_valid_json() -> None:
     for value in ("日本", '"\\', None, 1, 1.5, {"a": [1]}, Path("/x"), b"\xff", object()):
-        event = json.loads(JsonLines().format(record(value=value)))
+        event = json.loads(JsonFormatter().format(record(value=value)))
         assert (event["event"], event["level"]) == ("an event", "INFO")
         assert "value" in event
 
 
-@pytest.mark.parametrize("formatter", [Readable(), JsonLines()])
+@pytest.mark.parametrize("formatter", [ReadableFormatter(), JsonFormatter()])
 def test_an_error_is_logged_by_type_and_place_without_its_text(formatter: logging.Formatter) -> None:
     def fail() -> None:
         try:

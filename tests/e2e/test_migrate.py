@@ -126,7 +126,7 @@ async def test_a_migration_to_servers_and_back_changes_nothing(configs: ConfigFi
     assert f"users: {len(NAMES)}" in output
     assert "messages: 25 in 4 conversations" in output
     assert f"sessions: {len(NAMES)}" in reverse_output
-    assert "counters of strangers: 2" in reverse_output
+    assert "contact limits: 2" in reverse_output
 
 
 @pytest.mark.parametrize("mixture", ["mysql", "mongodb", "redis", "mysql redis"])
@@ -188,7 +188,7 @@ async def test_an_interrupted_migration_says_how_to_continue(configs: ConfigFile
         child.terminate()
         _, err = await child.communicate()
     assert child.returncode == 1
-    assert err.decode() == "chat-server: interrupted; the same command goes on where it stopped\n"
+    assert err.decode() == "chat-server: interrupted; run the same command again to continue\n"
 
 
 async def test_a_killed_database_ends_the_migration_with_one_line(configs: ConfigFiles) -> None:
@@ -211,7 +211,7 @@ async def test_a_killed_database_ends_the_migration_with_one_line(configs: Confi
     assert "Traceback" not in result.err
     last = result.err.splitlines()[-1]
     assert last.startswith("chat-server: MongoDB")
-    assert last.endswith("; the same command goes on where it stopped")
+    assert last.endswith("; run the same command again to continue")
     await migrate_successfully(source, target)
     assert await stored_data(target, 500) == await stored_data(source, 500)
 

@@ -115,8 +115,8 @@ async def test_users_and_messages_are_imported(configs: ConfigFiles, stores: str
     assert [(user.name, user.password) for user in users] == [(name, GO_HASH) for name in ("1", "2", "a.b", "שלום")]
     assert "users: 4" in output
     assert "messages: 8 in 2 conversations; 8 new" in output
-    assert "left out: 2 ghosts without content\n" in output
-    assert "left out: 1 deleted users\n" in output
+    assert "skipped: 2 ghosts without content\n" in output
+    assert "skipped: 1 deleted users\n" in output
     times = [record.time // MICROSECONDS - T for record in (await stored_data(target))["messages"]["1", "2"]]
     assert times == [0, 0, 0, 5, 6, 7, 7]
 
@@ -184,9 +184,9 @@ async def test_names_with_the_separator_are_resolved_or_reported(configs: Config
     source = write_go_data(configs, users, documents, deleted=["gone"])
     output = await import_go(source, target)
     assert list((await stored_data(target))["messages"]) == [("a", "bSEPc")]
-    assert "1 collections that may be of several pairs of users: pxSEPySEPzp (1)" in output
-    assert "1 collections of somebody's messages to himself: p1SEP1p (1)" in output
-    assert "4 collections of names that are not both users" in output
+    assert "1 collections that may belong to several pairs of users: pxSEPySEPzp (1)" in output
+    assert "1 collections of messages from a user to the same user: p1SEP1p (1)" in output
+    assert "4 collections of names that are not registered" in output
     assert all(name in output for name in ("p1SEPnobodyp (2)", "p1SEPgonep (1)", "pbobSEPap (1)", "pSEPSEPSEPp (1)"))
     await import_go(source, target, "--unregistered")
     pairs = [("1", "gone"), ("1", "nobody"), ("a", "bSEPc"), ("a", "bob")]
@@ -227,18 +227,18 @@ async def test_invalid_data_is_reported_and_counted(configs: ConfigFiles) -> Non
     )
     assert len({id for _, id, _, _ in found}) == 6
     for line in (
-        "left out: 4 users whose names are not valid here",
-        "left out: 1 users whose passwords are no bcrypt hashes: plain",
-        "left out: 1 further rows of a name; the first is the user, as it was for the original: 2",
-        "changed: 1 names that are written in NFC now",
-        "changed: 2 ids that are not valid here, replaced by their digests",
-        "changed: 1 ids that two messages had, one replaced by its digest",
-        "left out: 1 documents: its _id is a int",
-        "left out: 1 documents: its content is a int: no-text in p1SEP2p",
-        "left out: 3 documents: without the time they were created",
-        "left out: 2 documents: created before 1970, or in the future",
-        "left out: 1 documents: their text is longer than MaxTextBytes = 16384: long in p1SEP2p",
-        "left out: 1 collections of names that are not both users: p1SEPbob smithp (1)",
+        "skipped: 4 users with invalid names",
+        "skipped: 1 users without a bcrypt password hash: plain",
+        "skipped: 1 further rows of the same name; the Go server used the first one: 2",
+        "changed: 1 names that are now in NFC",
+        "changed: 2 invalid ids, replaced by their digests",
+        "changed: 1 ids of two messages, one replaced by its digest",
+        "skipped: 1 documents: its _id is a int",
+        "skipped: 1 documents: its content is a int: no-text in p1SEP2p",
+        "skipped: 3 documents: no time of creation",
+        "skipped: 2 documents: created before 1970, or in the future",
+        "skipped: 1 documents: a text longer than MaxTextBytes = 16384: long in p1SEP2p",
+        "skipped: 1 collections of names that are not registered: p1SEPbob smithp (1)",
     ):
         assert line in output, output
     assert "secret" not in output.replace("plain", "")
@@ -259,6 +259,6 @@ async def test_a_user_of_the_target_gets_no_foreign_messages(configs: ConfigFile
 
 async def test_an_invalid_go_source_is_one_error_line(configs: ConfigFiles) -> None:
     embedded, target = configs.write_ini("embedded"), configs.write_ini("target")
-    assert "must name a [mysql]" in await refused_migration("--from-go", embedded, "--config", target)
+    assert "needs a section [mysql]" in await refused_migration("--from-go", embedded, "--config", target)
     empty = configs.write_ini("empty", "mysql mongodb")
     assert "has no table chat_demo_user" in await refused_migration("--from-go", empty, "--config", target)

@@ -39,7 +39,7 @@ async def test_an_added_user_can_log_in(deployment: Deployment) -> None:
 async def test_a_name_is_stored_in_its_normal_form(deployment: Deployment) -> None:
     await deployment.run("user", "add", "e\u0301", typed=PASSWORD)
     assert await deployment.run("user", "list") == "é\tenabled\n"
-    assert "é exists already" in await deployment.run_failing("user", "add", "é", typed=PASSWORD)
+    assert "é already exists" in await deployment.run_failing("user", "add", "é", typed=PASSWORD)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "System", "a/b", "x" * 65])
@@ -87,12 +87,12 @@ async def test_invalid_lines_are_named_and_the_others_added(deployment: Deployme
     assert (code, out) == (1, "added dora\n")
     errors = dict(line.split(": ", 1) for line in err.splitlines())
     assert errors.keys() == {"line 1", "line 2", "line 3", "line 4", "line 5", "line 8", "chat-server"}
-    assert "anna exists already" in errors["line 1"]
-    assert "a name, a tab, a password" in errors["line 2"]
+    assert "anna already exists" in errors["line 1"]
+    assert "a name, a tab and a password" in errors["line 2"]
     assert "1 to 64 letters" in errors["line 3"]
     assert "6 to 72 bytes" in errors["line 4"]
     assert "without spaces" in errors["line 5"]
-    assert "dora exists already" in errors["line 8"]
+    assert "dora already exists" in errors["line 8"]
     assert "6 of 7 lines failed" in errors["chat-server"]
     for secret in (PASSWORD, "short", "only-one-word"):
         assert secret not in err
@@ -112,7 +112,7 @@ async def test_input_that_is_not_utf_8_adds_nothing(deployment: Deployment) -> N
     child = await run_py("user", "add", "--many", environ=deployment.environ, stdin=asyncio.subprocess.PIPE)
     out, err = await child.communicate(f"anna\t{PASSWORD}\nben\t\xff{PASSWORD}\n".encode("latin-1"))
     assert (child.returncode, out) == (1, b"")
-    assert err == b"chat-server: line 2: is not UTF-8 text; nothing was added\n"
+    assert err == b"chat-server: line 2: is not UTF-8 text; no user was added; save the file as UTF-8\n"
 
 
 async def test_add_takes_a_name_or_many(deployment: Deployment) -> None:
@@ -141,7 +141,7 @@ async def test_a_terminal_asks_twice_for_a_hidden_password(deployment: Deploymen
         )
         os.close(other)
         shown = b""
-        for typed, prompt in ((PASSWORD, b"password: "), (again, b"the same again: ")):
+        for typed, prompt in ((PASSWORD, b"password: "), (again, b"password again: ")):
             while prompt not in shown:
                 shown += await asyncio.to_thread(os.read, terminal, 1024)
             os.write(terminal, typed.encode() + b"\n")
@@ -232,7 +232,7 @@ async def test_a_removed_user_with_messages_leaves_nothing(deployment: Deploymen
             code, out, _ = await removing
             assert code == 0
             assert "deleted" in out
-            assert "in 1 conversations and 1 counters; the name is free" in out
+            assert "in 1 conversations and 1 contact limits; the name is free" in out
             assert refused_
             assert refused_["reason"] == "no_such_user"
             assert await message_texts(three) == ["others"]
@@ -267,7 +267,7 @@ async def test_a_removed_user_with_kept_messages_keeps_the_name(deployment: Depl
             assert "was removed" in await deployment.run_failing("user", *arguments)
         assert "was removed" in await deployment.run_failing("user", "reset-password", "1", typed=PASSWORD)
         assert await deployment.run("user", "list") == "1\tremoved\n2\tenabled\n3\tenabled\n"
-    assert "conversations and 2 counters; the name is free" in await deployment.run(
+    assert "conversations and 2 contact limits; the name is free" in await deployment.run(
         "user", "remove", "1", "--messages", "delete"
     )
     await deployment.run("user", "add", "1", typed=PASSWORD)

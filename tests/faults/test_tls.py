@@ -141,11 +141,11 @@ async def test_a_certificate_of_another_authority_is_a_clear_start_error(
     tmp_path: Path, encrypted: Encrypted, arguments: tuple[str, ...]
 ) -> None:
     line = await said(tmp_path, mysql_over_tls(encrypted, encrypted.other), *arguments)
-    assert f"MySQL at 127.0.0.1:{encrypted.mysql.port}: no TLS (the certificate is not good" in line
+    assert f"MySQL at 127.0.0.1:{encrypted.mysql.port}: no TLS (the certificate is not valid" in line
     assert "DbTlsCa" in line
-    assert "no TLS (the certificate is not good" in await said(tmp_path, mysql_over_tls(encrypted, ""), *arguments)
+    assert "no TLS (the certificate is not valid" in await said(tmp_path, mysql_over_tls(encrypted, ""), *arguments)
     line = await said(tmp_path, redis_over_tls(encrypted, encrypted.other), *arguments)
-    assert f"Redis at 127.0.0.1:{encrypted.redis_port}: no TLS (the certificate is not good" in line
+    assert f"Redis at 127.0.0.1:{encrypted.redis_port}: no TLS (the certificate is not valid" in line
     assert "RedisAddr" in line
 
 
@@ -156,8 +156,8 @@ async def test_nothing_is_left_open_where_tls_cannot_be_had(tmp_path: Path, encr
         for stores, why in (
             (mysql_over_tls(encrypted, encrypted.other), "DbTlsCa"),
             (mysql_over_tls(encrypted, "/nowhere"), "DbTlsCa"),
-            (mysql_over_tls(encrypted, encrypted.ours) | servers.environ(mysql=plain), "does not offer it"),
-            (redis_over_tls(encrypted, encrypted.other), "certificate is not good"),
+            (mysql_over_tls(encrypted, encrypted.ours) | servers.environ(mysql=plain), "does not support it"),
+            (redis_over_tls(encrypted, encrypted.other), "certificate is not valid"),
             (redis_over_tls(encrypted, encrypted.ours) | {"CHAT_REDIS_REDISADDR": "x://"}, "neither"),
         ):
             with pytest.raises(StartError, match=why):

@@ -268,7 +268,7 @@ def test_the_environment_overrides_any_key(tmp_path: Path) -> None:
 def test_an_unknown_variable_is_a_warning_with_a_hint(variable: str, nearest: str) -> None:
     [warning] = load(None, {variable: SECRET}).warnings
     assert variable in warning
-    assert f"the nearest is {nearest}" in warning
+    assert f"did you mean {nearest}?" in warning
     assert SECRET not in warning
 
 
@@ -532,7 +532,7 @@ def test_no_empty_or_absurd_value_opens_anything(key: str) -> None:
 @pytest.mark.parametrize("value", ["0", "00", "0x0", "0.0", "000.0.0.0", "127.1", "[::1]", "a b", "1.2.3.4:80", "/x"])
 def test_an_address_is_whole_or_refused(key: str, value: str) -> None:
     """To the system 0 is every address."""
-    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 is every address"):
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 is all IPv4 addresses"):
         load(None, {f"CHAT_SERVICE_{key.upper()}": value})
 
 

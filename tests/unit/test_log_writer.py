@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from chat_server.utils.logs import MAX_LINES, MAX_REPEATS, REPEAT_SECONDS, BackgroundHandler, LineWriter, Repeats
+from chat_server.utils.logs import MAX_LINES, MAX_REPEATS, REPEAT_SECONDS, BackgroundHandler, LineWriter, RepeatFilter
 from tests.harness import wait_until
 
 
@@ -107,7 +107,7 @@ def record(
 
 
 def test_equal_warnings_are_logged_once_and_then_counted() -> None:
-    repeats = Repeats()
+    repeats = RepeatFilter()
     assert [repeats.suppress(record(), now) for now in range(5)] == [False, True, True, True, True]
     assert repeats.due(REPEAT_SECONDS - 1) == []
     [counted] = repeats.due(REPEAT_SECONDS)
@@ -121,7 +121,7 @@ def test_equal_warnings_are_logged_once_and_then_counted() -> None:
 
 def test_different_warnings_are_all_logged() -> None:
     """Of another place, cause or kind of exception; and whatever is no warning."""
-    repeats = Repeats()
+    repeats = RepeatFilter()
     others = [record(line=2), record(why="it is full"), record(error=ValueError()), record(error=KeyError())]
     for one in (record(), *others, record(level=logging.ERROR)):
         assert not repeats.suppress(one, 0)
@@ -135,7 +135,7 @@ def test_different_warnings_are_all_logged() -> None:
 
 def test_the_table_of_warnings_is_bounded() -> None:
     """Those that find no place are logged."""
-    repeats = Repeats()
+    repeats = RepeatFilter()
     for number in range(MAX_REPEATS + 100):
         assert not repeats.suppress(record(why=str(number)), 0)
     assert repeats.suppress(record(why="0"), 0)

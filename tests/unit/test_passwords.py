@@ -13,7 +13,7 @@ import pytest
 from chat_server.conf import AccountSettings
 from chat_server.service.accounts import Accounts
 from chat_server.status import Reason, Refused
-from chat_server.utils.passwords import LONGEST, MAX_INPUT, Passwords, TooBusy, prepare
+from chat_server.utils.passwords import MAX_BYTES, MAX_INPUT, Passwords, TooBusy, prepare
 from tests.harness import TIMEOUT, wait_until
 
 # Slow enough that what is asked for meanwhile has to wait.
@@ -23,13 +23,13 @@ SLOW = 11
 @pytest.fixture
 async def passwords() -> AsyncIterator[Passwords]:
     """Quick ones."""
-    passwords = Passwords(cost=4, patience=60)
+    passwords = Passwords(cost=4, timeout=60)
     yield passwords
     passwords.close()
 
 
 async def test_a_hash_is_of_its_password_alone(passwords: Passwords) -> None:
-    for password in ("secret1", "日本語日本語", "x" * LONGEST, " "):
+    for password in ("secret1", "日本語日本語", "x" * MAX_BYTES, " "):
         hashed = await passwords.hash(password)
         assert await passwords.check(password, hashed)
         for other in (password + "x", password[:-1], password.swapcase() + "!"):
@@ -42,7 +42,7 @@ async def test_the_same_password_has_another_hash_each_time(passwords: Passwords
 
 async def test_a_hash_has_the_cost_of_the_settings() -> None:
     for cost in (4, 5):
-        passwords = Passwords(cost, patience=60)
+        passwords = Passwords(cost, timeout=60)
         assert (await passwords.hash("secret1")).startswith(f"$2b$0{cost}$")
         passwords.close()
 
@@ -57,8 +57,8 @@ async def test_hashes_made_by_go_verify(passwords: Passwords) -> None:
 
 
 async def test_a_password_that_is_longer_than_bcrypt_takes_is_nobodys(passwords: Passwords) -> None:
-    hashed = await passwords.hash("x" * LONGEST)
-    for longer in ("x" * (LONGEST + 1), "x" * 10_000, "日" * 25):
+    hashed = await passwords.hash("x" * MAX_BYTES)
+    for longer in ("x" * (MAX_BYTES + 1), "x" * 10_000, "日" * 25):
         assert not await passwords.check(longer, hashed)
 
 
@@ -87,7 +87,7 @@ async def test_an_unknown_user_costs_the_same_number_of_hashes(
         return check(secret, hashed)
 
     monkeypatch.setattr(bcrypt, "checkpw", counting)
-    right = password if len(password.encode()) <= LONGEST and "\0" not in password else "secret1"
+    right = password if len(password.encode()) <= MAX_BYTES and "\0" not in password else "secret1"
     unprepared = bcrypt.hashpw(right.encode(), bcrypt.gensalt(4)).decode()
     costs = []
     for hashed in (None, await passwords.hash("another1"), await passwords.hash(right), unprepared, ""):
@@ -95,7 +95,7 @@ async def test_an_unknown_user_costs_the_same_number_of_hashes(
         await passwords.check(password, hashed)
         costs.append(len(checked))
     assert len(set(costs)) == 1
-    assert costs[0] == (2 if prepare(password) != password and len(password.encode()) <= LONGEST else 1)
+    assert costs[0] == (2 if prepare(password) != password and len(password.encode()) <= MAX_BYTES else 1)
 
 
 def test_only_short_passwords_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_only_short_passwords_are_prepared(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(unicodedata, "normalize", counting)
     for part in ("\u0301", "\u0315\u0300", "\u3000", "\u03b1\u0313\u0300\u0345"):
-        for size in (LONGEST, MAX_INPUT, MAX_INPUT + 1, 16384):
+        for size in (MAX_BYTES, MAX_INPUT, MAX_INPUT + 1, 16384):
             prepare((part * size)[:size])
     assert max(lengths) == MAX_INPUT
 
@@ -117,11 +117,11 @@ def test_a_prepared_byte_stems_from_at_most_two_code_points() -> None:
     """MAX_INPUT relies on it."""
     for point in range(0x110000):
         composed = chr(point).encode("utf-8", "surrogatepass")
-        assert len(unicodedata.normalize("NFD", chr(point))) <= len(composed) * MAX_INPUT // LONGEST
+        assert len(unicodedata.normalize("NFD", chr(point))) <= len(composed) * MAX_INPUT // MAX_BYTES
 
 
 async def test_clients_take_turns() -> None:
-    passwords = Passwords(cost=4, patience=60)
+    passwords = Passwords(cost=4, timeout=60)
     order: list[str] = []
 
     async def hash_for(client: str) -> None:
@@ -137,13 +137,13 @@ async def test_clients_take_turns() -> None:
 
 
 async def test_a_flood_of_one_client_leaves_room_for_others() -> None:
-    passwords = Passwords(SLOW, patience=5)
+    passwords = Passwords(SLOW, timeout=5)
     await passwords.hash("secret1")
     flood = [asyncio.create_task(passwords.hash("secret1", "flood")) for _ in range(500)]
     await asyncio.sleep(0)
     with pytest.raises(TooBusy):
-        passwords.expect_room("flood")
-    passwords.expect_room("neighbour")
+        passwords.check_wait("flood")
+    passwords.check_wait("neighbour")
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
@@ -154,7 +154,7 @@ async def test_nobodys_password_takes_the_time_of_somebodys() -> None:
     """The same time whether the user or the password is wrong: it is that of the cost, not a fixed or a short one."""
 
     async def seconds(cost: int, password: str) -> float:
-        passwords = Passwords(cost, patience=60)
+        passwords = Passwords(cost, timeout=60)
         taken = []
         for _ in range(3):
             started = time.perf_counter()
@@ -168,7 +168,7 @@ async def test_nobodys_password_takes_the_time_of_somebodys() -> None:
 
 
 async def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
-    passwords = Passwords(SLOW, patience=0.001)
+    passwords = Passwords(SLOW, timeout=0.001)
     hashed = await passwords.hash("secret1")
     answers = await asyncio.gather(*(passwords.check("secret1", hashed) for _ in range(16)), return_exceptions=True)
     busy = [answer for answer in answers if isinstance(answer, TooBusy)]
@@ -192,7 +192,7 @@ async def test_who_is_cancelled_leaves_the_queue(passwords: Passwords) -> None:
 
 
 async def test_the_event_loop_goes_on_while_passwords_are_hashed() -> None:
-    passwords = Passwords(SLOW, patience=60)
+    passwords = Passwords(SLOW, timeout=60)
     hashing = asyncio.create_task(passwords.hash("secret1"))
     turns = 0
     while not hashing.done():
@@ -204,7 +204,7 @@ async def test_the_event_loop_goes_on_while_passwords_are_hashed() -> None:
 
 async def test_the_threads_are_few_and_end_with_it() -> None:
     before = set(threading.enumerate())
-    passwords = Passwords(cost=4, patience=60)
+    passwords = Passwords(cost=4, timeout=60)
     await asyncio.gather(*(passwords.hash("secret1") for _ in range(50)))
     threads = [thread for thread in threading.enumerate() if thread not in before]
     assert 1 <= len(threads) <= 4
@@ -214,7 +214,7 @@ async def test_the_threads_are_few_and_end_with_it() -> None:
 
 async def test_a_login_that_would_wait_too_long_is_refused_before_a_store_is_asked() -> None:
     no_store: Any = None
-    passwords = Passwords(SLOW, patience=0)
+    passwords = Passwords(SLOW, timeout=0)
     accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store)
     under_way = asyncio.create_task(passwords.hash("secret1"))
     await asyncio.sleep(0)  # it has its turn
