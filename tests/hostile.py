@@ -87,12 +87,12 @@ BODIES = {
 }
 
 
-def of_size(pattern: str, size: int, encoding: str = "utf-8") -> str:
+def repeated(pattern: str, size: int, encoding: str = "utf-8") -> str:
     """Return the pattern, repeated as often as fits into `size` bytes."""
     return pattern * (size // len(pattern.encode(encoding)))
 
 
-def cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return the CPU time in seconds that all threads of a process have used, with nanosecond resolution (Linux)."""
     return sum(_thread_nanoseconds(Path(f"/proc/{pid}/task"))) / 1e9
 

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.harness import SubprocessServer
-from tests.hostile import BODIES, HEADERS, MAX_FRAME_SECONDS, MAX_REQUEST_SECONDS, PATTERNS, cpu
+from tests.hostile import BODIES, HEADERS, MAX_FRAME_SECONDS, MAX_REQUEST_SECONDS, PATTERNS, cpu_seconds
 
 T = TypeVar("T")
 
@@ -99,9 +99,9 @@ def search(server: SubprocessServer, examples: int, number: int) -> tuple[Slowes
         @given(strategy)
         def costs(given: T) -> None:
             nonlocal found
-            before = cpu(pid)
+            before = cpu_seconds(pid)
             size = send(given)
-            cost = cpu(pid) - before
+            cost = cpu_seconds(pid) - before
             target(cost * 1e9 / (size + OVERHEAD), label="CPU time in ns per byte")
             found = max(found, SlowestInput(cost, size, show(given)))
             assert cost < bound, (cost, show(given))

@@ -1,47 +1,51 @@
-"""Between a browser and a server: a door that holds sockets back, and a network that is slow and loses them."""
+"""Proxies between a browser and a server: one holds back WebSocket upgrades, one is slow and drops connections."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from tests.harness import ServerHandle
 
+# Copies bytes in both directions: client reader and writer, then server reader and writer.
+Relay = Callable[
+    [asyncio.StreamReader, asyncio.StreamWriter, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
+]
 
-class Door(NamedTuple):
-    """The server as it is seen from before the door, and what opens that."""
 
-    outside: ServerHandle
-    opened: asyncio.Event
+class HoldingProxy(NamedTuple):
+    """The server behind the proxy, and the event that lets upgrades pass."""
+
+    server: ServerHandle
+    upgrades_allowed: asyncio.Event
 
 
 @asynccontextmanager
-async def door(server: ServerHandle) -> AsyncIterator[Door]:
-    """A closed door."""
-    opened = asyncio.Event()
+async def holding_proxy(server: ServerHandle) -> AsyncIterator[HoldingProxy]:
+    """Run a proxy that holds back WebSocket upgrades until `upgrades_allowed` is set."""
+    allowed = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(server.host, server.port)
-        try:
-            await asyncio.gather(carry(reader, back, opened), carry(there, writer))
-        except OSError:
-            pass  # one of them has left
-        finally:
-            back.close()
-            writer.close()
+    async def relay(
+        client: asyncio.StreamReader,
+        to_client: asyncio.StreamWriter,
+        upstream: asyncio.StreamReader,
+        to_upstream: asyncio.StreamWriter,
+    ) -> None:
+        await asyncio.gather(_copy(client, to_upstream, allowed), _copy(upstream, to_client))
 
-    listener = await asyncio.start_server(serve, server.host, 0)
-    async with listener:
-        yield Door(ServerHandle(server.host, listener.sockets[0].getsockname()[1]), opened)
+    async with _proxy(server, relay) as proxied:
+        yield HoldingProxy(proxied, allowed)
 
 
 @asynccontextmanager
 async def bad_network(server: ServerHandle, delay: float, cut_after: int) -> AsyncIterator[ServerHandle]:
-    """Everything takes `delay` seconds in either direction, and each of the first connections is cut after so many
-    bytes from the browser, twice as many each time."""
+    """Run a proxy that delays all data by `delay` seconds and drops the first four WebSocket connections.
+
+    The first one is dropped after `cut_after` bytes from the browser, each following one after twice as many.
+    """
     limits = [cut_after * 2**times for times in range(4)]
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: float) -> None:
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: float) -> None:
         while limit > 0 and (data := await reader.read(1024)):
             await asyncio.sleep(delay)
             limit -= len(data)
@@ -49,17 +53,33 @@ async def bad_network(server: ServerHandle, delay: float, cut_after: int) -> Asy
             await writer.drain()
         raise ConnectionResetError
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(server.host, server.port)
-        first = await reader.read(65536)
-        back.write(first)
+    async def relay(
+        client: asyncio.StreamReader,
+        to_client: asyncio.StreamWriter,
+        upstream: asyncio.StreamReader,
+        to_upstream: asyncio.StreamWriter,
+    ) -> None:
+        first = await client.read(65536)
+        to_upstream.write(first)
         limit = limits.pop(0) if limits and b"Upgrade: websocket" in first else float("inf")
+        await asyncio.gather(copy(client, to_upstream, limit), copy(upstream, to_client, float("inf")))
+
+    async with _proxy(server, relay) as proxied:
+        yield proxied
+
+
+@asynccontextmanager
+async def _proxy(server: ServerHandle, relay: Relay) -> AsyncIterator[ServerHandle]:
+    """Listen on a free port and run `relay` for each connection, until one direction ends."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, to_upstream = await asyncio.open_connection(server.host, server.port)
         try:
-            await asyncio.gather(pass_on(reader, back, limit), pass_on(there, writer, float("inf")))
+            await relay(reader, writer, upstream, to_upstream)
         except OSError:
-            pass  # cut, or one of them has left
+            pass  # the proxy or a peer has closed the connection
         finally:
-            back.close()
+            to_upstream.close()
             writer.close()
 
     listener = await asyncio.start_server(serve, server.host, 0)
@@ -67,13 +87,13 @@ async def bad_network(server: ServerHandle, delay: float, cut_after: int) -> Asy
         yield ServerHandle(server.host, listener.sockets[0].getsockname()[1])
 
 
-async def carry(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, opened: asyncio.Event | None = None
+async def _copy(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upgrades_allowed: asyncio.Event | None = None
 ) -> None:
-    """Write what is read, up to the end; an upgrade when it is `opened`."""
+    """Copy data until the connection ends; hold back an upgrade until `upgrades_allowed` is set."""
     while data := await reader.read(65536):
-        if opened and b"Upgrade: websocket" in data:
-            await opened.wait()
+        if upgrades_allowed and b"Upgrade: websocket" in data:
+            await upgrades_allowed.wait()
         writer.write(data)
         await writer.drain()
-    raise ConnectionResetError  # the other direction ends with this one
+    raise ConnectionResetError  # ends the other direction, too

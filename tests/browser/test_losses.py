@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from tests.browser.person import TELEPHONE, Window, at_a_browser, person
-from tests.browser.proxy import bad_network, door
+from tests.browser.proxy import bad_network, holding_proxy
 from tests.harness import PASSWORD, ServerHandle, serving, subprocess_server, wait_until
 from tests.servers import free_port
 
@@ -40,7 +40,7 @@ async def test_the_server_is_killed_while_messages_are_under_way(browser: Browse
 async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(
     browser: Browser, server: ServerHandle
 ) -> None:
-    async with door(server) as (outside, opened), person(browser, outside, "alice") as alice:
+    async with holding_proxy(server) as (outside, opened), person(browser, outside, "alice") as alice:
         find = alice.page.get_by_role("textbox", name="Search")
         await find.fill("bob")
         await find.press("Enter")

@@ -8,7 +8,7 @@ from axe_playwright_python.async_playwright import Axe  # type: ignore[import-un
 from playwright.async_api import Browser, ViewportSize, expect
 
 from tests.browser.person import Window, at_a_browser, person
-from tests.browser.proxy import door
+from tests.browser.proxy import holding_proxy
 from tests.browser.views import ME, full, views
 from tests.e2e.http_helpers import sql
 from tests.harness import PASSWORD, ServerHandle, serving
@@ -159,7 +159,7 @@ async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server
 @pytest.mark.parametrize("name", ["Call 555 now", "nobody\u202e", "System"])
 async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: ServerHandle, name: str) -> None:
     """The name in an address is shown once the server has confirmed that there is such a user."""
-    async with door(server) as (outside, opened), at_a_browser(browser, outside, "alice") as someone:
+    async with holding_proxy(server) as (outside, opened), at_a_browser(browser, outside, "alice") as someone:
         alice = await someone.window(f"/chat/test?{httpx.QueryParams({'uid': 'alice', 'to_uid': name})}#{name}")
         await alice.log_in()
         heading = alice.page.get_by_role("heading", level=2)

@@ -25,13 +25,13 @@ async def open_server(folder: Path, *users: str, **settings: Any) -> AsyncIterat
         yield server
 
 
-def memory(server: SubprocessServer) -> int:
+def resident_memory(server: SubprocessServer) -> int:
     """Return the resident memory of the server in bytes."""
     pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
     return pages * 4096
 
 
-async def page(two: raw.RawSocket, count: int) -> None:
+async def read_page(two: raw.RawSocket, count: int) -> None:
     """Read a complete page of `count` messages."""
     assert [(await two.receive()).get("id") for _ in range(count)] == [f"m{n}" for n in range(count)]
     assert (await two.receive())["content"] == str(count)
@@ -48,10 +48,10 @@ async def test_pages_wait_for_a_stopped_reader_and_then_continue(tmp_path: Path)
             await two.write(raw.request(3) + raw.request(2, "-200") + raw.request(3) + raw.request(7, "-1"))
             await two.wait_stalled()
             assert (await one.answer(7, "-1"))["op_type"] == 40023  # other users are not delayed
-            await page(two, MANY)
+            await read_page(two, MANY)
             newest = [f"m{n}" for n in range(MANY)][-200:]
             assert [(await two.receive()).get("id") for _ in range(len(newest) + 1)] == [*newest, None]
-            await page(two, MANY)
+            await read_page(two, MANY)
             assert (await two.answer())["op_type"] == 40023
 
 
@@ -63,7 +63,7 @@ async def test_many_short_pages_wait_for_the_reader_like_a_long_one(tmp_path: Pa
             asking = asyncio.create_task(two.write(raw.request(2, "-20") * count))
             await two.wait_stalled()
             for _ in range(count):
-                await page(two, 20)
+                await read_page(two, 20)
             await asking
 
 
@@ -78,19 +78,19 @@ async def test_a_page_never_closes_a_socket_with_a_small_outbox(tmp_path: Path) 
         async with raw.chat(server, "2", to="1", buffer=4096) as two:
             await two.put(3)
             await two.wait_stalled()
-            await page(two, MANY)
+            await read_page(two, MANY)
 
 
 async def test_memory_stays_bounded_while_many_readers_stop(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", users=("1", "2"), StrangerLimit=0) as server:
         await raw.store_messages(server, "1", "2", MANY)
-        before = memory(server)
+        before = resident_memory(server)
         sockets = [raw.chat(server, "2", to="1", buffer=4096) for _ in range(20)]
         readers = [await one.__aenter__() for one in sockets]
         for reader in readers:
             await reader.put(3)
         await asyncio.gather(*(reader.wait_stalled() for reader in readers))
-        grown = memory(server) - before
+        grown = resident_memory(server) - before
         for one in sockets:
             await one.__aexit__(None, None, None)
         assert grown < 100 * MIB  # the frames of all unread messages would take more than 120 MB
@@ -102,14 +102,14 @@ async def test_live_messages_over_outbox_bytes_close_with_1013(
     """A socket that reads in time gets the same messages; the closed one leaves them unread."""
     async with open_server(tmp_path, "1", "2", OutboxBytes=262144) as server:
         async with raw.chat(server, "2", buffer=4096) as slow, raw.chat(server, "2") as quick:
-            await asyncio.gather(raw.store_messages(server, "1", "2", MANY), received(quick, MANY))
+            await asyncio.gather(raw.store_messages(server, "1", "2", MANY), read_messages(quick, MANY))
             assert await slow.wait_closed() in (1013, None)  # None: the close frame no longer fitted into the buffers
         async with raw.chat(server, "2", to="1") as two:
             await two.put(3)
-            await page(two, MANY)
+            await read_page(two, MANY)
 
 
-async def received(two: raw.RawSocket, count: int) -> None:
+async def read_messages(two: raw.RawSocket, count: int) -> None:
     """Read `count` live messages without answering pings."""
     assert [(await two.receive())["id"] for _ in range(count)] == [f"m{n}" for n in range(count)]
 
@@ -127,7 +127,7 @@ async def test_a_sender_that_never_reads_is_stopped(tmp_path: Path) -> None:
     ):
         # Each answer lists all ids that were not found, so the unread data grows fast.
         marks = raw.request(4, "\n".join(f"{n:064}" for n in range(200))) + raw.request(1, "m1\nhello")
-        sending = asyncio.create_task(until_cut(one, marks * 10))
+        sending = asyncio.create_task(send_until_closed(one, marks * 10))
         chats = 0
         while not sending.done():
             assert (await three.send(f"c{chats}\nhello"))["op_type"] == 40018
@@ -139,7 +139,7 @@ async def test_a_sender_that_never_reads_is_stopped(tmp_path: Path) -> None:
         assert await one.wait_closed() in (1013, None)
 
 
-async def until_cut(one: raw.RawSocket, data: bytes) -> None:
+async def send_until_closed(one: raw.RawSocket, data: bytes) -> None:
     """Send `data` repeatedly until the server ends the connection."""
     with suppress(ConnectionError):
         async with asyncio.timeout(3 * TIMEOUT):
@@ -157,7 +157,7 @@ async def test_a_client_is_not_read_while_its_own_requests_wait(tmp_path: Path) 
             size = len(frames[0])
             sent_bytes = await two.flood(b"".join(frames), 2000 * size)
             assert sent_bytes < 1900 * size  # the rest is in the kernel's buffers and, to a small part, in the server
-            await page(two, MANY)
+            await read_page(two, MANY)
             assert [(await two.answer())["id"] for _ in range(sent_bytes // size)] == [
                 f"r{n:04}" for n in range(sent_bytes // size)
             ]

@@ -16,11 +16,11 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
         yield server
 
 
-def short(frame: Frame) -> tuple[int, str, str | None]:
+def summary(frame: Frame) -> tuple[int, str, str | None]:
     return frame["op_type"], frame["content"], frame.get("reason")
 
 
-async def refused(chat: ChatClient, content: str) -> str:
+async def refusal_reason(chat: ChatClient, content: str) -> str:
     """Return the reason why the server refuses this broadcast."""
     frame = await chat.answer(6, content)
     assert (frame["op_type"], frame["from"]) == (40008, "System")
@@ -33,7 +33,7 @@ async def test_a_broadcast_reaches_all_sockets_of_all_other_users(server: Server
         one = await stack.enter_async_context(server.chat("1", to="2"))
         others = [await stack.enter_async_context(server.chat(user)) for user in ("2", "2", "3")]
         others.append(await stack.enter_async_context(server.chat("2", sync=True)))
-        assert short(await one.answer(6, "hello")) == (40009, "2", None)
+        assert summary(await one.answer(6, "hello")) == (40009, "2", None)
         for other in others:
             frame = await other.receive()
             assert {key: frame[key] for key in frame if key != "time"} == {
@@ -49,12 +49,12 @@ async def test_a_broadcast_reaches_all_sockets_of_all_other_users(server: Server
 
 async def test_the_answer_says_how_many_users_it_reached(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        assert short(await one.answer(6, "hello")) == (40009, "0", None)
+        assert summary(await one.answer(6, "hello")) == (40009, "0", None)
         async with server.chat("2"), server.chat("3"), server.chat("3"), server.chat("1"):
-            assert short(await one.answer(6, "hello")) == (40009, "2", None)
+            assert summary(await one.answer(6, "hello")) == (40009, "2", None)
 
         async def nobody_else_is_online() -> bool:
-            return short(await one.answer(6, "hello")) == (40009, "0", None)
+            return summary(await one.answer(6, "hello")) == (40009, "0", None)
 
         await wait_until(nobody_else_is_online)
 
@@ -66,12 +66,12 @@ async def test_a_broadcast_reaches_the_sender_s_other_sync_sockets(server: Serve
         server.chat("1", to="2", sync=True) as sync,
         server.chat("1", to="2") as plain,
     ):
-        assert short(await one.answer(6, "hello")) == (40009, "0", None)
+        assert summary(await one.answer(6, "hello")) == (40009, "0", None)
         frame = await sync.receive()
         assert (frame["from"], frame["to"], frame["op_type"], frame["content"]) == ("1", "ALL", 40011, "hello")
         for chat in (one, sync, plain):
             await chat.expect_nothing()
-        assert short(await plain.answer(6, "again")) == (40009, "0", None)
+        assert summary(await plain.answer(6, "again")) == (40009, "0", None)
         for chat in (one, sync):
             assert (await chat.receive())["content"] == "again"
         await plain.expect_nothing()
@@ -91,7 +91,7 @@ async def test_a_broadcast_is_not_stored(server: ServerHandle) -> None:
 async def test_the_whole_content_of_a_broadcast_is_its_text(server: ServerHandle) -> None:
     async with server.chat("1") as one, server.chat("2") as two:
         for content in ("a\nb", "no id!\nhello", "\nhello", "\n", "\0", "אבג", "😀", "名" * 5461 + "a"):
-            assert short(await one.answer(6, content)) == (40009, "1", None)
+            assert summary(await one.answer(6, content)) == (40009, "1", None)
             frame = await two.receive()
             assert frame["content"] == content
             assert "id" not in frame
@@ -99,15 +99,15 @@ async def test_the_whole_content_of_a_broadcast_is_its_text(server: ServerHandle
 
 async def test_an_empty_or_too_long_broadcast_is_refused(server: ServerHandle) -> None:
     async with server.chat("1") as one, server.chat("2") as two:
-        assert await refused(one, "") == "empty"
-        assert await refused(one, "名" * 5461 + "ab") == "too_long"
+        assert await refusal_reason(one, "") == "empty"
+        assert await refusal_reason(one, "名" * 5461 + "ab") == "too_long"
         await two.expect_nothing()
 
 
 async def test_a_broadcast_ignores_to(server: ServerHandle) -> None:
     async with server.chat("1", to="3") as one, server.chat("2") as two:
         frame = await one.answer(6, "hello", to="2")
-        assert short(frame) == (40009, "1", None)
+        assert summary(frame) == (40009, "1", None)
         assert (await two.receive())["to"] == "ALL"
 
 
@@ -119,12 +119,12 @@ async def test_broadcasts_per_minute_counts_all_sockets_of_a_user(tmp_path: Path
         server.chat("1") as again,
         server.chat("2") as two,
     ):
-        assert await refused(one, "") == "empty"
+        assert await refusal_reason(one, "") == "empty"
         for chat in (one, again, one):
             assert (await chat.answer(6, "hello"))["op_type"] == 40009
             await two.receive()
         for chat in (one, again):
-            assert await refused(chat, "one more") == "too_many"
+            assert await refusal_reason(chat, "one more") == "too_many"
         await two.expect_nothing()
         assert (await two.answer(6, "mine"))["op_type"] == 40009
         for chat in (one, again):

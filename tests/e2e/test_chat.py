@@ -23,7 +23,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
         yield server
 
 
-def short(frame: Frame) -> tuple[Any, ...]:
+def summary(frame: Frame) -> tuple[Any, ...]:
     """Return the code, the reason and the message id of an answer."""
     return frame["op_type"], frame.get("reason"), frame.get("id")
 
@@ -91,14 +91,14 @@ async def test_the_first_line_is_the_id_and_the_rest_is_the_text(server: ServerH
 async def test_an_id_has_1_to_64_allowed_characters(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for id in ("a", "0", "A-Z_a.z:0-9", ":", "x" * 64):
-            assert short(await one.send(f"{id}\nhello")) == (40019, None, id)
+            assert summary(await one.send(f"{id}\nhello")) == (40019, None, id)
 
 
 async def test_an_invalid_id_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         for id in ("a b", "é", "x" * 65, "m1\r", "a/b", " ", "m1 ", ">m1", "*", "\0", "m,n", "m1\u2028"):
             refusal = await one.send(f"{id}\nhello")
-            assert short(refusal) == (40008, "bad_id", None)
+            assert summary(refusal) == (40008, "bad_id", None)
             assert "id" in refusal["content"]
         assert await stored(one) == []
 
@@ -139,7 +139,7 @@ async def test_a_foreign_from_is_refused_with_40008_for_every_op(
     async with server.chat("1", to="2") as one, server.chat("2") as two:
         for claimed in ("2", "3", "nobody", "System", " 1"):
             refusal, *_ = await one.ask(op_type, content, **{"from": claimed})
-            assert short(refusal) == (40008, "wrong_from", "m1" if op_type == 1 else None)
+            assert summary(refusal) == (40008, "wrong_from", "m1" if op_type == 1 else None)
         [page, _] = await one.ask(2, "0-200")
         assert (page["content"], page["read"]) == ("m0\nfirst", False)
         await two.expect_nothing()
@@ -156,9 +156,9 @@ async def test_an_invalid_to_is_refused_with_the_code_of_the_op(
     id = "m1" if op_type == 1 else None
     async with server.chat("1", to="2") as one, server.chat("1") as without:
         for nobody in ("4", "nobody", "System", "ALL", "a b", "\0", "x" * 1000, "2 ", "２"):
-            assert short(await one.answer(op_type, content, to=nobody)) == (code, "no_such_user", id)
-        assert short(await one.answer(op_type, content, to="1")) == (code, "to_yourself", id)
-        assert short(await without.answer(op_type, content)) == (code, "no_such_user", id)
+            assert summary(await one.answer(op_type, content, to=nobody)) == (code, "no_such_user", id)
+        assert summary(await one.answer(op_type, content, to="1")) == (code, "to_yourself", id)
+        assert summary(await without.answer(op_type, content)) == (code, "no_such_user", id)
         assert await stored(one) == []
 
 
@@ -182,13 +182,13 @@ async def test_user_names_in_frames_are_normalised(server: ServerHandle) -> None
         assert [(await two.receive())["to"] for _ in range(2)] == ["é", "é"]
         assert (await two.send("m3\nhello", **{"from": "e\u0301"}))["op_type"] == 40018
         assert (await one.receive())["from"] == "é"
-        assert short(await two.send("m4\nhello", to="e\u0301")) == (40008, "to_yourself", "m4")
+        assert summary(await two.send("m4\nhello", to="e\u0301")) == (40008, "to_yourself", "m4")
 
 
 async def test_type_is_1_or_missing(server: ServerHandle) -> None:
     types: list[Any] = [0, 2, -1, "1", True, None, 1.5, [1]]
     async with server.chat("1", to="2") as one:
-        assert short(await one.answer(1, "hello"))[0] == 40019
+        assert summary(await one.answer(1, "hello"))[0] == 40019
         for odd in types:
             refusal = await one.answer(1, "hello", type=odd)
             assert (refusal["op_type"], refusal["reason"]) == (40000, "bad_frame")
@@ -198,7 +198,7 @@ async def test_type_is_1_or_missing(server: ServerHandle) -> None:
 async def test_unknown_keys_are_ignored(server: ServerHandle) -> None:
     more = {"id": "other", "time": 1, "read": True, "reason": None, "x": {"op_type": 2, "from": ["3"]}, "": 0}
     async with server.chat("1", to="2") as one, server.chat("2") as two:
-        assert short(await one.send("m1\nhello", **more)) == (40018, None, "m1")
+        assert summary(await one.send("m1\nhello", **more)) == (40018, None, "m1")
         assert set(await two.receive()) == {"from", "to", "type", "op_type", "content", "msg", "id", "time"}
 
 
@@ -207,10 +207,10 @@ async def test_unknown_keys_are_ignored(server: ServerHandle) -> None:
 
 async def test_an_empty_text_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        assert short(await one.send("")) == (40008, "empty", None)
-        assert short(await one.send("\n")) == (40008, "empty", None)
-        assert short(await one.send("m1\n")) == (40008, "empty", "m1")
-        assert short(await one.answer(1, to="2"))[:2] == (40008, "empty")
+        assert summary(await one.send("")) == (40008, "empty", None)
+        assert summary(await one.send("\n")) == (40008, "empty", None)
+        assert summary(await one.send("m1\n")) == (40008, "empty", "m1")
+        assert summary(await one.answer(1, to="2"))[:2] == (40008, "empty")
         assert await stored(one) == []
 
 
@@ -221,17 +221,17 @@ async def test_a_text_has_at_most_max_text_bytes_in_utf8(tmp_path: Path) -> None
     ):
         for size, letter in enumerate(("a", "é", "名", "😀"), 1):
             longest = letter * (24 // size)
-            assert short(await one.send(f"m{size}\n{longest}")) == (40019, None, f"m{size}")
-            assert short(await one.send(longest))[0] == 40019
-            assert short(await one.send(f"n{size}\n{longest}a")) == (40008, "too_long", f"n{size}")
-            assert short(await one.send(f"{longest}{letter}")) == (40008, "too_long", None)
+            assert summary(await one.send(f"m{size}\n{longest}")) == (40019, None, f"m{size}")
+            assert summary(await one.send(longest))[0] == 40019
+            assert summary(await one.send(f"n{size}\n{longest}a")) == (40008, "too_long", f"n{size}")
+            assert summary(await one.send(f"{longest}{letter}")) == (40008, "too_long", None)
         assert len(await stored(one)) == 8
 
 
 async def test_max_text_bytes_is_16_kib_by_default(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        assert short(await one.send("m1\n" + "名" * 5461 + "a")) == (40019, None, "m1")
-        assert short(await one.send("m2\n" + "名" * 5461 + "ab")) == (40008, "too_long", "m2")
+        assert summary(await one.send("m1\n" + "名" * 5461 + "a")) == (40019, None, "m1")
+        assert summary(await one.send("m2\n" + "名" * 5461 + "ab")) == (40008, "too_long", "m2")
 
 
 # --- the answer
@@ -283,7 +283,7 @@ async def test_messages_keep_the_order_of_sending(server: ServerHandle) -> None:
 async def test_a_batch_with_refused_messages_keeps_its_order(server: ServerHandle) -> None:
     contents = ["a\n1", "b b\n2", "c\n", "d\n4", "a\n1", "a\n6", "e\n7"]
     async with server.chat("1", to="2") as one, server.chat("2") as two:
-        answers = [short(answer) for answer in await burst(one, *contents)]
+        answers = [summary(answer) for answer in await burst(one, *contents)]
         assert answers == [
             (40018, None, "a"),
             (40008, "bad_id", None),
@@ -342,9 +342,9 @@ async def test_a_socket_accesses_only_its_user_s_conversations(server: ServerHan
         await two.receive()
         for to in ("1", "2"):
             for id in ("m1", ">m1", "<m1"):
-                assert short(await three.answer(4, id, to=to))[:2] == (40006, "no_such_message")
-                assert short(await three.answer(5, id, to=to))[:2] == (40012, "no_such_message")
-                assert short(await three.answer(2, f"-5@{id}", to=to))[:2] == (40004, "no_such_message")
+                assert summary(await three.answer(4, id, to=to))[:2] == (40006, "no_such_message")
+                assert summary(await three.answer(5, id, to=to))[:2] == (40012, "no_such_message")
+                assert summary(await three.answer(2, f"-5@{id}", to=to))[:2] == (40004, "no_such_message")
             assert [frame["content"] for frame in await three.ask(2, "-5", to=to)] == ["0"]
             assert [frame["content"] for frame in await three.ask(3, to=to)] == ["0"]
         assert [frame["content"] for frame in await three.ask(7, "-5")] == ["0"]
@@ -367,7 +367,7 @@ async def test_a_retry_of_a_delivered_message_is_not_delivered(server: ServerHan
         first = await one.send("m1\nhello")
         await two.receive()
         again = await one.send("m1\nhello")
-        assert short(again) == (40018, None, "m1")
+        assert summary(again) == (40018, None, "m1")
         assert again["time"] == first["time"]
         await two.expect_nothing()
         async with server.chat("2") as later:
@@ -418,20 +418,20 @@ async def test_a_used_id_with_another_text_is_refused(server: ServerHandle) -> N
         await one.send("m1\nhello")
         await two.receive()
         for text in ("Hello", "hello ", "hello\n"):
-            assert short(await one.send(f"m1\n{text}")) == (40008, "id_used", "m1")
+            assert summary(await one.send(f"m1\n{text}")) == (40008, "id_used", "m1")
         await two.expect_nothing()
         assert await stored(one) == ["m1\nhello"]
 
 
 async def test_an_id_is_unique_per_direction_of_a_conversation(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two, server.chat("3") as three:
-        assert short(await one.send("m1\nfrom one")) == (40018, None, "m1")
+        assert summary(await one.send("m1\nfrom one")) == (40018, None, "m1")
         assert (await two.receive())["content"] == "m1\nfrom one"
-        assert short(await two.send("m1\nfrom two")) == (40018, None, "m1")
+        assert summary(await two.send("m1\nfrom two")) == (40018, None, "m1")
         assert (await one.receive())["content"] == "m1\nfrom two"
-        assert short(await one.send("m1\nto three", to="3")) == (40018, None, "m1")
+        assert summary(await one.send("m1\nto three", to="3")) == (40018, None, "m1")
         assert (await three.receive())["content"] == "m1\nto three"
-        assert short(await one.send("M1\ngreater")) == (40018, None, "M1")
+        assert summary(await one.send("M1\ngreater")) == (40018, None, "M1")
 
 
 async def test_the_id_of_a_deleted_message_stays_used(server: ServerHandle) -> None:
@@ -441,9 +441,9 @@ async def test_the_id_of_a_deleted_message_stays_used(server: ServerHandle) -> N
         assert (await one.answer(5, "m1"))["op_type"] == 40013
         async with server.chat("2", to="1") as two:
             again = await one.send("m1\nhello")
-            assert short(again) == (40018, None, "m1")
+            assert summary(again) == (40018, None, "m1")
             assert again["time"] == first["time"]
-            assert short(await one.send("m1\nother")) == (40008, "id_used", "m1")
+            assert summary(await one.send("m1\nother")) == (40008, "id_used", "m1")
             await two.expect_nothing()
             assert await stored(two) == []
             assert [frame["content"] for frame in await two.ask(3)] == ["0"]
@@ -454,7 +454,7 @@ async def test_the_same_message_on_many_sockets_is_stored_once(server: ServerHan
         devices = [await stack.enter_async_context(server.chat("1", to="2")) for _ in range(10)]
         two = await stack.enter_async_context(server.chat("2", to="1"))
         answers = await asyncio.gather(*(device.send("m1\nhello") for device in devices))
-        assert {short(answer) for answer in answers} == {(40018, None, "m1")}
+        assert {summary(answer) for answer in answers} == {(40018, None, "m1")}
         assert len({answer["time"] for answer in answers}) == 1
         assert (await two.receive())["time"] == answers[0]["time"]
         await two.expect_nothing()
@@ -487,7 +487,7 @@ async def test_a_retry_after_a_store_failure_delivers_once(tmp_path: Path) -> No
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")  # blocks all other writers
             refusal = await one.send("m1\nhello")
-            assert short(refusal) == (40008, "store_away", "m1")
+            assert summary(refusal) == (40008, "store_away", "m1")
             await two.expect_nothing()
             database.execute("ROLLBACK")
         acks: list[Frame] = []
@@ -507,10 +507,10 @@ async def test_a_retry_after_a_store_failure_delivers_once(tmp_path: Path) -> No
 async def test_known_users_chat_while_the_user_store_is_unavailable(server: ServerHandle, tmp_path: Path) -> None:
     async with server.chat("1", to="2") as one:
         sql(tmp_path, "ALTER TABLE users RENAME TO away")
-        assert short(await one.send("m1\nhello")) == (40019, None, "m1")
-        assert short(await one.send("m1\nhello", to="3")) == (40008, "store_away", "m1")
+        assert summary(await one.send("m1\nhello")) == (40019, None, "m1")
+        assert summary(await one.send("m1\nhello", to="3")) == (40008, "store_away", "m1")
         sql(tmp_path, "ALTER TABLE away RENAME TO users")
-        assert short(await one.send("m1\nhello", to="3")) == (40019, None, "m1")
+        assert summary(await one.send("m1\nhello", to="3")) == (40019, None, "m1")
 
 
 async def test_every_frame_is_a_json_object_in_utf_8(server: ServerHandle) -> None:

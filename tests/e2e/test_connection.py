@@ -25,7 +25,7 @@ def padded(size: int, content: str = "m1\nhello") -> bytes:
     return text[:-1] + b" " * (size - len(text)) + text[-1:]
 
 
-def cut(text: bytes, *at: int) -> list[bytes]:
+def fragments(text: bytes, *at: int) -> list[bytes]:
     """Return the frames of a message that is cut at these positions."""
     ends = (0, *at, len(text))
     parts = [text[start:end] for start, end in pairwise(ends)]
@@ -39,7 +39,7 @@ def cut(text: bytes, *at: int) -> list[bytes]:
 async def test_a_fragmented_message_is_one_message(server: ServerHandle) -> None:
     text = json.dumps({"op_type": 1, "content": "m1\n漢字 😀"}, ensure_ascii=False).encode()
     async with raw.chat(server, "1", to="2") as one:
-        for frame in cut(text, 0, 5, text.index("😀".encode()) + 2, len(text)):
+        for frame in fragments(text, 0, 5, text.index("😀".encode()) + 2, len(text)):
             await one.write(frame)
         assert (await one.answer())["id"] == "m1"
     async with server.chat("2", to="1") as two:
@@ -47,7 +47,7 @@ async def test_a_fragmented_message_is_one_message(server: ServerHandle) -> None
 
 
 async def test_a_ping_between_fragments_is_answered_immediately(server: ServerHandle) -> None:
-    first, second = cut(padded(100), 50)
+    first, second = fragments(padded(100), 50)
     async with raw.chat(server, "1", to="2") as one:
         await one.write(first + raw.frame(b"are you there", raw.PING))
         assert await one.pong() == b"are you there"
@@ -120,7 +120,7 @@ async def test_a_frame_over_max_frame_bytes_closes_with_1009(server: ServerHandl
         raw.header(2**40),
         raw.header(2**63 - 1),
         raw.header(2**64 - 1),
-        b"".join(cut(padded(MAX_FRAME_BYTES + 1), 1000, 40000)),
+        b"".join(fragments(padded(MAX_FRAME_BYTES + 1), 1000, 40000)),
         raw.frame(b" " * MAX_FRAME_BYTES, fin=False) + raw.frame(b" ", raw.CONTINUATION, fin=False),
     ):
         await assert_closes(server, data, 1009)
@@ -131,7 +131,7 @@ async def test_a_frame_of_max_frame_bytes_is_accepted(server: ServerHandle) -> N
     async with raw.chat(server, "1", to="2") as one:
         await one.write(raw.frame(padded(MAX_FRAME_BYTES)))
         assert (await one.answer())["id"] == "m1"
-        await one.write(b"".join(cut(padded(MAX_FRAME_BYTES, "m2\nhello"), 1, 60000)))
+        await one.write(b"".join(fragments(padded(MAX_FRAME_BYTES, "m2\nhello"), 1, 60000)))
         assert (await one.answer())["id"] == "m2"
 
 
@@ -387,7 +387,7 @@ async def test_a_client_with_unread_data_gets_the_close_frame(tmp_path: Path) ->
 LONG_PERIOD_TEXT = "".join(map(chr, range(0x4E00, 0x4E00 + 2500))) * 2  # repeats only beyond a small window
 
 
-async def compressed(server: ServerHandle, **options: Any) -> None:
+async def check_compression(server: ServerHandle, **options: Any) -> None:
     """Exchange small and large messages in both directions, live and from the history, with compression."""
     async with server.chat("1", to="2", **options) as one, server.chat("2", to="1", **options) as two:
         assert one.connection.protocol.extensions
@@ -410,7 +410,7 @@ async def compressed(server: ServerHandle, **options: Any) -> None:
 )
 async def test_compress_compresses_both_directions(tmp_path: Path, parameters: dict[str, Any]) -> None:
     async with serving(tmp_path, users=("1", "2"), Compress="yes", StrangerLimit=0) as server:
-        await compressed(server, compression=None, extensions=[ClientPerMessageDeflateFactory(**parameters)])
+        await check_compression(server, compression=None, extensions=[ClientPerMessageDeflateFactory(**parameters)])
 
 
 async def test_compress_makes_large_frames_smaller(

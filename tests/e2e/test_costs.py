@@ -25,7 +25,7 @@ from tests.harness import ROOT, serving, subprocess_server, wait_until
 RUN = 48
 
 
-def writing(trace: Path) -> tuple[str, ...]:
+def trace_writes(trace: Path) -> tuple[str, ...]:
     """Return the command that runs the server and traces each write with the addresses of its socket."""
     return strace(trace, "write,writev,sendto,sendmsg", "-yy", "-s", "0")
 
@@ -33,7 +33,7 @@ def writing(trace: Path) -> tuple[str, ...]:
 async def test_a_batch_of_messages_takes_few_writes(tmp_path: Path) -> None:
     """Both the deliveries and the acknowledgements."""
     trace = tmp_path / "trace"
-    async with subprocess_server(tmp_path / "data", users=("1", "2"), prefix=writing(trace)) as server:
+    async with subprocess_server(tmp_path / "data", users=("1", "2"), prefix=trace_writes(trace)) as server:
         await server.make_contacts("1", "2")
         async with raw.chat(server, "1", "2") as one, raw.chat(server, "2", "1") as two:
             before = writes(trace)
@@ -48,7 +48,7 @@ async def test_a_batch_of_messages_takes_few_writes(tmp_path: Path) -> None:
 async def test_a_batch_of_long_messages_is_stored_in_steps(tmp_path: Path) -> None:
     """Other sockets have their turn between the steps."""
     trace = tmp_path / "trace"
-    async with subprocess_server(tmp_path / "data", users=("1", "2"), prefix=writing(trace)) as server:
+    async with subprocess_server(tmp_path / "data", users=("1", "2"), prefix=trace_writes(trace)) as server:
         await server.make_contacts("1", "2")
         async with raw.chat(server, "1", "2") as one:
             before = writes(trace)
@@ -229,12 +229,12 @@ async def test_an_idle_socket_takes_less_than_24_kib(tmp_path: Path) -> None:
     ):
         for _ in range(50):  # warm up: allocate everything that is allocated only once
             await stack.enter_async_context(raw.chat(server, "1"))
-        before = resident(server.process.pid)
+        before = resident_memory(server.process.pid)
         for _ in range(400):
             await stack.enter_async_context(raw.chat(server, "1"))
-        assert (resident(server.process.pid) - before) / 400 < 24 * 1024
+        assert (resident_memory(server.process.pid) - before) / 400 < 24 * 1024
 
 
-def resident(pid: int) -> int:
+def resident_memory(pid: int) -> int:
     """Return the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

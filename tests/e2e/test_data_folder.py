@@ -146,7 +146,7 @@ def disk_bytes(folder: Path) -> bytes:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def immediate_cleanup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the cleanup at once instead of twice a minute."""
     monkeypatch.setattr(app, "SWEEP_SECONDS", 0.2)
 
@@ -166,7 +166,7 @@ async def wait_erased(folder: Path, *texts: str) -> None:
 TEXTS = ("attack at dawn 4711", "attack at noon 0815 " * 800)
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("immediate_cleanup")
 async def test_a_deleted_text_is_erased_from_the_disk(tmp_path: Path) -> None:
     async with serving(tmp_path, users=("1", "2"), StrangerLimit=0) as server:
         await send_texts(server, *TEXTS)
@@ -177,7 +177,7 @@ async def test_a_deleted_text_is_erased_from_the_disk(tmp_path: Path) -> None:
         await wait_erased(tmp_path, *(text[:18] for text in TEXTS))
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("immediate_cleanup")
 async def test_texts_of_a_removed_user_are_erased_from_the_disk(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, StrangerLimit=0)
     async with deployment.serving(users=("1", "2")) as server:
@@ -194,7 +194,7 @@ async def test_texts_of_a_user_removed_offline_are_erased(tmp_path: Path) -> Non
     assert not any(text[:18].encode() in disk_bytes(tmp_path) for text in TEXTS)
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("immediate_cleanup")
 async def test_expired_texts_are_erased_from_the_disk(tmp_path: Path) -> None:
     clock = ManualClock()
     async with serving(tmp_path, clock, users=("1", "2"), StrangerLimit=0, MessageDays=1, **SHORT_TIMES) as server:
@@ -205,7 +205,7 @@ async def test_expired_texts_are_erased_from_the_disk(tmp_path: Path) -> None:
         assert b"still here" in disk_bytes(tmp_path)
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("immediate_cleanup")
 async def test_a_deleted_text_is_erased_during_reads_and_writes(tmp_path: Path) -> None:
     """The WAL cannot be truncated while readers use it, so the server waits and tries again."""
     async with serving(tmp_path, users=("1", "2"), StrangerLimit=0) as server:

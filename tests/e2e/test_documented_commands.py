@@ -80,7 +80,7 @@ async def run_lines(command: str, folder: Path, typed: str = "", **environ: str)
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[str]:
+async def running_server(folder: Path) -> AsyncIterator[str]:
     """Run the command of `make run`; yield its port."""
     child = await shell(
         "exec .venv/bin/python run.py", folder, CHAT_SERVICE_HTTPPORT="0", CHAT_SERVICE_PASSWORDCOST="4"
@@ -135,7 +135,7 @@ def matches(frame: dict[str, Any], expected: dict[str, Any]) -> bool:
     return all(same(key, value) for key, value in expected.items())
 
 
-def printed(text: str) -> Iterator[tuple[str, str]]:
+def session_lines(text: str) -> Iterator[tuple[str, str]]:
     """Yield the lines of a printed session as (`>` or `<`, text)."""
     for line in text.splitlines():
         yield line[0], line[2:].replace(", …}", "}")
@@ -147,7 +147,7 @@ async def test_the_first_conversation_works_as_printed(clone: Path, name: str) -
     page = (ROOT / name).read_text("utf-8")
     lines = [text for text in blocks(page, "text") if text.startswith(("> ", "< "))]
     logins = [text for text in blocks(page) if text.startswith("TOKEN=")]
-    async with running(clone) as port:
+    async with running_server(clone) as port:
 
         async def open_terminal(login: str) -> Terminal:
             terminal = Terminal(await shell(login.replace(PORT, port), clone))
@@ -163,7 +163,7 @@ async def test_the_first_conversation_works_as_printed(clone: Path, name: str) -
             if number == 4:
                 two = await open_terminal(logins[1])
             reader = one if terminal == "1" else two
-            for sign, content in printed(text):
+            for sign, content in session_lines(text):
                 if sign == ">":
                     reader.type(content)
                 else:
@@ -173,7 +173,7 @@ async def test_the_first_conversation_works_as_printed(clone: Path, name: str) -
 
 
 async def test_backup_and_restore_work_as_printed(clone: Path) -> None:
-    async with running(clone):
+    async with running_server(clone):
         assert "0 users" in await run_lines(block(README, ".venv/bin/python run.py backup"), clone)
     [verify] = re.findall(r"`(\.venv/bin/python run\.py verify copy\.db)`", README)
     await run_lines(verify, clone)

@@ -111,7 +111,7 @@ async def impatient_server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
         yield server
 
 
-async def drip(server: ServerHandle, start: bytes, more: bytes) -> bytes:
+async def send_slowly(server: ServerHandle, start: bytes, more: bytes) -> bytes:
     """Send `start`, then `more` repeatedly until the server ends the connection; return the received bytes."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     received = bytearray()
@@ -149,12 +149,12 @@ async def drip(server: ServerHandle, start: bytes, more: bytes) -> bytes:
 async def test_a_connection_with_an_endless_head_is_closed(
     impatient_server: ServerHandle, start: bytes, more: bytes
 ) -> None:
-    assert await drip(impatient_server, start, more) == b""
+    assert await send_slowly(impatient_server, start, more) == b""
     check_success(await send_request(impatient_server, "GET", "/ping"), 200)
 
 
 async def test_a_connection_with_an_endless_second_head_is_closed(impatient_server: ServerHandle) -> None:
-    answer = await drip(
+    answer = await send_slowly(
         impatient_server, b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\nGET /ping HTTP/1.1\r\n", b"X-Header: x\r\n"
     )
     assert answer.count(b"HTTP/1.") == answer.count(b" 200 OK") == 1
@@ -163,7 +163,7 @@ async def test_a_connection_with_an_endless_second_head_is_closed(impatient_serv
 @pytest.mark.parametrize("length", [b"Content-Length: 10000", b"Transfer-Encoding: chunked"])
 async def test_a_connection_with_an_endless_body_is_closed(impatient_server: ServerHandle, length: bytes) -> None:
     start = b"POST /user/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + length + b"\r\n\r\n"
-    answer = await drip(impatient_server, start, b"1\r\n \r\n")
+    answer = await send_slowly(impatient_server, start, b"1\r\n \r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["data"]["reason"] == "bad_request"
 
@@ -172,7 +172,7 @@ async def test_a_connection_with_unread_answers_is_closed(impatient_server: Serv
     sock = await raw.connect(impatient_server, buffer=4096)
     client = raw.RawSocket(sock, "")
 
-    async def cut() -> bool:
+    async def disconnected() -> bool:
         try:
             await client.flood(b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\n", 1 << 24)
         except ConnectionError:
@@ -180,7 +180,7 @@ async def test_a_connection_with_unread_answers_is_closed(impatient_server: Serv
         return False
 
     try:
-        await wait_until(cut)
+        await wait_until(disconnected)
     finally:
         sock.close()
 

@@ -28,7 +28,9 @@ def example(language: str) -> str:
 
 
 @asynccontextmanager
-async def running(folder: Path, server: ServerHandle, language: str, command: Sequence[str]) -> AsyncIterator[Path]:
+async def running_example(
+    folder: Path, server: ServerHandle, language: str, command: Sequence[str]
+) -> AsyncIterator[Path]:
     """Run the example with `command` against `server`; yield the file with its output."""
     program, printed = folder / PROGRAMS[language], folder / f"{language}.txt"
     program.write_text(example(language).replace("127.0.0.1:8081", f"{server.host}:{server.port}"))
@@ -65,14 +67,14 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
         for name, password in PASSWORDS.items():
             await server.post("/user/register", {"user_name": name, "password": password})
         async with (
-            running(tmp_path, server, "Python", [sys.executable]) as one,
-            running(tmp_path, server, "JavaScript", node) as two,
+            running_example(tmp_path, server, "Python", [sys.executable]) as one,
+            running_example(tmp_path, server, "JavaScript", node) as two,
         ):
             hellos = ["1 hello from Python", "2 hello from JavaScript"]
             await wait_until(lambda: all(sorted(lines(printed)) == hellos for printed in (one, two)))
             server.kill()
             await server.wait()
-            await closing(server)
+            await refuse_reconnects(server)
             async with subprocess_server(data, HttpPort=server.port) as again:
                 token = await again.login("2", PASSWORDS["2"])
                 async with again.chat("2", to="1", token=token) as chat:
@@ -83,7 +85,7 @@ async def test_both_examples_chat_and_survive_a_restart(tmp_path: Path, options:
                 assert stored["content"] == "3"
 
 
-async def closing(server: ServerHandle) -> None:
+async def refuse_reconnects(server: ServerHandle) -> None:
     """Listen on the server's port and close each connection after its upgrade request, until both users have tried."""
     users: set[bytes] = set()
 

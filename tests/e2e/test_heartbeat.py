@@ -139,19 +139,19 @@ async def test_an_open_socket_renews_only_its_own_session(tmp_path: Path) -> Non
 # --- flood control
 
 
-def names(chat: ChatClient, count: int) -> list[str]:
+def flood_ids(chat: ChatClient, count: int) -> list[str]:
     """Return the ids of the messages that `flood` sends."""
     return [f"{id(chat):x}-{n}" for n in range(count)]
 
 
 async def check_answers(chat: ChatClient, count: int) -> None:
     """Fail unless all `count` messages of `flood` are acknowledged in order."""
-    assert [(await chat.receive()).get("id") for _ in range(count)] == names(chat, count)
+    assert [(await chat.receive()).get("id") for _ in range(count)] == flood_ids(chat, count)
 
 
 async def flood(chat: ChatClient, count: int) -> None:
     """Send `count` messages at once."""
-    for name in names(chat, count):
+    for name in flood_ids(chat, count):
         await chat.put(1, f"{name}\nhello")
 
 
@@ -170,7 +170,7 @@ async def test_a_user_that_sends_too_fast_is_read_more_slowly(tmp_path: Path) ->
         await asyncio.gather(check_answers(one, 30), check_answers(other, 30))
         got = [(await two.receive())["id"] for _ in range(60)]
         for chat in (one, other):
-            assert [name for name in got if name in names(chat, 30)] == names(chat, 30)
+            assert [name for name in got if name in flood_ids(chat, 30)] == flood_ids(chat, 30)
         assert monotonic() - began > (60 - 20) / 40 * 0.95  # no frame bypassed the rate
 
 

@@ -1,4 +1,4 @@
-"""Clients that send without end, or never read: memory stays bounded, and the others are served meanwhile."""
+"""Clients that send without end or never read: memory stays bounded, and the server keeps serving other users."""
 
 import asyncio
 import json
@@ -15,39 +15,39 @@ from tests import raw
 from tests.harness import ROOT, UNCOUNTED_ENVIRON, ChatClient, SubprocessServer, subprocess_server
 
 MIB = 1 << 20
-MOST_MIB = {1: 32, 20: 64}  # that the server may grow by, for so many connections
+MAX_GROWTH_MIB = {1: 32, 20: 64}  # number of attacking connections -> maximum growth of the server
 SECONDS = 0.6
 CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
 LINE = b"X-A: " + b"a" * 8000 + b"\r\n"
 HEAD = (b"GET / HTTP/1.1\r\nHost: x\r\n" + LINE * 110 + b"\r\n") * 30
 
-# An attack: a connection, opened and greeted where it is a socket, and what is sent on it again and again.
+# An attack: the bytes that begin a connection, and the bytes that are then sent repeatedly.
 Attack = tuple[Callable[[SubprocessServer], bytes], bytes]
 
 
 def http(head: bytes) -> Callable[[SubprocessServer], bytes]:
-    """What begins a plain connection."""
+    """Return a function that returns the first bytes of an HTTP connection."""
     return lambda server: head
 
 
 def upgraded(server: SubprocessServer) -> bytes:
-    """What begins a socket."""
+    """Return the upgrade request that opens a socket."""
     return raw.upgrade(server, "1", "2")
 
 
 def chunked(path: bytes) -> bytes:
-    """The head of a POST whose body has no end."""
+    """Return the head of a POST with an endless body."""
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head % path
 
 
 ATTACKS: dict[str, Attack] = {
     "an endless body for a login": (http(chunked(b"/user/login")), CHUNK),
-    "an endless body for no address": (http(chunked(b"/nothing")), CHUNK),
+    "an endless body for an unknown path": (http(chunked(b"/nothing")), CHUNK),
     "an endless body for a GET": (http(chunked(b"/ping").replace(b"POST", b"GET")), CHUNK),
     "chunks of one byte": (http(chunked(b"/user/login")), b"1;a=b\r\nx\r\n" * 10_000),
-    "large heads behind answers that are not read": (
+    "large heads after unread answers": (
         http(b""),
         b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8 + HEAD,
     ),
@@ -57,7 +57,7 @@ ATTACKS: dict[str, Attack] = {
     "pipelined logins": (http(b""), b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" * 100),
     "a head without end": (http(b"GET / HTTP/1.1\r\n"), b"X-A: " + b"a" * 1000 + b"\r\n"),
     "a line without end": (http(b"GET /"), b"a" * 65536),
-    "frames that continue nothing": (upgraded, raw.frame(b"", raw.CONTINUATION, fin=False) * 10_000),
+    "continuation frames without a first fragment": (upgraded, raw.frame(b"", raw.CONTINUATION, fin=False) * 10_000),
     "empty fragments": (lambda s: upgraded(s) + raw.frame(b"{", fin=False), raw.frame(b"", 0, fin=False) * 10_000),
     "small fragments": (lambda s: upgraded(s) + raw.frame(b"{", fin=False), raw.frame(b" ", 0, fin=False) * 10_000),
     "messages in a thousand fragments": (
@@ -70,20 +70,20 @@ ATTACKS: dict[str, Attack] = {
     "bad frames": (upgraded, raw.frame(b"{") * 10_000),
     "pages of long messages": (upgraded, raw.request(2, "-200") * 200),
     "lists of conversations": (upgraded, raw.request(7, "-200") * 200),
-    "all that is unread": (upgraded, raw.request(3) * 200),
+    "all unread messages": (upgraded, raw.request(3) * 200),
     "long messages": (upgraded, raw.request(1, "\n" + "x" * 16000) * 20),
-    "long messages that other devices do not read": (
+    "long messages that no other device reads": (
         lambda s: raw.upgrade(s, "1", "2", sync=True),
         raw.request(1, "\n" + "x" * 16000) * 20,
     ),
-    "messages that are refused": (upgraded, raw.request(1, "\n" + "x" * 60_000) * 20),
-    "messages to everybody": (upgraded, raw.request(6, "x" * 16000) * 20),
+    "refused messages": (upgraded, raw.request(1, "\n" + "x" * 60_000) * 20),
+    "broadcasts": (upgraded, raw.request(6, "x" * 16000) * 20),
 }
 
 
 @asynccontextmanager
-async def attacked(server: SubprocessServer, attack: Attack, connections: int) -> AsyncIterator[None]:
-    """While the context lasts a process floods the server."""
+async def attack_server(server: SubprocessServer, attack: Attack, connections: int) -> AsyncIterator[None]:
+    """Let a separate process flood the server inside the context."""
     begin, data = attack
     flood = await asyncio.create_subprocess_exec(
         *("nice", sys.executable, "-m", "tests.flood", server.host, str(server.port)),
@@ -107,7 +107,7 @@ async def attacked(server: SubprocessServer, attack: Attack, connections: int) -
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[SubprocessServer]:
-    """A server with its own limits; 1 and 2 have long messages of each other, a and b chat."""
+    """A server with the default rate limits. User 2 has sent long messages to user 1; a and b can chat."""
     async with subprocess_server(
         tmp_path / "data", coverage=False, FramesPerSecond=200, BroadcastsPerMinute=30
     ) as server:
@@ -118,8 +118,8 @@ async def server(tmp_path: Path) -> AsyncIterator[SubprocessServer]:
         yield server
 
 
-async def chatting(one: ChatClient, other: ChatClient, seconds: float) -> int:
-    """Messages from `one` to `other`, each sent once the last one was acknowledged and has arrived; how many."""
+async def chat_for(one: ChatClient, other: ChatClient, seconds: float) -> int:
+    """Send messages for `seconds`, each after the last one was acknowledged and delivered; return their number."""
     count = 0
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -133,17 +133,17 @@ async def chatting(one: ChatClient, other: ChatClient, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("connections", [1, 20])
-async def test_a_flood_takes_little_memory_and_others_chat_on(server: SubprocessServer, connections: int) -> None:
-    """`python -m bench disruption` measures how long the others wait: clocks are too noisy for a test."""
+async def test_a_flood_takes_little_memory_and_does_not_stop_others(server: SubprocessServer, connections: int) -> None:
+    """`python -m bench disruption` measures the delay of the other users: clocks are too noisy for a test."""
     watched, faults = psutil.Process(server.process.pid), []
     async with server.chat("a", "b") as a, server.chat("b", "a") as b:
-        await chatting(a, b, SECONDS)
+        await chat_for(a, b, SECONDS)
         for name, attack in ATTACKS.items():
-            before = most = watched.memory_info().rss
-            async with attacked(server, attack, connections):
+            before = highest = watched.memory_info().rss
+            async with attack_server(server, attack, connections):
                 for _ in range(6):
-                    assert await chatting(a, b, SECONDS / 6)
-                    most = max(most, watched.memory_info().rss)
-            if most - before > MOST_MIB[connections] * MIB:
-                faults.append(f"{name}: {(most - before) / MIB:.1f} MiB")
+                    assert await chat_for(a, b, SECONDS / 6)
+                    highest = max(highest, watched.memory_info().rss)
+            if highest - before > MAX_GROWTH_MIB[connections] * MIB:
+                faults.append(f"{name}: {(highest - before) / MIB:.1f} MiB")
     assert not faults, "\n".join(faults)

@@ -289,10 +289,10 @@ async def test_an_unresponsive_database_is_503_until_it_recovers(tmp_path: Path)
             ):
                 check_refusal(response, 503, 44444, "store_away")
 
-        async def back() -> bool:
+        async def recovered() -> bool:
             return (await try_login(server, "1")).status_code == 200
 
-        await wait_until(back)
+        await wait_until(recovered)
 
 
 async def test_health_reports_an_unresponsive_database(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one frame or one request may cost, for every field of every op and endpoint: CPU time of the server process."""
+"""The CPU time of the server for one frame or one request, for every field of every op and endpoint."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,15 +16,15 @@ from tests.hostile import (
     MAX_FRAME_SECONDS,
     MAX_REQUEST_SECONDS,
     PATTERNS,
-    cpu,
+    cpu_seconds,
     needs_cpu_time,
-    of_size,
+    repeated,
 )
 
-FRAME, BODY, HEADER = 65_000, 16_000, 8_000  # the sizes in bytes: as large as the server takes
+FRAME, BODY, HEADER = 65_000, 16_000, 8_000  # the largest sizes, in bytes, that the server accepts
 OPS = (1, 2, 3, 4, 5, 6, 7, 99)
 FIELDS = ("content", "to", "from")
-# What stands before a pattern so that it comes further than the first check.
+# Prefixes that let a pattern pass the first check.
 BEGINNINGS = {"content": ("", "m\n", "-1@", "0"), "to": ("",), "from": ("1",)}
 
 EVERYTHING_ON = {
@@ -36,7 +36,7 @@ EVERYTHING_ON = {
 
 @pytest.fixture
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SubprocessServer]:
-    """A server in a process of its own, whose CPU time nothing else uses; no coverage is measured in it."""
+    """A server in its own process, without coverage, so that all its CPU time is spent on requests."""
     needs_cpu_time()
     async with subprocess_server(tmp_path / "data", coverage=False, **getattr(request, "param", {})) as server:
         await server.add_users("1", "2")
@@ -45,62 +45,67 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 def frames() -> Iterator[tuple[str, bytes]]:
-    """Every pattern in every string field of every op, as it is and escaped; and in place of the whole frame."""
+    """Yield every pattern in every string field of every op, plain and escaped, and as a whole frame."""
     for name, pattern in PATTERNS.items():
         for op in OPS:
             for field in FIELDS:
                 for beginning in BEGINNINGS[field]:
                     text = json.dumps(
-                        {"op_type": op, field: beginning + of_size(pattern, FRAME // 2)}, ensure_ascii=False
+                        {"op_type": op, field: beginning + repeated(pattern, FRAME // 2)}, ensure_ascii=False
                     )
                     if len(text.encode()) <= FRAME:
                         yield f"op {op}, {field}: {beginning!r} and {name}", text.encode()
-                escaped = json.dumps({"op_type": op, field: of_size(pattern, FRAME // 12)})
+                escaped = json.dumps({"op_type": op, field: repeated(pattern, FRAME // 12)})
                 yield f"op {op}, {field}: {name}, escaped", escaped.encode()
-        yield f"a frame of {name}", of_size(pattern, FRAME).encode()
+        yield f"a frame of {name}", repeated(pattern, FRAME).encode()
         for before, behind in (('{"op_type":1,"x":', "}"), ('{"op_type":', "}"), ("[", "]")):
-            yield f"{before} {name}", (before + of_size(pattern, FRAME) + behind).encode()
+            yield f"{before} {name}", (before + repeated(pattern, FRAME) + behind).encode()
 
 
-async def dear(given: Iterator[tuple[str, bytes]], cost: Callable[[bytes], Awaitable[float]], most: float) -> list[str]:
-    """What costs more than so many seconds. The cheapest of three tries counts: the server may do other things, too."""
+async def expensive(
+    inputs: Iterator[tuple[str, bytes]], cost: Callable[[bytes], Awaitable[float]], max_seconds: float
+) -> list[str]:
+    """Return the inputs that cost more than `max_seconds`.
+
+    The cheapest of three attempts counts, because the server may have other work.
+    """
     found: list[str] = []
-    for name, data in given:
-        seconds = most + 1
+    for name, data in inputs:
+        seconds = max_seconds + 1
         for _ in range(3):
-            if seconds > most:
+            if seconds > max_seconds:
                 seconds = min(seconds, await cost(data))
-        if seconds > most:
+        if seconds > max_seconds:
             found.append(f"{seconds:.3f} s: {name}")
     return found
 
 
-async def test_no_frame_costs_more_than_a_tenth_of_a_second(server: SubprocessServer) -> None:
+async def test_every_frame_costs_less_than_a_tenth_of_a_second(server: SubprocessServer) -> None:
     async with AsyncExitStack() as stack:
         sockets: list[raw.RawSocket] = []
         sent = 0
 
         async def cost(frame: bytes) -> float:
             nonlocal sent
-            if sent % 50 == 0:  # a hundred bad frames in a row would close the socket
+            if sent % 50 == 0:  # a hundred consecutive bad frames would close the socket
                 await stack.aclose()
                 sockets[:] = [await stack.enter_async_context(raw.chat(server, "1", "2"))]
             sent += 1
-            before = cpu(server.process.pid)
+            before = cpu_seconds(server.process.pid)
             await sockets[0].write(raw.frame(frame))
             await sockets[0].answer()
-            return cpu(server.process.pid) - before
+            return cpu_seconds(server.process.pid) - before
 
-        found = await dear(frames(), cost, MAX_FRAME_SECONDS)
+        found = await expensive(frames(), cost, MAX_FRAME_SECONDS)
     assert not found, "\n".join(found)
 
 
 def requests(token: str) -> Iterator[tuple[str, bytes]]:
-    """Every pattern in every header, field, parameter and path, each as large as the server takes."""
+    """Yield every pattern in every header, field, parameter and path, as large as the server accepts."""
     yield from _requests_with_bodies(token)
     yield from _chunked()
     for name, pattern in PATTERNS.items():
-        value = of_size(pattern, HEADER).encode()
+        value = repeated(pattern, HEADER).encode()
         if any(byte in value for byte in b"\r\n\0"):
             continue
         for header in HEADERS:
@@ -108,7 +113,7 @@ def requests(token: str) -> Iterator[tuple[str, bytes]]:
             yield f"login, {header}: {name}", _head("POST", "/user/login", {header: value}) + b"{}"
         many = b"".join(b"X-Forwarded-For: %s\r\nCookie: %s\r\n" % (value, value) for _ in range(8))
         yield f"many lines of {name}", b"GET /ping HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n"
-        encoded = quote(of_size(pattern, HEADER // 3), safe="")[:HEADER]
+        encoded = quote(repeated(pattern, HEADER // 3), safe="")[:HEADER]
         for path in (
             "/",
             "/ping",
@@ -122,7 +127,7 @@ def requests(token: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _chunked() -> Iterator[tuple[str, bytes]]:
-    """Bodies that are sent in pieces as small as they may be."""
+    """Yield bodies in chunks of the smallest size."""
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     for path in (b"/user/login", b"/nothing"):
         for chunk in (b"1\r\nx\r\n", b"1;a=b\r\nx\r\n", b"000000001\r\nx\r\n"):
@@ -135,7 +140,7 @@ def _requests_with_bodies(token: str) -> Iterator[tuple[str, bytes]]:
     for path, fields in BODIES.items():
         for name, pattern in PATTERNS.items():
             for field in fields:
-                given = dict.fromkeys(fields, "1") | {field: of_size(pattern, BODY // 2)}
+                given = dict.fromkeys(fields, "1") | {field: repeated(pattern, BODY // 2)}
                 for escaped in (True, False):
                     text = json.dumps(given, ensure_ascii=escaped).encode()
                     if len(text) <= BODY:
@@ -143,7 +148,7 @@ def _requests_with_bodies(token: str) -> Iterator[tuple[str, bytes]]:
                 form = "&".join(f"{key}={quote(value)}" for key, value in given.items()).encode()[:BODY]
                 yield f"{path} {field}: {name} (form)", _post(path, b"application/x-www-form-urlencoded", form, bearer)
             for kind in (b"application/json", b"application/x-www-form-urlencoded"):
-                yield f"{path} a body of {name}", _post(path, kind, of_size(pattern, BODY).encode(), bearer)
+                yield f"{path} a body of {name}", _post(path, kind, repeated(pattern, BODY).encode(), bearer)
 
 
 def _post(path: str, kind: bytes, body: bytes, headers: dict[str, bytes]) -> bytes:
@@ -162,15 +167,15 @@ def _head(method: str, path: str, headers: dict[str, bytes], *, upgrade: bool = 
 
 
 @pytest.mark.parametrize("server", [{}, EVERYTHING_ON], ids=["defaults", "everything on"], indirect=True)
-async def test_no_request_costs_more_than_twenty_milliseconds(server: SubprocessServer) -> None:
+async def test_every_request_costs_less_than_twenty_milliseconds(server: SubprocessServer) -> None:
     async def cost(request: bytes) -> float:
-        before = cpu(server.process.pid)
+        before = cpu_seconds(server.process.pid)
         with closing(await raw.connect(server)) as sock:
             one = raw.RawSocket(sock, "1")
-            with suppress(raw.ConnectionCut, ConnectionError):  # no answer at all, as to half a request
+            with suppress(raw.ConnectionCut, ConnectionError):  # no answer, for example to an incomplete request
                 await one.write(request)
                 await one.status()
-        return cpu(server.process.pid) - before
+        return cpu_seconds(server.process.pid) - before
 
-    found = await dear(requests(server.tokens["1"]), cost, MAX_REQUEST_SECONDS)
+    found = await expensive(requests(server.tokens["1"]), cost, MAX_REQUEST_SECONDS)
     assert not found, "\n".join(found)

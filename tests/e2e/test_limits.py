@@ -420,7 +420,7 @@ async def test_sockets_per_user_are_limited(tmp_path: Path) -> None:
             async with server.chat("1", token=await server.login("1")):
                 for _ in range(3):
                     check_refusal(await try_upgrade(server, uid="1", token=token), 429, 40014, "too_many")
-            await wait_until(partial(opens, server, "1"))  # wait until the server knows that it was closed
+            await wait_until(partial(can_open, server, "1"))  # wait until the server knows that it was closed
 
 
 async def test_sockets_per_address_are_limited(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ async def test_sockets_per_address_are_limited(tmp_path: Path) -> None:
                 check_refusal(response, 429, 40014, "too_many")
             async with open_socket(server, "3", X_Forwarded_For="2001:db8:0:1::1"):
                 pass
-        await wait_until(partial(opens, server, "3", X_Forwarded_For="2001:db8::3"))
+        await wait_until(partial(can_open, server, "3", X_Forwarded_For="2001:db8::3"))
 
 
 async def test_a_refused_upgrade_does_not_count_as_a_socket(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ async def test_a_refused_upgrade_does_not_count_as_a_socket(tmp_path: Path) -> N
             pass
 
 
-async def opens(server: ServerHandle, user: str, **headers: str) -> bool:
+async def can_open(server: ServerHandle, user: str, **headers: str) -> bool:
     """Return whether a socket opens. False means 429: too many sockets."""
     try:
         async with open_socket(server, user, **headers):

@@ -142,7 +142,7 @@ def check_no_secret(lines: Iterable[str], tokens: set[str]) -> None:
                 assert written not in line
 
 
-async def end(server: SubprocessServer) -> list[str]:
+async def stop(server: SubprocessServer) -> list[str]:
     """Stop the server; return its log lines."""
     server.process.terminate()
     assert await server.wait() == 0
@@ -152,7 +152,7 @@ async def end(server: SubprocessServer) -> list[str]:
 async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=0.2) as server:
         tokens = await cause_all_events(server, tmp_path / "data")
-        lines = await end(server)
+        lines = await stop(server)
     check_no_secret(lines, tokens)
     for line in lines:
         assert READABLE.fullmatch(line)
@@ -169,7 +169,7 @@ async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) ->
 async def test_release_lines_are_json_and_contain_no_secret(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=0.2) as server:
         tokens = await cause_all_events(server, tmp_path / "data")
-        lines = await end(server)
+        lines = await stop(server)
     check_no_secret(lines, tokens)
     events: list[dict[str, Any]] = [json.loads(line) for line in lines]
     for event in events:

@@ -25,7 +25,7 @@ async def store_unread(server: ServerHandle, sender: str, receiver: str, *ids: s
             assert (await chat.receive())["id"] == id
 
 
-def short(frame: Frame) -> tuple[int, str | None]:
+def summary(frame: Frame) -> tuple[int, str | None]:
     return frame["op_type"], frame.get("reason")
 
 
@@ -50,7 +50,7 @@ async def test_a_message_to_me_is_marked_as_read(server: ServerHandle) -> None:
         answer = await two.answer(4, "a")
         assert (answer["op_type"], answer["from"], answer["to"]) == (40007, "System", "2")
         assert await unread(two) == ["b"]
-        assert short(await two.answer(4, "a")) == (40007, None)  # already read
+        assert summary(await two.answer(4, "a")) == (40007, None)  # already read
     async with server.chat("1", to="2") as one:
         frames = (await one.ask(2, "-5"))[:-1]
         assert [(frame["id"], frame["read"]) for frame in frames] == [("a", True), ("b", False)]
@@ -60,11 +60,11 @@ async def test_op_4_marks_up_to_200_ids(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(202)]
     await store_unread(server, "1", "2", *names)
     async with server.chat("2", to="1") as two:
-        assert short(await two.answer(4, "\n".join(names[:201]))) == (40006, "too_long")
+        assert summary(await two.answer(4, "\n".join(names[:201]))) == (40006, "too_long")
         assert await unread(two) == names
-        assert short(await two.answer(4, "\n".join(names[:200]))) == (40007, None)
+        assert summary(await two.answer(4, "\n".join(names[:200]))) == (40007, None)
         assert await unread(two) == names[200:]
-        assert short(await two.answer(4, "m200\nm201\n")) == (40007, None)
+        assert summary(await two.answer(4, "m200\nm201\n")) == (40007, None)
         assert await unread(two) == []
 
 
@@ -72,11 +72,11 @@ async def test_op_4_marks_known_ids_and_names_the_unknown_ones(server: ServerHan
     await store_unread(server, "1", "2", "a", "b", "c")
     async with server.chat("2", to="1") as two:
         refusal = await two.answer(4, "a\nnowhere\nc\n>b\nnot.there")
-        assert short(refusal) == (40006, "no_such_message")
+        assert summary(refusal) == (40006, "no_such_message")
         assert [name in refusal["content"] for name in ("nowhere", ">b", "not.there")] == [True] * 3
         assert await unread(two) == ["b"]
         refusal = await two.answer(4, "nowhere")
-        assert short(refusal) == (40006, "no_such_message")
+        assert summary(refusal) == (40006, "no_such_message")
 
 
 async def test_a_star_marks_all_messages_from_the_peer(server: ServerHandle) -> None:
@@ -84,10 +84,10 @@ async def test_a_star_marks_all_messages_from_the_peer(server: ServerHandle) -> 
     await store_unread(server, "3", "2", "other")
     await store_unread(server, "2", "1", "mine")
     async with server.chat("2", to="1") as two:
-        assert short(await two.answer(4, "*")) == (40007, None)
+        assert summary(await two.answer(4, "*")) == (40007, None)
         assert await unread(two) == []
         assert await unread(two, to="3") == ["other"]
-        assert short(await two.answer(4, "*")) == (40007, None)
+        assert summary(await two.answer(4, "*")) == (40007, None)
     async with server.chat("1", to="2") as one:
         assert await unread(one) == ["mine"]
 
@@ -97,10 +97,10 @@ async def test_only_messages_to_me_can_be_marked(server: ServerHandle) -> None:
     await store_unread(server, "2", "1", "mine", "both")
     async with server.chat("2", to="1") as two:
         for id in ("mine", ">mine", "<mine", ">both", ">theirs"):
-            assert short(await two.answer(4, id)) == (40006, "no_such_message")
+            assert summary(await two.answer(4, id)) == (40006, "no_such_message")
         assert await unread(two) == ["theirs", "both"]
-        assert short(await two.answer(4, "both")) == (40007, None)
-        assert short(await two.answer(4, "<theirs")) == (40007, None)
+        assert summary(await two.answer(4, "both")) == (40007, None)
+        assert summary(await two.answer(4, "<theirs")) == (40007, None)
         assert await unread(two) == []
     async with server.chat("1", to="2") as one:
         assert await unread(one) == ["mine", "both"]
@@ -109,27 +109,27 @@ async def test_only_messages_to_me_can_be_marked(server: ServerHandle) -> None:
 async def test_a_message_of_another_conversation_cannot_be_marked(server: ServerHandle) -> None:
     await store_unread(server, "1", "2", "a")
     async with server.chat("2", to="3") as two, server.chat("3", to="2") as three:
-        assert short(await two.answer(4, "a")) == (40006, "no_such_message")
-        assert short(await three.answer(4, "a")) == (40006, "no_such_message")
+        assert summary(await two.answer(4, "a")) == (40006, "no_such_message")
+        assert summary(await three.answer(4, "a")) == (40006, "no_such_message")
         assert await unread(two, to="1") == ["a"]
-        assert short(await two.answer(4, "a", to="1")) == (40007, None)
+        assert summary(await two.answer(4, "a", to="1")) == (40007, None)
 
 
 async def test_a_deleted_message_cannot_be_marked(server: ServerHandle) -> None:
     await store_unread(server, "1", "2", "a")
     async with server.chat("2", to="1") as two:
         await two.answer(5, "a")
-        assert short(await two.answer(4, "a")) == (40006, "no_such_message")
+        assert summary(await two.answer(4, "a")) == (40006, "no_such_message")
 
 
 @pytest.mark.parametrize(("op_type", "code"), [(4, 40006), (5, 40012)])
 async def test_content_without_a_valid_id_is_refused(server: ServerHandle, op_type: int, code: int) -> None:
     await store_unread(server, "1", "2", "a")
     async with server.chat("2", to="1") as two:
-        assert short(await two.answer(op_type, "")) == (code, "empty")
-        assert short(await two.answer(op_type, "\n")) in ((code, "empty"), (code, "bad_id"))
+        assert summary(await two.answer(op_type, "")) == (code, "empty")
+        assert summary(await two.answer(op_type, "\n")) in ((code, "empty"), (code, "bad_id"))
         for id in ("a b", "a,b", "x" * 65, "é", "\0", ">", "<", ">>a", "**", "a*", "$ne", "%", "a\r", "'", "😀"):
-            assert short(await two.answer(op_type, id)) == (code, "bad_id")
+            assert summary(await two.answer(op_type, id)) == (code, "bad_id")
         assert await unread(two) == ["a"]
 
 
@@ -141,7 +141,7 @@ async def test_either_side_deletes_a_message_for_both(server: ServerHandle) -> N
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         answer = await one.answer(5, "a")
         assert (answer["op_type"], answer["from"], answer["to"]) == (40013, "System", "1")
-        assert short(await two.answer(5, "b")) == (40013, None)
+        assert summary(await two.answer(5, "b")) == (40013, None)
         for chat in (one, two):
             assert await stored(chat) == [("1", "c")]
             assert [frame["id"] for frame in (await chat.ask(7, "-5"))[:-1]] == ["c"]
@@ -153,9 +153,9 @@ async def test_op_5_deletes_up_to_200_ids(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(202)]
     await store_unread(server, "1", "2", *names)
     async with server.chat("2", to="1") as two:
-        assert short(await two.answer(5, "\n".join(names[:201]))) == (40012, "too_long")
+        assert summary(await two.answer(5, "\n".join(names[:201]))) == (40012, "too_long")
         assert len(await unread(two)) == 202
-        assert short(await two.answer(5, "\n".join(names[:200]))) == (40013, None)
+        assert summary(await two.answer(5, "\n".join(names[:200]))) == (40013, None)
         assert await stored(two) == [("1", "m200"), ("1", "m201")]
 
 
@@ -163,7 +163,7 @@ async def test_op_5_deletes_known_ids_and_names_the_unknown_ones(server: ServerH
     await store_unread(server, "1", "2", "a", "b", "c")
     async with server.chat("2", to="1") as two:
         refusal = await two.answer(5, "a\nnowhere\nc\n>b\nnot.there")
-        assert short(refusal) == (40012, "no_such_message")
+        assert summary(refusal) == (40012, "no_such_message")
         assert [name in refusal["content"] for name in ("nowhere", ">b", "not.there")] == [True] * 3
         assert await stored(two) == [("1", "b")]
 
@@ -171,12 +171,12 @@ async def test_op_5_deletes_known_ids_and_names_the_unknown_ones(server: ServerH
 async def test_deleting_an_unknown_or_deleted_message_is_refused(server: ServerHandle) -> None:
     await store_unread(server, "1", "2", "a")
     async with server.chat("1", to="2") as one, server.chat("3", to="1") as three:
-        assert short(await three.answer(5, "a")) == (40012, "no_such_message")
-        assert short(await three.answer(5, "a", to="2")) == (40012, "no_such_message")
-        assert short(await one.answer(5, "a", to="3")) == (40012, "no_such_message")
-        assert short(await one.answer(5, "a")) == (40013, None)
-        assert short(await one.answer(5, "a")) == (40012, "no_such_message")
-        assert short(await one.answer(5, "never")) == (40012, "no_such_message")
+        assert summary(await three.answer(5, "a")) == (40012, "no_such_message")
+        assert summary(await three.answer(5, "a", to="2")) == (40012, "no_such_message")
+        assert summary(await one.answer(5, "a", to="3")) == (40012, "no_such_message")
+        assert summary(await one.answer(5, "a")) == (40013, None)
+        assert summary(await one.answer(5, "a")) == (40012, "no_such_message")
+        assert summary(await one.answer(5, "never")) == (40012, "no_such_message")
 
 
 async def test_op_5_deletes_the_own_message_unless_a_side_is_given(server: ServerHandle) -> None:
@@ -184,12 +184,12 @@ async def test_op_5_deletes_the_own_message_unless_a_side_is_given(server: Serve
         await store_unread(server, sender, receiver, "a", "b", "c")
     await store_unread(server, "2", "1", "theirs")
     async with server.chat("1", to="2") as one:
-        assert short(await one.answer(5, "a\ntheirs")) == (40013, None)
-        assert short(await one.answer(5, "<b")) == (40013, None)
-        assert short(await one.answer(5, ">c")) == (40013, None)
+        assert summary(await one.answer(5, "a\ntheirs")) == (40013, None)
+        assert summary(await one.answer(5, "<b")) == (40013, None)
+        assert summary(await one.answer(5, ">c")) == (40013, None)
         assert await stored(one) == [("1", "b"), ("2", "a"), ("2", "c")]
-        assert short(await one.answer(5, ">theirs")) == (40012, "no_such_message")
-        assert short(await one.answer(5, ">b\n<c")) == (40013, None)
+        assert summary(await one.answer(5, ">theirs")) == (40012, "no_such_message")
+        assert summary(await one.answer(5, ">b\n<c")) == (40013, None)
         assert await stored(one) == [("2", "a")]
 
 
@@ -291,10 +291,10 @@ async def test_a_message_deleted_before_its_pong_stays_deleted(server: ServerHan
         await one.send("a\nhello")
         await two.receive()
         ping = await two.read()
-        assert short(await one.answer(5, "a")) == (40013, None)
+        assert summary(await one.answer(5, "a")) == (40013, None)
         await two.write(raw.frame(ping.payload, raw.PONG))
         assert (await two.ask(2, "-5"))["content"] == "0"
-        assert short(await one.send("a\nhello")) == (40018, None)
+        assert summary(await one.send("a\nhello")) == (40018, None)
 
 
 async def test_a_pong_does_not_mark_the_messages_of_a_page(server: ServerHandle) -> None:

@@ -221,7 +221,7 @@ async def test_a_store_slower_than_the_lease_only_delays_migration(configs: Conf
     source, target = await large_source(configs)
     if configs.mongodb_server is None:
         pytest.skip("the mongod that CHAT_TEST_MONGODB names must not be stopped")
-    child = await started(source, target)
+    child = await start_migration(source, target)
     with configs.mongodb() as database:
         await wait_copied(database, 500)
     configs.mongodb_server.send(signal.SIGSTOP)
@@ -236,7 +236,7 @@ async def test_a_store_slower_than_the_lease_only_delays_migration(configs: Conf
 async def test_a_frozen_and_replaced_migration_ends_with_one_line(configs: ConfigFiles) -> None:
     """Another process took its lease. The migration can be run again."""
     source, target = await large_source(configs)
-    child = await started(source, target)
+    child = await start_migration(source, target)
     with configs.mongodb() as database:
         await wait_copied(database, 500)
         child.send_signal(signal.SIGSTOP)
@@ -253,7 +253,7 @@ async def test_a_frozen_and_replaced_migration_ends_with_one_line(configs: Confi
     await migrate_successfully(source, target)
 
 
-async def started(source: Path, target: Path) -> asyncio.subprocess.Process:
+async def start_migration(source: Path, target: Path) -> asyncio.subprocess.Process:
     """Start a migration with a short lease. The caller must wait for the process or kill it."""
     command = ("migrate", "--from", str(source), "--config", str(target))
     return await run_py(*command, prefix=short_lease(source.parent, LEASE))
@@ -263,7 +263,7 @@ async def started(source: Path, target: Path) -> asyncio.subprocess.Process:
 
 
 @asynccontextmanager
-async def running(path: Path) -> AsyncIterator[None]:
+async def running_server(path: Path) -> AsyncIterator[None]:
     """Run a server with this configuration file, as an operator does."""
     child = await run_py("--config", str(path))
     try:
@@ -281,10 +281,10 @@ async def test_a_migration_refuses_while_a_server_runs(configs: ConfigFiles, sou
     """On the source or on the target."""
     one, other = configs.write_ini("source", source), configs.write_ini("target", target)
     for path in (one, other):
-        async with running(path):
+        async with running_server(path):
             pass  # creates the data
     for path in (one, other):
-        async with running(path):
+        async with running_server(path):
             line = await refused_migration("--from", one, "--config", other)
             assert "another chat_server" in line
             assert "is running on it; stop that one" in line
@@ -317,7 +317,7 @@ async def test_a_missing_source_is_not_created(tmp_path: Path) -> None:
     assert "cannot be read" in await refused_migration("--from", tmp_path / "none.ini", "--config", other)
 
 
-async def embedded(folder: Path, name: str, user: str = "", *records: Record) -> Path:
+async def embedded_stores(folder: Path, name: str, user: str = "", *records: Record) -> Path:
     """Create embedded stores with a user and messages; return their configuration file."""
     path = folder / f"{name}.ini"
     path.write_text(f"[service]\nDataDir = {name}\n")
@@ -331,8 +331,8 @@ async def embedded(folder: Path, name: str, user: str = "", *records: Record) ->
 
 
 async def test_a_target_with_other_users_is_refused(tmp_path: Path) -> None:
-    source = await embedded(tmp_path, "source", "1")
-    other = await embedded(tmp_path, "other", "2")
+    source = await embedded_stores(tmp_path, "source", "1")
+    other = await embedded_stores(tmp_path, "other", "2")
     before = await stored_data(other)
     assert "user '2' is in the target, but not in the source" in await refused_migration(
         "--from", source, "--config", other
@@ -361,16 +361,16 @@ def record(one: str, other: str, id: str, time: int, text: str | bytes = "text")
 )
 async def test_a_target_with_other_messages_is_refused(tmp_path: Path, records: list[Record], reason: str) -> None:
     """The error names the conversation."""
-    source = await embedded(
+    source = await embedded_stores(
         tmp_path, "source", "1", record("1", "2", "m", T), record("2", "1", "n", T + 2, digest("n"))
     )
-    other = await embedded(tmp_path, "other", "1", *records)
+    other = await embedded_stores(tmp_path, "other", "1", *records)
     assert reason in await refused_migration("--from", source, "--config", other)
 
 
 @pytest.mark.parametrize("key", ["mysql", "mongodb", "redis"])
 async def test_an_unavailable_database_server_is_one_error_line(tmp_path: Path, key: str) -> None:
-    source = await embedded(tmp_path, "source", "1")
+    source = await embedded_stores(tmp_path, "source", "1")
     target = tmp_path / "target.ini"
     sections = {
         "mysql": "[mysql]\nDb = mysql\nDbPort = 1",
@@ -395,15 +395,15 @@ async def test_errors_name_invalid_options() -> None:
 
 
 async def test_the_environment_applies_only_to_the_target(tmp_path: Path) -> None:
-    source = await embedded(tmp_path, "source", "1")
+    source = await embedded_stores(tmp_path, "source", "1")
     result = await migrate("--from", source, environ={"CHAT_SERVICE_DATADIR": str(tmp_path / "target")})
     assert result.code == 0, result
     assert (tmp_path / "target" / "chat.db").exists()
 
 
 async def test_a_terminal_shows_the_progress(tmp_path: Path) -> None:
-    source = await embedded(tmp_path, "source", "1", *(record("1", "2", f"m{n}", T + n) for n in range(5)))
-    target = await embedded(tmp_path, "target")
+    source = await embedded_stores(tmp_path, "source", "1", *(record("1", "2", f"m{n}", T + n) for n in range(5)))
+    target = await embedded_stores(tmp_path, "target")
     mine, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     command = [sys.executable, str(ROOT / "run.py"), "migrate", "--from", str(source), "--config", str(target)]

@@ -51,7 +51,7 @@ def write_go_data(
     return configs.write_ini("original", "mysql mongodb")
 
 
-def stored_by_write_go_data(configs: ConfigFiles) -> Any:
+def go_data(configs: ConfigFiles) -> Any:
     """Return the current data of the Go server."""
     with configs.mysql() as cursor, configs.mongodb() as database:
         cursor.execute("SELECT * FROM chat_demo_user ORDER BY id")
@@ -98,9 +98,9 @@ async def test_users_and_messages_are_imported(configs: ConfigFiles, stores: str
         deleted=["gone"],
     )
     target = configs.write_ini("target", stores)
-    before = stored_by_write_go_data(configs)
+    before = go_data(configs)
     output = await import_go(source, target)
-    assert stored_by_write_go_data(configs) == before
+    assert go_data(configs) == before
     assert await texts(target, "1", "2") == [
         ("2", "a", "before ObjectIds", False),
         ("2", str(FIRST), "first", False),

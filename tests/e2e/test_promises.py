@@ -52,12 +52,12 @@ async def test_messages_stay_unread_without_a_pong(server: ServerHandle, end: Ca
             assert await next_id(two) == "m1"
             await ping(two)
             end(two)
-            await until_offline(one)
+            await wait_offline(one)
         async with server.chat("2", to="1") as two_again:
             assert ids(await two_again.ask(3))[0] == "m1"
 
 
-async def until_offline(one: ChatClient) -> None:
+async def wait_offline(one: ChatClient) -> None:
     """Wait until the server reports user 2 as offline.
 
     Each attempt is a retry of the same message, because the contact limit applies.
@@ -308,13 +308,13 @@ async def test_no_frame_of_a_lost_connection_passes_after_logout(
     """Frames that arrived before the disconnect are processed, unless the session ends first."""
     send, gate, begun = Sending.send, asyncio.Event(), []
 
-    async def slow(self: Sending, batches: Sequence[Batch]) -> None:
+    async def slow_send(self: Sending, batches: Sequence[Batch]) -> None:
         if batches[0].socket.user == "1":
             begun.append([request.content.partition("\n")[0] for request in batches[0].requests])
             await gate.wait()
         await send(self, batches)
 
-    monkeypatch.setattr(Sending, "send", slow)
+    monkeypatch.setattr(Sending, "send", slow_send)
     async with three_users(tmp_path) as server:
         ended, asking = await session_to_end(server, end)
         async with server.chat("3") as three:
@@ -327,10 +327,10 @@ async def test_no_frame_of_a_lost_connection_passes_after_logout(
             await wait_until(alone)  # the server has read all frames and the end of the connection
             ending = asyncio.create_task(end(server, "1", asking))
 
-            async def over() -> bool:  # until then the answer is 403, because the session may not log out user 2
+            async def is_ended() -> bool:  # until then the answer is 403, because the session may not log out user 2
                 return bool((await logout(server, "2", ended)).status_code == 401)
 
-            await wait_until(over)
+            await wait_until(is_ended)
             gate.set()
             assert (await ending).status_code == 200
         async with server.chat("2", to="1") as two:
