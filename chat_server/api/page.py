@@ -1,8 +1,9 @@
-"""Serves the files of the web client. They are read and compressed once, at startup."""
+"""Serves the files of the web client: read at startup, compressed on the first request."""
 
 import gzip
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.resources import files
 
 from aiohttp import web
@@ -83,7 +84,7 @@ class _File:
     """One file, uncompressed and compressed with gzip."""
 
     def __init__(self, name: str, content: bytes, caching: str) -> None:
-        self._bodies = {"": content, "gzip": gzip.compress(content, mtime=0)}
+        self._content = content
         self._tag = _hash(content)
         self._headers = _HEADERS | {
             "Content-Type": _TYPES[name.rpartition(".")[2]],
@@ -99,7 +100,11 @@ class _File:
             return web.Response(status=304, headers=headers)
         if encoding:
             headers["Content-Encoding"] = encoding
-        return web.Response(body=self._bodies[encoding], headers=headers)
+        return web.Response(body=self._compressed if encoding else self._content, headers=headers)
+
+    @cached_property
+    def _compressed(self) -> bytes:
+        return gzip.compress(self._content, mtime=0)
 
 
 def _hash(content: bytes) -> str:
