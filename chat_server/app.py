@@ -9,11 +9,12 @@ from functools import partial
 from aiohttp import web
 
 from chat_server.api.connection import Events
-from chat_server.api.connection_manager import SLOTS, ConnectionManager
+from chat_server.api.connection_manager import ConnectionManager
 from chat_server.api.dispatcher import Dispatcher
 from chat_server.api.endpoints import HttpEndpoints
 from chat_server.api.envelope import Envelope
 from chat_server.api.health import Health
+from chat_server.api.limits import SLOTS
 from chat_server.api.middleware import error_middleware, origin_middleware
 from chat_server.api.page import Page
 from chat_server.api.proxy_policy import ProxyPolicy

@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from chat_server.api.inbox import Inbox
+from chat_server.api.limits import (
+    BYTES_PER_FRAME,
+    CLOSE_TIMEOUT,
+    FINISH_TIMEOUT,
+    MAX_BAD_FRAMES,
+    MAX_FRAGMENTED,
+    MAX_IGNORED,
+)
 from chat_server.api.liveness import Liveness
 from chat_server.api.outbox import Outbox
 from chat_server.conf import SocketSettings
@@ -17,22 +25,6 @@ from chat_server.service.registry import Delivery
 from chat_server.status import Disconnect, Refused
 from chat_server.utils.token_bucket import TokenBucket
 from chat_server.utils.websocket import CLOSE, frame
-
-# Bad frames in a row that close a socket (protocol section 2, Bad input).
-MAX_BAD_FRAMES = 100
-# A message counts as one frame of the user's rate, and as one more for each 16 KiB on the wire: it may come in many
-# fragments (protocol section 2, Bad input).
-BYTES_PER_FRAME = 16384
-# Between two messages a socket may send this many bytes and twice MaxFrameBytes, headers included; more can only be
-# fragments without end. aiohttp reads ahead by up to half of it.
-MAX_FRAGMENTED = 1048576
-# After our close frame this many bytes of the peer are dropped; then the connection is cut.
-MAX_IGNORED = 8388608
-# Seconds for the peer to answer our close frame. aiohttp's own close() gives up too early for a peer that has much to
-# read before it.
-CLOSE_TIMEOUT = 2.0
-# Seconds for the requests in work when the server ends. A page whose reader is slower stays unfinished.
-FINISH_TIMEOUT = 2.0
 
 # Read once: before Python 3.12 each access to an enum's member is a call.
 _TEXT, _PONG, _PING, _BINARY = WSMsgType.TEXT, WSMsgType.PONG, WSMsgType.PING, WSMsgType.BINARY

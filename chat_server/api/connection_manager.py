@@ -9,6 +9,7 @@ from itertools import cycle
 from aiohttp import web
 
 from chat_server.api.connection import Connection, Events, WebSocket
+from chat_server.api.limits import BEATS, MANY, SLOTS
 from chat_server.api.middleware import foreign_origin_refusal
 from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.runner import Protocol
@@ -24,13 +25,6 @@ from chat_server.utils.free_lists import clear_free_lists
 from chat_server.utils.token_bucket import TokenBucket
 
 log = logging.getLogger(__name__)
-
-# The heartbeats of all sockets are spread over this many moments of HeartbeatSeconds.
-SLOTS = 32
-# Heartbeats per loop iteration: each takes two system calls.
-BEATS = 50
-# When three quarters of at least this many sockets have closed, the memory that Python keeps of them is freed.
-MANY = 1000
 
 
 class ConnectionManager:

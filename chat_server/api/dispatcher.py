@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from chat_server.api.connection import Connection
 from chat_server.api.inbox import BAD_FRAME
+from chat_server.api.limits import LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
 from chat_server.service import frames
 from chat_server.service.answers import Answer, Answers
 from chat_server.service.broadcast import Broadcasts
@@ -21,13 +22,7 @@ from chat_server.utils.locks import ConcurrencyLimiter
 
 log = logging.getLogger(__name__)
 
-# Batches with more bytes of frames than this are large. Only a few are with the store at a time, so a short message
-# that comes when many are large waits until a few are written, not all. They wait this many seconds at most.
-LARGE_BYTES, LARGE_AT_ONCE, LARGE_TIMEOUT = 8192, 4, 10.0
-# Batches of this many sockets share one call to the store. They are answered in one go, which takes about 2 ms.
-SHARED_BATCHES = 64
 INTERNAL = "something went wrong here, it is in the server's log"
-
 
 Sends = tuple[Connection, Batch]  # a batch, and the connection that it came from
 

@@ -4,17 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from chat_server.api.limits import BATCH_BYTES, BATCH_REQUESTS, INBOX_BYTES, INBOX_FRAMES
 from chat_server.service.frames import SEND, Request
 from chat_server.status import Refused
 
-# With this many requests or bytes the inbox is full, and the socket is not read. 128 requests are four batches, so the
-# next batch is there when the store finishes one.
-INBOX_FRAMES = 128
-INBOX_BYTES = 262144
-# Sends of one socket that are worked on together: at most this many, and no more once they have this many bytes.
-# Other sockets wait while a batch is stored, and larger batches cost hardly less per message.
-BATCH_REQUESTS = 32
-BATCH_BYTES = 16384
 BAD_FRAME = 0  # in place of an op: the frame is no request
 
 

@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import Awaitable
 
+from chat_server.api.limits import MAX_MISSED
 from chat_server.api.outbox import Outbox
 from chat_server.utils.tcp import progress
-
-# A peer without any progress for this many checks in a row is gone.
-MAX_MISSED = 2
 
 
 class Liveness:

@@ -7,14 +7,10 @@ the bound is ours too: the outbox and the transport's buffer together stay below
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from chat_server.api.limits import DRAINED_BYTES, MAX_UNCONFIRMED
 from chat_server.service.registry import Delivery
 from chat_server.utils.websocket import PING, PONG, deflated, frame
 
-# A page goes on while less than this many bytes wait for the reader.
-DRAINED_BYTES = 32768
-# Deliveries of a socket that no pong confirmed yet, at most; further messages stay unread, and op 3 returns them.
-# About 200 bytes each: 3 MiB for a socket that answers no ping.
-MAX_UNCONFIRMED = 16384
 _PING_HEAD = frame(PING, bytes(8))[:2]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chat_server.api.inbox import BATCH_REQUESTS
+from chat_server.api.limits import BATCH_REQUESTS
 from tests import raw
 from tests.e2e.http_helpers import sql
 from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from chat_server.api.inbox import BATCH_BYTES, BATCH_REQUESTS, INBOX_BYTES, INBOX_FRAMES, Inbox
+from chat_server.api.inbox import Inbox
+from chat_server.api.limits import BATCH_BYTES, BATCH_REQUESTS, INBOX_BYTES, INBOX_FRAMES
 from chat_server.service.frames import HISTORY, SEND, Request
 from chat_server.status import Reason, Refused, Status
 
