@@ -1,4 +1,4 @@
-"""Op 6, send to everybody online: not stored (protocol section 2)."""
+"""Op 6, send to all online users: not stored (protocol section 2)."""
 
 from chat_server.cache.rates import Rate, RateStore
 from chat_server.conf import ChatSettings
@@ -12,7 +12,7 @@ from chat_server.utils.clock import Timeline
 
 
 class Broadcasts:
-    """Sends a message to every user who is online."""
+    """Sends messages to all online users."""
 
     def __init__(
         self, config: ChatSettings, rates: RateStore, registry: Registry, frames: Frames, timeline: Timeline

@@ -35,7 +35,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A frame to a client; what is UNSET has no meaning in it and is left out."""
+    """A frame to a client. Keys that are UNSET are left out."""
 
     sender: str = field(name="from")
     to: str
@@ -78,24 +78,24 @@ def decode(data: str) -> Request | Refused:
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` may be a message's id."""
+    """Whether `text` is a valid message id."""
     return match_id(text) is not None
 
 
 def given_id(content: str) -> str:
-    """The id in `ID\\nTEXT`, if it is a valid one, else nothing."""
+    """The id in `ID\\nTEXT` if it is valid, otherwise an empty string."""
     id, _ = split(content)
     return id if is_id(id) else ""
 
 
 def split(content: str) -> tuple[str, str]:
-    """The id and the text of `ID\\nTEXT`; an id left to the server is empty. The id is not checked here."""
+    """The id and the text of `ID\\nTEXT`. The id is not checked; it is empty if the server chooses it."""
     first, newline, rest = content.partition("\n")
     return (first, rest) if newline else ("", content)
 
 
 class Frames:
-    """Makes the frames that the server sends, each encoded once, ready for the wire, with texts in `language`."""
+    """Encodes the frames of the server for the wire, with texts in `language`."""
 
     def __init__(self, language: str) -> None:
         self._texts = {status: text(status, language) for status in Status}
@@ -120,7 +120,7 @@ class Frames:
         return _json(frame)[:-1] + b',"id":"'
 
     def refusal(self, to: str, refused: Refused, id: str = "") -> bytes:
-        """The answer that says why not; `id` is that of the message it is about."""
+        """The answer to a refused request; `id` is that of its message."""
         return _encode(
             Frame(
                 sender=SYSTEM,
@@ -145,16 +145,16 @@ class Frames:
         return _json(frame).removesuffix(b'"","msg":""}')
 
     def stored(self, message: Message) -> bytes:
-        """A message out of the history."""
+        """A message of the history."""
         return _encode(self._stored(message, Status.HISTORY))
 
     def conversation(self, conversation: Conversation, online: bool) -> bytes:
-        """A conversation: its last message, how many are unread, and whether the other is online."""
+        """A conversation: its last message, the number of unread ones, and whether the peer is online."""
         last = self._stored(conversation.last, Status.CONVERSATIONS)
         return _encode(msgspec.structs.replace(last, unread=conversation.unread, online=online))
 
     def notice(self, sender: str, to: str, status: Status, lines: list[str]) -> bytes:
-        """What happened to messages on another device: one id a line."""
+        """A change of messages by another device, with one id per line."""
         return _encode(
             Frame(
                 sender=sender,
@@ -167,7 +167,7 @@ class Frames:
         )
 
     def broadcast(self, sender: str, content: str, time: int) -> bytes:
-        """A message to everybody online; `time` in microseconds."""
+        """A message to all online users; `time` in microseconds."""
         return _encode(
             Frame(
                 sender=sender,

@@ -23,7 +23,7 @@ T = TypeVar("T", Message, Conversation)
 PIECE = 32768
 LATEST = 2**62  # after every message's time, and more than there can be
 
-# In linear time: no two unbounded repetitions that could share a character stand next to each other.
+# They match in linear time: no two adjacent unbounded repetitions can match the same character.
 _SKIP = re.compile(r"([0-9]+)-([0-9]{1,3})")
 _NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
 _AFTER = re.compile(r"\+([0-9]{1,3})@(.+)", re.DOTALL)
@@ -64,8 +64,8 @@ class Pages:
             page = await self._messages.after(me, peer, last.time, most)
             return [message for message in page if message.time <= until]
 
-        came = await self._stream(socket, page, len(page), read_on, self._frames.stored)
-        return Answer(Status.HISTORY, str(came))
+        count = await self._stream(socket, page, len(page), read_on, self._frames.stored)
+        return Answer(Status.HISTORY, str(count))
 
     async def _page(self, me: str, peer: str, content: str) -> list[Message]:
         """The messages that `content` names (protocol section 2, op 2). Raises Refused."""
@@ -84,7 +84,7 @@ class Pages:
         raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
 
     async def unread(self, socket: Socket, request: Request) -> Answer:
-        """Op 3: every unread message from the peer, or the oldest N, streamed."""
+        """Op 3: all unread messages from the peer, or the oldest N, streamed."""
         failed = Status.HISTORY_FAILED
         peer = await self._peers.of(socket, request, failed)
         left = _count(failed, request.content) if request.content else LATEST
@@ -98,8 +98,8 @@ class Pages:
         most = min(left, MAX_PAGE)
         async with self._page_lock.hold(socket.user):
             page = await read_on(None, most)
-        came = await self._stream(socket, page, left if len(page) == most else len(page), read_on, self._frames.stored)
-        return Answer(Status.HISTORY, str(came))
+        count = await self._stream(socket, page, left if len(page) == most else len(page), read_on, self._frames.stored)
+        return Answer(Status.HISTORY, str(count))
 
     async def conversations(self, socket: Socket, request: Request) -> Answer:
         """Op 7: the user's conversations, the newest first."""
@@ -126,8 +126,8 @@ class Pages:
 
         async with self._page_lock.hold(socket.user):
             page = await self._messages.conversations(socket.user, before, count)
-        came = await self._stream(socket, page, len(page), read_on, encode)
-        return Answer(Status.CONVERSATIONS, str(came))
+        count = await self._stream(socket, page, len(page), read_on, encode)
+        return Answer(Status.CONVERSATIONS, str(count))
 
     async def _stream(
         self,
@@ -137,15 +137,15 @@ class Pages:
         read_on: Callable[[T, int], Awaitable[list[T]]],
         encode: Callable[[T], bytes],
     ) -> int:
-        """Send the page, and what `read_on` finds after it, at most `most` in all. Returns how many were sent.
+        """Send the page and what `read_on` finds after it, at most `most` in all. Returns the number sent.
 
-        Of a page with more than PIECE characters only the beginning is kept until the reader has taken it; the rest
-        is read again then. So a socket that is not read holds little memory, whatever it asked for.
+        Of a page with more than PIECE characters only the beginning is kept until the reader has taken it; then the
+        rest is read again. So a socket that is not read takes little memory, whatever it requests.
         """
         sent = 0
         while page:
             piece = page[: _fitting(page)]
-            page.clear()  # the caller has this list, too
+            page.clear()  # the caller refers to this list, too
             for one in piece:
                 socket.send(encode(one))
                 await socket.drain()
@@ -173,7 +173,7 @@ def _count(failed: Status, text: str) -> int:
 
 
 def _fitting(page: Sequence[Message | Conversation]) -> int:
-    """How many at the beginning of a page have PIECE characters together, at least one."""
+    """The number of items at the beginning of a page that have PIECE characters together; at least one."""
     size = 0
     for number, one in enumerate(page):
         size += len((one.last if isinstance(one, Conversation) else one).text)

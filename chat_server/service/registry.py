@@ -76,7 +76,7 @@ class Registry:
     def __init__(self) -> None:
         self._sockets: dict[str, tuple[Socket, ...]] = {}
         self._leaving: set[Socket] = set()  # closing or closed, with requests that may still be in work
-        self.endings = 0  # grows whenever sessions end: an upgrade that is under way then checks its session again
+        self.endings = 0  # the number of `end` calls: an upgrade in progress then checks its session again
         self.changed: Callable[[str], None] = lambda user: None  # called when a socket of a user opened or closed
 
     def add(self, socket: Socket) -> None:

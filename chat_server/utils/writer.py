@@ -49,9 +49,9 @@ class Writer(Generic[Item]):
         # item, the loop appends before it reads the flag, and the thread clears the flag before it checks for items.
         self._waiting: deque[_Entry] = deque()
         self._scheduled = False
-        # A caller waited in vain, and the thread has finished no batch since. The loop sets this flag, and the thread
-        # clears it before `_scheduled`. If it is set in between or later, it stays until the next batch is finished.
-        # Without `_scheduled` it means nothing.
+        # A caller got no answer in time, and the thread has finished no batch since. The loop sets this flag, the
+        # thread clears it before `_scheduled`. If it is set in between or later, it stays until the next batch is
+        # finished. Without `_scheduled` it means nothing.
         self._stuck = False
         self._unanswered: deque[_Entry] = deque()  # the oldest first; only the loop uses it
         self._alarm: asyncio.TimerHandle | None = None  # when the oldest has waited too long
