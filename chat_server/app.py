@@ -128,7 +128,7 @@ async def _application(
     proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     for store, names in by_backend(settings).items():
-        metrics.watch_health(store, partial(health.is_up, names))
+        metrics.add_health(store, partial(health.is_up, names))
     endpoints = HttpEndpoints(accounts, envelope, proxy_policy, health, settings.server.request_timeout)
     page = Page(
         {
@@ -145,16 +145,16 @@ async def _application(
         registry,
         frames,
         proxy_policy,
-        Events(dispatcher.add, marks.confirm, registry.leave, metrics.too_slow),
+        Events(dispatcher.add, marks.confirm, registry.leave, metrics.add_slow_reader),
         page.fallback_page,
     )
-    metrics.gauge("chat_sockets", "Open sockets.", sockets.open)
-    metrics.gauge("chat_users_online", "Users with an open socket.", registry.users)
-    metrics.gauge(
+    metrics.add_gauge("chat_sockets", "Open sockets.", sockets.open)
+    metrics.add_gauge("chat_users_online", "Users with an open socket.", registry.users)
+    metrics.add_gauge(
         "chat_presence_waiting", "Users who came online or went offline and are not announced yet.", presence.waiting
     )
-    metrics.gauge("chat_outbox_bytes", "Bytes waiting to be read by clients.", sockets.waiting)
-    metrics.gauge("chat_passwords_waiting", "Passwords waiting to be hashed.", lambda: passwords.waiting)
+    metrics.add_gauge("chat_outbox_bytes", "Bytes waiting to be read by clients.", sockets.waiting)
+    metrics.add_gauge("chat_passwords_waiting", "Passwords waiting to be hashed.", lambda: passwords.waiting)
 
     failures = {
         "/user/register": Status.REGISTER_FAILED,
@@ -202,7 +202,7 @@ async def _application(
         asyncio.create_task(_repeat(refresh, settings.sockets.heartbeat_seconds)),
         asyncio.create_task(_repeat(presence.push, ROUND_SECONDS)),
         asyncio.create_task(_repeat(stores.delete_expired, SWEEP_SECONDS)),
-        asyncio.create_task(metrics.watch_loop()),
+        asyncio.create_task(metrics.measure_loop_lag()),
     ]
     if settings.server.metrics_port:  # a scrape reads the latest result and never waits for a store
         periodic.append(asyncio.create_task(_repeat(health.probe, HEALTH_SECONDS)))

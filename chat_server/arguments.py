@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "--keep-sessions", action="store_true", help="keep the sessions of the backup; default: all users log in again"
     )
     migrate = _add(
-        commands, "migrate", "copy users, messages, sessions and counters from other stores to those of --config"
+        commands, "migrate", "copy users, messages, sessions and contact limits from other stores to those of --config"
     )
     _add_migrate_options(migrate)
     return top

@@ -187,7 +187,7 @@ class _StoreOpener:
 
     async def open_database(self) -> Database:
         """Open the embedded database."""
-        watch = self._metrics.watch("embedded")
+        watch = self._metrics.for_store("embedded")
         database = Database(self._settings.stores.data_dir, timeout=self._timeout, watch=watch)
         self._stack.push_async_callback(database.close)
         await database.open(SCHEMAS, alongside=self._alongside)
@@ -206,7 +206,7 @@ class _StoreOpener:
             return SqliteUsers(database)
         from chat_server.model import mysql  # noqa: PLC0415
 
-        watch = self._metrics.watch("mysql")
+        watch = self._metrics.for_store("mysql")
         users = await self._with_retry(
             mysql.address(config), lambda: mysql.connect(config, self._timeout, watch, alongside=self._alongside)
         )
@@ -226,7 +226,7 @@ class _StoreOpener:
             return mongodb.MongoMessages(client[config.name], self._timeout, name=name)
         lease_store = mongodb.MongoLease(client[config.name], self._timeout, name)
         lease = await self._hold_lease("mongodb", name, lease_store, "[MongoDB] MongoDBName")
-        watch = self._metrics.watch("mongodb")
+        watch = self._metrics.for_store("mongodb")
         return await self._with_retry(
             name, lambda: mongodb.connect(config, client, self._timeout, days, lease.held, watch)
         )
@@ -251,7 +251,7 @@ class _StoreOpener:
         await self._with_retry(scripts.name, scripts.reach if self._alongside else scripts.ping)
         if not self._alongside:
             lease = await self._hold_lease("redis", scripts.name, redis.RedisLease(without_lease), "[redis] RedisAddr")
-            watch = self._metrics.watch("redis")
+            watch = self._metrics.for_store("redis")
             scripts = redis.Scripts(client, settings.redis.redis_prefix, self._timeout, lease.held, watch)
             self._stack.push_async_callback(scripts.flush)
         if self._purpose is Purpose.SERVE and (volatile := await without_lease.volatile_settings()):
@@ -270,7 +270,7 @@ class _StoreOpener:
         self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)
         await self._with_retry(name, lease.take)
         self._stack.push_async_callback(lease.release)
-        self._metrics.watch_lease(store, lease.left)
+        self._metrics.add_lease(store, lease.left)
         renewing = asyncio.create_task(lease.keep(self._on_takeover))
 
         async def stop_renewing() -> None:

@@ -97,7 +97,7 @@ class Scripts:
         self._timeout = timeout
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in _SCRIPTS.items()}  # noqa: S324
         self._calls: Batcher[ScriptCall, Any] = Batcher(
-            lambda calls: watch.timed(self._run_together(calls)),
+            lambda calls: watch.time_call(self._run_together(calls)),
             most=MAX_CALLS,
             timeout=timeout,
             watch=watch,
@@ -163,7 +163,7 @@ class Scripts:
             await self._drop_connections()
             raise self._failure(error) from error
         if refused := [result for result in results if isinstance(result, RedisError)]:
-            self._watch.gave_up()
+            self._watch.add_failure()
             if not _NOT_PRIMARY.isdisjoint(map(_refusal, refused)):
                 await self._drop_connections()
         if not await self._held():

@@ -42,7 +42,7 @@ def _stores_in_servers(settings: Settings) -> list[str]:
     sentences = (
         (settings.mysql.db, "users are in MySQL (mysqldump)"),
         (settings.mongodb.mongodb, "messages are in MongoDB (mongodump)"),
-        (settings.redis.redis_db, "sessions and counters are in Redis (its dump.rdb)"),
+        (settings.redis.redis_db, "sessions and contact limits are in Redis (its dump.rdb)"),
     )
     return [sentence for backend, sentence in sentences if backend != "embedded"]
 

@@ -191,7 +191,7 @@ def _load_group(section: str, group: type[Group], entries: Mapping[str, Entry], 
 
 
 def _parse(key: str, kind: Any, text: str) -> Any:
-    """Convert `text` to the type of the field. Raises ValueError, which msgspec.ValidationError is."""
+    """Convert `text` to the type of the field. Raises ValueError with what is expected."""
     if "\0" in text:
         raise ValueError("contains a NUL character")
     if "\n" in text and key not in ("AllowedOrigins", "TrustedProxies"):
@@ -210,7 +210,7 @@ def _parse(key: str, kind: Any, text: str) -> Any:
         return tuple(_parse_origin(origin) for origin in text.replace(",", " ").split())
     if key == "TrustedProxies":
         return tuple(_parse_network(network) for network in text.replace(",", " ").split())
-    value = msgspec.convert(text, kind, strict=False)
+    value = _convert(text, kind)
     if isinstance(value, str) and re.search(
         "[\ud800-\udfff]", value
     ):  # Python's replacement of bytes that are not UTF-8
@@ -218,6 +218,22 @@ def _parse(key: str, kind: Any, text: str) -> Any:
     if key == "MessageDays" and 0 < value < 0.001:
         raise ValueError("expected 0, or at least 0.001")
     return value
+
+
+def _convert(text: str, kind: Any) -> Any:
+    """Convert `text` to a number in range, or to a text. Raises ValueError with what is expected."""
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:  # "Expected `int`, got `str`", "Expected `float` >= 0.001"
+        why = str(error).removesuffix(", got `str`")
+        for name, words in (
+            ("Expected", "expected"),
+            ("`int`", "a whole number"),
+            ("`float`", "a number"),
+            ("`str`", "a text"),
+        ):
+            why = why.replace(name, words)
+        raise ValueError(why) from error
 
 
 def _parse_bool(text: str) -> bool:

@@ -115,7 +115,7 @@ class MySQLUsers:
         return changed > 0
 
     async def ping(self) -> None:
-        await self._watch.timed(self._borrow(lambda connection: _probe_writes(connection, commit=True)))
+        await self._watch.time_call(self._borrow(lambda connection: _probe_writes(connection, commit=True)))
 
     async def count(self) -> int:
         _, rows = await self._execute("SELECT count(*) FROM chat_users")
@@ -149,7 +149,7 @@ class MySQLUsers:
                 count = await cursor.execute(query, values)
                 return count, await cursor.fetchall() if cursor.description else ()
 
-        return await self._watch.timed(self._borrow(work))
+        return await self._watch.time_call(self._borrow(work))
 
     async def _borrow(self, work: Callable[[aiomysql.Connection], Awaitable[T]]) -> T:
         """Run `work` on a connection and translate the driver's errors."""

@@ -48,16 +48,16 @@ class Answers:
             else self._deliver_and_acknowledge(socket, result, others)
             for request, result in zip(batch.requests, batch.results, strict=True)
         ]
-        self._metrics.answered(SEND, statuses)
+        self._metrics.add_answers(SEND, statuses)
 
     def answered(self, socket: Socket, op: int, answer: Answer) -> None:
         """Answer a request that is no send."""
         socket.send(self._frames.answer(socket.user, answer.status, answer.content))
-        self._metrics.answered(op, [answer.status])
+        self._metrics.add_answers(op, [answer.status])
 
     def refused(self, socket: Socket, op: int, refused: Refused) -> None:
         """Say why a request is refused; `op` is 0 if the frame is no request."""
-        self._metrics.answered(op, [self._refuse(socket, refused)])
+        self._metrics.add_answers(op, [self._refuse(socket, refused)])
 
     def _refuse(self, socket: Socket, refused: Refused, id: str = "") -> Status:
         socket.send(self._frames.refusal(socket.user, refused, id))

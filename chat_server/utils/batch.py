@@ -74,13 +74,13 @@ class Batcher(Generic[Item, Result]):
         self, batch: Sequence[tuple[Item, asyncio.Future[Result], float]]
     ) -> Sequence[Result | BaseException]:
         deadline = None if self._timeout is None else batch[0][2] + self._timeout
-        self._watch.gathered(len(batch))
+        self._watch.add_batch(len(batch))
         try:
             async with asyncio.timeout_at(deadline):
                 results = await self._work([item for item, *_ in batch])
             expect_each(batch, results)
         except TimeoutError:
-            self._watch.gave_up()
+            self._watch.add_failure()
             return [StoreUnavailable(f"{self._name}: no answer within {self._timeout:g} s") for _ in batch]
         except Exception as error:
             return [error] * len(batch)

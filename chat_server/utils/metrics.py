@@ -1,4 +1,4 @@
-"""What may be measured while the server works. As they stand here, these measure nothing: metrics are off."""
+"""The interface of metrics, as classes that measure nothing: they are used while metrics are off."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -7,46 +7,46 @@ T = TypeVar("T")
 
 
 class StoreMetrics:
-    """Watches one store."""
+    """The metrics of one store."""
 
-    def timed(self, call: Awaitable[T]) -> Awaitable[T]:
-        """The same call; how long it takes is to be known, and whether it raises StoreUnavailable."""
+    def time_call(self, call: Awaitable[T]) -> Awaitable[T]:
+        """Measure the duration of a call, and count it as failed if it raises StoreUnavailable. Returns its result."""
         return call
 
-    def took(self, seconds: float, *, failed: bool) -> None:
-        """A call took so long; or it failed, for the store is away."""
+    def add_call(self, seconds: float, *, failed: bool) -> None:
+        """Add a call that took `seconds`; `failed` if the store was unavailable."""
 
-    def gathered(self, items: int) -> None:
-        """So many requests are about to be done together."""
+    def add_batch(self, size: int) -> None:
+        """Add a batch of `size` requests that go to the store together."""
 
-    def gave_up(self) -> None:
-        """They were not answered in time, or refused because others were not."""
+    def add_failure(self) -> None:
+        """Add a call that the store did not answer in time, or that was refused because earlier calls still wait."""
 
 
 class Metrics:
-    """Watches the server. Everything here is called often and must cost next to nothing."""
+    """The metrics of the server. All methods are called often, so they must cost almost nothing."""
 
-    def answered(self, op: int, statuses: Sequence[int]) -> None:
-        """Frames with that op (0: it was no request) were answered so."""
+    def add_answers(self, op: int, statuses: Sequence[int]) -> None:
+        """Add the statuses with which frames of this op were answered; op 0: not a valid frame."""
 
-    def too_slow(self) -> None:
-        """A socket was closed because it reads too slowly."""
+    def add_slow_reader(self) -> None:
+        """Add a socket that was closed because its client reads too slowly."""
 
-    def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
-        """What `read` returns is to be known under that name; it is called when somebody asks."""
+    def add_gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
+        """Register a gauge. Each scrape calls `read` for the current value."""
 
-    def watch_health(self, store: str, up: Callable[[], bool]) -> None:
-        """Expose whether a store is up; `up` says so without asking the store."""
+    def add_health(self, store: str, up: Callable[[], bool]) -> None:
+        """Register the health of a store. Each scrape calls `up`, which must not call the store."""
 
-    def watch_lease(self, store: str, left: Callable[[], float]) -> None:
-        """Expose how many seconds the lease on a store has left."""
+    def add_lease(self, store: str, left: Callable[[], float]) -> None:
+        """Register the lease on a store. Each scrape calls `left` for the seconds until it expires."""
 
-    def watch(self, store: str) -> StoreMetrics:
-        """A watch on that store."""
+    def for_store(self, store: str) -> StoreMetrics:
+        """The metrics of the store with this label."""
         return NO_STORE_METRICS
 
-    async def watch_loop(self) -> None:
-        """Measure, until cancelled, how late the event loop is."""
+    async def measure_loop_lag(self) -> None:
+        """Measure the delay of the event loop until cancelled."""
 
 
 NO_STORE_METRICS = StoreMetrics()

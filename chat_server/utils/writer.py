@@ -60,7 +60,7 @@ class Writer(Generic[Item]):
         """Hand over an item. The future gets its result. Raises StoreUnavailable while the thread hangs."""
         if self._stuck:
             if self._scheduled:
-                self._watch.gave_up()
+                self._watch.add_failure()
                 raise StoreUnavailable(f"the embedded database: no answer for more than {self._timeout:g} s")
             self._stuck = False
         loop = asyncio.get_running_loop()
@@ -107,8 +107,8 @@ class Writer(Generic[Item]):
         return results
 
     def _answer(self, batch: Sequence[_Entry], results: Sequence[Any], seconds: float) -> None:
-        self._watch.gathered(len(batch))
-        self._watch.took(seconds, failed=isinstance(results[0], StoreUnavailable))
+        self._watch.add_batch(len(batch))
+        self._watch.add_call(seconds, failed=isinstance(results[0], StoreUnavailable))
         set_results([entry.future for entry in batch], results)
         while self._unanswered and self._unanswered[0].future.done():
             self._unanswered.popleft()
@@ -123,5 +123,5 @@ class Writer(Generic[Item]):
                 future.set_exception(StoreUnavailable(f"the embedded database: no answer within {self._timeout:g} s"))
                 given_up += 1
         if given_up:
-            self._watch.gave_up()
+            self._watch.add_failure()
         self._alarm = loop.call_at(waiting[0].since + self._timeout, self._give_up, loop) if waiting else None

@@ -123,7 +123,7 @@ class Reads(StoreMetrics):
 
     count = 0
 
-    def timed(self, call: Awaitable[T]) -> Awaitable[T]:
+    def time_call(self, call: Awaitable[T]) -> Awaitable[T]:
         self.count += 1
         return call
 

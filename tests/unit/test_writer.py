@@ -137,7 +137,7 @@ async def test_who_is_not_answered_in_time_is_told_and_what_was_not_begun_is_lef
     given_up = []
 
     class Watching(StoreMetrics):
-        def gave_up(self) -> None:
+        def add_failure(self) -> None:
             given_up.append(1)
 
     writer: Writer[int] = Writer(thread, work, timeout=0.2, most=1, watch=Watching())

@@ -118,7 +118,7 @@ class Calls:
 
     async def __call__(self, work: Awaitable[T]) -> T:
         """As `call`."""
-        return await self._watch.timed(call(work, self.timeout, self.name))
+        return await self._watch.time_call(call(work, self.timeout, self.name))
 
     def incomplete(self) -> StoreUnavailable:
         """The error for a bulk write of which MongoDB stored only a part."""

@@ -194,7 +194,7 @@ class MongoMessages:
 
     async def ping(self) -> None:
         conversations = self._conversations.collection
-        await self._watch.timed(probe_writes(self._messages, conversations, self._call.timeout, self._call.name))
+        await self._watch.time_call(probe_writes(self._messages, conversations, self._call.timeout, self._call.name))
         await self._expect_lease()
 
     # --- migration

@@ -100,7 +100,7 @@ class Database:
         """
         self._expect_open()
         threads = self._slow_read_thread if slow else self._read_threads
-        return await self._watch.timed(threads.run(self._read, job))
+        return await self._watch.time_call(threads.run(self._read, job))
 
     async def fetch(self, query: str, values: Sequence[object]) -> list[Any]:
         """Return the rows that a query finds, on a reading connection."""
