@@ -211,10 +211,6 @@ def _parse(key: str, kind: Any, text: str) -> Any:
     if key == "TrustedProxies":
         return tuple(_parse_network(network) for network in text.replace(",", " ").split())
     value = _convert(text, kind)
-    if isinstance(value, str) and re.search(
-        "[\ud800-\udfff]", value
-    ):  # Python's replacement of bytes that are not UTF-8
-        raise ValueError("is not UTF-8 text")
     if key == "MessageDays" and 0 < value < 0.001:
         raise ValueError("expected 0, or at least 0.001")
     return value
