@@ -227,7 +227,9 @@ class GoImport:
                     await messages.put(new)
                 except Duplicate as error:
                     where = f"the conversation of {pair[0]!r} and {pair[1]!r}"
-                    raise StartError(f"{where}: {error} already exists in the target; use other stores") from error
+                    raise StartError(
+                        f"{where}: {error} is already used by another message in the target; use other stores"
+                    ) from error
         if new:
             expected.add(new)
             new_times = {record.time for record in new}

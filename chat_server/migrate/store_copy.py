@@ -133,7 +133,9 @@ class _MessageCopy:
                     await self._target.put(new)
                 except Duplicate as error:
                     where = f"the conversation of {one!r} and {other!r}"
-                    raise StartError(f"{where}: another message has {error} in the target; {NOT_EMPTY}") from error
+                    raise StartError(
+                        f"{where}: {error} is already used by another message in the target; {NOT_EMPTY}"
+                    ) from error
             digest.add(page)
             bounds.append(page[-1].time)
             bar.update(len(page))

@@ -249,7 +249,7 @@ async def test_a_frozen_and_replaced_migration_ends_with_one_line(configs: Confi
         assert database["chat_leases"].delete_one({"_id": "server"}).deleted_count == 1
     assert child.returncode == 1
     last = err.decode().splitlines()[-1]
-    assert "another chat_server (host elsewhere, process 1) took this one's place; the same command" in last
+    assert "another chat_server (host elsewhere, process 1) took this one's place; run the same command" in last
     await migrate_successfully(source, target)
 
 
@@ -353,8 +353,8 @@ def record(one: str, other: str, id: str, time: int, text: str | bytes = "text")
     ("records", "reason"),
     [
         ([record("3", "4", "m", T + 9)], "the conversation of '3' and '4' is not in the source"),
-        ([record("1", "2", "m", T + 9)], "the conversation of '1' and '2': an id is another message's"),
-        ([record("2", "1", "m", T)], "the conversation of '1' and '2': a time is another message's"),
+        ([record("1", "2", "m", T + 9)], "the conversation of '1' and '2': an id is already used by another message"),
+        ([record("2", "1", "m", T)], "the conversation of '1' and '2': a time is already used by another message"),
         ([record("2", "1", "more", T + 9)], "the conversation of '1' and '2' differs: 2 messages in the source, 3 in"),
         ([record("2", "1", "more", T + 1)], "the conversation of '1' and '2' differs: 2 messages in the source, 3 in"),
     ],
