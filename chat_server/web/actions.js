@@ -1,4 +1,4 @@
-/** What can be done with a message: the dialog beside it, and the gestures that open it. */
+/** The actions of a message: the dialog next to it, and the gestures that open the dialog. */
 import { EVERYBODY } from "./chat.js";
 import { dialog, h } from "./dom.js";
 import { announce, toast } from "./notices.js";
@@ -8,7 +8,7 @@ import { instant } from "./times.js";
 
 const LONG_PRESS = 500; // milliseconds
 
-/** Call `act(row, place)` for a right click or a long press on a bubble; links and selected text have other menus. */
+/** Call `act(row, place)` after a right click or long press on a bubble. Links and selected text keep the browser's menu. */
 export function onPress(list, act) {
   let pressing = 0;
   const bubbleOf = ({ target }) => (target.closest("a") ? null : target.closest(".bubble"));
@@ -18,7 +18,7 @@ export function onPress(list, act) {
     event.preventDefault();
     act(bubble.closest("li"), event);
   });
-  // Some browsers do not tell of a long press.
+  // Some browsers have no contextmenu event for a long press.
   list.addEventListener("pointerdown", (event) => {
     clearTimeout(pressing);
     const bubble = bubbleOf(event);
@@ -29,7 +29,7 @@ export function onPress(list, act) {
   }
 }
 
-/** Offer what can be done with `message`, at a place on the screen. */
+/** Show the actions of `message` at a place on the screen, and do the chosen one. */
 export async function offerActions(chat, peer, message, { x, y }) {
   if (message.gone || document.querySelector("dialog")) return;
   const stored = !message.waiting && peer !== EVERYBODY;
@@ -50,7 +50,7 @@ export async function offerActions(chat, peer, message, { x, y }) {
   if (chosen === "discard") void chat.discard(message.id);
 }
 
-/** Delete a message for both sides, if it is stored; for some seconds that can be undone. */
+/** Delete a stored message for both users. The deletion can be undone for some seconds. */
 export function removeMessage(chat, peer, message) {
   if (message.waiting || message.gone || peer === EVERYBODY) return;
   const undo = chat.remove(peer, message.key);
@@ -62,7 +62,7 @@ async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    const area = h("textarea", { class: "unseen" }); // without TLS there is no other way
+    const area = h("textarea", { class: "unseen" }); // without TLS, navigator.clipboard does not exist
     area.value = text;
     document.body.append(area);
     area.select();

@@ -1,6 +1,6 @@
 /** The HTTP endpoints. */
 
-/** POST; `{ok, code, reason, wait, data}`, whatever happened. `wait`: seconds until another attempt may succeed. */
+/** POST JSON. Always resolves with `{ok, code, reason, wait, data}`; `wait`: seconds until a retry may succeed. */
 async function post(path, body) {
   try {
     const headers = { "Content-Type": "application/json" };
@@ -20,15 +20,15 @@ export const setPassword = (user_name, old_password, new_password) =>
   post("/user/set_password", { user_name, old_password, new_password });
 
 /**
- * Whether the session of `user_name` still is, for who cannot see its cookie: an empty new password is refused
- * after the session was looked at, and before anything else happens. Null where that is not known.
+ * Whether the session of `user_name` exists; null if unknown. Scripts cannot read the cookie, so this requests an empty
+ * new password: the server checks the session first, and then refuses the password without changing anything.
  */
 export async function alive(user_name) {
   const { code } = await setPassword(user_name, "", "");
   return { 400: true, 401: false, 403: false }[code] ?? null;
 }
 
-/** The server's time in milliseconds (null if it is not told), and whether its page is another one than this. */
+/** The server's time in milliseconds (null if unknown), and whether the server has a newer version of this page. */
 export async function serverState() {
   const response = await fetch("/", { cache: "no-cache" }).catch(() => null);
   const [address] = (await response?.text())?.match(/\/web\/\w+\//) ?? [];

@@ -1,4 +1,4 @@
-/** The start: finds out who is logged in and what the address asks for, and shows the login or the conversations. */
+/** Entry point: shows the login or the conversations, depending on the session and the address. */
 import { alive } from "./api.js";
 import { Chat } from "./chat.js";
 import { Login } from "./login.js";
@@ -11,9 +11,9 @@ const LONGEST_NAME = 128; // of a user, in UTF-16 code units
 const { maxText, maxFrame, registration } = document.documentElement.dataset;
 let storage;
 let chat = null;
-let user = null; // the last user that was logged in here
+let user = null; // the user who was last logged in on this page
 
-/** What the address asks for: /chat/test?uid=1&to_uid=2 */
+/** The user and peer in the address: /chat/test?uid=1&to_uid=2 */
 function asked() {
   const query = new URLSearchParams(location.search);
   const name = (key) => {
@@ -37,7 +37,7 @@ async function enter(name) {
   void shell.start();
 }
 
-/** Go to the login. If the session `ended` by itself, what is unsent waits for the user; a logout erases it. */
+/** Show the login. After a logout, the user's data is erased; if the session `ended` otherwise, it stays stored. */
 function leave(ended) {
   chat?.close();
   chat = null;
@@ -45,7 +45,7 @@ function leave(ended) {
   if (ended) return showLogin({ user, ended });
   history.replaceState(null, "", "/");
   showLogin({});
-  if (user) void storage.erase(user).catch(() => {}); // without a database there is nothing to erase
+  if (user) void storage.erase(user).catch(() => {}); // without a database, nothing is stored
 }
 
 function showLogin(options) {
@@ -68,19 +68,19 @@ async function start() {
   else showLogin({ user: wanted });
 }
 
-// Another window has logged in or out. If a session ended by itself, this window's own connection tells it.
+// Another window has logged in or out. If the session ended otherwise, the connection of this window notices it.
 addEventListener("storage", ({ key, newValue }) => {
   if (key !== "user" || newValue === null) return;
   if (newValue === LOGGED_OUT) leave(false);
   else if (newValue !== chat?.me) location.reload();
 });
 
-// After a logout the browser's Back leads to addresses with names in them.
+// After a logout, the browser's Back leads to addresses that contain names: remove them.
 addEventListener("popstate", () => chat ?? history.replaceState(null, "", "/"));
 
 if ("serviceWorker" in navigator) {
   const policy = globalThis.trustedTypes?.createPolicy("worker", { createScriptURL: () => "/sw.js" });
-  void navigator.serviceWorker.register(policy?.createScriptURL("") ?? "/sw.js").catch(() => {}); // then without one
+  void navigator.serviceWorker.register(policy?.createScriptURL("") ?? "/sw.js").catch(() => {}); // works without a service worker
 }
 
 await start();

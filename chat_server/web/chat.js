@@ -1,46 +1,34 @@
 /**
- * The client: what is sent, what is received, what was missed (docs/clients.md). Knows no DOM.
+ * The client (docs/clients.md). Does not use the DOM.
  *
  *     const chat = new Chat("1", { url, storage, alive });
  *     chat.addEventListener("message", (event) => console.log(event.peer, event.message.text));
  *     await chat.start();
  *     await chat.send("2", "hello");
+ *
+ * Its parts: `Connection` has the socket, `ConversationList` and `HistoryReader` read, `Sender` and `Deletions` write,
+ * `Outbox` and `Keeper` store on the device.
  */
 import { now } from "./clock.js";
-import { ALLOWED_AGAIN, Connection, delay, Lost, PRESENCE } from "./connection.js";
-import { Conversation } from "./conversation.js";
+import { ALLOWED_AGAIN, Connection, delay, PRESENCE } from "./connection.js";
+import { EVERYBODY, messageOf } from "./conversation.js";
+import { Deletions } from "./deletions.js";
+import { HistoryReader } from "./history.js";
 import { Keeper } from "./keeper.js";
+import { ConversationList } from "./list.js";
 import { Outbox } from "./outbox.js";
+import { RETRYABLE, Sender } from "./sender.js";
 
-export const EVERYBODY = "ALL";
-/** The one reason for a refusal that goes by itself: the other has to answer first. */
-export const LIMIT = "refused_by_limit";
+export { EVERYBODY } from "./conversation.js";
+export { LIMIT } from "./sender.js";
 
 const RECEIVED = 40011;
 const READ = 40007;
 const DELETED = 40013;
-const ONLINE = 40018;
-const STORED = new Set([ONLINE, 40019]);
-const SENT = 40009;
-// The reasons for which trying the same again helps.
-const AGAIN = new Set(["store_away", "too_many", "internal"]);
-const PAGE = 50;
-const OLDER = 100;
-const LARGEST_PAGE = 200;
-// So many messages are read at once to begin with the first unread one, and to close a gap; the server counts no more.
-const MOST_UNREAD = 1000;
-const MOST_MISSED = 1000;
-// So many messages of a conversation that is not looked at are kept.
-const KEPT = 100;
-const MOST_SEARCHED = 1000; // conversations
-const GRACE = 5000;
-// Which attempt's delay to wait before the same is asked again: some seconds, or half a minute.
-const SOME = 3;
-const LONG = 7;
-const REMEMBERED = 500;
-const BATCH = 32; // messages that are sent together: the server works on as many at once
+const MAX_KEYS = 200; // of one request
+const KEPT = 100; // messages kept in memory of a conversation that is not open
 
-/** Tells that something about the conversation with `peer` (null: about several, or the connection) is different. */
+/** A conversation has changed; `peer` is null if several have, or the connection. */
 class Changed extends Event {
   constructor(peer) {
     super("change");
@@ -48,8 +36,8 @@ class Changed extends Event {
   }
 }
 
-/** Tells that a message came in. */
-class Arrived extends Event {
+/** A message has arrived. */
+class MessageArrived extends Event {
   constructor(peer, message) {
     super("message");
     this.peer = peer;
@@ -59,51 +47,42 @@ class Arrived extends Event {
 
 export class Chat extends EventTarget {
   #keeper;
-  #limits;
-  #wait;
   #outbox;
-  #sending = new Set();
-  #removing = new Map();
-  #seen = [];
-  #pending = new Map();
-  #current = null;
-  #wanted = PAGE;
-  #refreshing = null;
-  #presence = new Map(); // what was pushed since the list was requested: it is newer than the list
-  #count = 0;
-
-  /** by peer, EVERYBODY among them */
-  conversations = new Map([[EVERYBODY, new Conversation(EVERYBODY)]]);
-  /** whether the list has come, and whether there is more of it */
-  listed = false;
-  more = false;
+  #list;
+  #history;
+  #sender;
+  #deletions;
+  #limits;
+  #unsentMarks = []; // [peer, keys]
+  #current = null; // the peer of the open conversation
 
   /**
    * `me`: the user. `url`: of the socket, with uid and sync=1. `storage`: see storage.js. `alive`: see Connection.
-   * `limits`: the longest text and the longest frame that the server takes, in bytes.
+   * `limits`: the longest text and the longest frame that the server accepts, in bytes.
    */
   constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, wait = delay, ...options }) {
     super();
     this.me = me;
+    this.#limits = limits;
     this.#keeper = new Keeper(me, storage);
     this.#outbox = new Outbox(me, storage);
-    this.#limits = limits;
-    this.#wait = wait;
-    const changed = () => this.#changed(null);
-    const handlers = { alive, changed, ready: () => this.#ready(), heard: (frame) => this.#heard(frame) };
+    const changed = (peer) => this.#changed(peer);
+    const handlers = { alive, changed: () => changed(null), opened: () => this.#opened(), event: (frame) => this.#handle(frame) };
     this.connection = new Connection(url, handlers, { wait, ...options });
-    const everybody = this.conversations.get(EVERYBODY);
-    everybody.loaded = everybody.complete = everybody.whole = everybody.confirmed = true;
+    this.#list = new ConversationList(me, this.connection, this.#keeper, changed);
+    this.#history = new HistoryReader(me, this.connection, changed);
+    this.#sender = new Sender(me, this.connection, this.#outbox, this.#list, changed);
+    this.#deletions = new Deletions(this.connection, this.#list, changed);
   }
 
-  /** Take up what was left unsent, and connect. */
+  /** Restore what is stored on the device, and connect. */
   async start() {
-    for (const record of await this.#keeper.recall()) this.conversation(record.peer).recall(record);
-    await this.#load();
+    for (const record of await this.#keeper.load()) this.conversation(record.peer).restore(record);
+    await this.#loadOutbox();
     this.connection.wake();
   }
 
-  /** End: from now on nothing is sent, and nothing is put into the storage. */
+  /** Stop permanently: afterwards nothing is sent or stored. */
   close() {
     this.#keeper.close();
     this.#outbox.close();
@@ -112,13 +91,27 @@ export class Chat extends EventTarget {
 
   // --- conversations
 
-  /** The conversation with `peer`, made if there is none. */
-  conversation(peer) {
-    if (!this.conversations.has(peer)) this.conversations.set(peer, new Conversation(peer));
-    return this.conversations.get(peer);
+  /** All known conversations by peer, EVERYBODY included. */
+  get conversations() {
+    return this.#list.conversations;
   }
 
-  /** Those with users, the newest first: all with messages, and those that were begun. */
+  /** Whether the list was read from the server. */
+  get listed() {
+    return this.#list.loaded;
+  }
+
+  /** Whether the server has more conversations. */
+  get more() {
+    return this.#list.more;
+  }
+
+  /** The conversation with `peer`, created if necessary. */
+  conversation(peer) {
+    return this.#list.get(peer);
+  }
+
+  /** The conversations with users, newest first: those with messages, and those opened on this page. */
   list() {
     const time = ({ peer, last, begun, confirmed }) => this.waiting(peer).at(-1)?.at ?? last?.time ?? (confirmed && begun);
     const timed = [...this.conversations.values()].map((one) => ({ one, time: time(one) }));
@@ -126,77 +119,56 @@ export class Chat extends EventTarget {
     return used.sort((one, other) => other.time - one.time).map(({ one }) => one);
   }
 
-  /** What is not acknowledged yet of what goes to `peer`, in its order. */
+  /** The messages to `peer` that are not acknowledged yet, in order. */
   waiting(peer) {
     return this.#outbox.to(peer);
   }
 
-  /** Whether `peer` is online; null if that is not known, as it is while there is no connection. */
+  /** Whether `peer` is online; null if that is unknown, as it is without a connection. */
   online(peer) {
     return this.connection.state === "open" ? this.conversation(peer).online : null;
   }
 
-  /** Why no conversation with `peer` can begin, null if one can. Waits for the connection. */
+  /** The reason why no conversation with `peer` can begin, null if one can. Waits for the connection. */
   async refusal(peer) {
+    const conversation = this.conversation(peer);
     const ask = async () => {
       await this.connection.opened();
-      await this.#page(peer, "-1");
-      return this.conversation(peer).why;
+      await this.#history.page(conversation, "-1");
+      return conversation.why;
     };
-    // Once more: that an open connection is lost may show only when something is asked.
+    // Twice, because a lost connection may be noticed only when a request is not answered.
     return ask().catch(ask).catch(() => "unreachable");
   }
 
-  /** Keep the conversation with `peer` (null: none) whole from now on: it is the one that is looked at. */
+  /** Open the conversation with `peer` (null: none), and keep it complete from now on. */
   async open(peer) {
-    if (this.#current) this.conversation(this.#current).clear();
+    if (this.#current) this.conversation(this.#current).dropPlaceholders();
     this.#current = peer;
-    if (peer) this.conversation(peer).begun ||= now();
-    if (peer && !this.conversation(peer).whole) await this.#attempt(() => this.#resume(this.conversation(peer)));
+    if (!peer) return;
+    const conversation = this.conversation(peer);
+    conversation.begun ||= now();
+    if (!conversation.synced) await this.connection.attempt(() => this.#history.sync(conversation));
   }
 
   /** Read the page before the oldest message. */
-  async older(peer) {
-    const conversation = this.conversation(peer);
-    const [first] = conversation.messages;
-    if (!first || !conversation.loaded || conversation.complete || conversation.reading) return;
-    if (this.connection.state !== "open") return; // who still looks at the top then asks again
-    conversation.reading = true;
-    await this.#attempt(async () => {
-      const page = await this.#page(peer, `-${OLDER}@${first.key}`);
-      if (!page) await this.#pause(SOME);
-      else if (conversation.messages[0] === first) {
-        conversation.add(page, true);
-        conversation.complete = page.length < OLDER;
-      }
-    });
-    conversation.reading = false;
-    this.#changed(peer);
+  older(peer) {
+    return this.#history.older(this.conversation(peer));
   }
 
-  /** Ask for the list anew: who is online, what is unread. One at a time: who asks meanwhile gets the same. */
+  /** Read the list again. */
   refresh() {
-    this.#refreshing ??= this.#attempt(() => this.#readList()).finally(() => {
-      this.#refreshing = null;
-    });
-    return this.#refreshing;
+    return this.#list.refresh();
   }
 
-  /** Let the list reach further back. */
-  async moreConversations() {
-    if (!this.more || this.#refreshing) return;
-    this.#wanted += PAGE;
-    await this.refresh();
+  /** Extend the list by one page. */
+  moreConversations() {
+    return this.#list.extend();
   }
 
-  /** Let the list reach as far back as is worth searching. */
-  async listFurther() {
-    while (this.#refreshing) await this.#refreshing;
-    if (!this.more) return;
-    const wanted = this.#wanted;
-    this.#wanted = MOST_SEARCHED;
-    await this.refresh();
-    this.#wanted = wanted;
+  /** Extend the list as far as a search reaches. */
+  listFurther() {
+    return this.#list.extendForSearch();
   }
 
   // --- sending
@@ -209,25 +181,20 @@ export class Chat extends EventTarget {
     return size(text) > this.#limits.text || size(frame) > this.#limits.frame ? "too_long" : null;
   }
 
-  /** Send a text to `peer`; it is kept until it is acknowledged. */
+  /** Send a text to `peer`. It is stored on the device until it is acknowledged. */
   async send(peer, text) {
-    const message = this.#outbox.add(peer, text);
-    this.#changed(peer);
-    await this.#outbox.keep(message);
-    await this.#pump(peer);
+    await this.#submit(this.#outbox.add(peer, text));
   }
 
-  /** Send anew what was refused, or lost on its way to everybody. */
+  /** Send a refused message or a lost broadcast again. */
   async retry(id) {
     const message = this.#outbox.get(id);
     if (!message?.why) return;
     message.why = null;
-    this.#changed(message.to);
-    await this.#outbox.keep(message);
-    await this.#pump(message.to);
+    await this.#submit(message);
   }
 
-  /** Give up a message that was refused. */
+  /** Discard a refused message. */
   async discard(id) {
     const message = this.#outbox.get(id);
     if (!message?.why) return;
@@ -235,370 +202,129 @@ export class Chat extends EventTarget {
     this.#changed(message.to);
   }
 
-  // --- marks and deletion
+  async #submit(message) {
+    this.#changed(message.to);
+    await this.#outbox.keep(message);
+    await this.#sender.send(message.to);
+  }
 
-  /** The messages with these keys, all from `peer`, were seen. */
+  // --- marks and deletions
+
+  /** Mark messages of `peer` as read; `keys` are theirs. */
   async read(peer, keys) {
-    const conversation = this.conversation(peer);
-    conversation.markRead(keys);
+    this.conversation(peer).markRead(keys);
     this.#changed(peer);
     if (peer === EVERYBODY) return;
-    for (let start = 0; start < keys.length; start += LARGEST_PAGE) {
-      const some = keys.slice(start, start + LARGEST_PAGE);
-      const done = await this.#attempt(() => this.connection.ask(4, peer, some.join("\n")));
-      if (!done || AGAIN.has(done.answer.reason)) this.#seen.push([peer, some]); // with the next connection
+    for (let start = 0; start < keys.length; start += MAX_KEYS) {
+      const some = keys.slice(start, start + MAX_KEYS);
+      const done = await this.connection.attempt(() => this.connection.ask(4, peer, some.join("\n")));
+      if (!done || RETRYABLE.has(done.answer.reason)) this.#unsentMarks.push([peer, some]); // with the next connection
     }
   }
 
-  /** Everything that `peer` has written was seen. */
+  /** Mark all messages of `peer` as read. */
   async readAll(peer) {
     const conversation = this.conversation(peer);
     const keys = conversation.messages.filter((message) => !message.mine && !message.read).map((message) => message.key);
     if (keys.length) await this.read(peer, keys);
-    if (!conversation.unread || !conversation.whole || this.connection.state !== "open") return;
+    if (!conversation.unread || !conversation.synced || this.connection.state !== "open") return;
     conversation.unread = 0;
     this.#changed(peer);
-    if (peer !== EVERYBODY) await this.#attempt(() => this.connection.ask(4, peer, "*"));
+    if (peer !== EVERYBODY) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
   }
 
-  /** Delete a message, for both, after a moment. Returns what takes that back; `flush` does not wait for it. */
+  /** Delete a message for both users in some seconds. Returns a function that undoes this. */
   remove(peer, key) {
-    const conversation = this.conversation(peer);
-    const over = () => {
-      clearTimeout(timer);
-      this.#pending.delete(key);
-      this.#changed(peer);
-    };
-    const go = () => {
-      over();
-      conversation.hidden.delete(key);
-      conversation.remove([key]);
-      this.#removing.set(key, peer);
-    };
-    const timer = setTimeout(() => {
-      go();
-      void this.#sendRemovals();
-    }, GRACE);
-    conversation.hidden.add(key);
-    this.#pending.set(key, go);
-    this.#changed(peer);
-    return () => {
-      conversation.hidden.delete(key);
-      over();
-    };
+    return this.#deletions.add(peer, key);
   }
 
-  /** Delete now what waits to be deleted: the page is about to go. Resolves when the server has answered. */
+  /** The page is about to close: delete and store now. Resolves when the server has answered. */
   async flush() {
-    for (const go of [...this.#pending.values()]) go();
+    const deleted = this.#deletions.flush();
     this.#keeper.save();
-    await this.#sendRemovals();
+    await deleted;
   }
 
-  // --- what the connection says
+  // --- events of the connection
 
-  async #ready() {
+  async #opened() {
     for (const conversation of this.conversations.values()) {
       if (conversation.peer === EVERYBODY) continue;
-      conversation.interrupt();
+      conversation.reconnected();
       if (conversation.peer !== this.#current) conversation.trim(KEPT);
     }
-    await this.#load();
-    void this.#lift(null); // first: what was sent again is then in what is read
-    void this.#sendRemovals();
-    for (const [peer, keys] of this.#seen.splice(0)) void this.read(peer, keys);
+    await this.#loadOutbox();
+    void this.#sender.resend(null); // first, so that the pages below contain these messages
+    void this.#deletions.send();
+    for (const [peer, keys] of this.#unsentMarks.splice(0)) void this.read(peer, keys);
     void this.refresh();
-    if (this.#current) void this.#attempt(() => this.#resume(this.conversation(this.#current)));
+    const current = this.#current && this.conversation(this.#current);
+    if (current) void this.connection.attempt(() => this.#history.sync(current));
   }
 
-  #heard(frame) {
+  #handle(frame) {
     const mine = frame.from === this.me;
     const peer = mine ? frame.to : frame.from;
-    if (frame.op_type === ALLOWED_AGAIN) void this.#lift(frame.content);
-    else if (frame.op_type === PRESENCE) this.#setPresence(frame.content.split("\n"));
-    else if (frame.to === EVERYBODY) this.#toEverybody(frame, mine);
-    else if (frame.op_type === RECEIVED) this.#received(peer, this.#message(frame));
-    else if (frame.op_type === READ) this.#readElsewhere(peer, frame.content.split("\n"), mine);
-    else if (frame.op_type === DELETED) this.#deletedElsewhere(peer, frame.content.split("\n"), mine);
+    const lines = frame.content.split("\n");
+    if (frame.op_type === ALLOWED_AGAIN) void this.#sender.resend(frame.content);
+    else if (frame.op_type === PRESENCE) this.#list.setPresence(lines);
+    else if (frame.to === EVERYBODY) this.#receiveBroadcast(frame, mine);
+    else if (frame.op_type === RECEIVED) this.#receive(peer, messageOf(frame, this.me));
+    else if (frame.op_type === READ) this.#markRead(peer, lines, mine);
+    else if (frame.op_type === DELETED) this.#remove(peer, lines, mine);
   }
 
-  /** Take in lines `+NAME` and `-NAME`. */
-  #setPresence(lines) {
-    for (const line of lines) {
-      const [peer, online] = [line.slice(1), line.startsWith("+")];
-      this.#presence.set(peer, online);
-      if (this.conversations.has(peer)) this.conversation(peer).online = online;
-    }
-    this.#changed(null);
-  }
-
-  #received(peer, message) {
+  #receive(peer, message) {
     const conversation = this.conversation(peer);
-    if (conversation.has(message.key) || conversation.heard === message.key) return;
-    conversation.heard = message.key;
+    if (conversation.has(message.key) || conversation.lastLive === message.key) return;
+    conversation.lastLive = message.key;
     if (conversation.loaded || conversation.begun) conversation.receive(message);
-    conversation.summary(message);
+    conversation.updateLast(message);
     if (!message.mine) {
-      // The list may be newer than the message: it is read from the store, which has a message before it is delivered.
+      // The list may already include the message: the server stores it before it delivers it.
       if (message.time > conversation.listed) conversation.unread += 1;
       conversation.online = true;
     }
     conversation.confirmed = true;
     this.#changed(peer);
-    this.dispatchEvent(new Arrived(peer, message));
+    this.dispatchEvent(new MessageArrived(peer, message));
   }
 
-  #toEverybody({ from, content, time }, mine) {
+  #receiveBroadcast({ from, content, time }, mine) {
     const conversation = this.conversation(EVERYBODY);
-    const message = { key: `*${this.#count++}`, mine, from, id: null, text: content, time, read: mine };
-    this.#addToEverybody(message);
+    const message = conversation.addBroadcast({ mine, from, text: content, time, read: mine });
     if (!mine) conversation.unread += 1;
     this.#changed(EVERYBODY);
-    this.dispatchEvent(new Arrived(EVERYBODY, message));
+    this.dispatchEvent(new MessageArrived(EVERYBODY, message));
   }
 
-  /** Nobody stores these: a page that lives long must not keep them all. */
-  #addToEverybody(message) {
-    const conversation = this.conversation(EVERYBODY);
-    conversation.add([message]);
-    const old = conversation.messages.slice(0, -REMEMBERED).map((one) => one.key);
-    if (old.length) conversation.remove(old);
-  }
-
-  #readElsewhere(peer, ids, mine) {
+  /** Another device has marked messages as read. */
+  #markRead(peer, ids, mine) {
     this.conversation(peer).markRead(ids.map((id) => (mine ? "<" : ">") + id));
     this.#changed(peer);
   }
 
-  #deletedElsewhere(peer, names, mine) {
+  /** Another device, or the peer, has deleted messages. */
+  #remove(peer, names, mine) {
     const turned = { ">": "<", "<": ">" };
     const keys = mine ? names : names.map((name) => turned[name[0]] + name.slice(1));
-    if (peer === this.#current && !mine) this.conversation(peer).empty(keys);
+    if (peer === this.#current && !mine) this.conversation(peer).removeVisibly(keys);
     else this.conversation(peer).remove(keys);
     this.#changed(peer);
     void this.refresh();
   }
 
-  // --- pages
-
-  #message({ from, content, id, time, read = false }) {
-    const mine = from === this.me;
-    return { key: (mine ? ">" : "<") + id, mine, from, id, text: content.slice(content.indexOf("\n") + 1), time, read };
-  }
-
-  /** A page of the conversation, null where it is refused: `why` then says so. Rejects with Lost. */
-  async #page(peer, content) {
-    const { answer, frames } = await this.connection.ask(2, peer, content);
-    const conversation = this.conversation(peer);
-    conversation.why = answer.reason ?? null;
-    conversation.confirmed ||= !answer.reason;
-    return answer.reason ? null : frames.map((frame) => this.#message(frame));
-  }
-
-  /** Read the newest page; further ones if the first unread message is not in it. */
-  async #readNewest(conversation) {
-    const known = conversation.keys();
-    let read = [];
-    let page;
-    let size = PAGE;
-    let complete;
-    do {
-      page = await this.#page(conversation.peer, `-${size}${read.length ? `@${read[0].key}` : ""}`);
-      if (!page) return this.#changed(conversation.peer);
-      read = page.concat(read);
-      complete = page.length < size;
-      size = LARGEST_PAGE;
-    } while (!complete && read.length < MOST_UNREAD && unreadOf(read) < conversation.unread);
-    conversation.renew(read, known, complete);
-    this.#changed(conversation.peer);
-  }
-
-  /** What was missed, in its order; then what is shown anew, as it may have been read or deleted meanwhile. */
-  async #resume(conversation) {
-    if (conversation.peer === EVERYBODY) return;
-    if (!conversation.loaded || !conversation.place) return this.#readNewest(conversation);
-    let page;
-    let missed = 0;
-    do {
-      page = await this.#page(conversation.peer, `+${LARGEST_PAGE}@${conversation.place}`);
-      missed += page?.length ?? 0;
-      if (!page || missed >= MOST_MISSED) {
-        conversation.forget();
-        return this.#readNewest(conversation);
-      }
-      conversation.add(page);
-      conversation.place = page.at(-1)?.key ?? conversation.place;
-    } while (page.length === LARGEST_PAGE);
-    return this.#readShown(conversation);
-  }
-
-  async #readShown(conversation) {
-    const known = conversation.keys();
-    const top = conversation.get(conversation.shown)?.time ?? Infinity;
-    let read = [];
-    let page;
-    do {
-      page = await this.#page(conversation.peer, `-${LARGEST_PAGE}${read.length ? `@${read[0].key}` : ""}`);
-      if (!page) return;
-      read = page.concat(read);
-    } while (page.length === LARGEST_PAGE && read[0].time >= top);
-    conversation.renew(read, known, page.length < LARGEST_PAGE);
-    this.#changed(conversation.peer);
-  }
-
-  async #readList() {
-    const seen = new Set();
-    this.#presence.clear();
-    const size = Math.min(this.#wanted, LARGEST_PAGE);
-    let page;
-    let from = "";
-    do {
-      page = await this.connection.ask(7, "", `-${size}${from}`);
-      if (page.answer.reason) return;
-      for (const frame of page.frames) seen.add((from = this.#listedOne(frame)));
-      from = `@${from}`;
-    } while (page.frames.length === size && seen.size < this.#wanted);
-    this.more = page.frames.length === size;
-    this.listed = true;
-    for (const conversation of this.conversations.values()) {
-      if (this.more || seen.has(conversation.peer) || conversation.peer === EVERYBODY) continue;
-      conversation.last = null; // everything in it was deleted
-      conversation.unread = 0;
-      this.#keeper.soon(conversation);
+  async #loadOutbox() {
+    const isUnknown = ({ id, to }) => !this.conversations.get(to)?.has(`>${id}`);
+    for (const message of await this.#outbox.load(isUnknown)) {
+      if (message.to === EVERYBODY) message.why ??= "lost"; // a broadcast has no id: a retry might send it twice
+      this.conversation(message.to).confirmed = true; // the page accepts no text for an unconfirmed peer
     }
     this.#changed(null);
-  }
-
-  #listedOne(frame) {
-    const last = this.#message(frame);
-    const peer = last.mine ? frame.to : frame.from;
-    const conversation = this.conversation(peer);
-    if (conversation.last?.key !== last.key) this.#keeper.soon(conversation);
-    conversation.last = conversation.get(last.key) ?? last;
-    conversation.listed = last.time;
-    conversation.confirmed = true;
-    conversation.unread = frame.unread;
-    conversation.online = this.#presence.get(peer) ?? frame.online;
-    return peer;
-  }
-
-  // --- the outbox
-
-  async #load() {
-    const unknown = ({ id, to }) => !this.conversations.get(to)?.has(`>${id}`);
-    for (const message of await this.#outbox.load(unknown)) {
-      if (message.to === EVERYBODY) message.why ??= "lost"; // it has no id: to send it again might double it
-      this.conversation(message.to).confirmed = true; // only then there was a place to write
-    }
-    this.#changed(null);
-  }
-
-  /** Send what waits for `peer`, unless that is under way. */
-  async #pump(peer) {
-    if (this.#sending.has(peer)) return;
-    this.#sending.add(peer);
-    try {
-      await this.#sendAll(peer);
-    } finally {
-      this.#sending.delete(peer);
-    }
-  }
-
-  /**
-   * Send in batches: a batch takes one round trip, and the next one waits for its answers. If the store refuses a
-   * message for now, only messages of the same batch can overtake it.
-   */
-  async #sendAll(peer) {
-    const most = peer === EVERYBODY ? 1 : BATCH; // what is lost on its way to everybody is not sent again
-    let attempts = 0;
-    for (let batch; (batch = this.waiting(peer).filter((one) => !one.why).slice(0, most)).length; ) {
-      if (this.connection.state !== "open") return; // with the next connection
-      const reasons = await Promise.all(batch.map((message) => this.#sendOne(message)));
-      if (reasons.includes("lost")) return;
-      if (reasons.some((reason) => AGAIN.has(reason))) await this.#pause(reasons.includes("too_many") ? LONG : attempts++);
-    }
-  }
-
-  /** Resolves with the reason for which the message was not stored, "lost" if there was no answer. */
-  async #sendOne(message) {
-    const answer = await this.#attempt(() => this.#transmit(message));
-    const later = answer ? AGAIN.has(answer.reason) : true;
-    if (message.to === EVERYBODY || !later) await this.#answered(message, answer);
-    return answer ? answer.reason : "lost";
-  }
-
-  async #transmit({ id, to, text }) {
-    const request = to === EVERYBODY ? [6, "", text] : [1, to, `${id}\n${text}`];
-    return (await this.connection.ask(...request)).answer;
-  }
-
-  async #answered(message, answer) {
-    const conversation = this.conversation(message.to);
-    if (STORED.has(answer?.op_type)) {
-      const sent = { key: `>${message.id}`, mine: true, from: this.me, id: message.id, text: message.text };
-      Object.assign(sent, { time: answer.time, read: false });
-      if (conversation.loaded || conversation.begun) conversation.add([sent]);
-      else conversation.summary(sent);
-      if (answer.op_type === ONLINE) conversation.online = true;
-      else if (conversation.online === null) void this.refresh(); // a peer that is back within seconds is not pushed
-      conversation.refused = false;
-      await this.#outbox.drop(message);
-    } else if (answer?.op_type === SENT) {
-      const sent = { key: `*${this.#count++}`, mine: true, from: this.me, id: null, text: message.text };
-      this.#addToEverybody({ ...sent, time: now(), read: true, reached: Number(answer.content) });
-      await this.#outbox.drop(message);
-    } else {
-      message.why = answer?.reason ?? "lost";
-      if (message.why === LIMIT) conversation.refused = true;
-      await this.#outbox.keep(message);
-    }
-    this.#changed(message.to);
-  }
-
-  /** Send what was refused because `peer` (null: whoever) had not answered, and all else that waits. */
-  async #lift(peer) {
-    const peers = new Set();
-    for (const message of this.#outbox.all()) {
-      if (message.why === LIMIT && (!peer || message.to === peer)) message.why = null;
-      peers.add(message.to);
-    }
-    if (peer) this.conversation(peer).refused = false;
-    this.#changed(peer);
-    await Promise.all([...peers].map((one) => this.#pump(one)));
-  }
-
-  async #sendRemovals() {
-    for (const [key, peer] of [...this.#removing]) {
-      const done = await this.#attempt(() => this.connection.ask(5, peer, key));
-      if (!done || AGAIN.has(done.answer.reason)) return; // with the next connection
-      this.#removing.delete(key);
-    }
-    void this.refresh();
-  }
-
-  // --- small things
-
-  /** As long as the connection waits before attempt `n`. */
-  #pause(n) {
-    return new Promise((resolve) => setTimeout(resolve, this.#wait(n)));
-  }
-
-  /** Do what needs the connection; null if it is lost. */
-  async #attempt(work) {
-    try {
-      return await work();
-    } catch (error) {
-      if (error instanceof Lost) return null;
-      throw error;
-    }
   }
 
   #changed(peer) {
-    if (peer && peer !== EVERYBODY) this.#keeper.soon(this.conversation(peer));
+    if (peer && peer !== EVERYBODY) this.#keeper.keepSoon(this.conversation(peer));
     this.dispatchEvent(new Changed(peer));
   }
-}
-
-function unreadOf(messages) {
-  return messages.filter((message) => !message.mine && !message.read).length;
 }

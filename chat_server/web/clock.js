@@ -1,13 +1,13 @@
-/** The time by the server's clock: the device's own may be wrong by days. Knows no DOM. */
+/** The server's time: the clock of the device may be wrong by days. Does not use the DOM. */
 
-const NEAR = 5000; // milliseconds: a clock that differs by less is right
+const TOLERANCE = 5000; // milliseconds: a smaller difference is ignored
 let offset = 0;
 
 export function now() {
   return Date.now() + offset;
 }
 
-/** `time` is the server's time of this moment. */
+/** Set the clock; `time` is the current time of the server. */
 export function synchronise(time) {
-  offset = Math.abs(time - Date.now()) < NEAR ? 0 : time - Date.now();
+  offset = Math.abs(time - Date.now()) < TOLERANCE ? 0 : time - Date.now();
 }

@@ -1,54 +1,52 @@
-/**
- * One socket at a time, opened again whenever it is lost. Knows no DOM.
- */
+/** One socket, reopened whenever it is lost. Does not use the DOM. */
 
 export const CONNECTED = 40003;
 export const ALLOWED_AGAIN = 40021;
 export const PRESENCE = 40027;
 export const SESSION_ENDED = 4001;
 
-// To come back after one of these would not help: the session ended, or this client is at fault.
-const FOR_GOOD = new Set([1003, 1007, 1008, 1009, SESSION_ENDED]);
+// Close codes after which a new connection would fail again: the session ended, or this client is at fault.
+const PERMANENT = new Set([1003, 1007, 1008, 1009, SESSION_ENDED]);
 // Frames from System that answer no request.
 const EVENTS = new Set([ALLOWED_AGAIN, PRESENCE]);
-// What stored messages come as: history, conversations.
+// Frames that belong to the answer of a request: history, conversations.
 const PAGES = new Set([40005, 40023]);
 const OPEN = 1;
-const FIRST = 500;
-const LONGEST = 30_000;
-const SILENCE = 15_000;
+const FIRST_DELAY = 500; // milliseconds, as below
+const LONGEST_DELAY = 30_000;
+const SILENCE = 15_000; // without any frame while a request is open: the connection is lost
 
 /**
- * How long to wait before attempt `n` (from 0), in milliseconds: twice as long each time, up to half a minute.
- * Half of it is random, so that the clients of a server that was restarted do not all come at once.
+ * The delay before attempt `n` (from 0), in milliseconds. It doubles with each attempt, up to half a minute. Half of it
+ * is random, so that not all clients reconnect to a restarted server at once.
  */
 export function delay(n, random = Math.random) {
-  const longest = Math.min(LONGEST, FIRST * 2 ** n);
+  const longest = Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** n);
   return longest / 2 + (random() * longest) / 2;
 }
 
-/** The socket was lost before the answer came: whether the request was carried out is not known. */
-export class Lost extends Error {}
+/** The socket was lost before the answer arrived. The server may have processed the request. */
+export class ConnectionLost extends Error {}
 
 /**
- * Calls back: `changed()` when `state` changes, `ready()` when the server has greeted, `heard(frame)` for what is
- * no answer. `alive()` asks over HTTP whether the session still is: false says that it is not, anything else that
- * this is not known; a browser does not say why an upgrade was refused.
+ * Handlers: `changed()` when `state` changes, `opened()` after the greeting of the server, `event(frame)` for a frame
+ * that answers no request. `alive()` asks over HTTP whether the session exists, because a browser does not tell why an
+ * upgrade was refused: false means that it does not, anything else that this is unknown.
  */
 export class Connection {
   #url;
   #handlers;
   #options;
   #socket = null;
-  #awaited = [];
-  #asked = [];
+  #waiters = [];
+  #requests = [];
   #attempts = 0;
   #timer = 0;
-  #silence = 0;
+  #silenceTimer = 0;
 
-  /** how many attempts to connect have failed since it was last open */
+  /** failed attempts to connect since it was last open */
   failures = 0;
-  /** "closed", "connecting", "open", "waiting" (for the next attempt), "ended" (for good; `code` says why, 0 after `close`) */
+  /** "closed", "connecting", "open", "waiting" (for the next attempt), "ended" (permanently: `code` is the close code, 0 after `close`) */
   state = "closed";
   code = 0;
 
@@ -58,77 +56,92 @@ export class Connection {
     this.#options = { WebSocket, wait, silence };
   }
 
-  /** Connect now, unless it is connected or ended: when the network is back, or somebody looks. */
+  /** Connect now if it waits for the next attempt. Call it when the network is back, or the user returns. */
   wake() {
     if (this.state === "closed" || this.state === "waiting") this.#open();
   }
 
-  /** Resolves once it is open, with an attempt made now if none is under way; rejects with Lost if that one fails. */
+  /** Connect now and resolve once it is open. Rejects with ConnectionLost if this attempt fails. */
   opened() {
     this.wake();
     if (this.state === "open") return Promise.resolve();
-    if (this.state === "ended") return Promise.reject(new Lost());
-    return new Promise((resolve, reject) => this.#awaited.push({ resolve, reject }));
+    if (this.state === "ended") return Promise.reject(new ConnectionLost());
+    return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }));
   }
 
-  /** The network is gone, whatever the socket says. */
+  /** The browser reports that the network is down: do not wait for the socket to notice. */
   interrupt() {
     if (this.state === "open" || this.state === "connecting") void this.#lost(1006);
   }
 
-  /** End it for good. */
+  /** Close it permanently. */
   close() {
     this.#drop();
     this.#end(0);
   }
 
   /**
-   * Send a request. Resolves with `{answer, frames}`: the server's answer, and the stored messages that came before
-   * it. Rejects with Lost. Answers come in the order of the requests, so the first one waiting is the one answered.
+   * Send a request. Resolves with `{answer, frames}`: the server's answer, and the stored messages that precede it.
+   * Rejects with ConnectionLost. Answers arrive in the order of the requests, so an answer belongs to the first one.
    */
   ask(op_type, to, content) {
-    // A socket that is closing tells it a moment later; the browser complains of what is sent meanwhile.
-    if (this.state !== "open" || this.#socket.readyState > OPEN) return Promise.reject(new Lost());
+    // A closing socket reports it later, and the browser logs an error if something is sent until then.
+    if (this.state !== "open" || this.#socket.readyState > OPEN) return Promise.reject(new ConnectionLost());
     return new Promise((resolve, reject) => {
-      this.#asked.push({ resolve, reject, frames: [] });
+      this.#requests.push({ resolve, reject, frames: [] });
       this.#socket.send(JSON.stringify({ to, op_type, content }));
-      this.#listen();
+      this.#watchSilence();
     });
+  }
+
+  /** Do work that needs the connection. Resolves with null if the connection is lost meanwhile. */
+  async attempt(work) {
+    try {
+      return await work();
+    } catch (error) {
+      if (error instanceof ConnectionLost) return null;
+      throw error;
+    }
+  }
+
+  /** Wait as long as before connection attempt `n`. */
+  pause(n) {
+    return new Promise((resolve) => setTimeout(resolve, this.#options.wait(n)));
   }
 
   #open() {
     clearTimeout(this.#timer);
-    this.#become("connecting");
+    this.#setState("connecting");
     const socket = new this.#options.WebSocket(this.#url);
     this.#socket = socket;
     socket.onmessage = (event) => this.#receive(JSON.parse(event.data));
     socket.onclose = (event) => this.#lost(event.code);
-    this.#listen();
+    this.#watchSilence();
   }
 
   #receive(frame) {
-    this.#listen();
+    this.#watchSilence();
     if (frame.from !== "System") {
-      if (PAGES.has(frame.op_type)) this.#asked[0]?.frames.push(frame);
-      else this.#handlers.heard(frame);
+      if (PAGES.has(frame.op_type)) this.#requests[0]?.frames.push(frame);
+      else this.#handlers.event(frame);
     } else if (frame.op_type === CONNECTED) {
       this.#attempts = this.failures = 0;
-      this.#become("open");
-      this.#handlers.ready();
+      this.#setState("open");
+      this.#handlers.opened();
     } else if (EVENTS.has(frame.op_type)) {
-      this.#handlers.heard(frame);
+      this.#handlers.event(frame);
     } else {
-      const request = this.#asked.shift();
-      this.#listen();
+      const request = this.#requests.shift();
+      this.#watchSilence();
       request?.resolve({ answer: frame, frames: request.frames });
     }
   }
 
-  /** Who has asked and hears nothing at all has lost the network, whatever the socket says. */
-  #listen() {
-    clearTimeout(this.#silence);
-    if (this.state === "connecting" || this.#asked.length) {
-      this.#silence = setTimeout(() => this.#lost(1006), this.#options.silence);
+  /** Restart the timer that treats a silent server as disconnected while a request is open. */
+  #watchSilence() {
+    clearTimeout(this.#silenceTimer);
+    if (this.state === "connecting" || this.#requests.length) {
+      this.#silenceTimer = setTimeout(() => this.#lost(1006), this.#options.silence);
     }
   }
 
@@ -136,8 +149,8 @@ export class Connection {
     const refused = this.state === "connecting";
     this.#drop();
     if (refused) this.failures += 1;
-    if (FOR_GOOD.has(code)) return this.#end(code);
-    this.#become("waiting");
+    if (PERMANENT.has(code)) return this.#end(code);
+    this.#setState("waiting");
     this.#timer = setTimeout(() => this.#open(), this.#options.wait(this.#attempts++));
     if (refused && (await this.#handlers.alive()) === false && this.state === "waiting") this.#end(SESSION_ENDED);
   }
@@ -145,24 +158,24 @@ export class Connection {
   #end(code) {
     clearTimeout(this.#timer);
     this.code = code;
-    this.#become("ended");
+    this.#setState("ended");
   }
 
   #drop() {
-    clearTimeout(this.#silence);
-    const [socket, asked] = [this.#socket, this.#asked];
-    [this.#socket, this.#asked] = [null, []];
+    clearTimeout(this.#silenceTimer);
+    const [socket, requests] = [this.#socket, this.#requests];
+    [this.#socket, this.#requests] = [null, []];
     if (socket) {
       socket.onmessage = socket.onclose = null;
       socket.close();
     }
-    for (const request of asked) request.reject(new Lost());
+    for (const request of requests) request.reject(new ConnectionLost());
   }
 
-  #become(state) {
+  #setState(state) {
     this.state = state;
     if (state !== "connecting") {
-      for (const { resolve, reject } of this.#awaited.splice(0)) state === "open" ? resolve() : reject(new Lost());
+      for (const { resolve, reject } of this.#waiters.splice(0)) state === "open" ? resolve() : reject(new ConnectionLost());
     }
     this.#handlers.changed();
   }

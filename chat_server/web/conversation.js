@@ -1,53 +1,67 @@
 /**
- * What is known of one conversation: its messages in their order, and what the list shows of it. Knows no DOM.
+ * The state of one conversation: its messages in order, and what the list shows. Does not use the DOM.
  *
- * A message is `{key, mine, from, id, text, time, read}`. Its key is `>ID` if it is mine and `<ID` if it is the
- * other's, as the protocol names it; a message to everybody has a key of its own.
+ * A message is `{key, mine, from, id, text, time, read}`. `key` names it as in the protocol: `>ID` for a message of
+ * this user, `<ID` for a message of the peer. Broadcasts have keys `*N`, which are valid on this page only.
  */
-const KEPT = 100; // messages, and characters of them, that are kept on the device
-const KEPT_CHARACTERS = 50_000;
+export const EVERYBODY = "ALL";
+
+const KEPT = 100; // messages stored on the device for one conversation, at most
+const KEPT_CHARACTERS = 50_000; // characters of these messages, at most
+const MAX_BROADCASTS = 500; // the server does not store broadcasts, and a page that stays open must not keep all
+
+let broadcasts = 0;
+
+/** The message in a frame that `me` received. */
+export function messageOf({ from, content, id, time, read = false }, me) {
+  const mine = from === me;
+  return { key: (mine ? ">" : "<") + id, mine, from, id, text: content.slice(content.indexOf("\n") + 1), time, read };
+}
 
 export class Conversation {
   #known = new Map();
-  #gone = new Set();
+  #removed = new Set();
 
-  /** in the order of sending, without gaps from the first to the last */
+  /** in order; without gaps above the first of `detached` */
   messages = [];
-  /** whether the newest page has come, and whether the oldest one has */
+  /** whether the newest page was read, and whether the oldest page was */
   loaded = false;
   complete = false;
-  /** the key of the newest message before which nothing is missing: where to go on after a loss */
-  place = null;
-  /** whether that was done since the last loss: from then on live messages follow it without a gap */
-  whole = false;
-  /** keys of the messages that arrived before that: others may be missing above the first of them */
-  apart = new Set();
-  /** the key of the oldest message that is on the screen: what is older need not be read anew */
-  shown = null;
+  /** the key of the newest message before which nothing is missing: reading continues there after a lost connection */
+  cursor = null;
+  /** whether everything missed during the last lost connection was read: live messages then follow without a gap */
+  synced = false;
+  /** keys of live messages that arrived before `synced`: messages may be missing above the first of them */
+  detached = new Set();
+  /** the key of the first message in the document: older ones need not be read again */
+  firstShown = null;
   /** keys of messages whose deletion can still be undone */
   hidden = new Set();
 
-  /** whether the server knows the other user: a name that is not confirmed may be anything, and is not shown */
+  /** whether the server knows the peer. An unconfirmed name comes from an address, so the page does not show it. */
   confirmed = false;
-  /** the reason for which its pages are refused */
+  /** the reason why the server refuses pages of this conversation */
   why = null;
-  /** whether an older page is under way */
+  /** whether an older page is being read */
   reading = false;
 
-  /** when it was opened here for the first time */
+  /** when the conversation was first opened on this page */
   begun = 0;
   last = null;
   unread = 0;
-  /** the time of the newest message that `unread` counts as of the list; later ones are counted as they arrive */
+  /** the time of the newest message that `unread` of the list includes. Later messages are counted on arrival. */
   listed = 0;
-  /** the key of the last message that arrived live: a retry of its sender may deliver it twice */
-  heard = null;
+  /** the key of the newest live message: a retry of its sender may deliver it again */
+  lastLive = null;
+  /** whether the peer is online; null if unknown */
   online = null;
-  /** whether the other has to answer before more can be sent */
+  /** whether the contact limit was reached: the peer has to answer first */
   refused = false;
 
   constructor(peer) {
     this.peer = peer;
+    // A conversation with everybody has no history on the server.
+    if (peer === EVERYBODY) this.loaded = this.complete = this.synced = this.confirmed = true;
   }
 
   has(key) {
@@ -58,20 +72,25 @@ export class Conversation {
     return this.#known.get(key);
   }
 
+  /** The keys of all messages. */
+  keys() {
+    return new Set(this.#known.keys());
+  }
+
   /**
-   * Put messages where their times say, in the order in which they come; those known already are renewed. Of the same
-   * time, new messages stand below the known ones; if they are `older`, above them.
+   * Insert messages by time, in the given order; update known ones. Among messages of the same time, new ones are
+   * placed below known ones, or above them if they are `older`.
    */
   add(messages, older = false) {
     const fresh = messages
-      .filter((message) => !this.#gone.has(message.key))
+      .filter((message) => !this.#removed.has(message.key))
       .map((message) => {
         const known = this.#known.get(message.key);
         return known ? Object.assign(known, message, { read: known.read || message.read }) : message;
       });
     for (const message of fresh) {
       this.#known.set(message.key, message);
-      this.apart.delete(message.key);
+      this.detached.delete(message.key);
     }
     const keys = new Set(fresh.map((message) => message.key));
     const rest = this.messages.filter((message) => !keys.has(message.key));
@@ -83,122 +102,128 @@ export class Conversation {
       merged.push(message);
     }
     this.messages = merged.concat(rest.slice(next));
-    if (fresh.length) this.summary(fresh.at(-1));
+    if (fresh.length) this.updateLast(fresh.at(-1));
   }
 
-  /** Add a message that arrived live. */
+  /** Add a live message. */
   receive(message) {
     this.add([message]);
-    if (this.whole) this.place = message.key;
-    else this.apart.add(message.key);
+    if (this.synced) this.cursor = message.key;
+    else this.detached.add(message.key);
   }
 
-  /** Begin anew after a loss: drop the messages below a gap, as the next pages bring them and what is missing. */
-  interrupt() {
-    this.#keep(({ key }) => !this.apart.has(key));
-    this.apart.clear();
-    this.whole = false;
+  /** Add a broadcast, and drop the oldest ones beyond the bound. */
+  addBroadcast(fields) {
+    const message = { key: `*${broadcasts++}`, id: null, ...fields };
+    this.add([message]);
+    const old = this.messages.slice(0, -MAX_BROADCASTS).map((one) => one.key);
+    if (old.length) this.remove(old);
+    return message;
+  }
+
+  /** A new connection is open: drop the messages below a gap, because the next pages contain them again. */
+  reconnected() {
+    this.#retain(({ key }) => !this.detached.has(key));
+    this.detached.clear();
+    this.synced = false;
     this.online = null;
   }
 
-  /** Let a message be what the list shows, if it is the newest. */
-  summary(message) {
+  /** Show `message` in the list if it is the newest one. */
+  updateLast(message) {
     if (!this.last || message.time >= this.last.time) this.last = message;
   }
 
-  /** What was read anew is what there is: of the `known` keys what is not in it was deleted, what is older is dropped. */
-  renew(messages, known, complete) {
+  /**
+   * `messages` is the newest part of the conversation, read again. Drop older messages, and those of the `known` keys
+   * that are no longer in it: they were deleted.
+   */
+  replace(messages, known, complete) {
     const keys = new Set(messages.map((message) => message.key));
     this.add(messages);
     const start = messages[0]?.time ?? 0;
-    this.#keep(({ key, time, gone }) => keys.has(key) || (time >= start && (gone || !known.has(key))));
+    this.#retain(({ key, time, gone }) => keys.has(key) || (time >= start && (gone || !known.has(key))));
     this.complete = complete;
-    this.loaded = this.whole = true;
-    this.apart.clear();
-    this.place = messages.at(-1)?.key ?? null;
+    this.loaded = this.synced = true;
+    this.detached.clear();
+    this.cursor = messages.at(-1)?.key ?? null;
   }
 
-  /** The messages with these keys were deleted, and do not come back with a page that was under way. */
+  /** Remove deleted messages. A page that was requested earlier does not bring them back. */
   remove(keys) {
-    for (const key of keys) this.#gone.add(key);
-    this.#keep((message) => message.gone || !this.#gone.has(message.key));
-    if (this.last && this.#gone.has(this.last.key)) this.last = this.messages.findLast((message) => !message.gone) ?? null;
+    for (const key of keys) this.#removed.add(key);
+    this.#retain((message) => message.gone || !this.#removed.has(message.key));
+    if (this.last && this.#removed.has(this.last.key)) this.last = this.messages.findLast((message) => !message.gone) ?? null;
   }
 
-  /** As `remove`, but an empty message that is `gone` stays in each place until `clear`: somebody looks at them. */
-  empty(keys) {
+  /** Like `remove`, but leave a placeholder (`gone`) for each message until `dropPlaceholders`. */
+  removeVisibly(keys) {
     const deleted = new Set(keys);
-    const place = (message) => ({ ...message, text: "", gone: true, read: true });
-    this.messages = this.messages.map((message) => (deleted.has(message.key) ? place(message) : message));
+    const placeholder = (message) => ({ ...message, text: "", gone: true, read: true });
+    this.messages = this.messages.map((message) => (deleted.has(message.key) ? placeholder(message) : message));
     this.remove(keys);
   }
 
-  /** Let go of the places of deleted messages. */
-  clear() {
-    this.#keep((message) => !message.gone);
+  dropPlaceholders() {
+    this.#retain((message) => !message.gone);
   }
 
-  /** Messages were read. Returns how many of those to me were news. */
+  /** Mark messages as read. Returns how many messages of the peer were unread until now. */
   markRead(keys) {
-    let news = 0;
+    let changed = 0;
     for (const key of keys) {
       const message = this.#known.get(key) ?? (this.last?.key === key ? this.last : null);
-      if (!key.startsWith(">") && !message?.read) news += 1;
+      if (!key.startsWith(">") && !message?.read) changed += 1;
       if (message) message.read = true;
     }
-    this.unread = Math.max(0, this.unread - news);
-    return news;
+    this.unread = Math.max(0, this.unread - changed);
+    return changed;
   }
 
-  /** Know nothing of the messages any more: they are read anew when somebody looks. */
-  forget() {
+  /** Drop all messages. They are read again when the conversation is opened. */
+  reset() {
     this.messages = [];
     this.#known.clear();
-    this.#gone.clear();
-    this.apart.clear();
+    this.#removed.clear();
+    this.detached.clear();
     this.loaded = this.complete = false;
-    this.place = this.shown = null;
+    this.cursor = this.firstShown = null;
   }
 
-  /** Let go of all but the newest `count` messages. */
+  /** Keep only the newest `count` messages. */
   trim(count) {
     if (this.messages.length <= count) return;
     const oldest = this.messages.at(-count).time;
-    this.#keep((message) => message.time >= oldest);
+    this.#retain((message) => message.time >= oldest);
     this.complete = false;
   }
 
-  /** What is kept of it on the device: the newest messages without a gap. Null if there is nothing to keep. */
+  /** The part that is stored on the device: the newest messages without a gap. Null if there is nothing to store. */
   record() {
     if (!this.last) return null;
-    const end = this.whole ? this.messages.length : this.messages.findIndex(({ key }) => key === this.place) + 1;
-    const whole = this.messages.slice(0, end).filter((message) => !message.gone);
+    const end = this.synced ? this.messages.length : this.messages.findIndex(({ key }) => key === this.cursor) + 1;
+    const gapless = this.messages.slice(0, end).filter((message) => !message.gone);
     let size = 0;
-    const large = whole.findLastIndex((message) => (size += message.text.length) > KEPT_CHARACTERS);
-    const messages = whole.slice(Math.max(large + 1, whole.length - KEPT));
-    const complete = this.complete && messages.length === whole.length;
+    const large = gapless.findLastIndex((message) => (size += message.text.length) > KEPT_CHARACTERS);
+    const messages = gapless.slice(Math.max(large + 1, gapless.length - KEPT));
+    const complete = this.complete && messages.length === gapless.length;
     return { messages, complete, last: this.last, unread: this.unread };
   }
 
-  /** Take up a record. */
-  recall({ messages, complete, last, unread }) {
+  /** Restore a record. */
+  restore({ messages, complete, last, unread }) {
     this.add(messages);
     this.loaded = messages.length > 0;
-    this.place = messages.at(-1)?.key ?? null;
+    this.cursor = messages.at(-1)?.key ?? null;
     Object.assign(this, { complete, last: this.get(last.key) ?? last, unread, listed: last.time, confirmed: true });
   }
 
-  /** The first message of the other that is unread. */
+  /** The first unread message of the peer. */
   firstUnread() {
     return this.messages.find((message) => !message.mine && !message.read) ?? null;
   }
 
-  /** The keys of all messages. */
-  keys() {
-    return new Set(this.#known.keys());
-  }
-
-  #keep(wanted) {
+  #retain(wanted) {
     this.messages = this.messages.filter(wanted);
     this.#known = new Map(this.messages.map((message) => [message.key, message]));
   }

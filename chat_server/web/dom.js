@@ -1,7 +1,7 @@
-/** Small tools for the document. Texts reach it as text nodes only. */
+/** Helpers to build the document. Texts become text nodes, never HTML. */
 import { plainName } from "./plain.js";
 
-/** An element. Attributes: `onX` listens, a boolean is there or not, the rest is set. Children: nodes or texts. */
+/** Create an element. Attributes: `onX` adds a listener, a boolean toggles, others are set. Children: nodes or texts. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,7 +13,7 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Whether there is a pointer that hovers: where there is none, a keyboard that nobody asked for is in the way. */
+/** Whether the device has a mouse. On touch devices, focusing a field opens the keyboard, which covers the page. */
 export const HOVERS = matchMedia("(hover: hover)");
 
 const MARGIN = 8; // pixels between a dialog and the edge of the screen
@@ -35,7 +35,7 @@ const ICONS = {
   talk: "M7 5h10a3 3 0 0 1 3 3v5a3 3 0 0 1-3 3h-5l-4.5 3.5V16H7a3 3 0 0 1-3-3V8a3 3 0 0 1 3-3z",
 };
 
-/** A drawing; with a label it means something, without one it is decoration. */
+/** An icon. Screen readers read its label, and ignore it without one. */
 export function icon(name, label = "") {
   const create = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
   const svg = create("svg");
@@ -53,12 +53,12 @@ export function icon(name, label = "") {
   return svg;
 }
 
-/** A button that shows an icon and says `label`. */
+/** A button with an icon and an accessible label. */
 export function iconButton(name, label, onclick, attributes = {}) {
   return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
 }
 
-/** The first letter of a name on a colour of its own; or the drawing `sign`. */
+/** The first letter of a name on a colour derived from the name, or the icon `sign`. */
 export function avatar(name, sign = null) {
   const hue = [...name].reduce((sum, char) => (sum * 31 + char.codePointAt(0)) % 997, 7) % 8;
   const [first] = new Intl.Segmenter().segment(plainName(name));
@@ -67,12 +67,12 @@ export function avatar(name, sign = null) {
   return element;
 }
 
-/** A name amid other text, whatever direction either runs in. */
+/** A name within other text, isolated from the direction of that text. */
 export function nameOf(name) {
   return h("bdi", { class: "name" }, plainName(name));
 }
 
-/** Make `parent`'s children these, touching only what differs: focus and selection stay where they are. */
+/** Set the children of `parent`. Unchanged children stay in the document, so they keep focus and selection. */
 export function arrange(parent, children) {
   const wanted = new Set(children);
   for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
@@ -82,8 +82,8 @@ export function arrange(parent, children) {
 }
 
 /**
- * A modal dialog; resolves with what `close(value)` was given, null if it was dismissed. With a `place`, `{x, y}` on
- * the screen, it stands there as far as it fits.
+ * Show a modal dialog. Resolves with the argument of `close(value)`, null if it was dismissed. `place`, `{x, y}` on the
+ * screen, is its top left corner, moved so that the dialog fits.
  */
 export function dialog(attributes, build, place = null) {
   return new Promise((resolve) => {
@@ -105,7 +105,7 @@ export function dialog(attributes, build, place = null) {
       pressed = true;
       if (event.target === element) close();
     });
-    // The finger whose long press opened the dialog is lifted now: that is no click.
+    // The end of the long press that opened the dialog is not a click.
     const lifted = (event) => event.pointerType === "touch" && !pressed && event.stopPropagation();
     element.addEventListener("click", lifted, true);
     document.body.append(element);
@@ -115,12 +115,12 @@ export function dialog(attributes, build, place = null) {
   });
 }
 
-// While a dialog is open there is an entry for it in the history, so the browser's Back closes it.
+// An open dialog has an entry in the history, so the browser's Back closes it.
 function enterHistory() {
   if (!history.state?.dialog) history.pushState({ ...history.state, dialog: true }, "");
 }
 
-/** In a moment: another dialog, or another view, may take the entry over. */
+/** Delayed, because another dialog or view may reuse the entry. */
 function leaveHistory() {
   setTimeout(() => history.state?.dialog && !document.querySelector("dialog") && history.back());
 }
@@ -129,7 +129,7 @@ globalThis.addEventListener("popstate", () => {
   if (!history.state?.dialog) for (const open of document.querySelectorAll("dialog")) open.close();
 });
 
-/** Where the toasts are: in the topmost dialog, as nothing outside it is seen or heard. */
+/** The container of toasts. It is moved into the topmost dialog, which hides everything outside. */
 export function toasts() {
   return document.querySelector("#toasts");
 }
@@ -140,7 +140,7 @@ function moveTo(element, { x, y }) {
   element.style.top = `${Math.max(MARGIN, Math.min(y, innerHeight - height - MARGIN))}px`;
 }
 
-/** A form's field with its label, and room for an error that belongs to it: `field.fail(text)`. */
+/** A field with a label and a place for an error; `fail(text)` shows the error. */
 export function field(label, attributes, ...extras) {
   const error = h("p", { class: "error", id: `${attributes.id}-error` });
   const input = h("input", { ...attributes, "aria-describedby": error.id });
@@ -154,7 +154,7 @@ export function field(label, attributes, ...extras) {
   return { element, input, fail };
 }
 
-/** A field for a password, with a button `label` that shows what is in it. */
+/** A password field with a button `label` that shows the password. */
 export function passwordField(name, label, attributes) {
   const toggle = () => {
     const shown = password.input.type === "password";

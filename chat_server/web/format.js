@@ -1,11 +1,11 @@
-/** A text as nodes: with links and code. It reaches the document as text nodes only. */
+/** Turn the text of a message into nodes, with links and code. Texts become text nodes, never HTML. */
 import { h } from "./dom.js";
 import { hidesSomething, plainText } from "./plain.js";
 
 const CODE = /```(?:[\w+-]*\n)?(.+?)\n?```\n?|`([^`\n]+)`/gsu;
 const LINK = /(?:https?:\/\/|\bwww\.)[^\s<>"'“”‘’，。；：！？、（）《》「」`]+[^\s<>"'“”‘’，。；：！？、（）《》「」`.,;:!?)\]}]/giu;
 const EMOJI = /^(?:\p{RI}\p{RI}|[#*\d]\ufe0f?\u20e3|\p{Extended_Pictographic}[\ufe0f\u200d\p{Emoji_Modifier}\u{e0020}-\u{e007f}]*|\s)+$/u;
-const FEW = 5; // so many emoji are shown large
+const MAX_LARGE = 5; // emoji
 
 export function formatted(text) {
   const nodes = [];
@@ -19,9 +19,9 @@ export function formatted(text) {
   return [...nodes, ...linked(text.slice(end))];
 }
 
-/** Whether a text is nothing but a few emoji. */
+/** Whether a text consists of a few emoji only; these are shown large. */
 export function onlyEmoji(text) {
-  return text.length < 80 && EMOJI.test(text) && [...new Intl.Segmenter().segment(text.trim())].length <= FEW;
+  return text.length < 80 && EMOJI.test(text) && [...new Intl.Segmenter().segment(text.trim())].length <= MAX_LARGE;
 }
 
 function linked(text) {
@@ -36,7 +36,7 @@ function linked(text) {
   return [...nodes, plainText(text.slice(end))];
 }
 
-/** A link that shows where it leads: as it was written only if that names the same host and hides nothing. */
+/** A link. It shows the text as written if that shows the host and hides nothing, otherwise the full address. */
 function link(written) {
   const address = /^www/i.test(written) ? `https://${written}` : written;
   if (!URL.canParse(address)) return null;

@@ -1,6 +1,6 @@
-/** Keeps conversations in the storage: each a moment after it changed. Knows no DOM. */
+/** Stores conversations on the device, with a delay after each change. Does not use the DOM. */
 
-const SOON = 1000;
+const DELAY = 1000; // milliseconds
 
 export class Keeper {
   #user;
@@ -14,23 +14,23 @@ export class Keeper {
     this.#storage = storage;
   }
 
-  /** What was kept, see `Conversation.record`. */
-  recall() {
+  /** Resolves with the stored records, see `Conversation.record`. */
+  load() {
     return this.#storage.history(this.#user).catch(() => []);
   }
 
-  /** Keep `conversation`, in a moment. */
-  soon(conversation) {
+  /** Store `conversation` after the delay. */
+  keepSoon(conversation) {
     this.#changed.add(conversation);
-    if (!this.#closed) this.#timer ||= setTimeout(() => this.save(), SOON);
+    if (!this.#closed) this.#timer ||= setTimeout(() => this.save(), DELAY);
   }
 
-  /** Keep now what has changed. */
+  /** Store all changed conversations now. */
   save() {
     clearTimeout(this.#timer);
     this.#timer = 0;
     for (const conversation of this.#closed ? [] : this.#changed) {
-      this.#storage.keep(this.#user, conversation.peer, conversation.record()).catch(() => {}); // the server has it
+      this.#storage.keep(this.#user, conversation.peer, conversation.record()).catch(() => {}); // the server has the messages
     }
     this.#changed.clear();
   }

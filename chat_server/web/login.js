@@ -1,4 +1,4 @@
-/** The view of who is not logged in: log in or register. */
+/** The view without a session: log in or register. */
 import { login, register } from "./api.js";
 import { field, h, icon, passwordField } from "./dom.js";
 import { prefer, preferences } from "./preferences.js";
@@ -14,8 +14,8 @@ export class Login {
   element = h("main", { class: "login" });
 
   /**
-   * `user`: the name to begin with. `ended`: a session has. `open`: one may register. `enter(name)`: logged in.
-   * `me` and `goOn()`: another user is logged in, and wants to stay so.
+   * `user`: prefilled name. `ended`: whether a session has just ended. `open`: whether registration is open.
+   * `enter(name)`: called after the login. `me` and `goOn()`: another user is logged in, and can continue.
    */
   constructor(options) {
     this.#options = options;
@@ -76,7 +76,7 @@ export class Login {
     return h("div", { class: "segments" }, tab(t.logIn, false), tab(t.register, true));
   }
 
-  /** To go on as the user who is logged in, though the link was for another one. */
+  /** The link was for another user: offer to continue as the user who is logged in. */
   #offer() {
     const { me, goOn } = this.#options;
     const button = h("button", { type: "button", class: "quiet", onclick: () => void goOn() }, t.goOn(me));

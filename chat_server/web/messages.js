@@ -12,10 +12,10 @@ import { clock, day, midnight } from "./times.js";
 
 const MOST = 160;
 const STEP = 40;
-const NEAR = 600; // pixels from an end of the window within which it moves
-const TOGETHER = 5 * 60_000; // messages of one sender within it stand together
-const ABOVE = 96; // pixels above the first unread message, where a conversation is opened
-const MARKING = 100; // milliseconds that a message is on the screen before it counts as read
+const NEAR = 600; // the window moves if the scroll position is within so many pixels of its end
+const TOGETHER = 5 * 60_000; // milliseconds: messages of one sender within it are grouped
+const ABOVE = 96; // pixels shown above the first unread message when a conversation opens
+const MARKING = 100; // milliseconds until a visible message counts as read
 const DATE_SHOWN = 1500;
 
 export class Messages {
@@ -24,21 +24,21 @@ export class Messages {
   #peer = null;
   #rows = new Map();
   #all = [];
-  #first = null; // the message at the top of the window; null: the window ends at the end
+  #first = null; // the first message of the window; null: the window ends with the newest message
   #atEnd = true;
   #width = 0;
   #height = 0;
-  #anchor = null; // the row that keeps its place: `{row, top}`
-  #placed = false; // whether the first unread message was looked for
-  #divider = null; // its key
-  #gap = null; // the key of the message above which others are still to be loaded
-  #news = 0; // how many messages were unread then
+  #anchor = null; // the row that stays in place during updates: `{row, top}`
+  #placed = false; // whether the first unread message was searched
+  #divider = null; // the key of the first unread message
+  #gap = null; // the key of the message above which others are missing
+  #news = 0; // the number of unread messages at that time
   #marking = 0;
   #dating = 0;
 
   element = h("div", { class: "messages", role: "region" });
 
-  /** `leave()`: the focus has to go elsewhere. */
+  /** `leave()`: called when the focus must move elsewhere. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
@@ -47,7 +47,7 @@ export class Messages {
     new ResizeObserver(() => this.#peer && this.#fit()).observe(this.element);
   }
 
-  /** Everything, in the language of now. */
+  /** Build the view in the current language. */
   render() {
     this.list = h("ol", {
       onkeydown: (event) => this.#key(event),
@@ -70,7 +70,7 @@ export class Messages {
     this.show(this.#peer);
   }
 
-  /** Show the conversation with `peer`: from its first unread message, or from its end. */
+  /** Show the conversation with `peer`, at its first unread message or its end. */
   show(peer) {
     this.#peer = peer;
     this.#rows.clear();
@@ -81,7 +81,7 @@ export class Messages {
     if (peer) this.update();
   }
 
-  /** Go to the end, and stay there. */
+  /** Scroll to the end, and stay there when messages arrive. */
   follow() {
     this.#first = null;
     this.#atEnd = true;
@@ -93,7 +93,7 @@ export class Messages {
     const conversation = this.#chat.conversation(this.#peer);
     const sent = conversation.messages.filter((message) => !conversation.hidden.has(message.key));
     this.#all = [...sent, ...this.#chat.waiting(this.#peer).map(waitingMessage)];
-    this.#gap = sent.find(({ key }) => conversation.apart.has(key))?.key ?? null;
+    this.#gap = sent.find(({ key }) => conversation.detached.has(key))?.key ?? null;
     this.#fit();
     const found = this.#findUnread(conversation);
     const near = this.scroller.scrollTop < NEAR;
@@ -105,7 +105,7 @@ export class Messages {
     this.loading.hidden = !(conversation.reading || (!conversation.loaded && !conversation.why));
     if (found) this.#toUnread();
     else this.#keepPlace();
-    conversation.shown = this.#all[start]?.waiting ? null : (this.#all[start]?.key ?? null);
+    conversation.firstShown = this.#all[start]?.waiting ? null : (this.#all[start]?.key ?? null);
     this.#showJump();
     this.#tabStop();
     this.#mark();
@@ -115,11 +115,11 @@ export class Messages {
   // --- the window
 
   /**
-   * Begin with the first unread message, once it is known which one that is; and again with the first one that arrives
-   * while nobody looks. Whether there is one.
+   * Move the window to the first unread message, once the conversation is synchronised, and again for the first message
+   * that arrives while the page has no focus. Returns whether there is one.
    */
   #findUnread(conversation) {
-    if (!conversation.whole || (this.#placed && document.hasFocus())) return false;
+    if (!conversation.synced || (this.#placed && document.hasFocus())) return false;
     this.#placed = true;
     const first = this.#atEnd && conversation.firstUnread();
     if (!first) return false;
@@ -137,12 +137,12 @@ export class Messages {
     this.#settle();
   }
 
-  /** Where the window begins and ends, after it was moved `by` so many messages. */
+  /** Move the window `by` a number of messages. Returns the indices of its start and end. */
   #window(by = 0) {
     const most = Math.max(0, this.#all.length - MOST);
     if (!this.#first) return [most, this.#all.length];
     let start = this.#all.findIndex((message) => message.key === this.#first.key);
-    if (start < 0) start = this.#all.findIndex((message) => message.time >= this.#first.time); // it was deleted
+    if (start < 0) start = this.#all.findIndex((message) => message.time >= this.#first.time); // the first message was deleted
     start = start < 0 ? most : Math.min(Math.max(0, start + by), most);
     this.#first = this.#all[start] ?? null;
     return [start, Math.min(start + MOST, this.#all.length)];
@@ -156,14 +156,14 @@ export class Messages {
     for (const [key, { element }] of this.#rows) if (!element.isConnected) this.#rows.delete(key);
   }
 
-  /** The first row that is seen. */
+  /** The first visible row. */
   #findAnchor() {
     const top = this.scroller.getBoundingClientRect().top;
     const row = [...this.list.children].find((one) => one.getBoundingClientRect().bottom > top);
     return row ? { row, top: this.#topOf(row) } : null;
   }
 
-  /** Keep the place if the size has changed: whatever notices that first, before the place is looked for anew. */
+  /** Keep the scroll position after a change of size. Called before the position is read, because events may be late. */
   #fit() {
     const { clientWidth, clientHeight } = this.scroller;
     if (this.#width === clientWidth && this.#height === clientHeight) return;
@@ -171,13 +171,13 @@ export class Messages {
     this.#keepPlace();
   }
 
-  /** After a change of the rows or the size: what was seen is seen, at the same place. */
+  /** After a change of rows or size, scroll so that the anchor row is where it was. */
   #keepPlace() {
     if (this.#atEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
     else if (this.#anchor?.row.isConnected) this.scroller.scrollTop += this.#topOf(this.#anchor.row) - this.#anchor.top;
   }
 
-  /** Where a message stands, whatever is above it in its row. */
+  /** The position of a message, without the headings in its row. */
   #topOf(row) {
     return row.querySelector(".bubble").getBoundingClientRect().top - this.scroller.getBoundingClientRect().top;
   }
@@ -191,15 +191,15 @@ export class Messages {
     this.#mark();
     if (scrollHeight - scrollTop - clientHeight < NEAR && end < this.#all.length) this.#window(STEP);
     else if (scrollTop >= NEAR || this.#atEnd) return this.#showJump();
-    this.update(); // which moves the window up where its top is near
+    this.update(); // moves the window up if its top is near
   }
 
-  /** Find out whether the end is seen. Returns where the window begins and ends. */
+  /** Determine whether the end is visible. Returns the indices of the start and end of the window. */
   #settle() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     const [start, end] = this.#window();
     this.#atEnd = scrollHeight - scrollTop - clientHeight < 40 && end === this.#all.length;
-    // What is above must stay above: from here on the window keeps its beginning.
+    // From now on the window keeps its first message, so that the messages above stay above.
     this.#first = this.#atEnd ? null : (this.#first ?? this.#all[start] ?? null);
     return [start, end];
   }
@@ -222,7 +222,7 @@ export class Messages {
     this.jump.replaceChildren(icon("down"), ...(unread ? [h("span", {}, label)] : []));
   }
 
-  /** The day of what is seen, for a moment. */
+  /** Show the day of the visible messages for a moment. */
   #showDate() {
     const message = this.#rows.get(this.#anchor?.row.dataset.key)?.message;
     this.date.textContent = message ? day(message.time) : "";
@@ -255,7 +255,7 @@ export class Messages {
     });
   }
 
-  /** What stands above a message: that others are to be loaded there, its day, and how many are new. */
+  /** The headings above a message: missing messages, its day, the number of new messages. */
   #headings(message, before) {
     return [
       before && message.key === this.#gap ? t.loading : "",
@@ -285,7 +285,7 @@ export class Messages {
     const written = h("div", { class: onlyEmoji(text) ? "text emoji" : "text", dir: "auto" }, formatted(text));
     const hour = clock(time);
     const meta = h("span", { class: "meta" }, h("time", { datetime: new Date(time).toISOString() }, hour), mine && state(message));
-    // Room for it at the end of the last line, in characters.
+    // The space for it at the end of the last line, in characters.
     written.style.setProperty("--meta", hour.length + (mine ? 4 : 2) + (message.reached === undefined ? 0 : t.reached(message.reached).length));
     return h(
       "div",
@@ -311,7 +311,7 @@ export class Messages {
     );
   }
 
-  // --- what was really seen counts as read
+  // --- visible messages count as read
 
   #mark() {
     clearTimeout(this.#marking);
@@ -327,9 +327,9 @@ export class Messages {
     if (keys.length) void this.#chat.read(this.#peer, keys);
   }
 
-  // --- by keyboard, mouse and finger
+  // --- input
 
-  /** One stop for the Tab key: from there the arrows go on. */
+  /** Make the list one stop for the Tab key; arrow keys move within it. */
   #tabStop() {
     const rows = [...this.list.children];
     if (rows.some((row) => row === document.activeElement)) return;
@@ -361,7 +361,7 @@ export class Messages {
   }
 }
 
-/** Whether the end of a message is on the screen, or the message fills it. */
+/** Whether the end of a message is visible, or the message fills the screen. */
 function wasSeen(row, view) {
   const { top, bottom } = row.querySelector(".bubble").getBoundingClientRect();
   return (bottom > view.top && bottom <= view.bottom + 1) || (top <= view.top && bottom >= view.bottom);

@@ -1,16 +1,16 @@
-/** What reaches a person who looks elsewhere: the title, notifications, a sound, announcements, toasts. */
+/** The page title, notifications, sound, announcements for screen readers, and toasts. */
 import { h, toasts } from "./dom.js";
 import { plainText } from "./plain.js";
 import { preferences } from "./preferences.js";
 import { t } from "./texts.js";
 
-const TOAST = 5000;
-const TEXTS = 4; // in one notification
+const TOAST_TIME = 5000; // milliseconds
+const MAX_TEXTS = 4; // in one notification
 const ICON = new URL("icon-192.png", import.meta.url).href;
 const noticed = new Map();
 let audio = null;
 
-/** Say it to who listens instead of looking. */
+/** Announce a text to screen readers. */
 export function announce(text) {
   const announcer = document.querySelector("#announcer");
   announcer.append(h("p", {}, plainText(text)));
@@ -22,12 +22,12 @@ export function title(unread) {
 }
 
 /**
- * A notification of the system, if wanted and allowed. There is one for each `url`, which a click opens: it shows the
- * newest texts, and makes itself heard for each of them.
+ * Show a system notification, if the user wants and the browser allows it. Each `url` has one notification, which
+ * shows the newest texts, alerts again for each text, and opens `url` on a click.
  */
 export async function notify(name, text, url, open) {
   if (!preferences.notify || globalThis.Notification?.permission !== "granted") return;
-  const texts = [...(noticed.get(url)?.texts ?? []), plainText(text).slice(0, 200)].slice(-TEXTS);
+  const texts = [...(noticed.get(url)?.texts ?? []), plainText(text).slice(0, 200)].slice(-MAX_TEXTS);
   const options = { body: texts.join("\n"), tag: url, renotify: true, data: url, icon: ICON };
   noticed.set(url, { texts });
   try {
@@ -38,12 +38,12 @@ export async function notify(name, text, url, open) {
     };
     noticed.set(url, { texts, notification });
   } catch {
-    const worker = await navigator.serviceWorker?.getRegistration(); // telephones want it from there
+    const worker = await navigator.serviceWorker?.getRegistration(); // phones allow notifications only from a service worker
     await worker?.showNotification(name, options);
   }
 }
 
-/** Take all notifications away: the user is here, or has logged out. */
+/** Close all notifications: the user looks at the page, or has logged out. */
 export async function closeNotifications() {
   for (const { notification } of noticed.values()) notification?.close();
   noticed.clear();
@@ -51,7 +51,7 @@ export async function closeNotifications() {
   for (const notification of (await worker?.getNotifications?.()) ?? []) notification.close();
 }
 
-/** Two soft notes, if wanted; a browser plays nothing before the page was touched. */
+/** Play two soft notes, if the user wants them. A browser plays nothing before the first click or key. */
 export function sound() {
   if (!preferences.sound || !navigator.userActivation?.hasBeenActive) return;
   audio ??= new AudioContext();
@@ -68,7 +68,7 @@ export function sound() {
   });
 }
 
-/** A line at the bottom that goes by itself; with what can be done about it. */
+/** Show a line at the bottom for some seconds, with an optional action. */
 export function toast(text, label = "", action = null) {
   const close = () => {
     clearTimeout(timer);
@@ -79,7 +79,7 @@ export function toast(text, label = "", action = null) {
     action();
   };
   const element = h("div", { class: "toast" }, h("span", {}, text), action && h("button", { type: "button", onclick: act }, label));
-  const timer = setTimeout(close, TOAST);
+  const timer = setTimeout(close, TOAST_TIME);
   const home = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
   if (toasts().parentNode !== home) home.append(toasts());
   toasts().append(element);

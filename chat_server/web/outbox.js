@@ -1,4 +1,4 @@
-/** The messages of a user that are not acknowledged yet, here and in the storage. Knows no DOM. */
+/** The messages of a user that are not acknowledged yet, in memory and on the device. Does not use the DOM. */
 import { now } from "./clock.js";
 
 export class Outbox {
@@ -21,12 +21,12 @@ export class Outbox {
     return [...this.#messages.values()];
   }
 
-  /** Those to `peer`, in their order. */
+  /** The messages to `peer`, in order. */
   to(peer) {
     return this.all().filter((message) => message.to === peer);
   }
 
-  /** Take up those in the storage for which `wanted(message)` holds. Returns them. */
+  /** Load the stored messages that `wanted` accepts. Resolves with those that are new here. */
   async load(wanted) {
     const stored = await this.#storage.outbox(this.#user).catch(() => []);
     const fresh = stored.filter((message) => !this.#messages.has(message.id) && wanted(message));
@@ -37,7 +37,7 @@ export class Outbox {
     return fresh;
   }
 
-  /** A new message; `keep` puts it into the storage too. */
+  /** Add a new message in memory; `keep` stores it. */
   add(to, text) {
     this.#newest = Math.max(now(), this.#newest + 1);
     const message = { id: newId(), user: this.#user, to, text, at: this.#newest, why: null };
@@ -46,7 +46,7 @@ export class Outbox {
   }
 
   async keep(message) {
-    if (!this.#closed) await this.#storage.put(message).catch(() => {}); // a full disk must not keep it from being sent
+    if (!this.#closed) await this.#storage.put(message).catch(() => {}); // a full disk does not prevent sending
   }
 
   async drop({ id }) {
@@ -54,13 +54,13 @@ export class Outbox {
     await this.#storage.drop(id).catch(() => {});
   }
 
-  /** Put nothing into the storage from now on. */
+  /** Store nothing from now on. */
   close() {
     this.#closed = true;
   }
 }
 
-/** 128 random bits. crypto.randomUUID would want TLS. */
+/** 128 random bits. crypto.randomUUID needs TLS. */
 function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,11 +1,11 @@
-/** What this browser remembers of the person's choices, and who is logged in (the session itself is out of reach). */
+/** The user's preferences in this browser, and the name of the user who is logged in. Scripts cannot read the session. */
 import { choose, preferred } from "./texts.js";
 
 const read = (name) => {
   try {
     return localStorage.getItem(name);
   } catch {
-    return null; // storage is blocked: nothing is remembered
+    return null; // the browser blocks storage: nothing is stored
   }
 };
 
@@ -18,7 +18,7 @@ const write = (name, value) => {
   }
 };
 
-/** In place of a user: logged out on purpose, in this window or another. */
+/** The value of `user` after a logout in this or another window. */
 export const LOGGED_OUT = "";
 
 export const preferences = {
@@ -29,14 +29,14 @@ export const preferences = {
   notify: read("notify") === "on",
 };
 
-/** Change one and keep it. */
+/** Change and store a preference. */
 export function prefer(name, value) {
   preferences[name] = value;
   write(name, typeof value === "boolean" ? (value ? "on" : "off") : value);
   apply();
 }
 
-/** Let the document look as preferred. */
+/** Apply language and colour scheme to the document. */
 export function apply() {
   choose(preferences.language);
   document.documentElement.dataset.scheme = preferences.scheme;

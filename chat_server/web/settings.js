@@ -1,11 +1,11 @@
-/** The sheet with a person's choices, the password and the way out. */
+/** The settings dialog: preferences, password, logout. */
 import { setPassword } from "./api.js";
 import { dialog, h, iconButton, passwordField } from "./dom.js";
 import { toast } from "./notices.js";
 import { prefer, preferences } from "./preferences.js";
 import { LANGUAGES, passwordProblem, reason, t } from "./texts.js";
 
-/** Open it. `changed()`: the texts or the looks are others now. `logOut()`: asked for. */
+/** Open the settings. `changed()`: called after a new language. `logOut()`: called by the button. */
 export async function openSettings(me, { changed, logOut }) {
   for (let again = true; again; ) {
     const result = await dialog({ class: "sheet", "aria-label": t.settings }, (close) => [
@@ -23,7 +23,7 @@ export async function openSettings(me, { changed, logOut }) {
   }
 }
 
-/** A question with the answers yes and no. */
+/** Ask a question. Resolves with true for `yes`, null otherwise. */
 export function question(title, text, yes) {
   return dialog({ class: "question", role: "alertdialog", "aria-label": title }, (close) => [
     h("h2", {}, title),

@@ -1,4 +1,4 @@
-/** The view of who is logged in: the list and the conversation side by side, or one of them where it is narrow. */
+/** The view with a session: the list next to the conversation, or one of them on a narrow screen. */
 import { logout, serverState } from "./api.js";
 import { EVERYBODY } from "./chat.js";
 import { synchronise } from "./clock.js";
@@ -11,7 +11,7 @@ import { Side } from "./side.js";
 import { Talk } from "./talk.js";
 import { reason, t } from "./texts.js";
 
-const PATIENCE = 1000;
+const CONNECTING_DELAY = 1000; // milliseconds until "Connecting…" is shown
 
 export class Shell {
   #chat;
@@ -20,12 +20,12 @@ export class Shell {
   #drafts = new Map();
   #dirty = false;
   #ending = new AbortController();
-  #patience = 0;
+  #connectingTimer = 0;
   #loggingOut = false;
   #state = "";
   #outdated = false;
 
-  /** `storage`, `limits`: as of the chat. `leave(ended)`: the session is over. `asked()`: see app.js. */
+  /** `storage`, `limits`: see Chat. `leave(ended)`: called when the session is over. `asked()`: see app.js. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
@@ -46,15 +46,15 @@ export class Shell {
     this.element = h("main", { class: "shell" }, heading, this.status, this.side.element, this.talk.element);
   }
 
-  /** Take up the drafts: before anybody can write one. */
+  /** Load the drafts, before the user can write one. */
   async load() {
     for (const [to, text] of await this.#options.storage.drafts(this.#chat.me).catch(() => [])) {
       this.#drafts.set(to, text);
-      this.#chat.conversation(to).confirmed = true; // only then there was a place to write
+      this.#chat.conversation(to).confirmed = true; // the page accepts no text for an unconfirmed peer
     }
   }
 
-  /** Begin, with the conversation open that the address asks for. */
+  /** Start, and open the conversation in the address. */
   async start() {
     this.#listen();
     this.#show(this.#options.asked().peer);
@@ -63,28 +63,28 @@ export class Shell {
 
   #listen() {
     const { signal } = this.#ending;
-    this.#chat.addEventListener("change", () => this.#soon(), { signal });
+    this.#chat.addEventListener("change", () => this.#updateSoon(), { signal });
     this.#chat.addEventListener("message", (event) => this.#arrived(event), { signal });
-    addEventListener("online", () => this.#look(), { signal });
+    addEventListener("online", () => this.#resume(), { signal });
     addEventListener("offline", () => this.#chat.connection.interrupt(), { signal });
-    addEventListener("focus", () => this.#look(), { signal });
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#look(), { signal });
+    addEventListener("focus", () => this.#resume(), { signal });
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#resume(), { signal });
     addEventListener("pagehide", () => void this.#chat.flush(), { signal });
     addEventListener("popstate", () => this.#popped(), { signal });
     addEventListener("keydown", (event) => this.#key(event), { signal });
     navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#follow(data), { signal });
   }
 
-  /** Somebody is here, or the network is: be up to date at once. */
-  #look() {
+  /** The user or the network is back: connect and refresh now. */
+  #resume() {
     if (document.hasFocus()) void closeNotifications();
     this.#chat.connection.wake();
     void this.#chat.refresh();
-    this.#soon();
+    this.#updateSoon();
   }
 
-  /** Show what is different with the next picture: once, however much it is. */
-  #soon() {
+  /** Update the view once before the next frame of the screen, however many changes there are. */
+  #updateSoon() {
     if (this.#dirty) return;
     this.#dirty = true;
     const update = () => {
@@ -92,7 +92,7 @@ export class Shell {
       if (!this.#ending.signal.aborted) this.#update();
     };
     if (document.visibilityState === "visible") requestAnimationFrame(update);
-    else setTimeout(update, 100); // there are no pictures now, but the title is seen
+    else setTimeout(update, 100); // a hidden page gets no animation frames, but its title is visible
   }
 
   #update() {
@@ -103,24 +103,24 @@ export class Shell {
     this.side.update();
     this.talk.update();
     title([...this.#chat.conversations.values()].reduce((sum, one) => sum + one.unread, 0));
-    this.#say(state);
+    this.#showConnection(state);
   }
 
-  /** The server may be another one than before: ask for its time and for the version of its page. */
+  /** The server may have been replaced: ask for its time and the version of its page. */
   async #askServer() {
     const { time, outdated } = await serverState();
     if (time) synchronise(time);
     this.#outdated = outdated;
-    this.#soon();
+    this.#updateSoon();
   }
 
-  /** Say how it stands with the connection; that it is being made, only if it takes long. */
-  #say(state) {
+  /** Show the state of the connection; "Connecting…" only after a delay. */
+  #showConnection(state) {
     const { connection } = this.#chat;
     const connecting = state !== "open" && state !== "ended" && navigator.onLine && !connection.failures;
-    if (!connecting) clearTimeout(this.#patience);
-    if (connecting) this.#patience ||= setTimeout(() => this.#status(t.connecting), PATIENCE);
-    else this.#patience = 0;
+    if (!connecting) clearTimeout(this.#connectingTimer);
+    if (connecting) this.#connectingTimer ||= setTimeout(() => this.#status(t.connecting), CONNECTING_DELAY);
+    else this.#connectingTimer = 0;
     if (state === "open" && this.#outdated) this.#status(t.newVersion, t.reload, () => location.reload());
     else if (state === "open") this.#status("");
     else if (state === "ended") this.#status(t.broken, t.reload, () => location.reload());
@@ -129,7 +129,7 @@ export class Shell {
   }
 
   #status(text, label = "", action = null) {
-    if (this.status.dataset.text === text) return; // its button keeps the focus
+    if (this.status.dataset.text === text) return; // so that its button keeps the focus
     this.status.dataset.text = text;
     this.status.replaceChildren(text, ...(action ? [h("button", { type: "button", onclick: action }, label)] : []));
   }
@@ -147,7 +147,7 @@ export class Shell {
     return peer ? `/chat/test?${new URLSearchParams({ uid: this.#chat.me, to_uid: peer })}` : "/";
   }
 
-  /** Open a conversation. The way back leads to the list, however many were opened. */
+  /** Open a conversation. Back leads to the list, however many conversations were opened. */
   #go(peer) {
     const address = this.#address(peer);
     const { fromList, dialog } = history.state ?? {};
@@ -158,18 +158,18 @@ export class Shell {
 
   #popped() {
     const { user, peer } = this.#options.asked();
-    const wanted = user && user !== this.#chat.me ? null : peer; // an entry of somebody who was logged in before
+    const wanted = user && user !== this.#chat.me ? null : peer; // a history entry of another user
     if (wanted !== this.#peer) this.#show(wanted);
   }
 
-  /** The same step as the browser's own. */
+  /** Go back to the list, as the browser's Back does. */
   #back() {
     if (!this.#peer) return;
     if (history.state?.fromList) history.back();
     else this.#go(null);
   }
 
-  /** Keys that work wherever the focus is. */
+  /** Global keys. */
   #key(event) {
     if (event.defaultPrevented || event.isComposing || document.querySelector("dialog")) return;
     const { key, target } = event;
@@ -182,7 +182,7 @@ export class Shell {
     else if ([...key].length === 1 && key !== " " && !command && !event.altKey && !target.matches("input, textarea")) this.talk.type();
   }
 
-  /** Open what a notification was about, unless it was for another user. */
+  /** Open the conversation of a notification, unless it was for another user. */
   #follow(address) {
     const query = new URL(address, location.href).searchParams;
     if (query.get("uid") === this.#chat.me) this.#go(query.get("to_uid"));
@@ -203,7 +203,7 @@ export class Shell {
     if (text) this.#drafts.set(peer, text);
     else this.#drafts.delete(peer);
     this.#options.storage.draft(this.#chat.me, peer, text).catch(() => {});
-    this.#soon();
+    this.#updateSoon();
   }
 
   async #settings() {
@@ -213,10 +213,10 @@ export class Shell {
       this.#update();
     };
     await openSettings(this.#chat.me, { changed, logOut: () => this.#logOut() });
-    if (document.activeElement === document.body) this.side.settings.focus(); // what had it is made anew
+    if (document.activeElement === document.body) this.side.settings.focus(); // the focused element was replaced
   }
 
-  /** Log out, after a question if messages would be lost. */
+  /** Log out. Asks first if unsent messages would be lost. */
   async #logOut() {
     const chat = this.#chat;
     const unsent = [...chat.conversations.keys()].flatMap((peer) => chat.waiting(peer)).length;
@@ -231,7 +231,7 @@ export class Shell {
 
   #leave(ended) {
     this.#ending.abort();
-    clearTimeout(this.#patience);
+    clearTimeout(this.#connectingTimer);
     for (const open of document.querySelectorAll("dialog")) open.close();
     void closeNotifications();
     this.#options.leave(ended);

@@ -1,4 +1,4 @@
-/** The list of conversations, and the way into a new one. */
+/** The sidebar: the list of conversations, and the field that searches or starts one. */
 import { EVERYBODY } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { plainText } from "./plain.js";
@@ -13,7 +13,7 @@ export class Side {
   #asking = null;
   #searching = false;
 
-  /** `open(peer)`, `settings()`, `address(peer)`, `drafts`: what is begun, by peer. */
+  /** `open(peer)`, `settings()`, `address(peer)`, `current()`; `drafts`: a map from peer to text. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
@@ -26,7 +26,7 @@ export class Side {
     this.render();
   }
 
-  /** Everything, in the language of now. */
+  /** Build the view in the current language. */
   render() {
     this.#rows.clear();
     this.find = h("input", {
@@ -61,7 +61,7 @@ export class Side {
     this.update();
   }
 
-  /** Put the focus on the row of `peer`, where one came from, or where one begins. */
+  /** Focus the row of `peer`, or the search field. */
   focus(peer) {
     const row = this.#rows.get(peer);
     if (row) row.link.focus();
@@ -115,7 +115,7 @@ export class Side {
   #newRow(peer) {
     const everybody = peer === EVERYBODY;
     const open = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new window, as links do
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens a new window
       event.preventDefault();
       this.#clear();
       this.#options.open(peer);
@@ -141,7 +141,7 @@ export class Side {
     return row;
   }
 
-  /** Begin to search. */
+  /** Focus the search field. */
   search() {
     this.find.focus();
     this.find.select();
@@ -167,7 +167,7 @@ export class Side {
     event.stopPropagation();
   }
 
-  /** The list is one stop for the Tab key: in it the arrows go on. */
+  /** Make the list one stop for the Tab key; arrow keys move within it. */
   #tabStop() {
     const links = this.#rowLinks();
     const stop = links.find((link) => link === document.activeElement) ?? links.find((link) => link.ariaCurrent) ?? links[0];
@@ -194,7 +194,7 @@ export class Side {
     if (!peer || peer === this.#asking) return;
     this.error.textContent = "";
     const why = peer === this.#chat.me ? "to_yourself" : await this.#refusal(peer);
-    if (peer !== this.#named()) return; // something else is wanted by now
+    if (peer !== this.#named()) return; // the user has changed the name meanwhile
     const similar = this.#chat.list().find((one) => folded(one.peer) === folded(peer));
     if (why && !(why === "no_such_user" && similar)) {
       this.error.textContent = reason(why);
@@ -204,7 +204,7 @@ export class Side {
     }
   }
 
-  /** Why no conversation with `peer` can begin, null if one can. */
+  /** The reason why no conversation with `peer` can begin, null if one can. */
   async #refusal(peer) {
     if (this.#chat.conversations.has(peer) && this.#chat.conversation(peer).last) return null;
     this.#ask(peer);
@@ -224,7 +224,7 @@ export class Side {
   }
 }
 
-/** As names are compared in a search: BOB is found for "bob". */
+/** The form in which a search compares names: "bob" finds BOB. */
 function folded(name) {
   return name.trim().normalize("NFKC").toLowerCase();
 }

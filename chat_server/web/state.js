@@ -1,8 +1,8 @@
-/** How it stands with a message of one's own. Knows no DOM. */
+/** The state of the user's own messages. Does not use the DOM. */
 import { LIMIT } from "./chat.js";
 import { reason, t } from "./texts.js";
 
-/** "failed", "waiting", "sent" or "read" (a message to everyone, which has no id, is never read). */
+/** "failed", "waiting", "sent" or "read". Broadcasts (without an id) are never "read". */
 export function stateOf({ id, why, waiting, read }) {
   if (why && why !== LIMIT) return "failed";
   if (waiting) return "waiting";

@@ -1,22 +1,22 @@
 /**
- * What must survive a reload, a crash and days offline: messages that are not acknowledged yet, drafts, and the newest
- * messages of each conversation. Knows no DOM.
+ * Data that survives a reload, a crash and days offline: unacknowledged messages, drafts, and the newest messages of
+ * each conversation. Does not use the DOM.
  *
- * A message that is not acknowledged is `{id, user, to, text, at, why}`: `at` orders a user's messages, `why` is null
- * or the reason for which it was refused.
+ * An unacknowledged message is `{id, user, to, text, at, why}`: `at` orders the messages of a user, `why` is null or
+ * the reason why the server refused it.
  */
 
 const KEYS = { outbox: ["id"], drafts: ["user", "to"], history: ["user", "peer"] };
 const VERSION = 2;
-const CONVERSATIONS = 200; // of one user, the newest, are kept
-const LIMIT = 2000; // milliseconds: a browser's database may never answer
+const MAX_CONVERSATIONS = 200; // of one user
+const TIMEOUT = 2000; // milliseconds: the database of a browser may never answer
 
-/** A storage in IndexedDB; in memory if the browser has no database (a private window), or one that does not answer. */
+/** Open a storage in IndexedDB, or in memory if IndexedDB is missing (a private window) or does not answer. */
 export async function openStorage(name = "chat") {
   return new Storage(await openDatabase(name).catch(() => new Memory()));
 }
 
-/** `tables`: where the records are kept, a `Database` or a `Memory`. */
+/** `tables`: a `Database` or a `Memory`. */
 export class Storage {
   #tables;
 
@@ -24,7 +24,7 @@ export class Storage {
     this.#tables = tables;
   }
 
-  /** The messages of `user` that wait, in their order. */
+  /** The unacknowledged messages of `user`, in order. */
   async outbox(user) {
     return (await this.#of("outbox", user)).sort((one, other) => one.at - other.at);
   }
@@ -37,7 +37,7 @@ export class Storage {
     return this.#tables.delete("outbox", [id]);
   }
 
-  /** The drafts of `user`: texts by receiver. */
+  /** The drafts of `user`: a map from receiver to text. */
   async drafts(user) {
     return new Map((await this.#of("drafts", user)).map((draft) => [draft.to, draft.text]));
   }
@@ -46,20 +46,20 @@ export class Storage {
     return text ? this.#tables.put("drafts", { user, to, text }) : this.#tables.delete("drafts", [user, to]);
   }
 
-  /** What `keep` was given of the conversations of `user`. The oldest ones are dropped if there are many. */
+  /** The records of the conversations of `user`, newest first. Deletes the oldest ones beyond the bound. */
   async history(user) {
     const records = (await this.#of("history", user)).sort((one, other) => other.last.time - one.last.time);
-    for (const { peer } of records.splice(CONVERSATIONS)) await this.keep(user, peer, null);
+    for (const { peer } of records.splice(MAX_CONVERSATIONS)) await this.keep(user, peer, null);
     return records;
   }
 
-  /** Keep `record` of the conversation with `peer`, null for nothing; see `Conversation.record`. */
+  /** Store the record of the conversation with `peer` (see `Conversation.record`); null deletes it. */
   keep(user, peer, record) {
     if (!record) return this.#tables.delete("history", [user, peer]);
     return this.#tables.put("history", { ...record, user, peer });
   }
 
-  /** Delete everything of `user`. */
+  /** Delete all data of `user`. */
   async erase(user) {
     const deletions = Object.entries(KEYS).map(async ([table, keys]) => {
       const records = await this.#of(table, user);
@@ -73,7 +73,7 @@ export class Storage {
   }
 }
 
-/** Tables for as long as the page lives. */
+/** Tables in memory, until the page is closed. */
 class Memory {
   #tables = Object.fromEntries(Object.keys(KEYS).map((table) => [table, new Map()]));
 
@@ -90,13 +90,13 @@ class Memory {
   }
 }
 
-/** The same tables in IndexedDB. */
+/** Tables in IndexedDB. */
 class Database {
   #database;
 
   constructor(database) {
     this.#database = database;
-    database.onversionchange = () => database.close(); // another window has a newer page
+    database.onversionchange = () => database.close(); // a newer version of the page runs in another window
   }
 
   all(table) {
@@ -112,7 +112,7 @@ class Database {
   }
 
   #do(table, mode, work) {
-    return within(LIMIT, (resolve, reject) => {
+    return within(TIMEOUT, (resolve, reject) => {
       const transaction = this.#database.transaction(table, mode);
       const request = work(transaction.objectStore(table));
       transaction.oncomplete = () => resolve(request.result);
@@ -122,7 +122,7 @@ class Database {
 }
 
 function openDatabase(name) {
-  return within(LIMIT, (resolve, reject) => {
+  return within(TIMEOUT, (resolve, reject) => {
     const request = indexedDB.open(name, VERSION);
     request.onupgradeneeded = () => {
       for (const [table, keys] of Object.entries(KEYS)) {
@@ -135,10 +135,10 @@ function openDatabase(name) {
   });
 }
 
-/** A promise that is rejected after `limit` milliseconds. */
-function within(limit, executor) {
+/** A promise that rejects after `timeout` milliseconds. */
+function within(timeout, executor) {
   return new Promise((resolve, reject) => {
-    setTimeout(() => reject(new Error("no answer")), limit);
+    setTimeout(() => reject(new Error("no answer")), timeout);
     executor(resolve, reject);
   });
 }

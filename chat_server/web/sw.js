@@ -1,17 +1,17 @@
-/** Keeps the page and its files, so that it opens without a network and shows what waits to be sent. */
+/** The service worker: caches the page and its files, so that the page opens without a network. */
 
 const CACHE = "page";
-const PATIENCE = 3000;
-const KEPT = { ignoreVary: true }; // what a request accepts does not matter for what is kept
+const TIMEOUT = 3000; // milliseconds until the cached page is shown
+const MATCH = { ignoreVary: true }; // the cached files do not depend on the headers of a request
 
-self.addEventListener("install", (event) => event.waitUntil(renew().then(() => self.skipWaiting())));
+self.addEventListener("install", (event) => event.waitUntil(update().then(() => self.skipWaiting())));
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 
 self.addEventListener("fetch", (event) => {
   const { pathname, origin } = new URL(event.request.url);
   if (origin !== location.origin || event.request.method !== "GET") return;
   if (event.request.mode === "navigate" && ["/", "/chat/test"].includes(pathname)) event.respondWith(page());
-  else if (pathname.startsWith("/web/")) event.respondWith(kept(event.request));
+  else if (pathname.startsWith("/web/")) event.respondWith(cached(event.request));
 });
 
 self.addEventListener("notificationclick", (event) => {
@@ -19,22 +19,22 @@ self.addEventListener("notificationclick", (event) => {
   event.waitUntil(show(event.notification.data));
 });
 
-/** The page as it is now; where that takes too long, as it was. */
+/** The current page, or the cached page if the network fails or takes too long. */
 async function page() {
-  const old = await caches.match("/", KEPT);
-  const now = renew();
+  const old = await caches.match("/", MATCH);
+  const now = update();
   if (!old) return now;
-  const late = new Promise((resolve) => setTimeout(resolve, PATIENCE, old));
+  const late = new Promise((resolve) => setTimeout(resolve, TIMEOUT, old));
   return Promise.race([now.catch(() => old), late]);
 }
 
-/** Fetch the page with all files that it names; only whole does it replace the old one. */
-async function renew() {
+/** Fetch the page and all its files. Replace the cached page only after all of them have arrived. */
+async function update() {
   const response = await fetch("/");
   if (!response.ok) throw new Error(`the page: ${response.status}`);
   const cache = await caches.open(CACHE);
   const names = new Set((await response.clone().text()).match(/\/web\/[\w./-]+/g));
-  await Promise.all([...names].map(async (name) => (await cache.match(name, KEPT)) ?? cache.add(name)));
+  await Promise.all([...names].map(async (name) => (await cache.match(name, MATCH)) ?? cache.add(name)));
   await cache.put("/", response.clone());
   for (const request of await cache.keys()) {
     const { pathname } = new URL(request.url);
@@ -43,8 +43,8 @@ async function renew() {
   return response;
 }
 
-async function kept(request) {
-  return (await caches.match(request, KEPT)) ?? fetch(request);
+async function cached(request) {
+  return (await caches.match(request, MATCH)) ?? fetch(request);
 }
 
 async function show(url) {

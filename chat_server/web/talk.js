@@ -1,4 +1,4 @@
-/** One conversation: who it is with, its messages, and the place to write. */
+/** The view of one conversation: header, messages, composer. */
 import { EVERYBODY } from "./chat.js";
 import { avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { Messages } from "./messages.js";
@@ -22,7 +22,7 @@ export class Talk {
     this.render();
   }
 
-  /** Everything, in the language of now. */
+  /** Build the view in the current language. */
   render() {
     this.title = h("h2", {});
     this.presence = h("p", { class: "presence" });
@@ -47,7 +47,7 @@ export class Talk {
     this.show(this.#peer);
   }
 
-  /** Show the conversation with `peer`, null for none. */
+  /** Show the conversation with `peer`; null shows none. */
   show(peer) {
     if (peer !== this.#peer) this.#warned = false;
     this.#peer = peer;
@@ -72,7 +72,7 @@ export class Talk {
     else this.messages.scroller.focus({ preventScroll: true });
   }
 
-  /** A key was pressed that belongs into the text. */
+  /** A character was typed elsewhere: focus the composer, which receives it. */
   type() {
     if (this.#peer && !this.composer.hidden) this.text.focus({ preventScroll: true });
   }
@@ -90,7 +90,7 @@ export class Talk {
     this.messages.update();
   }
 
-  /** Name the conversation; "" while the server has not confirmed that there is such a user. */
+  /** Show the name; "" until the server confirms that this user exists. */
   #name(name) {
     if (this.#named === name) return;
     this.#named = name;
@@ -98,7 +98,7 @@ export class Talk {
     this.face.replaceChildren(avatar(name, this.#peer === EVERYBODY ? "everybody" : name ? null : "talk"));
   }
 
-  /** Show or hide the place to write. */
+  /** Show or hide the composer. */
   #offer(open) {
     if (this.composer.hidden === !open) return;
     this.composer.hidden = !open;
@@ -118,8 +118,8 @@ export class Talk {
   }
 
   #key(event) {
-    // While an input method composes, Enter belongs to it. (229: browsers that tell so late.) Keyboards on a screen
-    // have no other way to break a line.
+    // Enter during composition belongs to the input method; some browsers report that only as key code 229. On touch
+    // devices, Enter inserts a line break, because their keyboards have no Shift+Enter.
     const sends = event.key === "Enter" && HOVERS.matches && !event.shiftKey;
     if (sends && !event.isComposing && event.keyCode !== 229) void this.#submit(event);
   }
@@ -132,15 +132,15 @@ export class Talk {
       const size = new TextEncoder().encode(text).length;
       this.error.textContent = t.tooLong(size, this.#options.limits.text);
     }
-    if (problem || !(await this.#sure())) return;
+    if (problem || !(await this.#confirmBroadcast())) return;
     this.text.value = "";
     this.#wrote();
     this.messages.follow();
     void this.#chat.send(this.#peer, text);
   }
 
-  /** Whether the first message to everyone is really meant for everyone. */
-  async #sure() {
+  /** Ask before the first broadcast. Resolves with whether to send it. */
+  async #confirmBroadcast() {
     if (this.#peer !== EVERYBODY || this.#warned) return true;
     this.#warned = Boolean(await question(t.toEveryone, t.everybodyHint, t.send));
     return this.#warned;

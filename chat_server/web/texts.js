@@ -1,7 +1,7 @@
-/** Every text that a person reads, in both languages. A function is given what varies. */
+/** All texts of the page, in both languages. Texts with variable parts are functions. */
 import { isolated } from "./plain.js";
 
-/** A count of unread messages: the server counts up to 1000. */
+/** A number of unread messages for display. The server counts up to 1000. */
 export const many = (count) => (count > 999 ? "999+" : count);
 
 const zh = {
@@ -223,7 +223,7 @@ const en = {
 export const LANGUAGES = { zh: "中文", en: "English" };
 const ALL = { zh, en };
 
-/** The texts in the language chosen; `choose` changes them. */
+/** The texts of the chosen language; `choose` changes them. */
 export let t = en;
 export let language = "en";
 
@@ -233,19 +233,19 @@ export function choose(chosen) {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
 }
 
-/** The language that the browser asks for first among ours. */
+/** The first of the browser's languages that the page has. */
 export function preferred() {
   const wanted = navigator.languages.map((tag) => tag.split("-")[0]);
   return wanted.find((tag) => tag in ALL) ?? "en";
 }
 
-/** Why the server does not take this as a new password. */
+/** Why the server refuses this new password. */
 export function passwordProblem(password) {
   const long = new TextEncoder().encode(password).length > 72;
   return long ? t.passwordTooLong : t.passwordTooShort(document.documentElement.dataset.minPassword);
 }
 
-/** What a reason of the protocol means; `wait` seconds until it is worth trying again, if the server said so. */
+/** The text for a reason of the protocol. `wait`: seconds until a retry may succeed, if the server sent them. */
 export function reason(name, wait = 0) {
   if (name === "too_many" && wait) return t.tooManyFor(wait < 100 ? t.seconds(wait) : t.minutes(Math.ceil(wait / 60)));
   return t.reasons[name] ?? t.reasons.other;

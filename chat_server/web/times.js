@@ -1,11 +1,11 @@
-/** Times and days as they are written in the chosen language, and where this browser is at home. */
+/** Format times and days in the chosen language and with the conventions of the browser's region. */
 import { now } from "./clock.js";
 import { language, t } from "./texts.js";
 
 const DAY = 86_400_000;
 const formatters = new Map();
 
-/** Time of day. */
+/** The time of day. */
 export function clock(time) {
   return format(time, { hour: twelveHours() ? "numeric" : "2-digit", minute: "2-digit" });
 }
@@ -15,17 +15,17 @@ export function day(time) {
   return nearDay(time, "long") ?? date(time, "long");
 }
 
-/** The time if it was today, else the day: short, for the list. */
+/** Short form for the list: the time of day if it is today, otherwise the day. */
 export function moment(time) {
   return midnight(time) === midnight(now()) ? clock(time) : (nearDay(time, "short") ?? date(time, "short"));
 }
 
-/** Day and time, in full. */
+/** Day and time in full. */
 export function instant(time) {
   return format(time, { dateStyle: "long", timeStyle: "short" });
 }
 
-/** The start of the day. */
+/** The start of the day of `time`. */
 export function midnight(time) {
   return new Date(time).setHours(0, 0, 0, 0);
 }
@@ -50,7 +50,7 @@ function format(time, options) {
   return formatter(options).format(time);
 }
 
-/** With the conventions of the browser's region, such as 12 or 24 hours, if the region is one of the language. */
+/** Uses the browser's locale (12 or 24 hours, for example) if its language is the chosen one. */
 function formatter(options) {
   const locale = navigator.languages.find((tag) => tag.split("-")[0] === language) ?? language;
   const key = locale + JSON.stringify(options);

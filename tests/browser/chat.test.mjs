@@ -200,7 +200,7 @@ test("what is kept has no gap, and the newest message for the list", async (t) =
 test("what is kept of a conversation is bounded, and nothing of another user is shown", async (t) => {
   const storage = new Storage();
   const conversation = new Conversation("2");
-  conversation.whole = true;
+  conversation.synced = true;
   conversation.add(Array.from({ length: 300 }, (_, time) => ({ key: `<${time}`, time, text: "x".repeat(1000) })));
   assert.equal(conversation.record().messages.length, 50);
   await storage.keep("another", "2", conversation.record());
@@ -400,7 +400,7 @@ test("a live message is apart until nothing is missing above it", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page("a"));
-  const apart = () => [...chat.conversation("2").apart];
+  const apart = () => [...chat.conversation("2").detached];
   const reconnect = async () => {
     await socket().breaks();
     await socket().says(greeting);

@@ -1,0 +1,109 @@
+/** The list of conversations (op 7), and the presence of peers. Does not use the DOM. */
+import { Conversation, EVERYBODY, messageOf } from "./conversation.js";
+
+const PAGE = 50;
+const LARGEST_PAGE = 200;
+const MAX_SEARCHED = 1000; // conversations
+
+export class ConversationList {
+  #me;
+  #connection;
+  #keeper;
+  #changed;
+  #wanted = PAGE;
+  #refreshing = null;
+  #presence = new Map(); // what was pushed since the list was requested: it is newer than the list
+
+  /** by peer, EVERYBODY included */
+  conversations = new Map();
+  /** whether the list was read, and whether the server has more conversations */
+  loaded = false;
+  more = false;
+
+  /** `changed(peer)`: called after a change; null means several conversations. */
+  constructor(me, connection, keeper, changed) {
+    this.#me = me;
+    this.#connection = connection;
+    this.#keeper = keeper;
+    this.#changed = changed;
+    this.get(EVERYBODY);
+  }
+
+  /** The conversation with `peer`, created if necessary. */
+  get(peer) {
+    if (!this.conversations.has(peer)) this.conversations.set(peer, new Conversation(peer));
+    return this.conversations.get(peer);
+  }
+
+  /** Read the list again. Calls during a read share its result. */
+  refresh() {
+    this.#refreshing ??= this.#connection.attempt(() => this.#read()).finally(() => {
+      this.#refreshing = null;
+    });
+    return this.#refreshing;
+  }
+
+  /** Read one page more. */
+  async extend() {
+    if (!this.more || this.#refreshing) return;
+    this.#wanted += PAGE;
+    await this.refresh();
+  }
+
+  /** Read once as far as a search reaches. */
+  async extendForSearch() {
+    while (this.#refreshing) await this.#refreshing;
+    if (!this.more) return;
+    const wanted = this.#wanted;
+    this.#wanted = MAX_SEARCHED;
+    await this.refresh();
+    this.#wanted = wanted;
+  }
+
+  /** Apply the lines of a presence frame: `+NAME` is online, `-NAME` is offline. */
+  setPresence(lines) {
+    for (const line of lines) {
+      const [peer, online] = [line.slice(1), line.startsWith("+")];
+      this.#presence.set(peer, online);
+      if (this.conversations.has(peer)) this.get(peer).online = online;
+    }
+    this.#changed(null);
+  }
+
+  async #read() {
+    const peers = new Set();
+    this.#presence.clear();
+    const size = Math.min(this.#wanted, LARGEST_PAGE);
+    let page;
+    let after = "";
+    do {
+      page = await this.#connection.ask(7, "", `-${size}${after}`);
+      if (page.answer.reason) return;
+      for (const frame of page.frames) peers.add((after = this.#add(frame)));
+      after = `@${after}`;
+    } while (page.frames.length === size && peers.size < this.#wanted);
+    this.more = page.frames.length === size;
+    this.loaded = true;
+    for (const conversation of this.conversations.values()) {
+      if (this.more || peers.has(conversation.peer) || conversation.peer === EVERYBODY) continue;
+      conversation.last = null; // all of its messages were deleted
+      conversation.unread = 0;
+      this.#keeper.keepSoon(conversation);
+    }
+    this.#changed(null);
+  }
+
+  /** Take in one conversation of the list; returns its peer. */
+  #add(frame) {
+    const last = messageOf(frame, this.#me);
+    const peer = last.mine ? frame.to : frame.from;
+    const conversation = this.get(peer);
+    if (conversation.last?.key !== last.key) this.#keeper.keepSoon(conversation);
+    conversation.last = conversation.get(last.key) ?? last;
+    conversation.listed = last.time;
+    conversation.confirmed = true;
+    conversation.unread = frame.unread;
+    conversation.online = this.#presence.get(peer) ?? frame.online;
+    return peer;
+  }
+}
