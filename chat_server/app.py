@@ -176,9 +176,9 @@ async def _application(
             web.post("/user/set_password", endpoints.set_password),
             web.post("/user/logout", endpoints.logout),
             web.get("/chat/test", sockets.upgrade, allow_head=False),
-            web.get("/", page.show),
-            web.get("/sw.js", page.worker),
-            web.get("/web/{version}/{name}", page.file),
+            web.get("/", page.get_page),
+            web.get("/sw.js", page.get_worker),
+            web.get("/web/{version}/{name}", page.get_file),
         ]
     )
 

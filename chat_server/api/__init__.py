@@ -1,1 +1,1 @@
-"""The edge: the only room, with app.py, that knows aiohttp."""
+"""HTTP and WebSocket: with app.py the only part of the server that uses aiohttp."""

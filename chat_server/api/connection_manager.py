@@ -81,13 +81,13 @@ class ConnectionManager:
         if origin is not None and not self._proxy_policy.is_allowed(origin):
             raise foreign_origin_refusal(failed)
         endings = self._registry.endings
-        session = await self._accounts.session(self._proxy_policy.tokens(request, socket=True))
+        session = await self._accounts.session(self._proxy_policy.session_tokens(request, socket=True))
         if normal(request.query.get("uid", "")) != session.user:
             raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
         peer = normal(request.query.get("to_uid", ""))
         if peer and not await self._accounts.exists(peer, removed=True):
             raise Refused(Status.NO_SUCH_USER, Reason.NO_SUCH_USER, "no such user as to_uid", field="to_uid")
-        address = self._proxy_policy.address(request)
+        address = self._proxy_policy.client_address(request)
         self._reserve(session.user, address)
         try:
             return await self._serve(request, ws, session, peer, address, endings)

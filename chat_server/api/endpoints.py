@@ -64,16 +64,18 @@ class HttpEndpoints:
     async def register(self, request: web.Request) -> web.Response:
         """POST /user/register"""
         fields = await read_body(request, Credentials, Status.REGISTER_FAILED, self._timeout)
-        await self._accounts.register(fields.user_name, fields.password, self._proxy_policy.address(request))
+        await self._accounts.register(fields.user_name, fields.password, self._proxy_policy.client_address(request))
         return self._envelope.success(Status.REGISTERED)
 
     async def login(self, request: web.Request) -> web.Response:
         """POST /user/login"""
         fields = await read_body(request, Credentials, Status.LOGIN_FAILED, self._timeout)
-        login = await self._accounts.login(fields.user_name, fields.password, self._proxy_policy.address(request))
+        login = await self._accounts.login(
+            fields.user_name, fields.password, self._proxy_policy.client_address(request)
+        )
         response = self._envelope.success(Status.LOGGED_IN, msgspec.to_builtins(login))
         if self._proxy_policy.foreign_origin(request) is None:
-            set_cookie(response, login.token, login.expires_in, secure=self._proxy_policy.secure(request))
+            set_cookie(response, login.token, login.expires_in, secure=self._proxy_policy.uses_tls(request))
         return response
 
     async def set_password(self, request: web.Request) -> web.Response:
@@ -81,7 +83,11 @@ class HttpEndpoints:
         session = await self._session(request)
         fields = await read_body(request, NewPassword, Status.SET_PASSWORD_FAILED, self._timeout)
         await self._accounts.set_password(
-            session, fields.user_name, fields.old_password, fields.new_password, self._proxy_policy.address(request)
+            session,
+            fields.user_name,
+            fields.old_password,
+            fields.new_password,
+            self._proxy_policy.client_address(request),
         )
         return self._envelope.success(Status.PASSWORD_SET)
 
@@ -92,8 +98,8 @@ class HttpEndpoints:
         await self._accounts.logout(session, fields.user_name)
         response = self._envelope.success(Status.LOGGED_OUT)
         if self._proxy_policy.foreign_origin(request) is None:
-            delete_cookies(response, secure=self._proxy_policy.secure(request))
+            delete_cookies(response, secure=self._proxy_policy.uses_tls(request))
         return response
 
     async def _session(self, request: web.Request) -> Session:
-        return await self._accounts.session(self._proxy_policy.tokens(request))
+        return await self._accounts.session(self._proxy_policy.session_tokens(request))

@@ -59,15 +59,15 @@ class Page:
         self._worker = _File("sw.js", sources.pop("sw.js"), _REVALIDATE)
         self._files = {name: _File(name, content, _CACHE_FOREVER) for name, content in sources.items()}
 
-    async def show(self, request: web.Request) -> web.Response:
+    async def get_page(self, request: web.Request) -> web.Response:
         """GET /"""
         return self._page.answer(request)
 
-    async def worker(self, request: web.Request) -> web.Response:
+    async def get_worker(self, request: web.Request) -> web.Response:
         """GET /sw.js"""
         return self._worker.answer(request)
 
-    async def file(self, request: web.Request) -> web.Response:
+    async def get_file(self, request: web.Request) -> web.Response:
         """GET /web/VERSION/NAME"""
         file = self._files.get(request.match_info["name"])
         if file is None or request.match_info["version"] != self.version:

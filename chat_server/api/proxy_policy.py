@@ -34,7 +34,7 @@ class ProxyPolicy:
         self._allowed = frozenset(allowed_origins)
         self._warned: set[str] = set()
 
-    def address(self, request: web.Request) -> str:
+    def client_address(self, request: web.Request) -> str:
         """The client's address, for limits; for IPv6 its /64 network, because one client usually has a whole /64."""
         address = _address(request.remote or "")
         if self._from_proxy(request):
@@ -50,7 +50,7 @@ class ProxyPolicy:
             return str(address or "")
         return str(ip_network((int(address) >> 64 << 64, 64)))
 
-    def secure(self, request: web.Request) -> bool:
+    def uses_tls(self, request: web.Request) -> bool:
         """Whether the client uses TLS, as far as is known. An X-Forwarded-Proto other than http or ws means TLS."""
         proto = self._forwarded(request, "X-Forwarded-Proto")
         return request.secure or (proto is not None and proto not in _WITHOUT_TLS)
@@ -65,7 +65,7 @@ class ProxyPolicy:
         if host is None:
             host = request.headers.get("Host", "")
         # Without X-Forwarded-Proto, a proxy may or may not use TLS: accept both schemes as the server's own.
-        schemes = ("https",) if self.secure(request) else ("http", "https")
+        schemes = ("https",) if self.uses_tls(request) else ("http", "https")
         own = scheme.lower() in schemes and without_default_port(netloc) == without_default_port(host) != ""
         return None if own else origin
 
@@ -73,7 +73,7 @@ class ProxyPolicy:
         """Whether `origin` is in AllowedOrigins."""
         return canonical(origin) in self._allowed
 
-    def tokens(self, request: web.Request, *, socket: bool = False) -> list[str]:
+    def session_tokens(self, request: web.Request, *, socket: bool = False) -> list[str]:
         """The tokens to try: Bearer, else `token` in the query (sockets only), else cookies (own pages only)."""
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":

@@ -1,1 +1,1 @@
-"""Small tools that know nothing of the rest: batching, the SQLite owner, passwords, clocks, logs."""
+"""Tools that import no other package of the server: batching, SQLite, passwords, clocks, logs, metrics."""
