@@ -103,7 +103,7 @@ class ChatClient:
         await self.connection.send(text)
 
     async def receive(self) -> Frame:
-        """Return the next frame that is not about presence (40027): presence arrives at any time."""
+        """Return the next frame except presence (40027), which may arrive at any time."""
         return await self._next(self._frames)
 
     async def receive_presence(self) -> list[str]:
@@ -143,7 +143,7 @@ class ChatClient:
         return await self.answer(1, content, type=1, **keys)
 
     async def expect_nothing(self) -> None:
-        """Fail if an unread frame exists, except about presence."""
+        """Fail if an unread frame other than presence exists."""
         await self._expect_none(self._frames)
 
     async def expect_no_presence(self) -> None:
@@ -151,7 +151,7 @@ class ChatClient:
         await self._expect_none(self._presence)
 
     async def _expect_none(self, queue: deque[Frame]) -> None:
-        """Fail if the queue has a frame. The answer to a ping shows that earlier frames have arrived."""
+        """Fail if the queue gets a frame. The answer to a ping shows that earlier frames have arrived."""
         async with asyncio.timeout(TIMEOUT):
             await (await self.connection.ping())
         try:

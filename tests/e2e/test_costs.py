@@ -138,7 +138,7 @@ async def test_a_broadcast_is_encoded_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def counting_calls(count: Path) -> tuple[str, ...]:
-    """Return a `prefix` that runs run.py unchanged, and counts calls on the event loop's thread between two SIGUSR1."""
+    """Return a `prefix` that runs run.py and counts the calls on the event loop's thread between two SIGUSR1."""
     launcher = count.with_name("launcher.py")
     launcher.write_text(
         f"""
@@ -164,7 +164,7 @@ sys.exit(cli.main(sys.argv[3:]))
 
 @pytest.mark.parametrize(("in_flight", "limit"), [(16, 50), (1, 140)])
 async def test_a_message_costs_few_function_calls(tmp_path: Path, in_flight: int, limit: int) -> None:
-    """Calls on the event loop's thread hardly depend on the machine, unlike time. Measured: 41 and 119."""
+    """The number of calls on the event loop's thread does not depend on the machine. Measured: 41 and 119."""
     pairs, rounds = 50, 64 // in_flight
     count = tmp_path / "calls"
     async with (
@@ -174,7 +174,7 @@ async def test_a_message_costs_few_function_calls(tmp_path: Path, in_flight: int
         names = [str(number) for number in range(2 * pairs)]
         await server.add_users(*names)
         for name in names[pairs:]:
-            await stack.enter_async_context(server.chat(name))  # it answers pings
+            await stack.enter_async_context(server.chat(name))  # these clients answer pings
         senders = [
             await stack.enter_async_context(raw.chat(server, one, to=two))
             for one, two in zip(names[:pairs], names[pairs:], strict=True)
@@ -186,7 +186,7 @@ async def test_a_message_costs_few_function_calls(tmp_path: Path, in_flight: int
                 for _ in range(in_flight):
                     assert (await sender.answer())["op_type"] == 40018
 
-        await asyncio.gather(*(send(sender, 1) for sender in senders))  # what is cached
+        await asyncio.gather(*(send(sender, 1) for sender in senders))  # fill the caches
         server.process.send_signal(signal.SIGUSR1)
         await asyncio.gather(*(send(sender, rounds) for sender in senders))
         server.process.send_signal(signal.SIGUSR1)
@@ -219,7 +219,7 @@ async def test_an_idle_socket_has_three_tasks(tmp_path: Path) -> None:
         before = len(asyncio.all_tasks())
         for _ in range(20):
             await stack.enter_async_context(raw.chat(server, "1"))
-        assert len(asyncio.all_tasks()) - before == 3 * 20  # aiohttp's connection and handler, and the reader
+        assert len(asyncio.all_tasks()) - before == 3 * 20  # the connection and the handler of aiohttp, and the reader
 
 
 async def test_an_idle_socket_takes_less_than_24_kib(tmp_path: Path) -> None:
