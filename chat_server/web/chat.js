@@ -26,6 +26,7 @@ const RECEIVED = 40011;
 const READ = 40007;
 const DELETED = 40013;
 const MAX_KEYS = 200; // of one request
+const RECOUNT = 500; // if the server has not counted all unread messages, it counts again below this number
 const KEPT = 100; // messages kept in memory of a conversation that is not open
 
 /** A conversation has changed; `peer` is null if several have, or the connection. */
@@ -212,7 +213,8 @@ export class Chat extends EventTarget {
 
   /** Mark messages of `peer` as read; `keys` are theirs. */
   async read(peer, keys) {
-    this.conversation(peer).markRead(keys);
+    const conversation = this.conversation(peer);
+    conversation.markRead(keys);
     this.#changed(peer);
     if (peer === EVERYBODY) return;
     for (let start = 0; start < keys.length; start += MAX_KEYS) {
@@ -220,6 +222,7 @@ export class Chat extends EventTarget {
       const done = await this.connection.attempt(() => this.connection.ask(4, peer, some.join("\n")));
       if (!done || RETRYABLE.has(done.answer.reason)) this.#unsentMarks.push([peer, some]); // with the next connection
     }
+    if (conversation.countLimited && conversation.unread < RECOUNT) await this.refresh();
   }
 
   /** Mark all messages of `peer` as read. */

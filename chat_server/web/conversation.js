@@ -49,6 +49,8 @@ export class Conversation {
   begun = 0;
   last = null;
   unread = 0;
+  /** whether more messages may be unread: the server counts up to 1000 */
+  countLimited = false;
   /** the time of the newest message that `unread` of the list includes. Later messages are counted on arrival. */
   listed = 0;
   /** the key of the newest live message: a retry of its sender may deliver it again */

@@ -4,6 +4,7 @@ import { Conversation, EVERYBODY, messageOf } from "./conversation.js";
 const PAGE = 50;
 const LARGEST_PAGE = 200;
 const MAX_SEARCHED = 1000; // conversations
+const MAX_COUNTED = 1000; // unread messages of a conversation (docs/protocol.md, op 7)
 
 export class ConversationList {
   #me;
@@ -103,6 +104,7 @@ export class ConversationList {
     conversation.listed = last.time;
     conversation.confirmed = true;
     conversation.unread = frame.unread;
+    conversation.countLimited = frame.unread >= MAX_COUNTED;
     conversation.online = this.#presence.get(peer) ?? frame.online;
     return peer;
   }

@@ -1,4 +1,4 @@
-/** The client module by itself, against a server's part that is played here: node --test tests/browser/chat.test.mjs */
+/** The client module against a scripted server. Run: node --test tests/browser/chat.test.mjs */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Chat, EVERYBODY } from "../../chat_server/web/chat.js";
@@ -6,7 +6,7 @@ import { delay } from "../../chat_server/web/connection.js";
 import { Conversation } from "../../chat_server/web/conversation.js";
 import { Storage } from "../../chat_server/web/storage.js";
 
-/** The other end of a socket: what the client sent, and what it is to hear. */
+/** A socket whose server is the test: it records what the client sends, and delivers frames. */
 class Socket {
   static all = [];
   sent = [];
@@ -27,7 +27,7 @@ class Socket {
     this.onclose?.({ code });
     await settled();
   }
-  /** The contents of what was sent with this op. */
+  /** The contents of the requests with this op. */
   of(op) {
     return this.sent.filter((frame) => frame.op_type === op).map((frame) => frame.content);
   }
@@ -52,7 +52,7 @@ async function begun(t, options = {}) {
   return { chat, storage, socket: () => Socket.all.at(-1) };
 }
 
-/** Start, and be greeted by a server that has no conversations. */
+/** A client that is connected to a server without conversations. */
 async function connected(t, options) {
   const client = await begun(t, options);
   await client.socket().says(greeting);
@@ -60,14 +60,14 @@ async function connected(t, options) {
   return client;
 }
 
-test("delays grow, are jittered, and stay below half a minute", () => {
+test("delays grow with jitter up to half a minute", () => {
   for (const [n, longest] of [[0, 500], [1, 1000], [5, 16_000], [6, 30_000], [100, 30_000]]) {
     assert.equal(delay(n, () => 0), longest / 2);
     assert.equal(delay(n, () => 1), longest);
   }
 });
 
-test("a lost connection comes back, and delays begin anew once it was greeted", async (t) => {
+test("a lost connection is reopened; a greeting resets the delay", async (t) => {
   const waits = [];
   const { socket } = await connected(t, { wait: (n) => (waits.push(n), 1) });
   for (let attempt = 0; attempt < 3; attempt++) await socket().breaks();
@@ -84,20 +84,20 @@ for (const code of [1003, 1007, 1008, 1009, 4001]) {
   });
 }
 
-test("an upgrade that is refused because the session ended ends it", async (t) => {
+test("a refused upgrade of an ended session ends the client", async (t) => {
   const { chat, socket } = await begun(t, { alive: async () => false });
   await socket().breaks();
   assert.deepEqual([chat.connection.state, chat.connection.code], ["ended", 4001]);
 });
 
-test("a server that answers nothing is lost", async (t) => {
+test("a silent server counts as disconnected", async (t) => {
   const { chat } = await connected(t, { silence: 10 });
   await chat.send("2", "hello");
   await new Promise((resolve) => setTimeout(resolve, 40));
   assert.ok(Socket.all.length > 1);
 });
 
-test("what was not acknowledged is sent again with the same id", async (t) => {
+test("an unacknowledged message is sent again with its id", async (t) => {
   const { chat, storage, socket } = await connected(t);
   const sending = chat.send("2", "hello");
   await settled();
@@ -110,7 +110,7 @@ test("what was not acknowledged is sent again with the same id", async (t) => {
   assert.deepEqual([chat.waiting("2"), await storage.outbox("1")], [[], []]);
 });
 
-test("what an earlier page left is sent together, in its order", async (t) => {
+test("stored unsent messages are sent together in order", async (t) => {
   const storage = new Storage();
   for (const at of [2, 1]) await storage.put({ id: `m${at}`, user: "1", to: "2", text: `t${at}`, at, why: null });
   await storage.put({ id: "other", user: "another", to: "2", text: "not ours", at: 0, why: null });
@@ -119,7 +119,7 @@ test("what an earlier page left is sent together, in its order", async (t) => {
   assert.deepEqual(socket().of(1), ["m1\nt1", "m2\nt2"]);
 });
 
-test("a message that the store refused for now is not overtaken", async (t) => {
+test("a temporarily refused message is not overtaken", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.send("2", "one");
   await settled();
@@ -130,7 +130,7 @@ test("a message that the store refused for now is not overtaken", async (t) => {
   assert.deepEqual(texts(), ["one", "one", "two"]);
 });
 
-test("messages that gather while one is under way are sent together", async (t) => {
+test("messages that wait for an answer are sent together", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.send("2", "t0");
   await settled();
@@ -144,7 +144,7 @@ test("messages that gather while one is under way are sent together", async (t) 
   assert.equal(texts().length, 40);
 });
 
-test("of a batch only what was refused for now is sent again", async (t) => {
+test("only the refused messages of a batch are sent again", async (t) => {
   const { chat, socket } = await begun(t);
   for (const text of ["one", "two", "three"]) void chat.send("2", text);
   await settled();
@@ -165,7 +165,7 @@ test("nothing is sent on a socket that is closing", async (t) => {
   assert.equal(socket().of(1).length, 1);
 });
 
-test("what was kept on the device is shown at once, and made whole once it is connected", async (t) => {
+test("stored messages are shown at once and completed later", async (t) => {
   const storage = new Storage();
   const first = await connected(t, { storage });
   void first.chat.open("2");
@@ -183,7 +183,7 @@ test("what was kept on the device is shown at once, and made whole once it is co
   assert.deepEqual(shown(), ["a", "c", "d"]);
 });
 
-test("what is kept has no gap, and the newest message for the list", async (t) => {
+test("the stored part has no gap and the newest message", async (t) => {
   const storage = new Storage();
   const first = await connected(t, { storage });
   void first.chat.open("2");
@@ -197,7 +197,7 @@ test("what is kept has no gap, and the newest message for the list", async (t) =
   assert.deepEqual([messages.map((message) => message.id), last.id], [["a", "b"], "z"]);
 });
 
-test("what is kept of a conversation is bounded, and nothing of another user is shown", async (t) => {
+test("stored conversations are bounded and belong to one user", async (t) => {
   const storage = new Storage();
   const conversation = new Conversation("2");
   conversation.synced = true;
@@ -210,7 +210,7 @@ test("what is kept of a conversation is bounded, and nothing of another user is 
   assert.equal(chat.conversation("2").messages.length, 0);
 });
 
-test("the list reaches further back for a search, within a bound", async (t) => {
+test("a search extends the list within a bound", async (t) => {
   const { chat, socket } = await connected(t);
   const list = (from, count) => [
     ...Array.from({ length: count }, (_, n) => ({ from: `p${from + n}`, to: "1", op_type: 40023, id: "a", time: 9999 - from - n, content: "a\na" })),
@@ -226,7 +226,7 @@ test("the list reaches further back for a search, within a bound", async (t) => 
   assert.deepEqual([chat.list().length, chat.more], [1000, true]);
 });
 
-test("what is refused for good is kept with its reason until it is given up", async (t) => {
+test("a refused message stays with its reason until discarded", async (t) => {
   const { chat, storage, socket } = await connected(t);
   void chat.send("2", "hello");
   await settled();
@@ -237,7 +237,7 @@ test("what is refused for good is kept with its reason until it is given up", as
   assert.deepEqual([chat.waiting("2"), await storage.outbox("1")], [[], []]);
 });
 
-test("what the limit refused is sent when the other has answered", async (t) => {
+test("messages over the contact limit are sent after the answer", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.send("2", "hello");
   await settled();
@@ -248,7 +248,7 @@ test("what the limit refused is sent when the other has answered", async (t) => 
   assert.equal(chat.conversation("2").refused, false);
 });
 
-test("a message to everybody that was never sent goes out once it is connected", async (t) => {
+test("an unsent broadcast is sent after connecting", async (t) => {
   const { chat, socket } = await begun(t);
   await chat.send(EVERYBODY, "hello");
   assert.equal(chat.waiting(EVERYBODY)[0].why, null);
@@ -256,7 +256,7 @@ test("a message to everybody that was never sent goes out once it is connected",
   assert.deepEqual(socket().of(6), ["hello"]);
 });
 
-test("who is looked for before it is connected is asked for then", async (t) => {
+test("a search for a user waits for the connection", async (t) => {
   const { chat, socket } = await begun(t);
   const asked = chat.refusal("2");
   await socket().says(greeting);
@@ -264,7 +264,7 @@ test("who is looked for before it is connected is asked for then", async (t) => 
   assert.equal(await asked, null);
 });
 
-test("that the server cannot be reached is said only after an attempt that failed", async (t) => {
+test("the server is unreachable only after a failed attempt", async (t) => {
   const { chat, socket } = await begun(t, { wait: () => 60_000 });
   const asked = chat.refusal("2");
   await socket().breaks();
@@ -272,7 +272,7 @@ test("that the server cannot be reached is said only after an attempt that faile
   assert.deepEqual([await asked, Socket.all.length], ["unreachable", 2]);
 });
 
-test("a connection that is found to be lost is opened again for the question", async (t) => {
+test("a request on a dead connection is repeated on a new one", async (t) => {
   const { chat, socket } = await connected(t, { wait: () => 60_000 });
   const asked = chat.refusal("2");
   await settled();
@@ -282,7 +282,7 @@ test("a connection that is found to be lost is opened again for the question", a
   assert.deepEqual([await asked, Socket.all.length], [null, 2]);
 });
 
-test("a store that is away is not a user that is missing", async (t) => {
+test("an unavailable store is not an unknown user", async (t) => {
   const { chat, socket } = await connected(t);
   const asked = chat.refusal("2");
   await settled();
@@ -290,7 +290,7 @@ test("a store that is away is not a user that is missing", async (t) => {
   assert.equal(await asked, "store_away");
 });
 
-test("what was seen while it was not connected is told afterwards", async (t) => {
+test("read marks without a connection are sent later", async (t) => {
   const { chat, socket } = await connected(t);
   await socket().breaks();
   await chat.read("2", ["<a", "<b"]);
@@ -298,7 +298,7 @@ test("what was seen while it was not connected is told afterwards", async (t) =>
   assert.deepEqual(socket().of(4), ["<a\n<b"]);
 });
 
-test("older messages are asked for once it is connected, and not again and again", async (t) => {
+test("older messages are requested once, after connecting", async (t) => {
   const { chat, socket } = await connected(t, { wait: () => 20 });
   const ids = Array.from({ length: 50 }, (_, index) => `m${index}`);
   void chat.open("2");
@@ -316,7 +316,7 @@ test("older messages are asked for once it is connected, and not again and again
   assert.ok(changes < 10);
 });
 
-test("a message to everybody is never sent again by itself", async (t) => {
+test("a broadcast is never retried automatically", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.send(EVERYBODY, "hello");
   await settled();
@@ -331,7 +331,7 @@ test("a message to everybody is never sent again by itself", async (t) => {
   assert.deepEqual(socket().of(6), ["hello"]);
 });
 
-test("after a loss it asks for what it missed, then for what it shows", async (t) => {
+test("after a loss, missed messages are read before shown ones", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page("a", "b", "c"));
@@ -345,7 +345,7 @@ test("after a loss it asks for what it missed, then for what it shows", async (t
   assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a", "c", "d"]);
 });
 
-test("an older page stands above a message of the same time", async (t) => {
+test("an older page is inserted above an equal time", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   const batch = Array.from({ length: 52 }, (_, number) => `m${number}`);
@@ -356,7 +356,7 @@ test("an older page stands above a message of the same time", async (t) => {
   assert.deepEqual(ids(chat), batch);
 });
 
-test("a deleted message keeps its place among messages of the same time", async (t) => {
+test("a placeholder stays in place among equal times", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page("a", "b", "c").map((frame) => ({ ...frame, time: 7 })));
@@ -364,7 +364,7 @@ test("a deleted message keeps its place among messages of the same time", async 
   assert.deepEqual(chat.conversation("2").messages.map(({ id, gone }) => [id, Boolean(gone)]), [["a", false], ["b", true], ["c", false]]);
 });
 
-test("own messages in a new conversation hide no gap after a loss", async (t) => {
+test("own messages in a new conversation hide no gap", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page());
@@ -381,7 +381,7 @@ test("own messages in a new conversation hide no gap after a loss", async (t) =>
   assert.deepEqual(socket().of(2), ["-50", "-100@<m0"]);
 });
 
-test("a live message between two of the first pages is there", async (t) => {
+test("a live message between the first pages is kept", async (t) => {
   const { chat, socket } = await begun(t);
   await socket().says(greeting);
   const last = { from: "2", to: "1", id: "m99", time: 100, content: "m99\nm99" };
@@ -396,7 +396,7 @@ test("a live message between two of the first pages is there", async (t) => {
   assert.deepEqual(ids(chat), [...all, "z"]);
 });
 
-test("a live message is apart until nothing is missing above it", async (t) => {
+test("a live message is detached until the gap is closed", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page("a"));
@@ -434,7 +434,7 @@ test("marks behind a page that is under way do not take its answer", async (t) =
   assert.deepEqual(ids(chat), ["a", "x", "y", "z"]);
 });
 
-test("a live message does not move the place before the page is complete", async (t) => {
+test("a live message moves the cursor only after the page", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page("a"));
@@ -447,7 +447,7 @@ test("a live message does not move the place before the page is complete", async
   assert.deepEqual(socket().of(2), ["+200@<a"]);
 });
 
-test("a message that comes twice is there once", async (t) => {
+test("a message that arrives twice is shown once", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   const live = { from: "2", to: "1", op_type: 40011, id: "b", time: 5, content: "b\nb" };
@@ -455,7 +455,7 @@ test("a message that comes twice is there once", async (t) => {
   assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a", "b"]);
 });
 
-test("a message that the list names before it arrives is shown and counted once", async (t) => {
+test("a message that the list has first is counted once", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says(...page("a"));
@@ -472,14 +472,14 @@ test("a message that the list names before it arrives is shown and counted once"
   assert.deepEqual([conversation.unread, arrived], [1, ["z"]]);
 });
 
-test("what was deleted does not come back with a page that was under way", async (t) => {
+test("a page in progress does not bring deleted messages back", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
   await socket().says({ from: "2", to: "1", op_type: 40013, content: ">b\n<x" }, ...page("a", "b"));
   assert.deepEqual(chat.conversation("2").messages.map((message) => message.id), ["a"]);
 });
 
-test("messages stand in the order of their times, and of the page where these are the same", () => {
+test("messages are ordered by time, then as in the page", () => {
   const conversation = new Conversation("2");
   const message = (key, time) => ({ key, time, read: false });
   conversation.add([message("<b", 2), message("<d", 4)]);
@@ -489,7 +489,7 @@ test("messages stand in the order of their times, and of the page where these ar
   assert.deepEqual(conversation.messages.map(({ key }) => key), ["<a", "<c", "<b", "<d"]);
 });
 
-test("a text that the server would not take is not sent", () => {
+test("a text that the server refuses is not sent", () => {
   const chat = new Chat("1", { url: "", storage: null, alive: null, limits: { text: 10, frame: 400 } });
   assert.equal(chat.problem(" \n"), "empty");
   assert.equal(chat.problem("0123456789"), null);
@@ -535,7 +535,7 @@ test("presence is unknown from a loss until the next list", async (t) => {
   assert.equal(chat.online("2"), true);
 });
 
-test("an acknowledgement can show that a peer is online, never offline", async (t) => {
+test("an acknowledgement shows online, never offline", async (t) => {
   const { chat, socket } = await begun(t);
   await socket().says(greeting);
   await socket().says(...listed(false));
@@ -545,4 +545,21 @@ test("an acknowledgement can show that a peer is online, never offline", async (
     await socket().says({ op_type, id: socket().of(1).at(-1).split("\n")[0], time: 10 });
     assert.equal(chat.online("2"), online);
   }
+});
+
+test("unread messages beyond the bound are counted again", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  const [row, end] = listed(true);
+  await socket().says({ ...row, unread: 1000 }, end);
+  const keys = Array.from({ length: 600 }, (_, n) => `<m${n}`);
+  const readAll = async () => {
+    void chat.read("2", keys);
+    for (let request = 0; request < 3; request++) await socket().says({ op_type: 40007 });
+  };
+  await readAll();
+  assert.deepEqual([chat.conversation("2").unread, socket().of(7).length], [400, 2]);
+  await socket().says({ ...row, unread: 900 }, end);
+  await readAll();
+  assert.equal(socket().of(7).length, 2);
 });
