@@ -1,4 +1,4 @@
-"""A browser for the tests of the page, one for all of them: Debian's chromium, driven by Playwright."""
+"""One browser for all tests of the page: Debian's chromium, controlled by Playwright."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +21,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users alice, bob and 小明, and no limit between them."""
+    """A server with the users alice, bob and 小明, and without a contact limit."""
     async with serving(tmp_path, StrangerLimit=0) as server:
         await server.add_users("alice", "bob", "小明")
         yield server

@@ -1,4 +1,4 @@
-"""A person at a browser: what they see, and what they do.
+"""A user at a browser: actions and expectations.
 
 async with person(browser, server, "alice") as alice:
     await alice.opens("bob")
@@ -15,10 +15,10 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locato
 from tests.harness import PASSWORD, TIMEOUT, ServerHandle
 
 MILLISECONDS = TIMEOUT * 1000
-# Options for the browser of somebody with a telephone.
+# Options for the browser of a phone.
 TELEPHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 expect.set_options(timeout=MILLISECONDS)
-# What the browser itself says of a server that is away; the page can neither prevent nor catch it.
+# Errors that the browser logs if the server is unreachable; the page cannot prevent or catch them.
 OF_THE_NETWORK = ("net::ERR_", "WebSocket connection to", "the server responded with a status of 4")
 
 
@@ -45,36 +45,36 @@ class Window:
         await expect(self.page.locator(".shell")).to_be_visible()
 
     async def set_offline(self, offline: bool) -> None:
-        """Take the network away from all windows of this person, or give it back."""
+        """Disconnect or reconnect the network of all windows of this person."""
         await self.page.context.set_offline(offline)
 
     async def opens(self, peer: str) -> None:
-        """Open the conversation with `peer`, a new one if there is none."""
+        """Open the conversation with `peer`, or begin one."""
         find = self.page.get_by_role("textbox", name="Search")
         await find.fill(peer)
         await find.press("Enter")
         await expect(self.page.get_by_role("heading", level=2, name=peer)).to_be_visible()
 
     async def writes(self, *texts: str) -> None:
-        """Write and send: by keyboard, or with a finger where Enter breaks the line."""
+        """Write and send: with Enter, or with the button on touch devices."""
         touch = await self.page.evaluate("matchMedia('(hover: none)').matches")
         for text in texts:
             await self.composer.fill(text)
             await (self.page.locator(".send").tap() if touch else self.composer.press("Enter"))
 
     async def sees(self, text: str, state: str = "") -> None:
-        """The message is there, once; `state` is what stands beside one's own."""
+        """Expect the message exactly once; `state` is the state of an own message."""
         row = self.message(text)
         await expect(row).to_have_count(1)
         if state:
             await expect(row.get_by_role("img", name=state)).to_be_visible()
 
     async def shows(self, texts: list[str]) -> None:
-        """These are the messages in the document, each once, in this order."""
+        """Expect exactly these messages in the document, in this order."""
         await expect(self.page.locator(".row .text")).to_have_text(texts)
 
     async def misses(self, text: str) -> None:
-        """There is no such message."""
+        """Expect no such message."""
         await expect(self.message(text)).to_have_count(0)
 
     def message(self, text: str) -> Locator:
@@ -87,7 +87,7 @@ class Window:
 
 
 class Person:
-    """A person with a browser profile of their own, which may have several windows."""
+    """A person with a separate browser profile and any number of windows."""
 
     def __init__(self, context: BrowserContext, server: ServerHandle, name: str) -> None:
         self.context = context
@@ -96,7 +96,7 @@ class Person:
         self.windows: list[Window] = []
 
     async def window(self, path: str = "/") -> Window:
-        """A new window."""
+        """Open a new window."""
         window = Window(await self.context.new_page(), self.name)
         self.windows.append(window)
         await window.page.goto(self.server.url + path)
@@ -105,7 +105,7 @@ class Person:
 
 @asynccontextmanager
 async def at_a_browser(browser: Browser, server: ServerHandle, name: str, **options: Any) -> AsyncIterator[Person]:
-    """Somebody who is not logged in. At the end, no window may have complained about anything."""
+    """A person who is not logged in. Fails at the end if a window logged an error."""
     context = await browser.new_context(**{"locale": "en-GB", **options})
     try:
         person = Person(context, server, name)
@@ -120,7 +120,7 @@ async def at_a_browser(browser: Browser, server: ServerHandle, name: str, **opti
 async def person(
     browser: Browser, server: ServerHandle, name: str, path: str = "/", **options: Any
 ) -> AsyncIterator[Window]:
-    """The one window of somebody who has logged in."""
+    """The only window of a person who is logged in."""
     async with at_a_browser(browser, server, name, **options) as someone:
         window = await someone.window(path)
         await window.log_in()

@@ -1,4 +1,4 @@
-"""make screenshots: renews docs/images, which the README shows.
+"""make screenshots: create docs/images, which the README shows.
 
 python -m tests.browser.screenshots FOLDER WIDTH... puts them elsewhere: every view at these widths, in both
 schemes and languages, to look at the design.
@@ -23,7 +23,7 @@ HEIGHTS = {360: 740, 768: 900}
 
 
 async def main(folder: Path, widths: Sequence[int]) -> None:
-    """Take them."""
+    """Take all screenshots."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data:
         async with full(Path(data)) as server, async_playwright() as playwright:
@@ -40,7 +40,7 @@ async def main(folder: Path, widths: Sequence[int]) -> None:
 
 @asynccontextmanager
 async def window(browser: Browser, server: ServerHandle, width: int, scheme: str, locale: str) -> AsyncIterator[Window]:
-    """ada's window, before the login."""
+    """The window of ada, before the login."""
     looks = {
         "viewport": {"width": width, "height": HEIGHTS.get(width, 900)},
         "locale": locale,
@@ -54,7 +54,7 @@ async def window(browser: Browser, server: ServerHandle, width: int, scheme: str
 
 
 async def of_the_readme(browser: Browser, server: ServerHandle, folder: Path) -> None:
-    """The few that say it all."""
+    """Take the screenshots of the README."""
     for width, scheme, locale, name in (
         (1280, "light", "en-GB", "wide-light"),
         (1280, "dark", "zh-CN", "wide-dark"),
@@ -73,7 +73,7 @@ async def of_the_readme(browser: Browser, server: ServerHandle, folder: Path) ->
 async def every_view(
     browser: Browser, server: ServerHandle, folder: Path, width: int, scheme: str, locale: str
 ) -> None:
-    """All that one can see."""
+    """Take a screenshot of every view."""
     async with window(browser, server, width, scheme, locale) as ada:
         async for view in views(ada, server):
             await ada.page.wait_for_timeout(250)  # what moves has come to rest

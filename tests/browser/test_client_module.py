@@ -1,4 +1,4 @@
-"""The client module's own logic, without a browser: node's test runner."""
+"""Run the tests of the client module with the test runner of Node."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How the page looks in browsers, colours and time zones other than those of its authors."""
+"""The look of the page in other browsers, colours, regions and time zones."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ DAY = 86_400
 
 
 async def style(window: Window, selector: str, name: str) -> str:
-    """A computed style of the first such element."""
+    """The computed style of the first matching element."""
     value: str = await window.page.locator(selector).first.evaluate(
         "(element, name) => getComputedStyle(element)[name]", name
     )
@@ -23,7 +23,7 @@ async def style(window: Window, selector: str, name: str) -> str:
 
 
 async def test_a_dialog_is_as_high_as_its_content(browser: Browser, server: ServerHandle) -> None:
-    """WebKit stretches a dialog that is a grid to the height of the window."""
+    """WebKit stretches a dialog with display: grid to the height of the window."""
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("button", name="Settings").click()
         await expect(alice.page.get_by_role("dialog")).to_be_visible()
@@ -35,7 +35,7 @@ async def test_there_are_colours_without_light_dark(
     browser: Browser, server: ServerHandle, scheme: str, ground: str
 ) -> None:
     async def old(route: Route) -> None:
-        """A browser that does not know light-dark()."""
+        """Simulate a browser without light-dark()."""
         answer = await route.fetch()
         await route.fulfill(response=answer, body=(await answer.text()).replace("light-dark(", "unknown("))
 
@@ -65,7 +65,7 @@ async def test_forced_colours_leave_the_edges_of_bubbles(browser: Browser, serve
 async def test_times_are_written_as_the_region_writes_them(
     browser: Browser, tmp_path: Path, locale: str, hour: int, shown: str
 ) -> None:
-    """And a long time ago is a short date in the list."""
+    """Older messages have a short date in the list."""
     clock = ManualClock()
     now = datetime.now(UTC)
     clock.shift = (now.replace(month=1, day=2, hour=hour, minute=5, second=0) - now).total_seconds()
@@ -95,8 +95,8 @@ async def test_a_device_whose_clock_is_a_day_wrong_says_today(browser: Browser, 
             await expect(alice.page.get_by_role("link", name="bob").locator("time")).to_contain_text(":")
 
 
-async def test_a_message_to_everyone_is_never_read(browser: Browser, server: ServerHandle) -> None:
-    """Nobody marks it: neither where it was written nor on another device of its sender."""
+async def test_a_broadcast_is_never_marked_as_read(browser: Browser, server: ServerHandle) -> None:
+    """Neither on the sending device nor on the sender's other devices."""
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()

@@ -1,4 +1,4 @@
-"""Nothing that was written is lost or doubled, whatever happens to the network, the server and the session."""
+"""No message is lost or duplicated if the network, the server or the session fails."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from tests.servers import free_port
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
-async def test_the_server_is_killed_while_messages_are_under_way(browser: Browser, tmp_path: Path) -> None:
+async def test_no_message_is_lost_when_the_server_is_killed(browser: Browser, tmp_path: Path) -> None:
     data, texts = tmp_path / "data", [f"message {number}" for number in range(40)]
     port = free_port()
     async with subprocess_server(data, StrangerLimit=0, HttpPort=port) as first:
@@ -37,9 +37,7 @@ async def test_the_server_is_killed_while_messages_are_under_way(browser: Browse
                     await window.shows(texts)
 
 
-async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(
-    browser: Browser, server: ServerHandle
-) -> None:
+async def test_actions_before_the_connection_are_done_after_it(browser: Browser, server: ServerHandle) -> None:
     async with holding_proxy(server) as (outside, opened), person(browser, outside, "alice") as alice:
         find = alice.page.get_by_role("textbox", name="Search")
         await find.fill("bob")
@@ -56,7 +54,7 @@ async def test_what_is_done_before_the_connection_is_there_is_done_once_it_is(
         await alice.sees("hello", "sent")
 
 
-async def test_what_was_written_without_a_network_survives_a_reload(browser: Browser, server: ServerHandle) -> None:
+async def test_a_message_written_offline_survives_a_reload(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.page.evaluate("navigator.serviceWorker.ready")
@@ -75,7 +73,7 @@ async def test_what_was_written_without_a_network_survives_a_reload(browser: Bro
             assert message["content"].endswith("\nwritten offline")
 
 
-async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Browser, server: ServerHandle) -> None:
+async def test_a_phone_on_a_lossy_network_loses_nothing(browser: Browser, server: ServerHandle) -> None:
     texts = [f"message {number}" for number in range(20)]
     async with (
         bad_network(server, 0.2, 300) as slow,
@@ -91,9 +89,7 @@ async def test_a_telephone_on_a_slow_and_lossy_network_loses_nothing(browser: Br
         await expect(alice.page.get_by_role("img", name="Waiting")).to_have_count(0)
 
 
-async def test_what_was_missed_is_there_without_gaps_and_what_was_deleted_is_not(
-    browser: Browser, server: ServerHandle
-) -> None:
+async def test_a_reconnection_shows_missed_and_no_deleted_messages(browser: Browser, server: ServerHandle) -> None:
     await server.make_contacts("alice", "bob")
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
@@ -155,9 +151,7 @@ HOLD_REQUESTS = """() => {
 }"""
 
 
-async def test_a_session_that_ended_elsewhere_asks_for_the_password_and_keeps_everything(
-    browser: Browser, server: ServerHandle
-) -> None:
+async def test_an_ended_session_asks_for_the_password_and_keeps_data(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.set_offline(True)
@@ -177,7 +171,7 @@ async def test_a_session_that_ended_elsewhere_asks_for_the_password_and_keeps_ev
         await expect(alice.composer).to_have_value("a draft")
 
 
-async def test_a_socket_whose_session_ends_shows_the_login_at_once(browser: Browser, server: ServerHandle) -> None:
+async def test_an_ended_session_shows_the_login_at_once(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         new = {"user_name": "alice", "old_password": PASSWORD, "new_password": "another1"}
@@ -203,7 +197,7 @@ STORED = """() => new Promise((resolve) => {
 
 
 async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browser, tmp_path: Path) -> None:
-    """Nor in another window; and although the socket is closed with 4001 before the logout is answered."""
+    """Also in another window, and although the server closes the socket with 4001 before it answers the logout."""
     async with serving(tmp_path, StrangerLimit=1) as server, at_a_browser(browser, server, "alice") as someone:
         await server.add_users("alice", "bob")
         alice = await someone.window()
@@ -242,17 +236,17 @@ async def test_a_logout_leaves_nothing_of_the_user_on_the_device(browser: Browse
 
 
 async def keeps(window: Window, *texts: str) -> bool:
-    """Whether the browser's database holds all of these."""
+    """Return whether the browser's database contains all of these."""
     stored = json.dumps(await window.page.evaluate(STORED))
     return all(json.dumps(text) in stored for text in texts)
 
 
 async def empty(window: Window) -> bool:
-    """Whether the browser's database holds nothing."""
+    """Return whether the browser's database is empty."""
     return not await window.page.evaluate(STORED)
 
 
-async def test_what_was_loaded_is_shown_without_a_network(browser: Browser, server: ServerHandle) -> None:
+async def test_loaded_messages_are_shown_without_a_network(browser: Browser, server: ServerHandle) -> None:
     await server.make_contacts("alice", "bob")
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
@@ -272,7 +266,7 @@ async def test_what_was_loaded_is_shown_without_a_network(browser: Browser, serv
         await alice.sees("written offline", "Sent")
 
 
-async def test_the_page_works_with_a_database_that_never_answers(browser: Browser, server: ServerHandle) -> None:
+async def test_the_page_works_if_the_database_never_answers(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         await someone.context.add_init_script("IDBFactory.prototype.open = () => ({})")
         alice = await someone.window()
@@ -282,7 +276,7 @@ async def test_the_page_works_with_a_database_that_never_answers(browser: Browse
         await alice.sees("hello", "sent")
 
 
-async def test_the_page_works_with_a_database_that_stops_answering(browser: Browser, server: ServerHandle) -> None:
+async def test_the_page_works_if_the_database_stops_answering(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.page.evaluate("IDBObjectStore.prototype.put = IDBObjectStore.prototype.getAll = () => ({})")
         await alice.page.evaluate(

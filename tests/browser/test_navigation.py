@@ -1,4 +1,4 @@
-"""How one gets about: by search, address, keyboard and the browser's Back."""
+"""Navigation by search, address, keyboard and the browser's Back."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ NARROW = {"width": 360, "height": 740}
 
 
 async def test_a_search_finds_conversations_far_down_the_list(browser: Browser, tmp_path: Path) -> None:
-    """Whatever the case of their names."""
+    """Independent of the case of names."""
     async with serving(tmp_path, StrangerLimit=0) as server:
         await server.add_users("alice", "BOB")
         names = [f"user{number}" for number in range(120)]
@@ -83,7 +83,7 @@ async def test_keys_work_wherever_the_focus_is(browser: Browser, server: ServerH
         await expect(alice.composer).to_be_hidden()
 
 
-async def test_back_on_the_page_and_of_the_browser_are_the_same_step(browser: Browser, server: ServerHandle) -> None:
+async def test_back_on_the_page_equals_back_of_the_browser(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice", viewport=NARROW) as someone:
         alice = await someone.window()
         await alice.log_in()

@@ -1,4 +1,4 @@
-"""What a reader sees: where a conversation begins, what counts as read, how it stands with the connection."""
+"""Reading: where a conversation opens, what counts as read, the state of the connection."""
 
 import pytest
 from playwright.async_api import Browser, Locator, ViewportSize, expect
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
 async def unread(server: ServerHandle, user: str) -> int:
-    """How many messages of the newest conversation the server has as unread."""
+    """Return the server's number of unread messages in the newest conversation."""
     async with server.chat(user) as chat:
         [conversation, _] = await chat.ask(7, "-1")
         count: int = conversation["unread"]
@@ -38,7 +38,7 @@ async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser
         assert await unread(server, "alice") == 0
 
 
-async def test_what_arrives_while_nobody_looks_is_not_scrolled_past(browser: Browser, server: ServerHandle) -> None:
+async def test_a_message_without_focus_is_not_scrolled_past(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await bob.send("m\nseen")
         await alice.page.get_by_role("link", name="bob").click()
@@ -57,7 +57,7 @@ async def test_what_arrives_while_nobody_looks_is_not_scrolled_past(browser: Bro
 
 
 async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, server: ServerHandle) -> None:
-    """Where it fills the window; the one below it is not yet seen."""
+    """It counts as read if it fills the window; the message below it stays unread."""
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:
         for id in ("m1", "m2"):
             await bob.send(f"{id}\n" + "\n".join(str(number) for number in range(300)))
@@ -68,7 +68,7 @@ async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, se
         await bob.expect_nothing()
 
 
-async def test_a_changed_size_does_not_move_what_is_read(browser: Browser, server: ServerHandle) -> None:
+async def test_resizing_keeps_the_scroll_position(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
         for number in range(60):
             await bob.put(1, f"m{number}\nmessage {number}" + " and more" * 20)
@@ -98,7 +98,7 @@ DRAWN = "() => new Promise((done) => requestAnimationFrame(() => requestAnimatio
 
 
 async def first_seen(window: Window) -> str:
-    """The first message that is on the screen, at least in part."""
+    """Return the first visible message."""
     text: str = await window.page.locator(".scroller").evaluate(
         "scroller => [...scroller.querySelectorAll('.row')].find((row) => row.querySelector('.bubble')"
         ".getBoundingClientRect().bottom > scroller.getBoundingClientRect().top).dataset.key"
@@ -106,8 +106,8 @@ async def first_seen(window: Window) -> str:
     return text
 
 
-async def test_a_lost_network_is_told_at_once(browser: Browser, server: ServerHandle) -> None:
-    """And who is online is no longer known."""
+async def test_a_lost_network_is_shown_at_once(browser: Browser, server: ServerHandle) -> None:
+    """Presence is unknown without a connection."""
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await bob.send("m1\nhello")
         await alice.page.get_by_role("link", name="bob").click()
@@ -121,7 +121,7 @@ async def test_a_lost_network_is_told_at_once(browser: Browser, server: ServerHa
         await expect(presence).to_have_text("online")
 
 
-async def test_what_the_other_deletes_leaves_its_place_for_a_while(browser: Browser, server: ServerHandle) -> None:
+async def test_a_message_deleted_by_the_peer_leaves_a_placeholder(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         for id in ("one", "two", "three"):
             await bob.send(f"{id}\n{id}")

@@ -1,4 +1,4 @@
-"""Two people, and two windows of one."""
+"""Two users, and two windows of one user."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ async def test_two_people_chat(browser: Browser, server: ServerHandle) -> None:
             await window.shows(["hello", "two\nlines", "hi, alice"])
 
 
-async def test_somebody_registers_and_is_logged_in(browser: Browser, server: ServerHandle) -> None:
+async def test_registration_logs_the_user_in(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "carol") as carol:
         window = await carol.window()
         await window.page.get_by_role("button", name="Register").click()
@@ -59,9 +59,7 @@ async def test_two_windows_of_one_person_show_the_same(browser: Browser, server:
         await other.misses("from the one")
 
 
-async def test_a_message_is_read_when_it_is_on_the_screen_of_a_window_that_has_the_focus(
-    browser: Browser, server: ServerHandle
-) -> None:
+async def test_a_message_is_read_if_it_is_visible_and_has_focus(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice", sync=True) as bob:
         alice = await someone.window()
         await alice.log_in()
@@ -86,7 +84,7 @@ def notice_of(id: str) -> Frame:
     return {"from": "alice", "to": "bob", "type": 2, "op_type": 40007, "content": id, "msg": "marked as read"}
 
 
-async def test_a_deletion_can_be_taken_back_before_it_is_sent(browser: Browser, server: ServerHandle) -> None:
+async def test_a_deletion_can_be_undone_before_it_is_sent(browser: Browser, server: ServerHandle) -> None:
     await server.make_contacts("alice", "bob")
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice", sync=True) as bob:
         await alice.opens("bob")
@@ -99,7 +97,7 @@ async def test_a_deletion_can_be_taken_back_before_it_is_sent(browser: Browser, 
         assert (await bob.answer(2, "-10"))["content"] == "2"
 
 
-async def test_everybody_online_hears_the_group(browser: Browser, server: ServerHandle) -> None:
+async def test_a_broadcast_reaches_everyone_online(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, person(browser, server, "bob") as bob:
         for window in (alice, bob):
             await window.page.bring_to_front()
@@ -111,7 +109,7 @@ async def test_everybody_online_hears_the_group(browser: Browser, server: Server
         await expect(alice.message("hello, all")).to_contain_text("Reached 1")
 
 
-async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browser: Browser, tmp_path: Path) -> None:
+async def test_the_contact_limit_is_shown_until_the_peer_answers(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=1) as server:
         await server.add_users("alice", "bob")
         async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
@@ -127,9 +125,7 @@ async def test_the_limit_is_said_in_words_and_goes_when_the_other_answers(browse
             await expect(alice.page.get_by_text("You’ve reached the limit")).to_be_hidden()
 
 
-async def test_the_password_is_changed_and_a_logout_reaches_every_window(
-    browser: Browser, server: ServerHandle
-) -> None:
+async def test_a_new_password_works_and_a_logout_ends_all_windows(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         await alice.log_in()
@@ -168,7 +164,7 @@ localStorage.setItem("notify", "on");
 """
 
 
-async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser, server: ServerHandle) -> None:
+async def test_a_notification_repeats_the_texts_of_earlier_ones(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="alice") as bob:
         await someone.context.add_init_script(NOTIFICATIONS)
         alice = await someone.window()
@@ -185,7 +181,7 @@ async def test_a_notification_keeps_what_the_one_before_it_said(browser: Browser
 
 
 async def test_presence_of_peers_is_shown_as_it_changes(browser: Browser, tmp_path: Path) -> None:
-    """In the list and in the header, without a request."""
+    """In the list and in the header, pushed by the server."""
     clock = ManualClock()
     async with serving(tmp_path, clock, StrangerLimit=0) as server:
         await server.add_users("alice", "bob")

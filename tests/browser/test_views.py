@@ -1,4 +1,4 @@
-"""What the page shows: to everybody, by keyboard alone, whatever was written, however much of it there is."""
+"""Views: accessibility, keyboard, hostile names and texts, long conversations."""
 
 from pathlib import Path
 
@@ -30,10 +30,10 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1440)])
-async def test_axe_finds_nothing_on_any_view_and_text_at_200_percent_fits(
+async def test_axe_finds_nothing_and_text_at_200_percent_fits(
     browser: Browser, tmp_path: Path, scheme: str, width: int
 ) -> None:
-    """On a telephone, and where list and conversation stand side by side; twice as large, at 768 pixels too."""
+    """On a phone and on a wide screen; text at 200 % also at 768 pixels."""
     size = ViewportSize(width=width, height=800)
     looks = {"viewport": size, "color_scheme": scheme, "reduced_motion": "reduce"}
     found = []
@@ -48,7 +48,7 @@ async def test_axe_finds_nothing_on_any_view_and_text_at_200_percent_fits(
 
 
 async def fits_twice_as_large(ada: Window, view: str, width: int) -> None:
-    """Nothing is wider than the screen with text at 200 %."""
+    """Expect that nothing is wider than the screen with text at 200 %."""
     await ada.page.set_viewport_size(ViewportSize(width=width, height=800))
     root = "document.documentElement"
     await ada.page.evaluate(f"{root}.style.fontSize = '200%'")
@@ -61,7 +61,7 @@ WIDER = "all => all.filter((one) => one.scrollWidth > one.clientWidth).map((one)
 
 
 async def focused(window: Window) -> str:
-    """What has the focus; the body has it when it was lost."""
+    """Return the focused element; the body if the focus was lost."""
     tag: str = await window.page.evaluate("document.activeElement.tagName")
     return tag
 
@@ -106,7 +106,7 @@ async def test_a_whole_conversation_by_keyboard_alone(browser: Browser, server: 
         await expect(alice.composer).to_be_focused()
 
 
-async def test_enter_belongs_to_the_input_method_while_it_composes(browser: Browser, server: ServerHandle) -> None:
+async def test_enter_during_composition_does_not_send(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         devtools = await alice.page.context.new_cdp_session(alice.page)
@@ -145,7 +145,7 @@ async def test_hostile_names_are_only_names(browser: Browser, server: ServerHand
 
 
 async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server: ServerHandle) -> None:
-    """The server would close the socket for good; the service worker shows the page for any address."""
+    """The server would close the socket permanently. The service worker shows the page for any address."""
     async with person(browser, server, "alice") as alice:
         await alice.page.evaluate("navigator.serviceWorker.ready")
         await alice.page.evaluate("caches.match('/')")
@@ -158,7 +158,7 @@ async def test_a_link_with_an_endless_name_does_no_harm(browser: Browser, server
 
 @pytest.mark.parametrize("name", ["Call 555 now", "nobody\u202e", "System"])
 async def test_a_link_cannot_put_words_into_the_page(browser: Browser, server: ServerHandle, name: str) -> None:
-    """The name in an address is shown once the server has confirmed that there is such a user."""
+    """The page shows a name from an address only after the server has confirmed the user."""
     async with holding_proxy(server) as (outside, opened), at_a_browser(browser, outside, "alice") as someone:
         alice = await someone.window(f"/chat/test?{httpx.QueryParams({'uid': 'alice', 'to_uid': name})}#{name}")
         await alice.log_in()
@@ -205,7 +205,7 @@ async def test_links_show_where_they_lead(browser: Browser, server: ServerHandle
 
 
 async def test_stacked_accents_stay_within_their_row(browser: Browser, server: ServerHandle) -> None:
-    """The row above looks the same, pixel for pixel, whether they are drawn or not."""
+    """The pixels of the row above are the same with and without accents."""
     async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
         await alice.opens("bob")
         await bob.send("m1\nabove")
@@ -218,7 +218,7 @@ async def test_stacked_accents_stay_within_their_row(browser: Browser, server: S
 
 
 async def test_a_name_cannot_turn_the_words_around_it(browser: Browser, tmp_path: Path) -> None:
-    """Names in other directions are isolated, and what is invisible in a name is shown as such."""
+    """Names are isolated from the direction of other text, and invisible characters become visible."""
     async with serving(tmp_path, StrangerLimit=0) as server:
         await server.add_users("alice", "\u05d0\u05d1", "bob")
         older = "bob\u034f"  # as users of earlier versions may be called
@@ -244,7 +244,7 @@ async def test_a_megabyte_is_refused_with_words(browser: Browser, server: Server
         await alice.sees("short", "sent")
 
 
-async def test_errors_stand_beside_the_field_they_belong_to(browser: Browser, server: ServerHandle) -> None:
+async def test_errors_are_shown_at_their_fields(browser: Browser, server: ServerHandle) -> None:
     async with at_a_browser(browser, server, "alice") as someone:
         alice = await someone.window()
         name, password = alice.page.locator("#name"), alice.page.locator("#password")
@@ -321,9 +321,7 @@ SCROLL_UP = """async () => {
 }"""
 
 
-async def test_ten_thousand_messages_scroll_and_the_document_stays_small(
-    browser: Browser, server: ServerHandle
-) -> None:
+async def test_ten_thousand_messages_keep_the_document_small(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
         for number in range(10_000):
             await bob.put(1, f"m{number}\nmessage {number}")

@@ -1,4 +1,4 @@
-"""What a writer does: with a keyboard, a mouse and a finger; and how texts are shown."""
+"""Writing with keyboard, mouse and touch, and the display of texts."""
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -9,7 +9,7 @@ from tests.harness import ServerHandle
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 
 
-async def test_enter_breaks_the_line_on_a_telephone(browser: Browser, server: ServerHandle) -> None:
+async def test_enter_inserts_a_line_break_on_a_phone(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice", **TELEPHONE) as alice:
         await alice.opens("bob")
         await alice.composer.fill("one")
@@ -20,7 +20,7 @@ async def test_enter_breaks_the_line_on_a_telephone(browser: Browser, server: Se
         await alice.sees("one\ntwo", "Sent")
 
 
-async def test_a_long_press_offers_actions_and_a_tap_does_not(browser: Browser, server: ServerHandle) -> None:
+async def test_a_long_press_opens_actions_and_a_tap_does_not(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice", **TELEPHONE) as alice:
         await alice.opens("bob")
         await alice.writes("hello")
@@ -37,7 +37,7 @@ async def test_a_long_press_offers_actions_and_a_tap_does_not(browser: Browser, 
 
 
 async def long_press(window: Window, selector: str) -> None:
-    """A finger that stays until something has come of it."""
+    """Press until the dialog is open."""
     middle = (
         "one => { const { x, y, width, height } = one.getBoundingClientRect(); return [x + width / 2, y + height / 2] }"
     )
@@ -66,7 +66,7 @@ async def test_a_right_click_offers_actions_beside_the_message(browser: Browser,
         await expect(alice.page.get_by_text("Copied")).to_be_visible()
 
 
-async def test_a_toast_is_seen_above_a_dialog(browser: Browser, server: ServerHandle) -> None:
+async def test_a_toast_is_visible_above_a_dialog(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("button", name="Settings").click()
         await alice.page.evaluate("Notification.requestPermission = async () => 'denied'")
@@ -104,10 +104,8 @@ async def test_code_links_and_emoji_are_shown_as_such(browser: Browser, server: 
     ("text", "beside"),
     [("short", True), ("long " * 60 + "\nend", True), ("שלום " * 60 + "\nסוף", True), ("x" * 300, False)],
 )
-async def test_the_time_stands_in_the_last_line(
-    browser: Browser, server: ServerHandle, text: str, beside: bool
-) -> None:
-    """Beside the text if there is room, and never over it."""
+async def test_the_time_is_in_the_last_line(browser: Browser, server: ServerHandle, text: str, beside: bool) -> None:
+    """Next to the text if there is space, never above it."""
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
         await alice.writes(text)

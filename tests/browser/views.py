@@ -1,4 +1,4 @@
-"""Everything that there is to see of the page, on a server on which something has been going on for some days."""
+"""All views of the page, on a server with some days of conversations."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ OTHERS = {
 
 @asynccontextmanager
 async def full(folder: Path) -> AsyncIterator[ServerHandle]:
-    """A server on which something has been going on for some days."""
+    """A server with some days of conversations."""
     clock = ManualClock()
     clock.shift = -2 * DAY
     async with serving(folder, clock, StrangerLimit=6) as server:
@@ -52,7 +52,7 @@ async def full(folder: Path) -> AsyncIterator[ServerHandle]:
 
 
 async def views(ada: Window, server: ServerHandle) -> AsyncIterator[str]:
-    """Go through all views, and name each while it is shown. `ada` is not logged in yet."""
+    """Go through all views and yield the name of each. `ada` is not logged in at the start."""
     page = ada.page
     await page.locator("#name").press("Enter")
     yield "login"
