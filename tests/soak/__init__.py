@@ -1,6 +1,6 @@
-"""The long walk: many clients on a server that is killed, stopped, frozen and cut off, and a checker at the end.
+"""The soak test: many clients, a server that is killed, stopped, frozen and disconnected, and a checker at the end.
 
 make soak MINUTES=30 STORES=embedded SEED=7
 
-The checker knows only what the clients saw. What is done, by whom and when, is drawn from the seed.
+The checker knows only what the clients observed. The seed determines all actions, their order and their pauses.
 """

@@ -17,68 +17,70 @@ from chat_server.model import mongodb, mysql
 from tests import needs, servers
 from tests.servers import DatabaseServer
 from tests.soak.checker import read_back
+from tests.soak.disruptions import disrupt
 from tests.soak.ledger import Ledger
-from tests.soak.storm import stormy
-from tests.soak.world import World, size
+from tests.soak.run import SoakRun, measure
 
 MIB = 2**20
-MOST_GROWN = 32  # MiB
-# Connections to databases: pools do not shrink as soon as a load ends. MongoDB's driver has two more, to watch it.
-MOST_POOLED = mysql.POOL + mongodb.POOL + 2 + redis.POOL
-WARM = 5.0  # seconds of load before the server is measured for the first time
-REST = 5.0  # seconds after which nothing of a client that left may be there
+MAX_GROWTH = 32  # MiB
+# Connections to databases: pools do not shrink immediately after a load. MongoDB's driver has two more, for monitoring.
+MAX_POOLED = mysql.POOL + mongodb.POOL + 2 + redis.POOL
+WARM_UP = 5.0  # seconds of load before the first measurement
+RELEASE_TIME = 5.0  # seconds after which the server has released everything of a closed client
 
 
 async def soak(seed: int, seconds: float, folder: Path, databases: Sequence[DatabaseServer] = ()) -> Ledger:
-    """So many seconds of storm, then a calm in which the server is measured; then everything is read back."""
-    world = World(seed, folder, databases)
-    telling = asyncio.create_task(_tell(world.ledger))
-    await stormy(world, seconds)
-    await calm(world, max(10, seconds / 10))
-    await read_back(world)
-    telling.cancel()
+    """Disrupt the server for `seconds`, measure it in a calm period, and read all data back."""
+    run = SoakRun(seed, folder, databases)
+    progress = asyncio.create_task(_print_progress(run.ledger))
+    await disrupt(run, seconds)
+    await calm(run, max(10, seconds / 10))
+    await read_back(run)
+    progress.cancel()
     log = (folder / "server.log").read_text()
     if "Traceback" in log:
-        world.ledger.blame(f"the server's log has a traceback: {log[log.index('Traceback') :][:2000]}")
-    return world.ledger
+        run.ledger.fault(f"the server's log has a traceback: {log[log.index('Traceback') :][:2000]}")
+    return run.ledger
 
 
-async def calm(world: World, seconds: float) -> None:
-    """Nothing happens to the server while it works: what it used for its clients, it gives back when they go."""
-    async with world.life() as server:
-        async with world.load():
-            await asyncio.sleep(WARM)
-        await asyncio.sleep(REST)
-        before = await size(server, world.databases)
-        async with world.load():
+async def calm(run: SoakRun, seconds: float) -> None:
+    """Check that an undisturbed server releases what it used for its clients when they close."""
+    async with run.serving() as server:
+        async with run.load():
+            await asyncio.sleep(WARM_UP)
+        await asyncio.sleep(RELEASE_TIME)
+        before = await measure(server, run.databases)
+        async with run.load():
             await asyncio.sleep(seconds)
-        await asyncio.sleep(REST)
-        after = await size(server, world.databases, before.files)
-    grown = (after.memory - before.memory) / MIB
-    world.ledger.counts |= {
-        "KiB grown in the calm": int(grown * 1024),
+        await asyncio.sleep(RELEASE_TIME)
+        after = await measure(server, run.databases, before.files)
+    growth = (after.memory - before.memory) / MIB
+    run.ledger.counts |= {
+        "KiB grown in the calm period": int(growth * 1024),
         "files open": after.files,
         "pooled": after.pooled,
     }
-    if grown > MOST_GROWN or after.files > before.files or after.pooled > MOST_POOLED:
-        world.ledger.blame(f"the server did not give back what it used: {before} before, {after} after")
+    if growth > MAX_GROWTH or after.files > before.files or after.pooled > MAX_POOLED:
+        run.ledger.fault(f"the server did not release its resources: {before} before, {after} after")
 
 
-async def _tell(ledger: Ledger) -> None:
-    began = time.monotonic()
+async def _print_progress(ledger: Ledger) -> None:
+    started = time.monotonic()
     while True:
         await asyncio.sleep(30)
-        print(f"{time.monotonic() - began:.0f} s: {dict(ledger.counts)}", file=sys.stderr)
+        print(f"{time.monotonic() - started:.0f} s: {dict(ledger.counts)}", file=sys.stderr)
 
 
 def main() -> int:
-    """Run a soak; the exit code says whether all was well."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="A long walk, and a checker at its end.")
+    """Run a soak test; return the exit code: 1 if it found a fault."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description="Disrupt a server under load, then check all data."
+    )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--stores", choices=("embedded", "servers"), default="embedded")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the run that is to be repeated")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the seed of the run to repeat")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing that was started goes on
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, which ends all child processes
     print(f"make soak MINUTES={args.minutes:g} STORES={args.stores} SEED={args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chat-soak-"))
     if args.stores == "servers" and (missing := needs.missing("mariadbd", "redis-server")):

@@ -1,50 +1,50 @@
-"""What is stored at the end is read back through the sockets and held against what the clients know."""
+"""Reads all stored messages back through sockets, and compares them with what the clients observed."""
 
 from collections import defaultdict
 
 from tests.harness import ChatClient, Frame, ServerHandle
-from tests.soak.ledger import Ledger, Said
-from tests.soak.world import LIMIT, World
+from tests.soak.ledger import Ledger, SentMessage
+from tests.soak.run import STRANGER_LIMIT, SoakRun
 
 PAGE = 200
 
 
-async def read_back(world: World) -> None:
-    """Read every conversation from both sides; what is wrong goes into the ledger."""
-    async with world.life() as server:
-        await _read_back(world.ledger, server)
+async def read_back(run: SoakRun) -> None:
+    """Read every conversation as both of its users; record faults in the ledger."""
+    async with run.serving() as server:
+        await _read_back(run.ledger, server)
 
 
 async def _read_back(ledger: Ledger, server: ServerHandle) -> None:
-    talks: dict[tuple[str, str], list[Said]] = defaultdict(list)
-    for one in ledger.said.values():
-        talks[min(one.sender, one.receiver), max(one.sender, one.receiver)].append(one)
-    for (user, peer), said in talks.items():
+    conversations: dict[tuple[str, str], list[SentMessage]] = defaultdict(list)
+    for one in ledger.sent.values():
+        conversations[min(one.sender, one.receiver), max(one.sender, one.receiver)].append(one)
+    for (user, peer), sent in conversations.items():
         async with server.chat(user, peer) as first, server.chat(peer, user) as second:
-            stored = await skipped(first)
-            if stored != await walked(second):
-                ledger.blame(f"{user} and {peer} do not see the same")
+            stored = await read_by_position(first)
+            if stored != await read_backwards(second):
+                ledger.fault(f"{user} and {peer} see different conversations")
             for frame in stored:
-                ledger.stored(user, frame)
-            compare(ledger, said, stored)
-            await unread(ledger, first, stored)
-            await unread(ledger, second, stored)
-        strangers = [one for one in said if one.stranger and not one.barred and one.time]
-        if len(strangers) > LIMIT:
-            ledger.blame(f"{len(strangers)} messages got through to a stranger, {user} or {peer}")
-    ledger.counts["conversations"] = len(talks)
+                ledger.check_stored(user, frame)
+            compare(ledger, sent, stored)
+            await check_unread(ledger, first, stored)
+            await check_unread(ledger, second, stored)
+        limited = [one for one in sent if one.limited and not one.refused and one.time]
+        if len(limited) > STRANGER_LIMIT:
+            ledger.fault(f"{len(limited)} messages passed the contact limit between {user} and {peer}")
+    ledger.counts["conversations"] = len(conversations)
 
 
-async def skipped(chat: ChatClient) -> list[Frame]:
-    """All messages, page by page from the first: S-N."""
+async def read_by_position(chat: ChatClient) -> list[Frame]:
+    """Return all messages, page by page from the oldest, with S-N."""
     found: list[Frame] = []
     while page := (await chat.ask(2, f"{len(found)}-{PAGE}"))[:-1]:
         found += page
     return found
 
 
-async def walked(chat: ChatClient) -> list[Frame]:
-    """All messages, page by page from the last: -N@ID."""
+async def read_backwards(chat: ChatClient) -> list[Frame]:
+    """Return all messages, page by page from the newest, with -N@ID."""
     found = page = (await chat.ask(2, f"-{PAGE}"))[:-1]
     while page:
         mark = f"{'>' if page[0]['from'] == chat.user else '<'}{page[0]['id']}"
@@ -53,37 +53,38 @@ async def walked(chat: ChatClient) -> list[Frame]:
     return found
 
 
-def compare(ledger: Ledger, said: list[Said], stored: list[Frame]) -> None:
-    """Everything acknowledged is there, once, in order, as read or unread as it was left."""
-    places: dict[tuple[str, str], int] = {}
-    for place, frame in enumerate(stored):
-        if places.setdefault((frame["from"], frame["id"]), place) != place:
-            ledger.blame(f"{frame['id']} of {frame['from']} is stored twice")
-    latest: dict[tuple[str, str], Said] = {}
-    for one in sorted(said, key=lambda one: one.number):
-        at = places.get((one.sender, one.id))
-        if at is None:
-            if one.time is not None and not one.may_be_gone:
-                ledger.blame(f"{one} is lost")
+def compare(ledger: Ledger, sent: list[SentMessage], stored: list[Frame]) -> None:
+    """Check that every acknowledged message is stored once, in order, and is read if it was marked."""
+    positions: dict[tuple[str, str], int] = {}
+    for position, frame in enumerate(stored):
+        if positions.setdefault((frame["from"], frame["id"]), position) != position:
+            ledger.fault(f"{frame['id']} of {frame['from']} is stored twice")
+    latest: dict[tuple[str, str], SentMessage] = {}
+    for one in sorted(sent, key=lambda one: one.number):
+        index = positions.get((one.sender, one.id))
+        if index is None:
+            if one.time is not None and not one.may_be_deleted:
+                ledger.fault(f"{one} is lost")
             continue
         ledger.counts["read back"] += 1
-        if one.gone:
-            ledger.blame(f"{one} was deleted, and is there")
-        if one.read and not stored[at]["read"]:
-            ledger.blame(f"{one} was marked as read, and is unread")
-        if one.tries == 1 or ledger.steady:  # a retry after a refusal comes after what was sent meanwhile
+        if one.deleted:
+            ledger.fault(f"{one} was deleted, but is stored")
+        if one.read and not stored[index]["read"]:
+            ledger.fault(f"{one} was marked as read, but is unread")
+        # The retry of a refused message comes after messages that were sent in the meantime.
+        if one.tries == 1 or ledger.steady:
             before = latest.get((one.device, one.receiver))
-            if before and places[before.sender, before.id] > at:
-                ledger.blame(f"{one} stands before {before}")
+            if before and positions[before.sender, before.id] > index:
+                ledger.fault(f"{one} is stored before {before}")
             latest[one.device, one.receiver] = one
 
 
-async def unread(ledger: Ledger, chat: ChatClient, stored: list[Frame]) -> None:
-    """Op 3 has exactly those to me that are stored as unread; a message that a client never got is among them."""
-    mine = [frame["id"] for frame in stored if frame["to"] == chat.user and not frame["read"]]
-    if [frame["id"] for frame in (await chat.ask(3))[:-1]] != mine:
-        ledger.blame(f"{chat.user} does not find by op 3 what he has not read from {chat.peer}")
+async def check_unread(ledger: Ledger, chat: ChatClient, stored: list[Frame]) -> None:
+    """Check that op 3 returns, and op 7 counts, exactly the messages to this user that are stored as unread."""
+    unread = [frame["id"] for frame in stored if frame["to"] == chat.user and not frame["read"]]
+    if [frame["id"] for frame in (await chat.ask(3))[:-1]] != unread:
+        ledger.fault(f"op 3 does not return the unread messages from {chat.peer} to {chat.user}")
     [*conversations, _] = await chat.ask(7, f"-{PAGE}")
     counts = {frame["from"] if frame["to"] == chat.user else frame["to"]: frame["unread"] for frame in conversations}
-    if counts.get(chat.peer, 0) != min(len(mine), 1000):
-        ledger.blame(f"op 7 counts {counts.get(chat.peer)} unread of {chat.peer} to {chat.user}, not {len(mine)}")
+    if counts.get(chat.peer, 0) != min(len(unread), 1000):
+        ledger.fault(f"op 7 counts {counts.get(chat.peer)} unread from {chat.peer} to {chat.user}, not {len(unread)}")

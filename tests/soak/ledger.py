@@ -1,36 +1,35 @@
-"""What the clients of a soak know: what they sent, what was answered, what they received. Nothing of the server's."""
+"""What the clients of a soak test observed: sent messages, answers and received frames; no state of the server."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 from tests.harness import Frame
 
-# Faults that are written down; the others are only counted.
-MOST_FAULTS = 50
+MAX_FAULTS = 50  # with a description; more faults are only counted
 
 
 @dataclass(slots=True, eq=False)
-class Said:
+class SentMessage:
     """A message that a client sent. Times in milliseconds."""
 
     sender: str
     receiver: str
     id: str
     text: str
-    device: str  # which client of the sender's
+    device: str  # the client of the sender
     number: int  # in that client's order of sending
-    stranger: bool = False  # the receiver never answers
+    limited: bool = False  # the contact limit applies, because the receiver never answers
     tries: int = 0
-    time: int | None = None  # what its acknowledgement said
-    barred: bool = False  # by the limit for strangers
-    may_be_read: bool = False  # a pong after it was sent, or op 4
-    read: bool = False  # and that was certainly heard
-    may_be_gone: bool = False  # op 5 was sent
-    gone: bool = False  # and answered
+    time: int | None = None  # in its acknowledgement
+    refused: bool = False  # by the contact limit
+    may_be_read: bool = False  # after its delivery a pong was sent, or op 4 named it
+    read: bool = False  # and a later answer shows that the server processed this
+    may_be_deleted: bool = False  # op 5 was sent
+    deleted: bool = False  # and answered
 
     @property
     def content(self) -> str:
-        """What stands in frames."""
+        """The `content` of its frames."""
         return f"{self.id}\n{self.text}"
 
     def __str__(self) -> str:
@@ -38,53 +37,53 @@ class Said:
 
 
 class Ledger:
-    """All that was said, and all that was wrong with what came back.
+    """All sent messages, and all faults in what the server returned.
 
-    `steady`: no store is ever away, so nothing may be refused for that, and what was proven is marked.
+    `steady`: all stores are always available. Then `store_away` is a fault, and every confirmed message gets marked.
     """
 
     def __init__(self, *, steady: bool) -> None:
         self.steady = steady
-        self.said: dict[tuple[str, str, str], Said] = {}
+        self.sent: dict[tuple[str, str, str], SentMessage] = {}
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
 
-    def say(self, said: Said) -> None:
-        """Somebody is about to send it."""
-        self.said[said.sender, said.receiver, said.id] = said
+    def add(self, message: SentMessage) -> None:
+        """Record a message before a client sends it."""
+        self.sent[message.sender, message.receiver, message.id] = message
 
-    def blame(self, why: str) -> None:
-        """Something was not as promised."""
+    def fault(self, why: str) -> None:
+        """Record a broken promise."""
         self.counts["faults"] += 1
-        if len(self.faults) < MOST_FAULTS:
+        if len(self.faults) < MAX_FAULTS:
             self.faults.append(why)
 
-    def acknowledged(self, said: Said, time: int) -> None:
-        """The server said that it is stored."""
-        if said.time is None:
-            said.time = time
+    def acknowledge(self, message: SentMessage, time: int) -> None:
+        """Record an acknowledgement."""
+        if message.time is None:
+            message.time = time
             self.counts["acknowledged"] += 1
-        elif said.time != time:
-            self.blame(f"{said} was acknowledged again with another time, {time}")
+        elif message.time != time:
+            self.fault(f"{message} was acknowledged again with another time, {time}")
 
-    def heard(self, user: str, frame: Frame) -> Said | None:
-        """A message came to a socket of `user`; None if nobody sent such a one."""
+    def check_received(self, user: str, frame: Frame) -> SentMessage | None:
+        """Check a message that arrived on a socket of `user`; return None if no client sent it."""
         sender, receiver = frame["from"], frame["to"]
         if user not in (sender, receiver):
-            self.blame(f"{user} received what was not for him: {frame}")
-        said = self.said.get((sender, receiver, frame.get("id", "")))
-        if said is None or frame["content"] != said.content:
-            self.blame(f"{user} received what nobody sent: {frame}")
+            self.fault(f"{user} received a message of other users: {frame}")
+        message = self.sent.get((sender, receiver, frame.get("id", "")))
+        if message is None or frame["content"] != message.content:
+            self.fault(f"{user} received a message that no client sent: {frame}")
             return None
-        if said.time not in (None, frame["time"]):
-            self.blame(f"{said} came with another time: {frame}")
-        return said
+        if message.time not in (None, frame["time"]):
+            self.fault(f"{message} has another time: {frame}")
+        return message
 
-    def stored(self, user: str, frame: Frame) -> Said | None:
-        """A message came to `user` out of the history; None if nobody sent such a one."""
-        said = self.heard(user, frame)
-        if said and frame["read"] and not said.may_be_read:
-            self.blame(f"{said} is read, although nobody marked it and no pong proved it")
-        if said and said.barred:
-            self.blame(f"{said} is stored, although the limit for strangers refused it")
-        return said
+    def check_stored(self, user: str, frame: Frame) -> SentMessage | None:
+        """Check a stored message that `user` read; return None if no client sent it."""
+        message = self.check_received(user, frame)
+        if message and frame["read"] and not message.may_be_read:
+            self.fault(f"{message} is read, but was neither marked nor confirmed")
+        if message and message.refused:
+            self.fault(f"{message} is stored, although the contact limit refused it")
+        return message

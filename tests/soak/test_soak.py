@@ -1,4 +1,4 @@
-"""A short soak, and its checker: it finds nothing, until somebody tampers with the data."""
+"""A short soak test finds no fault, and its checker finds manipulated data."""
 
 import sqlite3
 from collections import defaultdict
@@ -6,64 +6,72 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.soak.checker import read_back
-from tests.soak.ledger import Said
-from tests.soak.storm import stormy
-from tests.soak.world import World
+from tests.soak.disruptions import disrupt
+from tests.soak.ledger import SentMessage
+from tests.soak.run import SoakRun
 
 
-async def test_nothing_is_lost_in_a_short_soak_and_what_was_tampered_with_is_found(tmp_path: Path) -> None:
-    world = World(1, tmp_path)
-    await stormy(world, 4)
-    await read_back(world)
-    ledger = world.ledger
+async def test_soak_loses_nothing_and_finds_manipulated_data(tmp_path: Path) -> None:
+    run = SoakRun(1, tmp_path)
+    await disrupt(run, 4)
+    await read_back(run)
+    ledger = run.ledger
     assert ledger.faults == []
     assert ledger.counts["acknowledged"] > 100
     assert ledger.counts["kill"]
 
-    there = [said for said in ledger.said.values() if said.time and not said.may_be_gone and not said.stranger]
-    lost, changed, *there = there
-    early, late = two_that_follow(there)
-    shown, hidden = await unread_and_read(world)
-    tamper(tmp_path / "data", lost, changed, early, late, shown, hidden)
-    await read_back(world)
+    stored = [one for one in ledger.sent.values() if one.time and not one.may_be_deleted and not one.limited]
+    lost, changed, *stored = stored
+    early, late = two_in_a_row(stored)
+    unread, read = await send_unread_and_read(run)
+    manipulate(tmp_path / "data", lost, changed, early, late, unread, read)
+    await read_back(run)
     for fault in (
         f"{lost} is lost",
-        f"received what nobody sent: {{'from': '{changed.sender}', 'to': '{changed.receiver}'",
-        f"{late} stands before {early}",
-        f"{shown} is read, although nobody marked it",
-        f"{hidden} was marked as read, and is unread",
+        f"received a message that no client sent: {{'from': '{changed.sender}', 'to': '{changed.receiver}'",
+        f"{late} is stored before {early}",
+        f"{unread} is read, but was neither marked nor confirmed",
+        f"{read} was marked as read, but is unread",
     ):
         assert any(fault in found for found in ledger.faults), (fault, ledger.faults)
 
 
-async def unread_and_read(world: World) -> tuple[Said, Said]:
-    """Two more messages, sent while the receiver is away; then he marks the second."""
-    device = world.devices[0]
+async def send_unread_and_read(run: SoakRun) -> tuple[SentMessage, SentMessage]:
+    """Send two more messages while the receiver is offline; then mark the second."""
+    device = run.devices[0]
     unread, read = (device.new(device.peers[0]) for _ in range(2))
-    async with world.life() as server:
+    async with run.serving() as server:
         async with server.chat(device.user) as chat:
-            for said in (unread, read):
-                world.ledger.acknowledged(said, (await chat.send(said.content, to=said.receiver))["time"])
+            for message in (unread, read):
+                run.ledger.acknowledge(message, (await chat.send(message.content, to=message.receiver))["time"])
         async with server.chat(read.receiver, read.sender) as chat:
             await chat.ask(4, read.id)
     read.may_be_read = read.read = True
     return unread, read
 
 
-def two_that_follow(messages: list[Said]) -> list[Said]:
-    """Two messages of one device to one receiver, in order."""
-    talks: dict[tuple[str, str], list[Said]] = defaultdict(list)
-    for said in messages:
-        talks[said.device, said.receiver].append(said)
-    return max(talks.values(), key=len)[:2]
+def two_in_a_row(messages: list[SentMessage]) -> list[SentMessage]:
+    """Return two messages of one device to one receiver, in order."""
+    found: dict[tuple[str, str], list[SentMessage]] = defaultdict(list)
+    for message in messages:
+        found[message.device, message.receiver].append(message)
+    return max(found.values(), key=len)[:2]
 
 
-def tamper(data: Path, lost: Said, changed: Said, early: Said, late: Said, shown: Said, hidden: Said) -> None:
-    """Behind the server's back: one message goes, one says something else, two change places, two change marks."""
+def manipulate(
+    data: Path,
+    lost: SentMessage,
+    changed: SentMessage,
+    early: SentMessage,
+    late: SentMessage,
+    unread: SentMessage,
+    read: SentMessage,
+) -> None:
+    """Change the database directly: delete one message, change a text, swap two messages, invert two marks."""
     with closing(sqlite3.connect(data / "chat.db")) as database, database:
 
-        def update(said: Said, what: str) -> None:
-            assert database.execute(f"UPDATE messages SET {what} WHERE id = ?", (said.id,)).rowcount == 1
+        def update(message: SentMessage, what: str) -> None:
+            assert database.execute(f"UPDATE messages SET {what} WHERE id = ?", (message.id,)).rowcount == 1
 
         [(first,), (second,)] = database.execute(
             "SELECT time FROM messages WHERE id IN (?, ?) ORDER BY time", (early.id, late.id)
@@ -73,5 +81,5 @@ def tamper(data: Path, lost: Said, changed: Said, early: Said, late: Said, shown
         update(early, "time = 1")
         update(late, f"time = {first}")
         update(early, f"time = {second}")
-        update(shown, "read = 1")
-        update(hidden, "read = 0")
+        update(unread, "read = 1")
+        update(read, "read = 0")

@@ -1,4 +1,4 @@
-"""A walk through the whole protocol: whatever is done, on every socket comes what the model expects."""
+"""The steps of the model test. After each step, every socket has received the frames that the model expects."""
 
 import asyncio
 import uuid
@@ -11,25 +11,25 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests import raw
 from tests.e2e.http_helpers import check_refusal, check_success, post
 from tests.harness import PASSWORD
-from tests.walk.client import Client, connect, connect_in_time
-from tests.walk.model import SOCKETS, Model, Socket
-from tests.walk.server_thread import ServerThread
+from tests.walk.client import Client, connect, connect_when_free
+from tests.walk.model import SOCKETS_PER_USER, Model, ModelSocket
+from tests.walk.server_runner import ServerRunner
 
 T = TypeVar("T")
 
 HOUR = 3600.0
-# Which of those that are there: any number will do.
-anyone = st.integers(0, 11)
+# Selects an element of a list of any length: see _pick.
+indexes = st.integers(0, 11)
 pages = st.sampled_from((1, 2, 3, 200))
 ids = st.sampled_from(("m1", "m2", "m3", ""))
 texts = st.sampled_from(("hello", "two\nlines"))
-# Lines of ops 2, 4 and 5: which message, and how it is named.
-lines = st.tuples(anyone, st.sampled_from(("plain", "plain", "exact", "wrong", "nowhere")))
+# Lines of ops 2, 4 and 5: the index of a message, and how the line names it.
+lines = st.tuples(indexes, st.sampled_from(("plain", "plain", "exact", "wrong", "nowhere")))
 Line = tuple[int, str]
 has_sockets = precondition(lambda self: self.clients)
 has_sessions = precondition(lambda self: self.sessions)
-# What no op takes, and how it is refused. `{to}` is another user, `{me}` the one who asks.
-NONSENSE = (
+# Invalid requests and their refusals: keys, op_type, reason, id. `{to}` is another user, `{me}` the sender.
+INVALID_REQUESTS = (
     ({"op_type": 1, "content": "m1\n"}, 40008, "empty", "m1"),
     ({"op_type": 1, "content": "m1\n" + "x" * 16385}, 40008, "too_long", "m1"),
     ({"op_type": 1, "content": "a b\nhello"}, 40008, "bad_id", ""),
@@ -49,15 +49,15 @@ NONSENSE = (
 )
 
 
-def _pick(them: Sequence[T], number: int) -> T:
-    """One of them, whatever the number."""
-    return them[number % len(them)]
+def _pick(elements: Sequence[T], index: int) -> T:
+    """Return the element at this index, modulo the length."""
+    return elements[index % len(elements)]
 
 
-class Walk(RuleBasedStateMachine):
-    """Users of its own in a house that other walks use before and after it."""
+class ProtocolMachine(RuleBasedStateMachine):
+    """One sequence of steps, with users of its own, on a server that all sequences share."""
 
-    house: ClassVar[ServerThread]
+    runner: ClassVar[ServerRunner]
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,248 +69,250 @@ class Walk(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Three users, each with a session, a plain socket and one that asks for sync."""
+        """Register three users, each with one session, one plain socket and one sync socket."""
         names = [f"{letter}-{uuid.uuid4().hex[:10]}" for letter in "abc"]
         self.model = Model(names)
-        self.house.do(self.house.server.add_users(*names))
+        self.runner.do(self.runner.server.add_users(*names))
         self.passwords = dict.fromkeys(names, PASSWORD)
-        self.sessions = [(name, self.house.server.tokens[name]) for name in names]
+        self.sessions = [(name, self.runner.server.tokens[name]) for name in names]
         for session in self.sessions:
             self._open(*session, sync=False)
             self._open(*session, sync=True)
 
     def teardown(self) -> None:
-        """Leave nobody online."""
+        """Close all sockets."""
         for client in self.clients:
-            self.house.do(client.close())
+            self.runner.do(client.close())
 
     # --- sessions and sockets
 
-    @rule(who=anyone)
+    @rule(who=indexes)
     def logs_in(self, who: int) -> None:
         user = _pick(self.model.users, who)
-        token = self.house.do(self.house.server.login(user, self.passwords[user]))
+        token = self.runner.do(self.runner.server.login(user, self.passwords[user]))
         self.sessions.append((user, token))
 
     @has_sessions
-    @rule(which=anyone)
+    @rule(which=indexes)
     def logs_out(self, which: int) -> None:
         user, token = session = _pick(self.sessions, which)
-        check_success(self._ends([session], post(self.house.server, "/user/logout", token, user_name=user)), 41015)
+        check_success(
+            self._end_sessions([session], post(self.runner.server, "/user/logout", token, user_name=user)), 41015
+        )
 
     @has_sessions
-    @rule(which=anyone)
+    @rule(which=indexes)
     def changes_the_password(self, which: int) -> None:
         user, token = session = _pick(self.sessions, which)
         ending = [other for other in self.sessions if other[0] == user and other != session]
         old, new = self.passwords[user], f"{self.passwords[user]}+"
         body = {"user_name": user, "old_password": old, "new_password": new}
-        check_success(self._ends(ending, post(self.house.server, "/user/set_password", token, **body)), 41005)
+        check_success(self._end_sessions(ending, post(self.runner.server, "/user/set_password", token, **body)), 41005)
         self.passwords[user] = new
 
     @has_sessions
-    @rule(which=anyone, sync=st.booleans())
+    @rule(which=indexes, sync=st.booleans())
     def opens(self, which: int, sync: bool) -> None:
         user, token = _pick(self.sessions, which)
-        if len(self.model.of(user)) == SOCKETS:
-            assert self.house.do(connect(self.house.server, user, token, sync=sync)) == 429
+        if len(self.model.sockets_of(user)) == SOCKETS_PER_USER:
+            assert self.runner.do(connect(self.runner.server, user, token, sync=sync)) == 429
             return
         self._open(user, token, sync=sync)
 
     @has_sessions
-    @rule(which=anyone, who=anyone)
-    def is_turned_away(self, which: int, who: int) -> None:
-        """With a wrong password, with another's session, with one that ended."""
-        server = self.house.server
+    @rule(which=indexes, who=indexes)
+    def is_refused(self, which: int, who: int) -> None:
+        """A wrong password, another user's session, and ended sessions are refused."""
+        server = self.runner.server
         user, token = _pick(self.sessions, which)
         body = {"user_name": user, "password": "wrong password"}
-        check_refusal(self.house.do(post(server, "/user/login", **body)), 401, 41010, "wrong_password")
-        assert self.house.do(connect(server, self._other(user, who), token, sync=False)) == 403
+        check_refusal(self.runner.do(post(server, "/user/login", **body)), 401, 41010, "wrong_password")
+        assert self.runner.do(connect(server, self._other(user, who), token, sync=False)) == 403
         for ended in self.ended[-3:]:
-            assert self.house.do(connect(server, *ended, sync=False)) == 401
+            assert self.runner.do(connect(server, *ended, sync=False)) == 401
 
     @has_sockets
-    @rule(by=anyone)
+    @rule(by=indexes)
     def leaves(self, by: int) -> None:
         client = _pick(self.clients, by)
-        self._forget([client])
-        self.house.do(client.close())
+        self._remove([client])
+        self.runner.do(client.close())
 
     @rule()
     def restarts(self) -> None:
-        """All come back afterwards."""
+        """The server restarts, and all clients open their sockets again."""
         clients = list(self.clients)
-        self._forget(clients)
+        self._remove(clients)
         self.model.restart()
 
-        async def again() -> None:
-            await asyncio.gather(self.house.stop(), *(client.closed(1001) for client in clients))
-            await self.house.start()
+        async def restart() -> None:
+            await asyncio.gather(self.runner.stop(), *(client.wait_closed(1001) for client in clients))
+            await self.runner.start()
 
-        self.house.do(again())
+        self.runner.do(restart())
         for client in clients:
             self._open(client.socket.user, client.socket.session, sync=client.socket.sync)
 
     @rule(hours=st.sampled_from((1, 4, 7)))
     def time_passes(self, hours: int) -> None:
-        self.house.clock.shift += hours * HOUR
+        self.runner.clock.shift += hours * HOUR
 
     # --- the ops
 
     @has_sockets
-    @rule(by=anyone, run=st.lists(st.tuples(anyone, ids, texts), min_size=1, max_size=4))
-    def sends(self, by: int, run: Sequence[tuple[int, str, str]]) -> None:
+    @rule(by=indexes, batch=st.lists(st.tuples(indexes, ids, texts), min_size=1, max_size=4))
+    def sends(self, by: int, batch: Sequence[tuple[int, str, str]]) -> None:
         client = _pick(self.clients, by)
         requests = []
-        for to, id, text in run:
+        for to, id, text in batch:
             peer = self._other(client.socket.user, to)
-            self.model.send(client.socket, peer, id, text, self.house.clock.now() / 1e6)
+            self.model.send(client.socket, peer, id, text, self.runner.clock.now() / 1e6)
             requests.append(raw.request(1, f"{id}\n{text}", to=peer))
-        self._asked(client, *requests)
+        self._request(client, *requests)
 
     @has_sockets
-    @rule(by=anyone, to=anyone, skip=st.integers(0, 5), count=pages)
+    @rule(by=indexes, to=indexes, skip=st.integers(0, 5), count=pages)
     def pages_from_the_oldest(self, by: int, to: int, skip: int, count: int) -> None:
         client, peer = self._pair(by, to)
-        self.model.page(client.socket, self.model.talk(client.socket.user, peer).visible()[skip:][:count])
-        self._asked(client, raw.request(2, f"{skip}-{count}", to=peer))
+        self.model.page(client.socket, self.model.conversation(client.socket.user, peer).visible()[skip:][:count])
+        self._request(client, raw.request(2, f"{skip}-{count}", to=peer))
 
     @has_sockets
-    @rule(by=anyone, to=anyone, count=pages)
+    @rule(by=indexes, to=indexes, count=pages)
     def pages_from_the_newest(self, by: int, to: int, count: int) -> None:
         client, peer = self._pair(by, to)
-        self.model.page(client.socket, self.model.talk(client.socket.user, peer).visible()[-count:])
-        self._asked(client, raw.request(2, f"-{count}", to=peer))
+        self.model.page(client.socket, self.model.conversation(client.socket.user, peer).visible()[-count:])
+        self._request(client, raw.request(2, f"-{count}", to=peer))
 
     @has_sockets
-    @rule(by=anyone, to=anyone, sign=st.sampled_from("+-"), count=pages, line=lines)
+    @rule(by=indexes, to=indexes, sign=st.sampled_from("+-"), count=pages, line=lines)
     def pages_around(self, by: int, to: int, sign: str, count: int, line: Line) -> None:
         client, peer = self._pair(by, to)
         mark = self._line(client, peer, line)
-        self.model.around(client.socket, peer, sign, count, mark)
-        self._asked(client, raw.request(2, f"{sign}{count}@{mark}", to=peer))
+        self.model.page_around(client.socket, peer, sign, count, mark)
+        self._request(client, raw.request(2, f"{sign}{count}@{mark}", to=peer))
 
     @has_sockets
-    @rule(by=anyone, to=anyone, count=st.none() | pages)
-    def asks_for_the_unread(self, by: int, to: int, count: int | None) -> None:
+    @rule(by=indexes, to=indexes, count=st.none() | pages)
+    def pages_the_unread(self, by: int, to: int, count: int | None) -> None:
         client, peer = self._pair(by, to)
         self.model.page(client.socket, self.model.unread(client.socket, peer)[:count])
-        self._asked(client, raw.request(3, "" if count is None else str(count), to=peer))
+        self._request(client, raw.request(3, "" if count is None else str(count), to=peer))
 
     @has_sockets
-    @rule(by=anyone, to=anyone, named=st.lists(lines, min_size=1, max_size=3))
+    @rule(by=indexes, to=indexes, named=st.lists(lines, min_size=1, max_size=3))
     def marks(self, by: int, to: int, named: Sequence[Line]) -> None:
         client, peer = self._pair(by, to)
         marks = [self._line(client, peer, line) for line in named]
         self.model.mark(client.socket, peer, marks)
-        self._asked(client, raw.request(4, "\n".join(marks), to=peer))
+        self._request(client, raw.request(4, "\n".join(marks), to=peer))
 
     @has_sockets
-    @rule(by=anyone, to=anyone)
+    @rule(by=indexes, to=indexes)
     def marks_all(self, by: int, to: int) -> None:
         client, peer = self._pair(by, to)
         self.model.mark_all(client.socket, peer)
-        self._asked(client, raw.request(4, "*", to=peer))
+        self._request(client, raw.request(4, "*", to=peer))
 
     @has_sockets
-    @rule(by=anyone, to=anyone, named=st.lists(lines, min_size=1, max_size=2))
+    @rule(by=indexes, to=indexes, named=st.lists(lines, min_size=1, max_size=2))
     def deletes(self, by: int, to: int, named: Sequence[Line]) -> None:
         client, peer = self._pair(by, to)
         marks = [self._line(client, peer, line) for line in named]
         self.model.delete(client.socket, peer, marks)
-        self._asked(client, raw.request(5, "\n".join(marks), to=peer))
+        self._request(client, raw.request(5, "\n".join(marks), to=peer))
 
     @has_sockets
-    @rule(by=anyone)
-    def tells_everybody(self, by: int) -> None:
+    @rule(by=indexes)
+    def broadcasts(self, by: int) -> None:
         client = _pick(self.clients, by)
         self.model.broadcast(client.socket, "to all")
-        self._asked(client, raw.request(6, "to all"))
+        self._request(client, raw.request(6, "to all"))
 
     @has_sockets
-    @rule(by=anyone, count=pages, after=st.none() | anyone)
+    @rule(by=indexes, count=pages, after=st.none() | indexes)
     def lists_conversations(self, by: int, count: int, after: int | None) -> None:
         client = _pick(self.clients, by)
         user = "" if after is None else self._other(client.socket.user, after)
-        self.model.conversations(client.socket, count, user)
-        self._asked(client, raw.request(7, f"-{count}@{user}" if user else f"-{count}"))
+        self.model.list_conversations(client.socket, count, user)
+        self._request(client, raw.request(7, f"-{count}@{user}" if user else f"-{count}"))
 
     @has_sockets
-    @rule(by=anyone, to=anyone, what=st.sampled_from(NONSENSE))
-    def talks_nonsense(self, by: int, to: int, what: tuple[dict[str, object], int, str, str]) -> None:
+    @rule(by=indexes, to=indexes, invalid=st.sampled_from(INVALID_REQUESTS))
+    def sends_an_invalid_request(self, by: int, to: int, invalid: tuple[dict[str, object], int, str, str]) -> None:
         client, peer = self._pair(by, to)
-        keys, code, reason, id = what
-        client.socket.refusal(code, reason, **({"id": id} if id else {}))
+        keys, op_type, reason, id = invalid
+        client.socket.refusal(op_type, reason, **({"id": id} if id else {}))
         named = {
             key: str(value).format(to=peer, me=client.socket.user) for key, value in keys.items() if key != "op_type"
         }
-        self._asked(client, raw.request(int(str(keys["op_type"])), **({"to": peer} | named)))
+        self._request(client, raw.request(int(str(keys["op_type"])), **({"to": peer} | named)))
 
     @has_sockets
-    @rule(by=anyone)
-    def proves(self, by: int) -> None:
-        """It answers the ping; the page that follows sees what that proved."""
+    @rule(by=indexes)
+    def confirms(self, by: int) -> None:
+        """The client answers the ping; the next page shows the confirmed messages as read."""
         client, peer = self._pair(by, by)
-        self.model.prove(client.socket, self.house.do(client.prove()))
-        self.model.page(client.socket, self.model.talk(client.socket.user, peer).visible()[-200:])
-        self._asked(client, raw.request(2, "-200", to=peer))
+        self.model.confirm(client.socket, self.runner.do(client.confirm()))
+        self.model.page(client.socket, self.model.conversation(client.socket.user, peer).visible()[-200:])
+        self._request(client, raw.request(2, "-200", to=peer))
 
-    # --- what the steps share
+    # --- helpers
 
-    def _other(self, user: str, number: int) -> str:
-        return _pick([other for other in self.model.users if other != user], number)
+    def _other(self, user: str, index: int) -> str:
+        return _pick([other for other in self.model.users if other != user], index)
 
     def _pair(self, by: int, to: int) -> tuple[Client, str]:
         client = _pick(self.clients, by)
         return client, self._other(client.socket.user, to)
 
     def _line(self, client: Client, peer: str, line: Line) -> str:
-        """The line that names that message of the conversation, or none."""
-        number, how = line
-        messages = self.model.talk(client.socket.user, peer).messages
+        """Return a line that names the message of the conversation as `line` says, or no message."""
+        index, how = line
+        messages = self.model.conversation(client.socket.user, peer).messages
         if not messages or how == "nowhere":
             return "nowhere"
-        message = _pick(messages, number)
+        message = _pick(messages, index)
         if how == "plain":
             return message.id
         return f"{'>' if (message.sender == client.socket.user) == (how == 'exact') else '<'}{message.id}"
 
     def _open(self, user: str, token: str, *, sync: bool) -> None:
-        wire = self.house.do(connect_in_time(self.house.server, user, token, sync=sync))
-        socket = Socket(user, token, sync)
+        wire = self.runner.do(connect_when_free(self.runner.server, user, token, sync=sync))
+        socket = ModelSocket(user, token, sync)
         self.model.sockets.append(socket)
         self.clients.append(Client(wire, socket))
 
-    def _asked(self, client: Client, *requests: bytes) -> None:
-        """Send it; on every socket comes what the model expects. From the asker's answers it learns ids and times."""
+    def _request(self, client: Client, *requests: bytes) -> None:
+        """Send requests, and compare the frames on every socket; the first is `client`, which learns ids and times."""
         others = [other for other in self.clients if other is not client]
 
-        async def settle() -> None:
+        async def ask() -> None:
             await client.ask(*requests)
-            await asyncio.gather(*(one.settle() for one in self.clients))
+            await asyncio.gather(*(one.receive_sent() for one in self.clients))
 
-        self.house.do(settle())
+        self.runner.do(ask())
         for one in (client, *others):
             one.compare(self.model)
 
-    def _ends(self, sessions: Sequence[tuple[str, str]], request: Coroutine[Any, Any, T]) -> T:
-        """These sessions end by this request, and their sockets are closed."""
+    def _end_sessions(self, sessions: Sequence[tuple[str, str]], request: Coroutine[Any, Any, T]) -> T:
+        """Send a request that ends these sessions, and wait until their sockets are closed."""
         tokens = [token for _, token in sessions]
         clients = [client for client in self.clients if client.socket.session in tokens]
-        self._forget(clients)
+        self._remove(clients)
 
         async def end() -> T:
-            closing = [asyncio.create_task(client.closed(4001)) for client in clients]
+            closing = [asyncio.create_task(client.wait_closed(4001)) for client in clients]
             response = await request
             await asyncio.gather(*closing)
             return response
 
-        response = self.house.do(end())
+        response = self.runner.do(end())
         self.sessions = [session for session in self.sessions if session not in sessions]
         self.ended += sessions
         return response
 
-    def _forget(self, clients: Sequence[Client]) -> None:
+    def _remove(self, clients: Sequence[Client]) -> None:
         for client in clients:
             self.clients.remove(client)
             self.model.left.add(client.socket.user)

@@ -1,6 +1,6 @@
-"""What docs/protocol.md says, as a few dozen lines that keep everything in lists: what must come on which socket.
+"""docs/protocol.md as a small model that keeps everything in lists: which frames must arrive on which socket.
 
-Nothing here is the server's: only so can the two be compared.
+The model shares no code with the server, so that the two can be compared.
 """
 
 from collections import defaultdict
@@ -12,23 +12,23 @@ from typing import NamedTuple
 
 from tests.harness import Frame
 
-LIMIT = 2  # for strangers
-WINDOW = 6 * 3600.0  # seconds
-SOCKETS = 3  # of a user
+STRANGER_LIMIT = 2
+WINDOW = 6 * 3600.0  # StrangerWindow in seconds
+SOCKETS_PER_USER = 3
 
 
 @dataclass(eq=False)
-class Message:
-    """A message that is stored."""
+class ModelMessage:
+    """A stored message."""
 
     sender: str
     receiver: str
-    id: str  # empty until the server has chosen one
+    id: str  # empty until the server has assigned one
     text: str
-    time: int = 0  # milliseconds; 0 until the server has told it
+    time: int = 0  # milliseconds; 0 until the acknowledgement
     read: bool = False
     deleted: bool = False
-    remembered: bool = False  # the process knows that it put it on a socket of the receiver's
+    delivered: bool = False  # by this process of the server, to a socket of the receiver
     order: int = field(default_factory=count().__next__)
 
     @property
@@ -36,15 +36,15 @@ class Message:
         return f"{self.id}\n{self.text}"
 
     def live(self) -> Frame:
-        """On its way."""
+        """Return the frame of its delivery."""
         return self._frame(1, 40011)
 
     def stored(self) -> Frame:
-        """Out of the history."""
+        """Return the frame in a page of the history."""
         return self._frame(2, 40005) | {"read": self.read}
 
     def acknowledged(self, op_type: int) -> Frame:
-        """To its sender."""
+        """Return the acknowledgement for the sender."""
         return system(self.sender, op_type) | {"id": self.id, "time": self.time}
 
     def _frame(self, type_: int, op_type: int) -> Frame:
@@ -53,67 +53,72 @@ class Message:
 
 
 class Expected(NamedTuple):
-    """A frame that must come; it is made when it is looked at.
+    """A frame that must arrive. `frame` is called only when the frame is compared.
 
-    By then the ids and times that the server chose are known, from the frame that acknowledged the message: `tells`.
+    By then, the frame that acknowledges a message has revealed the id and time that the server chose: `acknowledged`
+    is the message that this frame acknowledges.
     """
 
     frame: Callable[[], Frame]
-    tells: Message | None = None
+    acknowledged: ModelMessage | None = None
 
 
 @dataclass(eq=False)
-class Socket:
-    """An open socket, and what must come on it next."""
+class ModelSocket:
+    """An open socket, and the frames that must arrive on it next."""
 
     user: str
     session: str
     sync: bool
     expected: list[Expected] = field(default_factory=list)
 
-    def expect(self, frame: Callable[[], Frame], tells: Message | None = None) -> None:
-        """This must come next."""
-        self.expected.append(Expected(frame, tells))
+    def expect(self, frame: Callable[[], Frame], acknowledged: ModelMessage | None = None) -> None:
+        """Expect a frame that is built when it is compared."""
+        self.expected.append(Expected(frame, acknowledged))
 
-    def expect_as_it_is(self, frame: Frame) -> None:
-        """This must come next, whatever happens until then."""
+    def expect_now(self, frame: Frame) -> None:
+        """Expect this frame, whatever changes until it is compared."""
         self.expect(lambda: frame)
 
     def answer(self, op_type: int, content: object = "", **keys: object) -> None:
-        """The server answers."""
-        self.expect_as_it_is(system(self.user, op_type, content) | keys)
+        """Expect an answer of the server."""
+        self.expect_now(system(self.user, op_type, content) | keys)
 
     def refusal(self, op_type: int, reason: str, **keys: object) -> None:
-        """The server refuses; how it words that is free."""
+        """Expect a refusal with any text."""
         self.answer(op_type, ..., reason=reason, **keys)
 
 
 def system(to: str, op_type: int, content: object = "") -> Frame:
-    """A frame of the server's own."""
+    """Return a frame from `System`."""
     return {"from": "System", "to": to, "type": 1, "op_type": op_type, "content": content}
 
 
 @dataclass(eq=False)
-class Relation:
-    """What two users have to do with each other. Times in seconds."""
+class ModelConversation:
+    """The messages between two users, and the state of their contact limit. Times in seconds."""
 
-    messages: list[Message] = field(default_factory=list)  # in the order in which they were stored
-    writer: str = ""  # the stranger, of whom `count` unanswered messages count since `started`
+    messages: list[ModelMessage] = field(default_factory=list)  # in the order in which they were stored
+    writer: str = ""  # the user with `count` unanswered messages since `started`
     count: int = 0
     started: float = 0
     refused: bool = False
     free_until: float = 0
 
-    def visible(self) -> list[Message]:
-        """Those that are not deleted."""
+    def visible(self) -> list[ModelMessage]:
+        """Return the messages that are not deleted."""
         return [one for one in self.messages if not one.deleted]
 
-    def find(self, sender: str, id: str) -> Message | None:
-        """The message that bears this id, deleted or not."""
+    def find(self, sender: str, id: str) -> ModelMessage | None:
+        """Return the message with this id, deleted or not."""
         return next((one for one in self.messages if (one.sender, one.id) == (sender, id)), None)
 
+    def find_first(self, names: Iterable[tuple[str, str]]) -> ModelMessage | None:
+        """Return the message with the first of these (sender, id) that exists."""
+        return next((one for name in names if (one := self.find(*name))), None)
+
     def allows(self, sender: str, now: float) -> bool:
-        """Whether `sender` may send one message more, which is counted (protocol section 3, promise 4)."""
+        """Return whether `sender` may send one more message, and count it (protocol section 3, promise 4)."""
         if not self.writer:
             if now < self.free_until:
                 self.free_until = now + WINDOW
@@ -121,7 +126,7 @@ class Relation:
         elif now < self.started + WINDOW:
             if sender != self.writer:  # an answer
                 self.writer, self.free_until = "", now + WINDOW
-            elif self.count >= LIMIT:
+            elif self.count >= STRANGER_LIMIT:
                 self.refused = True
                 return False
             else:
@@ -132,191 +137,192 @@ class Relation:
 
 
 class Model:
-    """Users, their sockets and what they said. Each method does what a request does, and notes what must come."""
+    """Users, their sockets and messages. Each method performs one request and notes the frames that must arrive."""
 
     def __init__(self, users: Iterable[str]) -> None:
         self.users = list(users)
-        self.sockets: list[Socket] = []
-        self.left: set[str] = set()  # users who have closed a socket
-        self._talks: dict[frozenset[str], Relation] = defaultdict(Relation)
+        self.sockets: list[ModelSocket] = []
+        self.left: set[str] = set()  # users that have closed a socket
+        self._conversations: dict[frozenset[str], ModelConversation] = defaultdict(ModelConversation)
 
-    def talk(self, one: str, other: str) -> Relation:
-        """What is between the two."""
-        return self._talks[frozenset((one, other))]
+    def conversation(self, one: str, other: str) -> ModelConversation:
+        """Return the conversation of two users."""
+        return self._conversations[frozenset((one, other))]
 
-    def of(self, *users: str) -> list[Socket]:
-        """The open sockets of these users."""
+    def sockets_of(self, *users: str) -> list[ModelSocket]:
+        """Return the open sockets of these users."""
         return [socket for user in users for socket in self.sockets if socket.user == user]
 
     def online(self, user: str) -> bool:
-        return bool(self.of(user))
+        return bool(self.sockets_of(user))
 
     def listed_online(self, user: str) -> object:
-        """What op 7 says of `user`: for some seconds after the last socket closed either is right."""
+        """Return `online` in op 7: for some seconds after the last socket of `user` closed, either value is right."""
         return self.online(user) or (... if user in self.left else False)
 
-    def check_presence(self, by: Socket, frame: Frame) -> None:
-        """Fail unless this presence frame may come on that socket: it names peers, each once, as they were lately."""
+    def check_presence(self, by: ModelSocket, frame: Frame) -> None:
+        """Fail unless this frame lists peers of the user, each once, with a presence that they had recently."""
         assert by.sync, frame
         assert {key: frame[key] for key in ("from", "to", "type")} == {"from": "System", "to": by.user, "type": 1}
         lines = frame["content"].split("\n")
         for line in lines:
-            assert self.talk(by.user, line[1:]).messages, frame
+            assert self.conversation(by.user, line[1:]).messages, frame
             assert line[1:] in self.left or line == f"+{line[1:]}", frame
         assert len(lines) == len({line[1:] for line in lines}), frame
 
     def restart(self) -> None:
-        """The process ends and starts again: what only it knew is gone."""
+        """Close all sockets and forget the state that only the process of the server had."""
         self.sockets.clear()
         self.left.clear()
-        for talk in self._talks.values():
-            for message in talk.messages:
-                message.remembered = False
+        for conversation in self._conversations.values():
+            for message in conversation.messages:
+                message.delivered = False
 
     # --- op 1
 
-    def send(self, by: Socket, to: str, id: str, text: str, now: float) -> None:
-        """A message with a valid id, or with an empty one: then the server chooses it."""
-        talk = self.talk(by.user, to)
-        message = talk.find(by.user, id) if id else None
+    def send(self, by: ModelSocket, to: str, id: str, text: str, now: float) -> None:
+        """Op 1 with a valid id, or with an empty one that the server replaces."""
+        conversation = self.conversation(by.user, to)
+        message = conversation.find(by.user, id) if id else None
         if message and message.text != text:
             by.refusal(40008, "id_used", id=id)
             return
         new = message is None
         if message is None:
-            lifted = talk.refused and talk.writer == to
-            if not talk.allows(by.user, now):
+            was_refused = conversation.refused and conversation.writer == to
+            if not conversation.allows(by.user, now):
                 by.answer(40020, to, reason="refused_by_limit", **({"id": id} if id else {}))
                 return
-            if lifted and not talk.writer:
-                talk.refused = False
-                for socket in self.of(to):
+            if was_refused and not conversation.writer:
+                conversation.refused = False
+                for socket in self.sockets_of(to):
                     socket.answer(40021, by.user)
-            message = Message(by.user, to, id, text)
-            talk.messages.append(message)
-        if new or not (message.read or message.deleted or message.remembered):
+            message = ModelMessage(by.user, to, id, text)
+            conversation.messages.append(message)
+        if new or not (message.read or message.deleted or message.delivered):
             self._deliver(by, message)
-        by.expect(partial(message.acknowledged, 40018 if self.online(to) else 40019), tells=message)
+        by.expect(partial(message.acknowledged, 40018 if self.online(to) else 40019), acknowledged=message)
 
-    def _deliver(self, by: Socket, message: Message) -> None:
-        for socket in self.of(message.receiver):
+    def _deliver(self, by: ModelSocket, message: ModelMessage) -> None:
+        for socket in self.sockets_of(message.receiver):
             socket.expect(message.live)
-            message.remembered = True
-        for socket in self.of(message.sender):
+            message.delivered = True
+        for socket in self.sockets_of(message.sender):
             if socket.sync and socket is not by:
                 socket.expect(message.live)
 
     # --- ops 2, 3 and 7
 
-    def page(self, by: Socket, messages: Sequence[Message]) -> None:
-        """Ops 2 and 3, once it is clear which messages are meant."""
+    def page(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
+        """Op 2 or 3 that returns these messages."""
         for message in messages:
-            by.expect_as_it_is(message.stored())
+            by.expect_now(message.stored())
         by.answer(40005, str(len(messages)))
 
-    def around(self, by: Socket, peer: str, sign: str, most: int, mark: str) -> None:
-        """Op 2: -N@ID and +N@ID."""
-        talk = self.talk(by.user, peer)
-        place = next((one for name in _named(by.user, peer, mark) if (one := talk.find(*name))), None)
+    def page_around(self, by: ModelSocket, peer: str, sign: str, most: int, mark: str) -> None:
+        """Op 2 with -N@ID or +N@ID."""
+        conversation = self.conversation(by.user, peer)
+        place = conversation.find_first(_candidates(by.user, peer, mark))
         if place is None:
             by.refusal(40004, "no_such_message")
             return
-        at = talk.messages.index(place)
-        before = [one for one in talk.messages[:at] if not one.deleted]
-        after = [one for one in talk.messages[at + 1 :] if not one.deleted]
+        at = conversation.messages.index(place)
+        before = [one for one in conversation.messages[:at] if not one.deleted]
+        after = [one for one in conversation.messages[at + 1 :] if not one.deleted]
         self.page(by, before[-most:] if sign == "-" else after[:most])
 
-    def unread(self, by: Socket, peer: str) -> list[Message]:
-        """What `peer` sent that waits to be read."""
-        return [one for one in self.talk(by.user, peer).visible() if one.sender == peer and not one.read]
+    def unread(self, by: ModelSocket, peer: str) -> list[ModelMessage]:
+        """Return the unread messages from `peer`."""
+        return [one for one in self.conversation(by.user, peer).visible() if one.sender == peer and not one.read]
 
-    def conversations(self, by: Socket, most: int, after: str) -> None:
-        """Op 7; `after` is empty: from the top."""
-        mine = [(talk, peer) for peer in self.users if (talk := self.talk(by.user, peer)).visible()]
+    def list_conversations(self, by: ModelSocket, most: int, after: str) -> None:
+        """Op 7; an empty `after` starts at the top."""
+        mine = [(found, peer) for peer in self.users if (found := self.conversation(by.user, peer)).visible()]
         mine.sort(key=lambda one: one[0].messages[-1].order, reverse=True)
         peers = [peer for _, peer in mine]
         if after and after not in peers:
             by.refusal(40022, "no_such_user")
             return
         page = mine[peers.index(after) + 1 if after else 0 :][:most]
-        for talk, peer in page:
-            last = talk.visible()[-1].stored() | {"op_type": 40023}
-            by.expect_as_it_is(last | {"unread": len(self.unread(by, peer)), "online": self.listed_online(peer)})
+        for conversation, peer in page:
+            last = conversation.visible()[-1].stored() | {"op_type": 40023}
+            by.expect_now(last | {"unread": len(self.unread(by, peer)), "online": self.listed_online(peer)})
         by.answer(40023, str(len(page)))
 
     # --- marks
 
-    def mark(self, by: Socket, peer: str, lines: Sequence[str]) -> None:
+    def mark(self, by: ModelSocket, peer: str, lines: Sequence[str]) -> None:
         """Op 4."""
-        talk = self.talk(by.user, peer)
+        conversation = self.conversation(by.user, peer)
         found = [
-            next((talk.find(*name) for name in _named(by.user, peer, line) if name[0] == peer), None) for line in lines
+            conversation.find_first(name for name in _candidates(by.user, peer, line) if name[0] == peer)
+            for line in lines
         ]
-        there = [one if one and not one.deleted else None for one in found]
-        self._read(by, [one for one in there if one])
-        self._answered(by, 40007, 40006, lines, there)
+        visible = [one if one and not one.deleted else None for one in found]
+        self._mark(by, [one for one in visible if one])
+        self._answer(by, 40007, 40006, lines, visible)
 
-    def mark_all(self, by: Socket, peer: str) -> None:
-        """Op 4: *."""
+    def mark_all(self, by: ModelSocket, peer: str) -> None:
+        """Op 4 with *."""
         messages = self.unread(by, peer)
-        self._read(by, messages)
+        self._mark(by, messages)
         by.answer(40007, str(len(messages)))
 
-    def prove(self, by: Socket, messages: Sequence[Message]) -> None:
-        """A pong shows that these arrived."""
-        fresh = [one for one in messages if not one.read and not one.deleted]
-        for sender in dict.fromkeys(one.sender for one in fresh):
-            self._read(by, [one for one in fresh if one.sender == sender])
+    def confirm(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
+        """A pong confirms the delivery of these messages."""
+        unread = [one for one in messages if not one.read and not one.deleted]
+        for sender in dict.fromkeys(one.sender for one in unread):
+            self._mark(by, [one for one in unread if one.sender == sender])
 
-    def _read(self, by: Socket, messages: Sequence[Message]) -> None:
-        fresh = [one for one in dict.fromkeys(messages) if not one.read]
-        for message in fresh:
+    def _mark(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
+        unread = [one for one in dict.fromkeys(messages) if not one.read]
+        for message in unread:
             message.read = True
-        if fresh:
-            self._tell(by, fresh[0].sender, 40007, [one.id for one in fresh])
+        if unread:
+            self._notify(by, unread[0].sender, 40007, [one.id for one in unread])
 
-    def delete(self, by: Socket, peer: str, lines: Sequence[str]) -> None:
+    def delete(self, by: ModelSocket, peer: str, lines: Sequence[str]) -> None:
         """Op 5."""
-        talk = self.talk(by.user, peer)
-        gone: list[Message | None] = []
+        conversation = self.conversation(by.user, peer)
+        deleted: list[ModelMessage | None] = []
         for line in lines:
-            message = next((one for name in _named(by.user, peer, line) if (one := talk.find(*name))), None)
-            gone.append(message if message and not message.deleted else None)
+            message = conversation.find_first(_candidates(by.user, peer, line))
+            deleted.append(message if message and not message.deleted else None)
             if message:
                 message.deleted = True
-        if any(gone):
-            marks = [f"{'>' if one.sender == by.user else '<'}{one.id}" for one in gone if one]
-            self._tell(by, peer, 40013, marks)
-        self._answered(by, 40013, 40012, lines, gone)
+        if any(deleted):
+            marks = [f"{'>' if one.sender == by.user else '<'}{one.id}" for one in deleted if one]
+            self._notify(by, peer, 40013, marks)
+        self._answer(by, 40013, 40012, lines, deleted)
 
-    def _answered(
-        self, by: Socket, done: int, failed: int, lines: Sequence[str], found: Sequence[Message | None]
+    def _answer(
+        self, by: ModelSocket, done: int, failed: int, lines: Sequence[str], found: Sequence[ModelMessage | None]
     ) -> None:
         if all(found):
             by.answer(done, "\n".join(lines))
         else:
             by.refusal(failed, "no_such_message")
 
-    def _tell(self, by: Socket, other: str, op_type: int, lines: Sequence[str]) -> None:
-        for socket in self.of(by.user, other):
+    def _notify(self, by: ModelSocket, other: str, op_type: int, lines: Sequence[str]) -> None:
+        for socket in self.sockets_of(by.user, other):
             if socket.sync and socket is not by:
                 frame = {"from": by.user, "to": other, "type": 2, "op_type": op_type, "content": "\n".join(lines)}
-                socket.expect_as_it_is(frame)
+                socket.expect_now(frame)
 
     # --- op 6
 
-    def broadcast(self, by: Socket, text: str) -> None:
-        """To everybody online."""
+    def broadcast(self, by: ModelSocket, text: str) -> None:
+        """Op 6."""
         others = {socket.user for socket in self.sockets} - {by.user}
         for socket in self.sockets:
             if socket.user in others or (socket.sync and socket is not by):
                 frame = {"from": by.user, "to": "ALL", "type": 1, "op_type": 40011, "content": text, "time": ...}
-                socket.expect_as_it_is(frame)
+                socket.expect_now(frame)
         by.answer(40009, str(len(others)))
 
 
-def _named(me: str, peer: str, line: str) -> list[tuple[str, str]]:
-    """Which messages a line may mean, in the order in which to look."""
+def _candidates(me: str, peer: str, line: str) -> list[tuple[str, str]]:
+    """Return the (sender, id) pairs that a line may name, in the order of the search."""
     if line[0] in "<>":
         return [(me if line[0] == ">" else peer, line[1:])]
     return [(me, line), (peer, line)]

@@ -1,4 +1,4 @@
-"""The protocol as a whole: a model of it and the server are led through the same steps, and never differ."""
+"""The model of the protocol and a real server perform the same steps; their frames never differ."""
 
 import os
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests import servers
-from tests.walk.machine import Walk
-from tests.walk.server_thread import ServerThread
+from tests.walk.machine import ProtocolMachine
+from tests.walk.server_runner import ServerRunner
 
 STEPS = 40
-# The same walks each time; where CHAT_TEST_WALKS is set, so many other ones.
+# The number of sequences. By default, the sequences are the same in each run; CHAT_TEST_WALKS tries others.
 WALKS = int(os.environ.get("CHAT_TEST_WALKS", "0"))
 
 
-def walk(folder: Path, stores: Mapping[str, str], walks: int) -> None:
-    """Go so many walks."""
-    house = Walk.house = ServerThread(folder, stores)
+def run_sequences(folder: Path, stores: Mapping[str, str], count: int) -> None:
+    """Compare the model with a server in `count` sequences of steps, or in CHAT_TEST_WALKS."""
+    runner = ProtocolMachine.runner = ServerRunner(folder, stores)
     try:
         run_state_machine_as_test(
-            Walk,
+            ProtocolMachine,
             settings=settings(
-                max_examples=WALKS or walks,
+                max_examples=WALKS or count,
                 stateful_step_count=STEPS,
                 deadline=None,
                 derandomize=not WALKS,
@@ -32,13 +32,13 @@ def walk(folder: Path, stores: Mapping[str, str], walks: int) -> None:
             ),
         )
     finally:
-        house.close()
+        runner.close()
 
 
-def test_the_server_does_what_the_model_expects_on_the_embedded_store(tmp_path: Path) -> None:
-    walk(tmp_path, {}, 20)
+def test_server_agrees_with_the_model_on_embedded_stores(tmp_path: Path) -> None:
+    run_sequences(tmp_path, {}, 20)
 
 
-def test_the_server_does_what_the_model_expects_on_the_servers(tmp_path: Path) -> None:
+def test_server_agrees_with_the_model_on_database_servers(tmp_path: Path) -> None:
     with servers.running() as databases:
-        walk(tmp_path, servers.environ(**{database.name: database for database in databases}), 5)
+        run_sequences(tmp_path, servers.environ(**{database.name: database for database in databases}), 5)

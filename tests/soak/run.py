@@ -1,4 +1,4 @@
-"""The server of a soak with its clients: many lives of one server, on the same port and data."""
+"""The clients of a soak test, and its server, which is started many times with the same port and data."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -16,26 +16,26 @@ from tests.soak.device import Device, Pace
 from tests.soak.ledger import Ledger
 
 USERS = 16
-STAR = "star"  # never answers
-LIMIT = 5  # for strangers
-HURRIED = Pace((1, 1, 2, 8, 32, 64), 0)
-# The tests' stand-in for MongoDB has no indexes for sorting: its answers take long.
-UNHURRIED = Pace((1, 1, 2, 4), 1)
-DRAINED = 120.0  # seconds in which everybody must have sent what was left
+SILENT_USER = "star"  # never answers
+STRANGER_LIMIT = 5
+FAST = Pace((1, 1, 2, 8, 32, 64), 0)
+# secantusd, which represents MongoDB, sorts without indexes and answers slowly.
+SLOW = Pace((1, 1, 2, 4), 1)
+DRAIN_TIMEOUT = 120.0  # seconds in which every client must have sent its remaining messages
 
 
-class Size(NamedTuple):
-    """What the server's process uses: bytes, file descriptors, and besides those its connections to databases."""
+class ResourceUse(NamedTuple):
+    """The resources of the server process: bytes, file descriptors, and separately its connections to databases."""
 
     memory: int
     files: int
     pooled: int
 
 
-class World:
-    """Users in a ring, each of whom writes to the three on either side, from one to three devices.
+class SoakRun:
+    """Users in a ring. Each writes to the three users on either side, from one to three devices.
 
-    Every fourth also writes to a star, who never answers.
+    Every fourth user also writes to SILENT_USER.
     """
 
     def __init__(self, seed: int, folder: Path, databases: Sequence[DatabaseServer] = ()) -> None:
@@ -45,62 +45,62 @@ class World:
         self.databases = databases
         self._folder = folder
         self.seed = seed
-        self._pace = UNHURRIED if databases else HURRIED
+        self._pace = SLOW if databases else FAST
         self._stores = servers.environ(**{database.name: database for database in databases})
         users = [f"u{n}" for n in range(USERS)]
         for n, user in enumerate(users):
             peers = [users[(n + step) % USERS] for step in (-3, -2, -1, 1, 2, 3)]
             for number in range(1 + n % 3):
                 name = f"{user}.{number}"
-                strangers = [STAR] if n % 4 == 0 else []
+                strangers = [SILENT_USER] if n % 4 == 0 else []
                 self._add(name, user, peers, strangers=strangers, sync=number == 1)
-        self._add(f"{STAR}.0", STAR, [])
+        self._add(f"{SILENT_USER}.0", SILENT_USER, [])
 
     def _add(self, name: str, user: str, peers: Sequence[str], **options: Any) -> None:
         self.devices.append(Device(self.ledger, self.server, self.seed, self._pace, name, user, peers, **options))
 
     @asynccontextmanager
-    async def life(self) -> AsyncIterator[SubprocessServer]:
-        """The server, from a start to an end."""
-        settings: dict[str, Any] = {"HttpPort": self.server.port, "StrangerLimit": LIMIT}
+    async def serving(self) -> AsyncIterator[SubprocessServer]:
+        """Run the server once."""
+        settings: dict[str, Any] = {"HttpPort": self.server.port, "StrangerLimit": STRANGER_LIMIT}
         async with subprocess_server(self._folder / "data", stores=self._stores, **settings) as server:
             server.tokens = self.server.tokens
             yield server
 
-    async def settle(self) -> None:
-        """Everybody gets a name, and writes to each of his peers once, so that they are no strangers."""
-        async with self.life() as server:
+    async def prepare(self) -> None:
+        """Register all users, and let each write to its peers once, so that no contact limit applies to them."""
+        async with self.serving() as server:
             await server.add_users(*{device.user: None for device in self.devices})
             for device in self.devices:
                 async with server.chat(device.user) as chat:
                     for peer in device.peers:
-                        said = device.new(peer)
-                        said.tries = 1
-                        self.ledger.acknowledged(said, (await chat.send(said.content, to=peer))["time"])
+                        message = device.new(peer)
+                        message.tries = 1
+                        self.ledger.acknowledge(message, (await chat.send(message.content, to=peer))["time"])
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """Every device at work. At the end, where the server must be up, each sends what it has left and closes."""
+        """Run all devices. At the end, with the server running, each sends its remaining messages and closes."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(device.run(), name=device.name) for device in self.devices]
             yield
             for device in self.devices:
                 device.draining = True
-            _, late = await asyncio.wait(tasks, timeout=DRAINED)
+            _, late = await asyncio.wait(tasks, timeout=DRAIN_TIMEOUT)
             for task in late:
-                self.ledger.blame(f"{task.get_name()} could not send all within {DRAINED:.0f} s")
+                self.ledger.fault(f"{task.get_name()} could not send all messages within {DRAIN_TIMEOUT:.0f} s")
                 task.cancel()
         for device in self.devices:
             device.draining = False
 
 
-async def size(server: SubprocessServer, databases: Sequence[DatabaseServer], files: int = 0) -> Size:
-    """The size of a server whose clients have gone; waits until it has at most so many files open, for TIMEOUT."""
+async def measure(server: SubprocessServer, databases: Sequence[DatabaseServer], files: int = 0) -> ResourceUse:
+    """Measure a server without clients; wait until it has at most `files` open, no longer than TIMEOUT."""
     process = psutil.Process(server.process.pid)
 
-    def now() -> Size:
+    def now() -> ResourceUse:
         pooled = sum(connections(process.pid, database.port) for database in databases)
-        return Size(process.memory_info().rss, process.num_fds() - pooled, pooled)
+        return ResourceUse(process.memory_info().rss, process.num_fds() - pooled, pooled)
 
     with suppress(TimeoutError):
         await wait_until(lambda: now().files <= files)

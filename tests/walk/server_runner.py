@@ -1,4 +1,4 @@
-"""A server for walks: it lives between the steps, each of which is a call from outside its loop."""
+"""A server for the model tests. It runs on an event loop of its own, and only during calls of `do`."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.harness import ManualClock, ServerHandle, serving
-from tests.walk.model import LIMIT, SOCKETS, WINDOW
+from tests.walk.model import SOCKETS_PER_USER, STRANGER_LIMIT, WINDOW
 
 T = TypeVar("T")
 
 
-class ServerThread:
-    """A server on a loop that runs whenever something is to be done."""
+class ServerRunner:
+    """A server, and the event loop that it shares with the clients of the test."""
 
     def __init__(self, folder: Path, stores: Mapping[str, str]) -> None:
         self.clock = ManualClock()
@@ -25,7 +25,7 @@ class ServerThread:
         self.do(self.start())
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do this, and let the server live meanwhile."""
+        """Run `work` to its end on the event loop of the server; return its result."""
         return self._runner.run(work)
 
     async def start(self) -> None:
@@ -35,28 +35,27 @@ class ServerThread:
         self._task = asyncio.create_task(self._serve(ready))
         await asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            await self._task  # raises why it did not start
+            await self._task  # raises the error of the start
         self.server = ready.result()
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._stop.set()
         await self._task
 
     def close(self) -> None:
-        """End it for good."""
+        """Stop the server and close the event loop."""
         self.do(self.stop())
         self._runner.close()
 
     async def _serve(self, ready: asyncio.Future[ServerHandle]) -> None:
-        settings: dict[str, Any] = {"StrangerLimit": LIMIT, "StrangerWindow": WINDOW / 86400, "SocketsPerUser": SOCKETS}
-        async with serving(
-            self._folder,
-            self.clock,
-            stores=self._stores,
-            **settings,
-            LoginFailures=10**6,
-            LoginFailuresPerAddress=10**6,
-        ) as server:
+        settings: dict[str, Any] = {
+            "StrangerLimit": STRANGER_LIMIT,
+            "StrangerWindow": WINDOW / 86400,
+            "SocketsPerUser": SOCKETS_PER_USER,
+            "LoginFailures": 10**6,
+            "LoginFailuresPerAddress": 10**6,
+        }
+        async with serving(self._folder, self.clock, stores=self._stores, **settings) as server:
             ready.set_result(server)
             await self._stop.wait()
