@@ -93,7 +93,7 @@ def test_no_service_uses_the_root_account_of_a_database() -> None:
     assert "RANDOM" not in json.dumps(SERVICES["mysql"]["environment"])
 
 
-def test_every_service_limits_logs_and_memory_and_gains_no_rights() -> None:
+def test_every_service_limits_logs_memory_and_rights() -> None:
     for service in SERVICES.values():
         assert {"max-size", "max-file"} <= {*service["logging"]["options"]}
         assert service["mem_limit"]

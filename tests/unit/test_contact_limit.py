@@ -1,4 +1,4 @@
-"""decide and rebuild: how much a stranger may send (protocol section 3, promise 4)."""
+"""decide and rebuild: the contact limit (protocol section 3, promise 4)."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -14,33 +14,33 @@ FREE, COUNTED, REFUSED = Permission.FREE, Permission.COUNTED, Permission.REFUSED
 Attempt = tuple[str, int]
 
 
-class Ruled(NamedTuple):
+class DecidedAttempt(NamedTuple):
     sender: str
     time: int
     decision: Decision
 
 
 limits = st.integers(1, 5)
-# Mostly short gaps, so that limits are reached; some of half a window or a whole one, so that it ends.
+# Mostly short gaps, so that limits are reached; some of about half a window or a whole one, so that windows end.
 gaps = st.one_of(st.integers(1, 12), st.integers(1, 12), st.integers(30, 60), st.integers(80, 120))
 senders = st.one_of(st.just("1"), st.sampled_from("12"))
-talks = st.lists(st.tuples(senders, gaps), max_size=30).map(
-    lambda talk: list(zip([who for who, _ in talk], accumulate(gap for _, gap in talk), strict=True))
+conversations = st.lists(st.tuples(senders, gaps), max_size=30).map(
+    lambda steps: list(zip([sender for sender, _ in steps], accumulate(gap for _, gap in steps), strict=True))
 )
 
 
-def judge(attempts: Sequence[Attempt], limit: int) -> list[Ruled]:
-    """What becomes of attempts to send, from the first message between the two on."""
-    state, ruled = ContactState(), []
+def decide_all(attempts: Sequence[Attempt], limit: int) -> list[DecidedAttempt]:
+    """Decide about attempts to send, beginning with the first message between two users."""
+    state, decided = ContactState(), []
     for sender, now in attempts:
         state, decision = decide(state, sender, now, limit, WINDOW)
-        ruled.append(Ruled(sender, now, decision))
-    return ruled
+        decided.append(DecidedAttempt(sender, now, decision))
+    return decided
 
 
-def accepted(ruled: Sequence[Ruled]) -> list[Attempt]:
-    """The messages that are stored."""
-    return [(sender, time) for sender, time, decision in ruled if decision.permission is not REFUSED]
+def accepted(decided: Sequence[DecidedAttempt]) -> list[Attempt]:
+    """Return the messages that are stored."""
+    return [(sender, time) for sender, time, decision in decided if decision.permission is not REFUSED]
 
 
 def state_after(messages: Sequence[Attempt], limit: int) -> ContactState:
@@ -51,19 +51,15 @@ def state_after(messages: Sequence[Attempt], limit: int) -> ContactState:
 
 
 def rebuilt_from(messages: Sequence[Attempt], limit: int, now: int | None = None) -> ContactState:
-    """The state that the stored messages tell of, by the look-up that the service makes."""
+    """Rebuild the state from stored messages, with the query that the service uses."""
     recent = messages[: -limit - 2 : -1]
-    silent = {"1", "2"} - {sender for sender, _ in recent[:1]}
-    answered = any(sender in silent for sender, _ in messages)
+    other = {"1", "2"} - {sender for sender, _ in recent[:1]}
+    answered = any(sender in other for sender, _ in messages)
     return rebuild(recent, answered, (recent[0][1] if recent else 0) if now is None else now, limit, WINDOW)
 
 
-def rule(state: ContactState, sender: str, now: int, limit: int) -> Permission:
-    return decide(state, sender, now, limit, WINDOW)[1].permission
-
-
-def let_through(state: ContactState, sender: str, now: int, limit: int) -> int:
-    """How many messages of a stranger get through at `now`."""
+def count_allowed(state: ContactState, sender: str, now: int, limit: int) -> int:
+    """Return the number of messages that `sender` may send at `now` without an answer."""
     for count in range(limit + 1):
         state, decision = decide(state, sender, now, limit, WINDOW)
         assert decision.permission is not FREE
@@ -72,26 +68,26 @@ def let_through(state: ContactState, sender: str, now: int, limit: int) -> int:
     raise AssertionError(f"more than {limit}")
 
 
-@given(talks, limits)
-def test_a_stranger_never_has_more_than_the_limit_unanswered_in_a_window(attempts: list[Attempt], limit: int) -> None:
-    begun, count, writer = 0, 0, ""
-    for sender, time, decision in judge(attempts, limit):
+@given(conversations, limits)
+def test_no_window_has_more_unanswered_messages_than_the_limit(attempts: list[Attempt], limit: int) -> None:
+    started, count, writer = 0, 0, ""
+    for sender, time, decision in decide_all(attempts, limit):
         if decision.permission is FREE:
             writer = ""
         elif decision.permission is COUNTED:
-            if sender != writer or time >= begun + WINDOW:  # the window begins with the first that counts
-                begun, count, writer = time, 0, sender
+            if sender != writer or time >= started + WINDOW:  # the first counted message starts the window
+                started, count, writer = time, 0, sender
             count += 1
             assert count <= limit
 
 
-@given(talks, limits)
-def test_nobody_is_refused_who_has_less_than_the_limit_unanswered(attempts: list[Attempt], limit: int) -> None:
-    ruled = judge(attempts, limit)
-    for index, (sender, time, decision) in enumerate(ruled):
+@given(conversations, limits)
+def test_no_message_is_refused_below_the_limit(attempts: list[Attempt], limit: int) -> None:
+    decided = decide_all(attempts, limit)
+    for index, (sender, time, decision) in enumerate(decided):
         if decision.permission is REFUSED:
             unanswered: list[int] = []
-            for earlier in reversed(ruled[:index]):
+            for earlier in reversed(decided[:index]):
                 if earlier.sender != sender or earlier.time <= time - WINDOW:
                     break
                 if earlier.decision.permission is COUNTED:
@@ -99,12 +95,10 @@ def test_nobody_is_refused_who_has_less_than_the_limit_unanswered(attempts: list
             assert len(unanswered) >= limit
 
 
-@given(talks, limits)
-def test_who_is_answered_talks_freely_for_a_window_that_each_message_renews(
-    attempts: list[Attempt], limit: int
-) -> None:
-    ruled = judge(attempts, limit)
-    for before, after in pairwise(ruled):
+@given(conversations, limits)
+def test_an_answer_frees_both_for_a_window_that_messages_renew(attempts: list[Attempt], limit: int) -> None:
+    decided = decide_all(attempts, limit)
+    for before, after in pairwise(decided):
         if before.decision.permission is FREE:
             assert (after.decision.permission is FREE) == (after.time < before.time + WINDOW)
         elif (
@@ -112,22 +106,22 @@ def test_who_is_answered_talks_freely_for_a_window_that_each_message_renews(
             and before.sender != after.sender
             and after.time < before.time + WINDOW
         ):
-            begun = next(
+            started = next(
                 one.time
-                for index, one in enumerate(ruled)
+                for index, one in enumerate(decided)
                 if one.sender == before.sender
                 and one.decision.permission is COUNTED
                 and before.time < one.time + WINDOW
-                and all(other.decision.permission is not FREE for other in ruled[index : ruled.index(before)])
+                and all(other.decision.permission is not FREE for other in decided[index : decided.index(before)])
             )
-            if after.time < begun + WINDOW:
+            if after.time < started + WINDOW:
                 assert after.decision.permission is FREE
 
 
-@given(talks, limits)
-def test_it_is_lifted_for_those_who_were_refused_and_for_nobody_else(attempts: list[Attempt], limit: int) -> None:
+@given(conversations, limits)
+def test_only_a_refused_sender_is_unblocked(attempts: list[Attempt], limit: int) -> None:
     refused: set[str] = set()
-    for sender, _, decision in judge(attempts, limit):
+    for sender, _, decision in decide_all(attempts, limit):
         if decision.permission is REFUSED:
             refused.add(sender)
         else:
@@ -138,15 +132,15 @@ def test_it_is_lifted_for_those_who_were_refused_and_for_nobody_else(attempts: l
             refused.clear()
 
 
-def test_the_limit_to_the_message_and_the_window_to_the_microsecond() -> None:
+def test_limit_and_window_are_exact() -> None:
     attempts = [("1", 0), ("1", 1), ("1", 2), ("1", WINDOW - 1), ("1", WINDOW), ("1", WINDOW + 1), ("1", WINDOW + 2)]
-    verdicts = [decision.permission for _, _, decision in judge(attempts, 2)]
-    assert verdicts == [COUNTED, COUNTED, REFUSED, REFUSED, COUNTED, COUNTED, REFUSED]
+    permissions = [decision.permission for _, _, decision in decide_all(attempts, 2)]
+    assert permissions == [COUNTED, COUNTED, REFUSED, REFUSED, COUNTED, COUNTED, REFUSED]
 
 
-def test_the_answer_lifts_it_and_says_so_once() -> None:
-    rulings = [decision for _, _, decision in judge([("1", 0), ("1", 1), ("2", 2), ("2", 3), ("1", 4)], 1)]
-    assert rulings == [
+def test_an_answer_unblocks_once() -> None:
+    decisions = [decision for _, _, decision in decide_all([("1", 0), ("1", 1), ("2", 2), ("2", 3), ("1", 4)], 1)]
+    assert decisions == [
         Decision(COUNTED),
         Decision(REFUSED),
         Decision(FREE, unblocked=True),
@@ -156,37 +150,35 @@ def test_the_answer_lifts_it_and_says_so_once() -> None:
 
 
 @given(st.lists(senders, max_size=12), limits)
-def test_rebuild_agrees_with_decide_over_messages_of_one_window(who: list[str], limit: int) -> None:
-    """`refused` is told by no message, and is not rebuilt."""
-    messages = accepted(judge([(sender, 1 + number) for number, sender in enumerate(who)], limit))
+def test_rebuild_agrees_with_decide_within_one_window(sequence: list[str], limit: int) -> None:
+    """`refused` does not follow from messages and is not rebuilt."""
+    messages = accepted(decide_all([(sender, 1 + number) for number, sender in enumerate(sequence)], limit))
     assert rebuilt_from(messages, limit) == state_after(messages, limit)
 
 
-@given(talks, limits)
-def test_rebuild_agrees_with_decide_over_all_messages_if_one_look_up_shows_them(
-    attempts: list[Attempt], limit: int
-) -> None:
-    """It shows limit + 1: where it finds fewer, none is hidden."""
-    messages = accepted(judge(attempts, limit))[:limit]
+@given(conversations, limits)
+def test_rebuild_agrees_with_decide_if_it_sees_all_messages(attempts: list[Attempt], limit: int) -> None:
+    """The query returns up to limit + 1 messages; if it returns fewer, there are no others."""
+    messages = accepted(decide_all(attempts, limit))[:limit]
     assert rebuilt_from(messages, limit) == state_after(messages, limit)
 
 
 @given(st.lists(gaps, max_size=12), limits, st.integers(1, 120))
-def test_rebuild_never_gives_a_stranger_more(between: list[int], limit: int, wait: int) -> None:
-    """As long as the other side never wrote, no more get through than if the counters had not been lost."""
-    messages = accepted(judge([("1", time) for time in accumulate(between)], limit))
+def test_rebuild_never_allows_more_messages(between: list[int], limit: int, wait: int) -> None:
+    """If the other user never wrote, a rebuilt state allows at most as many messages as the lost one."""
+    messages = accepted(decide_all([("1", time) for time in accumulate(between)], limit))
     now = sum(between) + wait
     state, rebuilt = state_after(messages, limit), rebuilt_from(messages, limit, now)
-    assert let_through(rebuilt, "1", now, limit) <= let_through(state, "1", now, limit)
+    assert count_allowed(rebuilt, "1", now, limit) <= count_allowed(state, "1", now, limit)
 
 
 @given(limits)
-def test_rebuild_knows_friends_of_whom_one_wrote_alone_of_late(limit: int) -> None:
-    """More unanswered messages than a stranger might have sent are a friend's, if the other ever wrote."""
+def test_rebuild_frees_a_pair_with_a_one_sided_recent_history(limit: int) -> None:
+    """More unanswered messages than the limit mean that the pair is free, if the other user ever wrote."""
     recent = [("1", 50 - number) for number in range(limit + 1)]
     assert rebuild(recent, True, 50, limit, WINDOW) == ContactState(until=50 + WINDOW)
     assert rebuild(recent, False, 50, limit, WINDOW).sender == "1"
 
 
-def test_rebuild_of_nothing_is_nothing() -> None:
+def test_rebuild_without_messages_returns_an_empty_state() -> None:
     assert rebuild([], False, 1, 5, WINDOW) == ContactState()

@@ -1,4 +1,4 @@
-"""GET /health asks the stores side by side, and once for all who want to know."""
+"""GET /health pings the stores in parallel, and shares the answer between callers."""
 
 import asyncio
 import time
@@ -8,23 +8,23 @@ from chat_server.api.health import Health
 from chat_server.utils.errors import StoreUnavailable
 
 
-class Store:
-    """Answers a ping after `seconds`, or is away."""
+class PingStub:
+    """A store that only answers a ping after `seconds`, or is away."""
 
     def __init__(self, seconds: float = 0.0, *, away: bool = False) -> None:
         self.seconds = seconds
         self.away = away
-        self.asked = 0
+        self.pings = 0
 
     async def ping(self) -> None:
-        self.asked += 1
+        self.pings += 1
         await asyncio.sleep(self.seconds)
         if self.away:
             raise StoreUnavailable("away")
 
 
-async def test_the_slowest_store_says_how_long_it_takes() -> None:
-    stores = {name: Store(0.2) for name in "abc"}
+async def test_a_probe_takes_as_long_as_the_slowest_store() -> None:
+    stores = {name: PingStub(0.2) for name in "abc"}
     started = time.monotonic()
     up, states = await Health({name: store.ping for name, store in stores.items()}).probe()
     assert 0.2 <= time.monotonic() - started < 0.5
@@ -32,52 +32,52 @@ async def test_the_slowest_store_says_how_long_it_takes() -> None:
     assert all(200 <= state.took_ms < 500 for state in states.values())
 
 
-async def test_however_many_ask_a_store_is_asked_once_a_second() -> None:
-    store = Store(0.05)
-    house = Health({"a": store.ping})
-    await asyncio.gather(*(house.probe() for _ in range(1000)))
+async def test_many_probes_ping_a_store_once_a_second() -> None:
+    store = PingStub(0.05)
+    health_check = Health({"a": store.ping})
+    await asyncio.gather(*(health_check.probe() for _ in range(1000)))
     for _ in range(1000):
-        await house.probe()
-    assert store.asked == 1
+        await health_check.probe()
+    assert store.pings == 1
     await asyncio.sleep(health.MIN_INTERVAL)
-    await house.probe()
-    assert store.asked == 2
+    await health_check.probe()
+    assert store.pings == 2
 
 
 async def test_each_store_has_its_own_state_and_time() -> None:
-    away, up = Store(away=True), Store()
-    house = Health({"away": away.ping, "up": up.ping})
+    away, up = PingStub(away=True), PingStub()
+    health_check = Health({"away": away.ping, "up": up.ping})
     before = int(time.time() * 1000)
-    all_up, first = await house.probe()
+    all_up, first = await health_check.probe()
     assert not all_up
     assert (first["away"].state, first["up"].state) == ("away", "up")
     assert before <= first["away"].since <= time.time() * 1000
     await asyncio.sleep(health.MIN_INTERVAL)
-    _, second = await house.probe()
-    assert second["away"].since == first["away"].since  # still, not again
+    _, second = await health_check.probe()
+    assert second["away"].since == first["away"].since  # unchanged while the state lasts
     away.away = False
     await asyncio.sleep(health.MIN_INTERVAL)
-    all_up, third = await house.probe()
+    all_up, third = await health_check.probe()
     assert all_up
     assert third["away"].since > second["away"].since
     assert third["up"].since == first["up"].since
 
 
-async def test_who_leaves_does_not_take_the_answer_from_the_others() -> None:
-    store = Store(0.1)
-    house = Health({"a": store.ping})
-    first, second = asyncio.create_task(house.probe()), asyncio.create_task(house.probe())
+async def test_cancelling_one_caller_does_not_affect_the_others() -> None:
+    store = PingStub(0.1)
+    health_check = Health({"a": store.ping})
+    first, second = asyncio.create_task(health_check.probe()), asyncio.create_task(health_check.probe())
     await asyncio.sleep(0.01)
     first.cancel()
     up, _ = await second
     assert up
-    assert store.asked == 1
+    assert store.pings == 1
 
 
-async def test_the_end_does_not_wait_for_a_store() -> None:
-    house = Health({"a": Store(60).ping})
-    asking = asyncio.create_task(house.probe())
+async def test_close_does_not_wait_for_a_store() -> None:
+    health_check = Health({"a": PingStub(60).ping})
+    probe = asyncio.create_task(health_check.probe())
     await asyncio.sleep(0.01)
     async with asyncio.timeout(30):
-        await house.close()
-    await asyncio.gather(asking, return_exceptions=True)
+        await health_check.close()
+    await asyncio.gather(probe, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""KeyedLock: one at a time, per key. ConcurrencyLimiter: a few at a time."""
+"""KeyedLock admits one holder per key at a time, ConcurrencyLimiter a few."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from chat_server.utils.locks import ConcurrencyLimiter, KeyedLock
 from tests.harness import TIMEOUT
 
 
-async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
+async def test_holders_of_one_key_take_turns_in_order() -> None:
     lock = KeyedLock()
     holding = 0
     order = []
@@ -27,13 +27,13 @@ async def test_one_at_a_time_for_the_same_key_in_the_order_of_asking() -> None:
     assert order == list(range(10))
 
 
-async def test_another_key_does_not_wait() -> None:
+async def test_different_keys_do_not_wait_for_each_other() -> None:
     lock = KeyedLock()
     async with asyncio.timeout(TIMEOUT), lock.hold("a"), lock.hold("b"):
         pass
 
 
-async def test_it_is_free_again_after_an_error_and_after_a_cancelled_waiter() -> None:
+async def test_an_error_or_a_cancelled_waiter_releases_the_lock() -> None:
     lock = KeyedLock()
     entered = []
 
@@ -43,19 +43,19 @@ async def test_it_is_free_again_after_an_error_and_after_a_cancelled_waiter() ->
 
     try:
         async with lock.hold("a"):
-            cancelled, patient = asyncio.create_task(work("cancelled")), asyncio.create_task(work("patient"))
+            cancelled, waiting = asyncio.create_task(work("cancelled")), asyncio.create_task(work("waiting"))
             await asyncio.sleep(0)
             cancelled.cancel()
             raise ValueError
     except ValueError:
         pass
-    await asyncio.gather(cancelled, patient, return_exceptions=True)
+    await asyncio.gather(cancelled, waiting, return_exceptions=True)
     async with asyncio.timeout(TIMEOUT):
         await work("after")
-    assert entered == ["patient", "after"]
+    assert entered == ["waiting", "after"]
 
 
-async def test_a_key_that_nobody_holds_takes_no_memory() -> None:
+async def test_unused_keys_take_no_memory() -> None:
     lock = KeyedLock()
 
     async def work(key: str) -> None:
@@ -66,14 +66,14 @@ async def test_a_key_that_nobody_holds_takes_no_memory() -> None:
     assert not lock._locks
 
 
-async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> None:
-    lane = ConcurrencyLimiter(3, 1)
+async def test_a_limiter_admits_a_few_at_a_time_in_order() -> None:
+    limiter = ConcurrencyLimiter(3, 1)
     holding = 0
     order = []
 
     async def work(number: int) -> None:
         nonlocal holding
-        async with lane.hold("a"):
+        async with limiter.hold("a"):
             holding += 1
             assert holding <= 3
             await asyncio.sleep(0)
@@ -84,12 +84,12 @@ async def test_a_lane_lets_a_few_through_at_a_time_in_the_order_of_asking() -> N
     assert order == list(range(10))
 
 
-async def test_a_key_that_waits_often_delays_no_other_in_a_lane() -> None:
-    lane = ConcurrencyLimiter(1, 5)
+async def test_a_busy_key_delays_no_other_key_of_a_limiter() -> None:
+    limiter = ConcurrencyLimiter(1, 5)
     order = []
 
     async def work(key: str) -> None:
-        async with lane.hold(key):
+        async with limiter.hold(key):
             await asyncio.sleep(0)
             order.append(key)
 
@@ -97,11 +97,11 @@ async def test_a_key_that_waits_often_delays_no_other_in_a_lane() -> None:
     assert order.index("b") <= 2
 
 
-async def test_who_waits_too_long_for_a_lane_is_told_and_takes_no_room() -> None:
-    lane = ConcurrencyLimiter(1, 0.01)
-    async with lane.hold("a"):
+async def test_a_limiter_refuses_a_caller_that_waits_too_long() -> None:
+    limiter = ConcurrencyLimiter(1, 0.01)
+    async with limiter.hold("a"):
         with pytest.raises(StoreUnavailable):
-            async with lane.hold("a"):
+            async with limiter.hold("a"):
                 pass
-    async with lane.hold("a"):
+    async with limiter.hold("a"):
         pass

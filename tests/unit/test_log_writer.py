@@ -1,4 +1,4 @@
-"""Logging that never waits: what a full pipe drops is counted, and equal warnings become a count."""
+"""Logging never blocks: lines for a full pipe are dropped and counted, and equal warnings are counted."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ from tests.harness import wait_until
 
 
 class Pipe:
-    """A pipe, of which the writing end is handed to a writer."""
+    """A pipe for a LineWriter, which writes to `writing`."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
         self._text = ""
 
     def lines(self) -> list[str]:
-        """All whole lines that have come."""
+        """Return all complete lines so far."""
         while select.select([self.reading], [], [], 0)[0]:
             self._text += os.read(self.reading, 65536).decode()
         return self._text[: self._text.rfind("\n") + 1].splitlines()
@@ -39,7 +39,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 async def test_lines_for_a_full_pipe_are_dropped_and_counted(pipe: Pipe) -> None:
-    """`put` and `drain` return though nobody reads. Every line is either written or counted."""
+    """`put` and `drain` return although the pipe is not read. Every line is either written or counted."""
     writer = LineWriter(pipe.writing, lambda dropped: [f"dropped {dropped}"] if dropped else [])
     count = MAX_LINES + 3000
     for number in range(count):
@@ -59,7 +59,7 @@ async def test_lines_for_a_full_pipe_are_dropped_and_counted(pipe: Pipe) -> None
 
 
 async def test_lines_for_a_closed_pipe_are_dropped_and_counted(pipe: Pipe) -> None:
-    """The thread lives on: when the pipe can be written again it tells how many were lost."""
+    """The thread continues: when the pipe is writable again, it logs the number of lost lines."""
     writer = LineWriter(pipe.writing, lambda dropped: [f"dropped {dropped}"] if dropped else [])
     os.close(pipe.reading)
     for _ in range(10):
@@ -85,7 +85,7 @@ async def test_a_pipe_that_became_non_blocking_loses_nothing(pipe: Pipe) -> None
     writer.close()
 
 
-async def test_a_line_that_cannot_be_formatted_is_told(pipe: Pipe) -> None:
+async def test_a_line_that_cannot_be_formatted_is_reported(pipe: Pipe) -> None:
     handler = BackgroundHandler(pipe.writing)
     for level in (logging.INFO, logging.ERROR, logging.ERROR):
         handler.handle(logging.LogRecord("x", level, "file.py", 7, "two %s and %s", ("one",), None))
@@ -120,7 +120,7 @@ def test_equal_warnings_are_logged_once_and_then_counted() -> None:
 
 
 def test_different_warnings_are_all_logged() -> None:
-    """Of another place, cause or kind of exception; and whatever is no warning."""
+    """Warnings from another line, with another cause or exception, and records that are not warnings."""
     repeats = RepeatFilter()
     others = [record(line=2), record(why="it is full"), record(error=ValueError()), record(error=KeyError())]
     for one in (record(), *others, record(level=logging.ERROR)):
@@ -134,7 +134,7 @@ def test_different_warnings_are_all_logged() -> None:
 
 
 def test_the_table_of_warnings_is_bounded() -> None:
-    """Those that find no place are logged."""
+    """Warnings that do not fit into the table are logged."""
     repeats = RepeatFilter()
     for number in range(MAX_REPEATS + 100):
         assert not repeats.suppress(record(why=str(number)), 0)

@@ -20,20 +20,20 @@ def run(folder: Path, *arguments: str, **environ: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def test_what_is_missing_is_listed_and_waives_the_threshold(tmp_path: Path) -> None:
+def test_missing_programs_are_listed_and_waive_the_threshold(tmp_path: Path) -> None:
     code, output = run(tmp_path, *ON_REDIS, "-n", "1", CHAT_TEST_HIDE="redis-server")
     assert code == 0, output
     assert MISSING in output
     assert "fail-under" not in output
 
 
-def test_where_all_is_required_what_is_missing_fails(tmp_path: Path) -> None:
+def test_a_missing_program_fails_the_run_with_chat_test_all(tmp_path: Path) -> None:
     code, output = run(tmp_path, *ON_REDIS, "-x", CHAT_TEST_HIDE="redis-server", CHAT_TEST_ALL="1")
     assert code == 1, output
     assert "needs redis-server of the system, and CHAT_TEST_ALL allows no skipping" in output
 
 
-def test_the_threshold_applies_where_nothing_is_missing(tmp_path: Path) -> None:
+def test_the_threshold_applies_if_nothing_is_missing(tmp_path: Path) -> None:
     code, output = run(tmp_path, "tests/unit/test_turn_queue.py")
     assert code == 1, output
     assert "is less than fail-under=95" in output

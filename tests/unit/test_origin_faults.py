@@ -1,4 +1,4 @@
-"""What the Go original got wrong with users (measured before the first line); ours does not."""
+"""Faults of the Go server with users, measured before this project began, that this server does not have."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from tests.e2e.http_helpers import check_refusal, check_success, post, try_login
 from tests.harness import ServerHandle
 
 
-async def test_eight_parallel_registrations_do_not_make_eight_users(server: ServerHandle) -> None:
+async def test_parallel_registrations_of_a_name_create_one_user(server: ServerHandle) -> None:
     passwords = [f"password {number}" for number in range(8)]
     answers = await asyncio.gather(
         *(post(server, "/user/register", user_name="3", password=password) for password in passwords)
@@ -22,14 +22,14 @@ async def test_eight_parallel_registrations_do_not_make_eight_users(server: Serv
             check_refusal(login, 401, 41010, "wrong_password")
 
 
-async def test_names_are_not_case_blind_in_one_place_and_case_sensitive_in_another(server: ServerHandle) -> None:
+async def test_names_are_case_sensitive_everywhere(server: ServerHandle) -> None:
     await server.add_users("anna", "Anna")
     async with (
-        server.chat("anna", to="1") as small,
-        server.chat("Anna", to="1") as great,
+        server.chat("anna", to="1") as lower,
+        server.chat("Anna", to="1") as upper,
         server.chat("1") as sender,
     ):
-        for name, chat, other in (("anna", small, great), ("Anna", great, small)):
+        for name, chat, other in (("anna", lower, upper), ("Anna", upper, lower)):
             assert (await sender.send("hello", to=name))["op_type"] == 40018
             assert (await chat.receive())["to"] == name
             await other.expect_nothing()

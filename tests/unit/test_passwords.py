@@ -1,4 +1,4 @@
-"""bcrypt in a small pool: right or wrong, how long one waits, and who leaves the queue."""
+"""Passwords: hashing and checking in a small pool of threads, the fair queue and its longest wait."""
 
 import asyncio
 import threading
@@ -16,19 +16,19 @@ from chat_server.status import Reason, Refused
 from chat_server.utils.passwords import MAX_BYTES, MAX_INPUT, Passwords, TooBusy, prepare
 from tests.harness import TIMEOUT, wait_until
 
-# Slow enough that what is asked for meanwhile has to wait.
+# Slow enough that later requests must wait.
 SLOW = 11
 
 
 @pytest.fixture
 async def passwords() -> AsyncIterator[Passwords]:
-    """Quick ones."""
+    """Passwords with the lowest cost."""
     passwords = Passwords(cost=4, timeout=60)
     yield passwords
     passwords.close()
 
 
-async def test_a_hash_is_of_its_password_alone(passwords: Passwords) -> None:
+async def test_a_hash_matches_only_its_password(passwords: Passwords) -> None:
     for password in ("secret1", "日本語日本語", "x" * MAX_BYTES, " "):
         hashed = await passwords.hash(password)
         assert await passwords.check(password, hashed)
@@ -36,11 +36,11 @@ async def test_a_hash_is_of_its_password_alone(passwords: Passwords) -> None:
             assert not await passwords.check(other, hashed)
 
 
-async def test_the_same_password_has_another_hash_each_time(passwords: Passwords) -> None:
+async def test_each_hash_of_a_password_is_different(passwords: Passwords) -> None:
     assert await passwords.hash("secret1") != await passwords.hash("secret1")
 
 
-async def test_a_hash_has_the_cost_of_the_settings() -> None:
+async def test_a_hash_has_the_configured_cost() -> None:
     for cost in (4, 5):
         passwords = Passwords(cost, timeout=60)
         assert (await passwords.hash("secret1")).startswith(f"$2b$0{cost}$")
@@ -48,7 +48,7 @@ async def test_a_hash_has_the_cost_of_the_settings() -> None:
 
 
 async def test_hashes_made_by_go_verify(passwords: Passwords) -> None:
-    """golang.org/x/crypto/bcrypt writes $2a$, at cost 12 in the original."""
+    """golang.org/x/crypto/bcrypt writes $2a$; the Go server used cost 12."""
     for cost in (4, 12):
         made = bcrypt.hashpw("geheim ü".encode(), bcrypt.gensalt(cost)).replace(b"$2b$", b"$2a$", 1).decode()
         assert made.startswith(f"$2a${cost:02d}$")
@@ -56,7 +56,7 @@ async def test_hashes_made_by_go_verify(passwords: Passwords) -> None:
         assert not await passwords.check("geheim u", made)
 
 
-async def test_a_password_that_is_longer_than_bcrypt_takes_is_nobodys(passwords: Passwords) -> None:
+async def test_a_password_beyond_the_limit_of_bcrypt_is_wrong(passwords: Passwords) -> None:
     hashed = await passwords.hash("x" * MAX_BYTES)
     for longer in ("x" * (MAX_BYTES + 1), "x" * 10_000, "日" * 25):
         assert not await passwords.check(longer, hashed)
@@ -67,7 +67,7 @@ async def test_a_password_with_a_nul_is_always_wrong(passwords: Passwords) -> No
     assert not await passwords.check("secret1\0secret1", await passwords.hash("secret1"))
 
 
-async def test_nobodys_password_is_never_right(passwords: Passwords) -> None:
+async def test_an_unknown_user_has_no_correct_password(passwords: Passwords) -> None:
     for password in ("secret1", "", "x" * 100, "\0"):
         assert not await passwords.check(password, None)
 
@@ -78,7 +78,7 @@ async def test_nobodys_password_is_never_right(passwords: Passwords) -> None:
 async def test_an_unknown_user_costs_the_same_number_of_hashes(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
-    """Also where a password has two forms to try, whichever of them is right."""
+    """Also if a password has two forms to try, whichever of them is correct."""
     checked: list[bytes] = []
     check = bcrypt.checkpw
 
@@ -113,7 +113,7 @@ def test_only_short_passwords_are_prepared(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(lengths) == MAX_INPUT
 
 
-def test_a_prepared_byte_stems_from_at_most_two_code_points() -> None:
+def test_a_prepared_byte_comes_from_at_most_two_code_points() -> None:
     """MAX_INPUT relies on it."""
     for point in range(0x110000):
         composed = chr(point).encode("utf-8", "surrogatepass")
@@ -150,8 +150,8 @@ async def test_a_flood_of_one_client_leaves_room_for_others() -> None:
     passwords.close()
 
 
-async def test_nobodys_password_takes_the_time_of_somebodys() -> None:
-    """The same time whether the user or the password is wrong: it is that of the cost, not a fixed or a short one."""
+async def test_checking_an_unknown_user_takes_as_long() -> None:
+    """The time depends on the cost, as for a wrong password; it is neither fixed nor short."""
 
     async def seconds(cost: int, password: str) -> float:
         passwords = Passwords(cost, timeout=60)
@@ -167,7 +167,7 @@ async def test_nobodys_password_takes_the_time_of_somebodys() -> None:
         assert await seconds(10, password) > 8 * await seconds(4, password)  # 64 times the work
 
 
-async def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
+async def test_a_refusal_says_when_to_retry() -> None:
     passwords = Passwords(SLOW, timeout=0.001)
     hashed = await passwords.hash("secret1")
     answers = await asyncio.gather(*(passwords.check("secret1", hashed) for _ in range(16)), return_exceptions=True)
@@ -175,11 +175,11 @@ async def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
     assert busy
     assert [answer for answer in answers if answer not in busy] == [True] * (16 - len(busy))
     assert all(answer.retry_after > 0.001 for answer in busy)
-    assert await passwords.check("secret1", hashed)  # nobody waits any more
+    assert await passwords.check("secret1", hashed)  # the queue is empty again
     passwords.close()
 
 
-async def test_who_is_cancelled_leaves_the_queue(passwords: Passwords) -> None:
+async def test_cancelled_checks_leave_the_queue(passwords: Passwords) -> None:
     slow = bcrypt.hashpw(b"secret1", bcrypt.gensalt(13)).decode()
     waiting = [asyncio.create_task(passwords.check("secret1", slow)) for _ in range(256)]
     await asyncio.sleep(0.01)
@@ -191,7 +191,7 @@ async def test_who_is_cancelled_leaves_the_queue(passwords: Passwords) -> None:
         assert await passwords.check("secret1", await passwords.hash("secret1"))
 
 
-async def test_the_event_loop_goes_on_while_passwords_are_hashed() -> None:
+async def test_hashing_does_not_block_the_event_loop() -> None:
     passwords = Passwords(SLOW, timeout=60)
     hashing = asyncio.create_task(passwords.hash("secret1"))
     turns = 0
@@ -202,7 +202,7 @@ async def test_the_event_loop_goes_on_while_passwords_are_hashed() -> None:
     passwords.close()
 
 
-async def test_the_threads_are_few_and_end_with_it() -> None:
+async def test_the_few_threads_end_at_close() -> None:
     before = set(threading.enumerate())
     passwords = Passwords(cost=4, timeout=60)
     await asyncio.gather(*(passwords.hash("secret1") for _ in range(50)))
@@ -212,12 +212,12 @@ async def test_the_threads_are_few_and_end_with_it() -> None:
     await wait_until(lambda: not any(thread.is_alive() for thread in threads))
 
 
-async def test_a_login_that_would_wait_too_long_is_refused_before_a_store_is_asked() -> None:
+async def test_a_login_refused_as_too_many_asks_no_store() -> None:
     no_store: Any = None
     passwords = Passwords(SLOW, timeout=0)
     accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store)
     under_way = asyncio.create_task(passwords.hash("secret1"))
-    await asyncio.sleep(0)  # it has its turn
+    await asyncio.sleep(0)  # hashing starts
     for refused in (accounts.login("1", "secret1", "192.0.2.1"), accounts.register("1", "secret1", "192.0.2.1")):
         with pytest.raises(Refused) as caught:
             await refused

@@ -1,4 +1,4 @@
-"""docs/reliability.md names only tests that exist: what it says was tried can be run."""
+"""docs/reliability.md names only existing tests, and a test for every fault."""
 
 import ast
 import re
@@ -12,16 +12,16 @@ NAME = re.compile(r"`([a-z0-9_/]+\.py)::(test_\w+)`")
 
 @cache
 def functions(file: str) -> set[str]:
-    """The tests in a file below tests/."""
+    """Return the names of the functions in a file below tests/."""
     tree = ast.parse((ROOT / "tests" / file).read_text("utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
-def test_every_test_that_the_page_names_exists() -> None:
+def test_every_test_named_on_the_page_exists() -> None:
     assert [f"{file}::{name}" for file, name in NAME.findall(PAGE) if name not in functions(file)] == []
 
 
-def test_every_row_about_a_fault_names_its_test() -> None:
+def test_every_fault_names_its_test() -> None:
     head = "| fault | what happens | test |"
     tables = [part.partition("\n\n")[0].splitlines()[2:] for part in PAGE.split(head)[1:]]
     rows = [row for table in tables for row in table]

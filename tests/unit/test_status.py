@@ -1,4 +1,4 @@
-"""docs/protocol.md and the code agree: codes, reasons, routes, ops and settings. So neither drifts."""
+"""docs/protocol.md and the code agree: codes, reasons, routes, ops and settings."""
 
 import gc
 import re
@@ -65,7 +65,7 @@ CODES = {
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the first table below a heading of docs/protocol.md, without its head."""
+    """Return the rows of the first table below a heading of docs/protocol.md, without its header."""
     _, found, rest = PROTOCOL.partition(f"\n{heading}\n")
     assert found, heading
     lines = dropwhile(lambda line: not line.startswith("|"), rest.splitlines())
@@ -76,7 +76,7 @@ def table(heading: str) -> list[list[str]]:
 # --- codes and their texts
 
 
-def test_the_status_codes_are_those_of_the_contract() -> None:
+def test_status_codes_are_those_of_the_contract() -> None:
     assert {status.value for status in Status} == set(CODES)
 
 
@@ -90,14 +90,14 @@ def test_every_status_has_a_text_in_every_language() -> None:
         assert len({text(status, language) for status in Status}) == len(Status)
 
 
-def test_the_table_of_codes_is_the_enum() -> None:
+def test_the_table_of_codes_equals_the_enum() -> None:
     rows = table("## 4. Status codes")
     assert [(int(code), name, english) for code, name, english in rows] == [
         (status.value, status.name, text(status, "en")) for status in Status
     ]
 
 
-def test_no_other_status_is_written_about() -> None:
+def test_the_page_mentions_only_known_codes() -> None:
     assert {int(code) for code in re.findall(r"\b4[014]\d{3}\b", PROTOCOL)} == {
         status.value for status in Status if status > 999
     }
@@ -106,84 +106,84 @@ def test_no_other_status_is_written_about() -> None:
 # --- reasons
 
 
-def test_the_reasons_are_those_of_the_contract() -> None:
+def test_reasons_are_those_of_the_contract() -> None:
     assert {reason.value for reason in Reason} == REASONS
 
 
-def test_the_table_of_reasons_is_the_enum() -> None:
+def test_the_table_of_reasons_equals_the_enum() -> None:
     assert [row[0] for row in table("### Reasons")] == [f"`{reason}`" for reason in Reason]
 
 
-def test_only_three_reasons_are_worth_trying_again() -> None:
-    worth = {row[0].strip("`") for row in table("### Reasons") if row[2].startswith("yes")}
-    assert worth == {"store_away", "too_many", "internal"}
+def test_three_reasons_are_worth_a_retry() -> None:
+    retryable = {row[0].strip("`") for row in table("### Reasons") if row[2].startswith("yes")}
+    assert retryable == {"store_away", "too_many", "internal"}
 
 
 # --- HTTP
 
 
-def test_the_table_of_http_codes_has_every_code_that_is_answered() -> None:
-    told = {int(row[0]) for row in table("### HTTP codes")}
-    assert told == {200, 400, *HTTP_CODES.values()}
+def test_the_table_of_http_codes_is_complete() -> None:
+    listed = {int(row[0]) for row in table("### HTTP codes")}
+    assert listed == {200, 400, *HTTP_CODES.values()}
 
 
-async def test_the_table_of_endpoints_has_every_route(server: ServerHandle) -> None:
-    told = {tuple(row[0].split("`")[1].split()) for row in table("### Endpoints")}
+async def test_the_table_of_endpoints_lists_every_route(server: ServerHandle) -> None:
+    listed = {tuple(row[0].split("`")[1].split()) for row in table("### Endpoints")}
     dispatchers = [found for found in gc.get_objects() if type(found) is UrlDispatcher]
     tables = [
         {(route.method, route.resource.canonical) for route in dispatcher.routes() if route.resource}
         for dispatcher in dispatchers
     ]
     routes = {route for routes in tables if ("GET", "/ping") in routes for route in routes if route[0] != "HEAD"}
-    assert told == routes
+    assert listed == routes
 
 
-def test_the_table_of_endpoints_has_the_failures_of_the_endpoints() -> None:
+def test_the_table_of_endpoints_lists_fields_and_failures() -> None:
     rows = {row[0].split("`")[1].split()[1]: " ".join(row[2:]) for row in table("### Endpoints")}
     for path, (fields, failed) in ENDPOINTS.items():
         assert str(failed) in rows[path]
-        told = next(row[1] for row in table("### Endpoints") if f" {path}`" in row[0])
-        assert told == ", ".join(f"`{field}`" for field in fields)
+        listed = next(row[1] for row in table("### Endpoints") if f" {path}`" in row[0])
+        assert listed == ", ".join(f"`{field}`" for field in fields)
 
 
 # --- ops and frames
 
 
-async def test_the_table_of_ops_is_the_servers(server: ServerHandle) -> None:
-    told = {int(op): int(re.findall(r"\d{5}", refused)[-1]) for op, *_, refused in table("### Ops")}
+async def test_the_table_of_ops_is_that_of_the_server(server: ServerHandle) -> None:
+    listed = {int(op): int(re.findall(r"\d{5}", refused)[-1]) for op, *_, refused in table("### Ops")}
     known = {}
     async with server.chat("1", to="2") as one:
         for op in range(-1, 20):
             refusal = await one.answer(op, "" if op in (1, 6) else "?")
             if refusal["reason"] != "unknown_op":
                 known[op] = refusal["op_type"]
-    assert known == told
+    assert known == listed
 
 
-def test_every_close_code_is_told() -> None:
+def test_the_table_of_close_codes_is_complete() -> None:
     assert [int(row[0]) for row in table("### Close codes")] == [1001, 1003, 1007, 1008, 1009, 1013, 4001]
 
 
 # --- settings
 
 
-def test_the_settings_that_are_told_have_these_defaults() -> None:
-    """A setting is told as `Name` (10), `Name` (64 KiB) or `Name`, 30."""
+def test_defaults_on_the_page_are_those_of_the_settings() -> None:
+    """The page writes a setting as `Name` (10), `Name` (64 KiB) or `Name`, 30."""
     defaults = {
         field.encode_name: field.default
         for group in SECTIONS["service"].values()
         for field in msgspec.structs.fields(group)
     }
-    told = re.findall(r"`([A-Z]\w+)`(?:,| \() ?(\d+|off)( KiB)?", PROTOCOL)
-    assert len(told) > 15
-    for name, number, kilo in told:
+    listed = re.findall(r"`([A-Z]\w+)`(?:,| \() ?(\d+|off)( KiB)?", PROTOCOL)
+    assert len(listed) > 15
+    for name, number, kilo in listed:
         if name == "ALL":
-            continue  # a sender
+            continue  # the receiver of broadcasts
         value = 0 if number == "off" else int(number) * (1024 if kilo else 1)
         assert (name, defaults[name]) == (name, value)
 
 
-def test_no_setting_is_told_that_is_none() -> None:
+def test_the_page_names_only_existing_settings() -> None:
     known = {
         field.encode_name
         for groups in SECTIONS.values()
@@ -195,7 +195,7 @@ def test_no_setting_is_told_that_is_none() -> None:
         assert name in known | headers
 
 
-def test_every_link_within_the_documents_leads_somewhere() -> None:
+def test_every_relative_link_of_the_documents_works() -> None:
     for document in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), (document.name, target)
