@@ -1,4 +1,4 @@
-"""Batcher: what many ask for at once is done together, and each gets its own answer."""
+"""Batcher: items submitted together are processed together, and each caller gets its own result."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,38 +10,38 @@ from hypothesis import strategies as st
 from chat_server.utils.batch import Batcher
 from chat_server.utils.errors import StoreUnavailable
 
-FINE, FAILS, RAISES = "fine", "fails", "takes its batch with it"
+FINE, FAILS, RAISES = "fine", "fails", "fails with its whole batch"
 Item = tuple[int, str]
 
 
-class Work:
-    """Works on a batch when it is let; knows what it got."""
+class GatedWork:
+    """The work of a Batcher: waits for a permit before it finishes a batch, and records all batches."""
 
     def __init__(self) -> None:
         self.permits = asyncio.Semaphore(0)
         self.batches: list[list[Item]] = []
-        self.under_way = 0
+        self.running = 0
 
     async def __call__(self, batch: list[Item]) -> Sequence[int | BaseException]:
-        self.under_way += 1
-        assert self.under_way == 1, "one batch is in flight at a time"
+        self.running += 1
+        assert self.running == 1, "one batch is in flight at a time"
         self.batches.append(batch)
         try:
             await self.permits.acquire()
         finally:
-            self.under_way -= 1
+            self.running -= 1
         if any(kind == RAISES for _, kind in batch):
             raise RuntimeError(batch)
         return [ValueError(number) if kind == FAILS else number * 2 for number, kind in batch]
 
 
 async def turns(count: int = 5) -> None:
-    """Let everything happen that can happen without a permit."""
+    """Run the event loop until nothing more can happen without a permit."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-def waiting_for(batcher: Batcher[Item, int], *numbers: int) -> list[asyncio.Future[int]]:
+def submit_all(batcher: Batcher[Item, int], *numbers: int) -> list[asyncio.Future[int]]:
     return [batcher.submit((number, FINE)) for number in numbers]
 
 
@@ -58,10 +58,8 @@ steps = st.lists(
 
 @given(steps, st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
-async def test_each_caller_gets_its_own_result_whatever_happens_to_the_others(
-    steps: list[tuple[str, int | str]], most: int
-) -> None:
-    work = Work()
+async def test_each_caller_of_a_batch_gets_its_own_result(steps: list[tuple[str, int | str]], most: int) -> None:
+    work = GatedWork()
     batcher = Batcher(work, most=most)
     futures: list[asyncio.Future[int]] = []
     kinds: list[str] = []
@@ -77,7 +75,7 @@ async def test_each_caller_gets_its_own_result_whatever_happens_to_the_others(
             await turns()
     for _ in futures:
         work.permits.release()
-    while work.under_way or sum(map(len, work.batches)) < len(futures):
+    while work.running or sum(map(len, work.batches)) < len(futures):
         await turns()
     await turns()
 
@@ -99,19 +97,19 @@ async def test_each_caller_gets_its_own_result_whatever_happens_to_the_others(
                 assert future.result() == number * 2
 
 
-async def test_what_one_turn_of_the_loop_brought_goes_together() -> None:
-    work = Work()
+async def test_items_of_one_loop_iteration_form_a_batch() -> None:
+    work = GatedWork()
     work.permits.release()
-    await asyncio.gather(*waiting_for(Batcher(work), 1, 2, 3))
+    await asyncio.gather(*submit_all(Batcher(work), 1, 2, 3))
     assert work.batches == [[(1, FINE), (2, FINE), (3, FINE)]]
 
 
-async def test_what_comes_meanwhile_is_the_next_batch() -> None:
-    work = Work()
+async def test_items_submitted_during_a_batch_form_the_next_one() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
-    waiting_for(batcher, 1)
+    submit_all(batcher, 1)
     await turns()
-    waiting_for(batcher, 2, 3)
+    submit_all(batcher, 2, 3)
     await turns()
     assert work.batches == [[(1, FINE)]]
     work.permits.release()
@@ -121,17 +119,17 @@ async def test_what_comes_meanwhile_is_the_next_batch() -> None:
     await batcher.flush()
 
 
-async def test_what_follows_on_a_result_is_in_the_next_batch_with_what_came_meanwhile() -> None:
-    work = Work()
+async def test_items_that_follow_a_result_join_the_next_batch() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
 
-    async def one_after_the_other(*numbers: int) -> None:
+    async def submit_in_sequence(*numbers: int) -> None:
         for number in numbers:
             await batcher.submit((number, FINE))
 
-    both = asyncio.gather(one_after_the_other(1, 2), one_after_the_other(3, 4))
+    both = asyncio.gather(submit_in_sequence(1, 2), submit_in_sequence(3, 4))
     await turns()
-    waiting_for(batcher, 5)
+    submit_all(batcher, 5)
     work.permits.release()
     await turns()
     assert work.batches == [[(1, FINE), (3, FINE)], [(5, FINE), (2, FINE), (4, FINE)]]
@@ -139,8 +137,8 @@ async def test_what_follows_on_a_result_is_in_the_next_batch_with_what_came_mean
     await both
 
 
-async def test_it_goes_on_after_it_was_idle_and_after_a_failure() -> None:
-    work = Work()
+async def test_the_batcher_continues_after_a_pause_and_a_failure() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
     for _ in range(3):
         work.permits.release()
@@ -150,21 +148,21 @@ async def test_it_goes_on_after_it_was_idle_and_after_a_failure() -> None:
     assert await batcher.submit((3, FINE)) == 6
 
 
-async def test_a_cancelled_caller_does_not_cancel_the_work() -> None:
-    work = Work()
+async def test_cancelling_a_caller_does_not_cancel_the_batch() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
-    gone, stays = (asyncio.ensure_future(future) for future in waiting_for(batcher, 1, 2))
+    cancelled, other = (asyncio.ensure_future(future) for future in submit_all(batcher, 1, 2))
     await turns()
-    gone.cancel()
+    cancelled.cancel()
     work.permits.release()
-    assert await stays == 4
-    assert gone.cancelled()
+    assert await other == 4
+    assert cancelled.cancelled()
 
 
-async def test_an_item_that_is_not_done_in_time_is_given_up_and_the_next_goes_on() -> None:
-    work = Work()
+async def test_an_item_that_takes_too_long_is_abandoned() -> None:
+    work = GatedWork()
     batcher = Batcher(work, most=1, timeout=0.03)
-    late, later = waiting_for(batcher, 1, 2)
+    late, later = submit_all(batcher, 1, 2)
     for future in (late, later):
         with pytest.raises(StoreUnavailable):
             await future
@@ -173,87 +171,86 @@ async def test_an_item_that_is_not_done_in_time_is_given_up_and_the_next_goes_on
     assert await batcher.submit((3, FINE)) == 6
 
 
-async def test_those_that_came_together_are_given_up_together() -> None:
-    """No item waits longer than the timeout, counted from when it was handed over."""
-    batcher = Batcher(Work(), most=1, timeout=0.05)
-    futures = waiting_for(batcher, 1, 2, 3, 4)
+async def test_the_timeout_starts_when_an_item_is_submitted() -> None:
+    """No item waits longer than the timeout, however many batches are before it."""
+    batcher = Batcher(GatedWork(), most=1, timeout=0.05)
+    futures = submit_all(batcher, 1, 2, 3, 4)
     await asyncio.wait(futures[:1])
-    await asyncio.wait(waiting_for(Batcher(Work(), timeout=0.05), 5))  # as long as one of them would wait from here
+    await asyncio.wait(submit_all(Batcher(GatedWork(), timeout=0.05), 5))  # the same time, from now
     await turns(100)
     assert [type(future.exception()) if future.done() else None for future in futures] == [StoreUnavailable] * 4
 
 
-async def test_too_few_results_are_everybody_s_error_and_nobody_hangs() -> None:
-    async def forgetful(batch: list[int]) -> list[int]:
+async def test_missing_results_fail_every_caller_of_the_batch() -> None:
+    async def one_missing(batch: list[int]) -> list[int]:
         return batch[1:]
 
-    batcher = Batcher(forgetful)
+    batcher = Batcher(one_missing)
     results = await asyncio.gather(*map(batcher.submit, range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [RuntimeError] * 3
 
 
-async def test_flush_returns_at_once_if_nothing_is_under_way() -> None:
-    batcher = Batcher(Work())
+async def test_flush_returns_immediately_when_idle() -> None:
+    batcher = Batcher(GatedWork())
     await batcher.flush()
 
 
-async def test_flush_waits_for_what_is_in_flight_and_for_what_waits() -> None:
-    work = Work()
+async def test_flush_waits_for_the_current_and_the_next_batch() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
-    waiting_for(batcher, 1)
+    submit_all(batcher, 1)
     await turns()
-    waiting_for(batcher, 2)
-    settled = asyncio.create_task(batcher.flush())
+    submit_all(batcher, 2)
+    flush = asyncio.create_task(batcher.flush())
     await turns()
     work.permits.release()
     await turns()
-    assert not settled.done()
+    assert not flush.done()
     work.permits.release()
-    await settled
+    await flush
 
 
-async def test_flush_waits_for_a_failure_and_does_not_raise_it() -> None:
-    work = Work()
+async def test_flush_waits_for_a_failure_without_raising_it() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
     failure = batcher.submit((1, RAISES))
-    settled = asyncio.create_task(batcher.flush())
+    flush = asyncio.create_task(batcher.flush())
     await turns()
-    assert not settled.done()
+    assert not flush.done()
     work.permits.release()
-    await settled
+    await flush
     assert isinstance(failure.exception(), RuntimeError)
 
 
-async def test_flush_waits_though_the_last_caller_was_cancelled() -> None:
-    """It waits until everything handed over so far is done."""
-    work = Work()
+async def test_flush_waits_if_the_last_caller_was_cancelled() -> None:
+    work = GatedWork()
     batcher = Batcher(work)
-    waiting_for(batcher, 1)
+    submit_all(batcher, 1)
     await turns()
-    stays, gone = waiting_for(batcher, 2, 3)
-    gone.cancel()
-    settled = asyncio.create_task(batcher.flush())
+    other, cancelled = submit_all(batcher, 2, 3)
+    cancelled.cancel()
+    flush = asyncio.create_task(batcher.flush())
     await turns()
-    early = settled.done()
+    early = flush.done()
     work.permits.release()
     work.permits.release()
-    await settled
-    assert await stays == 4
+    await flush
+    assert await other == 4
     assert not early
 
 
-async def test_flush_does_not_wait_for_what_came_after_it() -> None:
-    """It waits for everything handed over so far, so a stream of new items cannot hold it up for ever."""
-    work = Work()
+async def test_flush_does_not_wait_for_later_items() -> None:
+    """A stream of new items cannot delay it forever."""
+    work = GatedWork()
     batcher = Batcher(work)
-    waiting_for(batcher, 1)
+    submit_all(batcher, 1)
     await turns()
-    settled = asyncio.create_task(batcher.flush())
+    flush = asyncio.create_task(batcher.flush())
     await turns()
-    waiting_for(batcher, 2)
+    submit_all(batcher, 2)
     work.permits.release()
     await turns()
-    in_time = settled.done()
+    in_time = flush.done()
     work.permits.release()
-    await settled
+    await flush
     assert in_time

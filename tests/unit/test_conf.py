@@ -1,4 +1,4 @@
-"""The settings: config.ini, the environment, and what is said when one is wrong."""
+"""The settings: config.ini, the environment, and the errors about invalid values."""
 
 import configparser
 import re
@@ -15,7 +15,7 @@ from tests.harness import ROOT
 
 SHIPPED = ROOT / "config.ini"
 ORIGIN = ROOT / "tests" / "data" / "origin.ini"
-# [service] in the design, with its defaults.
+# The settings of [service] with their defaults.
 DEFAULTS = {
     "AppMode": "debug",
     "HttpHost": "127.0.0.1",
@@ -56,24 +56,24 @@ SECRET = "hunter2-%-and-more"
 
 
 def in_file(folder: Path, text: str) -> Settings:
-    """The settings of a file with this text."""
+    """Return the settings of a file with this text."""
     path = folder / "my.ini"
     path.write_text(text, "utf-8")
     return load(path, {})
 
 
-def wrong(folder: Path, text: str) -> str:
-    """What is said of a file with this text: one line that names the file."""
+def error_of(folder: Path, text: str) -> str:
+    """Return the error about a file with this text: one line that names the file."""
     with pytest.raises(ConfigError) as error:
         in_file(folder, text)
-    said = str(error.value)
-    assert "\n" not in said
-    assert str(folder / "my.ini") in said
-    return said
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(folder / "my.ini") in message
+    return message
 
 
 def values(settings: Settings) -> dict[str, Any]:
-    """All values but where they came from and what depends on it."""
+    """Return all values except the source, and DataDir, which depends on it."""
     plain: dict[str, Any] = msgspec.to_builtins(
         msgspec.structs.replace(settings, source="", stores=msgspec.structs.replace(settings.stores, data_dir=Path())),
         enc_hook=str,
@@ -91,7 +91,7 @@ def shipped() -> configparser.ConfigParser:
     return parser
 
 
-def test_the_shipped_file_has_every_setting_and_no_other() -> None:
+def test_the_shipped_file_has_exactly_the_known_settings() -> None:
     known = {
         section: {field.encode_name for group in groups.values() for field in msgspec.structs.fields(group)}
         for section, groups in SECTIONS.items()
@@ -99,18 +99,18 @@ def test_the_shipped_file_has_every_setting_and_no_other() -> None:
     assert {name: set(shipped().options(name)) for name in shipped().sections()} == known
 
 
-def test_the_shipped_file_is_the_defaults() -> None:
+def test_the_shipped_file_contains_the_defaults() -> None:
     assert values(load(SHIPPED, {})) == values(load(None, {}))
 
 
-def test_the_shipped_file_says_what_the_design_says() -> None:
+def test_defaults_are_those_of_the_contract() -> None:
     assert DEFAULTS.items() <= dict(shipped().items("service")).items()
     for section, key in (("mysql", "Db"), ("redis", "RedisDb"), ("MongoDB", "MongoDb")):
         assert shipped().get(section, key) == "embedded"
 
 
 def test_every_setting_can_be_set(tmp_path: Path) -> None:
-    """Each to another value than its default, so that a key that is read into the wrong field shows."""
+    """Each setting gets a value that is not its default, so the test detects a key that is read into another field."""
     other = {
         "AppMode": "release",
         "HttpHost": "::1",
@@ -144,28 +144,30 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
             assert value == float(text), field
 
 
-def told(page: str) -> dict[str, str]:
-    """The settings in the tables of a page, with their defaults."""
+def listed_settings(page: str) -> dict[str, str]:
+    """Return the settings in the tables of a page, with their defaults."""
     text = (ROOT / page).read_text("utf-8")
     return dict(re.findall(r"^\| `([A-Z]\w+)` \| (?:`([^`]*)`|[^|]*) \|", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", ["docs/configuration.md", "docs/configuration.zh-CN.md"])
 def test_the_page_has_every_setting_with_its_default(page: str) -> None:
-    assert told(page) == {key: value for name in shipped().sections() for key, value in shipped().items(name)}
+    assert listed_settings(page) == {
+        key: value for name in shipped().sections() for key, value in shipped().items(name)
+    }
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_the_readme_has_common_settings_with_their_defaults(readme: str) -> None:
-    found = told(readme)
+    found = listed_settings(readme)
     assert len(found) > 5
     assert found.items() <= dict(shipped().items("service")).items()
 
 
-# --- the original's file
+# --- the file of the Go server
 
 
-def test_the_originals_file_means_mysql_redis_and_mongodb() -> None:
+def test_the_file_of_the_go_server_selects_its_databases() -> None:
     settings = load(ORIGIN, {})
     assert settings.server.app_mode == "debug"
     assert settings.server.http_port == 8081
@@ -177,16 +179,16 @@ def test_the_originals_file_means_mysql_redis_and_mongodb() -> None:
     assert (mongodb.user, mongodb.pwd, mongodb.name) == ("test_root", "123456", "chat_demo")
 
 
-def test_the_originals_file_may_say_embedded_too(tmp_path: Path) -> None:
+def test_the_file_of_the_go_server_may_select_embedded(tmp_path: Path) -> None:
     text = ORIGIN.read_text("utf-8").replace("[MongoDB]", "[MongoDB]\nMongoDb = embedded")
     assert in_file(tmp_path, text).mongodb.mongodb == "embedded"
     assert load(ORIGIN, {"CHAT_MONGODB_MONGODB": "embedded"}).mongodb.mongodb == "embedded"
 
 
-# --- how a value is written
+# --- the syntax of values
 
 
-def test_a_value_may_stand_in_quotes(tmp_path: Path) -> None:
+def test_a_value_may_be_in_quotes(tmp_path: Path) -> None:
     for value in ('"0.0.0.0"', "'0.0.0.0'", "`0.0.0.0`", "  0.0.0.0  "):
         assert in_file(tmp_path, f"[service]\nHttpHost = {value}").server.http_host == "0.0.0.0"
     for value, meant in (('"a', '"a'), ("a'b", "a'b"), ('"it\'s"', "it's"), ('" a "', " a "), ('""', ""), ('"', '"')):
@@ -194,32 +196,32 @@ def test_a_value_may_stand_in_quotes(tmp_path: Path) -> None:
     assert load(None, {"CHAT_SERVICE_HTTPHOST": '"0.0.0.0"'}).server.http_host == "0.0.0.0"
 
 
-def test_a_percent_sign_is_a_percent_sign(tmp_path: Path) -> None:
+def test_a_percent_sign_has_no_special_meaning(tmp_path: Path) -> None:
     for password in ("100%", "%s", "%(DbUser)s", "%%"):
         assert in_file(tmp_path, f"[mysql]\nDbPassWord = {password}").mysql.db_password == password
 
 
-def test_signs_within_a_value_belong_to_it(tmp_path: Path) -> None:
+def test_punctuation_within_a_value_is_kept(tmp_path: Path) -> None:
     for password in ("a=b:c", "a;b#c", "[x]", "'a # b'", '"#1"', "日本"):
         assert in_file(tmp_path, f"[mysql]\nDbPassWord = {password}").mysql.db_password == password.strip("'\"")
 
 
 @pytest.mark.parametrize("value", ["data # x", "data ; x", "# x", "; x", '"data" # x', "data\t#x"])
-def test_a_comment_behind_a_value_is_refused(tmp_path: Path, value: str) -> None:
-    """It would become part of the value; a password may hold a # after a space, and is then put in quotes."""
-    assert "comment" in wrong(tmp_path, f"[service]\nDataDir = {value}")
-    said = wrong(tmp_path, f"[mysql]\nDbPassWord = {SECRET} {value}")
-    assert "quotes" in said
-    assert SECRET not in said
+def test_a_comment_after_a_value_is_refused(tmp_path: Path, value: str) -> None:
+    """It would become part of the value. A password that contains a # after a space must be in quotes."""
+    assert "comment" in error_of(tmp_path, f"[service]\nDataDir = {value}")
+    message = error_of(tmp_path, f"[mysql]\nDbPassWord = {SECRET} {value}")
+    assert "quotes" in message
+    assert SECRET not in message
 
 
-def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "my.ini"
     path.write_bytes(b"\xef\xbb\xbf[service]\r\nHttpPort = 9000\r\n")
     assert load(path, {}).server.http_port == 9000
 
 
-def test_the_case_of_keys_and_sections_does_not_matter(tmp_path: Path) -> None:
+def test_keys_and_sections_ignore_case(tmp_path: Path) -> None:
     settings = in_file(tmp_path, "[Service]\nhttpport = 9000\n[mongodb]\nMONGODB = embedded")
     assert (settings.server.http_port, settings.mongodb.mongodb) == (9000, "embedded")
 
@@ -265,7 +267,7 @@ def test_the_environment_overrides_any_key(tmp_path: Path) -> None:
         ("chat_service_httphots", "CHAT_SERVICE_HTTPHOST"),
     ],
 )
-def test_an_unknown_variable_is_a_warning_with_a_hint(variable: str, nearest: str) -> None:
+def test_an_unknown_variable_causes_a_warning_with_a_hint(variable: str, nearest: str) -> None:
     [warning] = load(None, {variable: SECRET}).warnings
     assert variable in warning
     assert f"did you mean {nearest}?" in warning
@@ -280,7 +282,7 @@ INJECTED = (
 
 
 def test_variables_of_other_services_change_nothing() -> None:
-    """Whatever those services are called: no setting has such a name."""
+    """Whatever the names of these services: no setting has such a name."""
     services = ["CHAT"]
     for section in SECTIONS:
         services += [f"CHAT_{section}", *(f"CHAT_{section}_{field}" for field in _fields(section))]
@@ -294,7 +296,7 @@ def _fields(section: str) -> list[str]:
     return [field.encode_name for group in SECTIONS[section].values() for field in msgspec.structs.fields(group)]
 
 
-def test_other_variables_get_no_warning() -> None:
+def test_variables_of_other_programs_cause_no_warning() -> None:
     environ = {"PATH": "x", "CHATTER": "x", "CHAT": "x", "chat_service_httpport": "9000"}
     settings = load(None, environ)
     assert settings.warnings == ()
@@ -324,7 +326,7 @@ def test_one_key_set_by_two_variables_is_refused() -> None:
     ],
 )
 def test_a_file_variable_names_a_file_with_the_value(tmp_path: Path, content: str, value: str) -> None:
-    """All of the file is the value, but for the line break at its end."""
+    """The value is the whole file except the line break at its end."""
     path = tmp_path / "secret"
     path.write_bytes(content.encode())
     assert load(None, {"CHAT_MYSQL_DBPASSWORD_FILE": str(path)}).mysql.db_password == value
@@ -339,7 +341,7 @@ def test_any_key_can_come_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [f"{SECRET}\xff".encode("latin-1"), f"{SECRET}\0".encode(), b"x" * 70_000])
-def test_an_unusable_file_is_named_and_not_repeated(tmp_path: Path, content: bytes) -> None:
+def test_an_unusable_file_is_named_but_not_quoted(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "secret"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"variable CHAT_REDIS_REDISPW_FILE") as error:
@@ -354,7 +356,7 @@ def test_a_file_that_cannot_be_read_names_the_variable(tmp_path: Path) -> None:
             load(None, {"CHAT_REDIS_REDISPW_FILE": path})
 
 
-def test_a_wrong_value_in_the_environment_is_told_with_the_variable() -> None:
+def test_an_invalid_value_is_reported_with_its_variable() -> None:
     with pytest.raises(ConfigError, match=r"CHAT_SERVICE_HTTPPORT.*HttpPort.*many"):
         load(None, {"CHAT_SERVICE_HTTPPORT": "many"})
 
@@ -362,9 +364,7 @@ def test_a_wrong_value_in_the_environment_is_told_with_the_variable() -> None:
 # --- DataDir
 
 
-def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_data_dir_starts_at_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -382,7 +382,7 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
     assert load(None, {}).stores.data_dir == here / "data"
 
 
-# --- what is wrong
+# --- invalid values
 
 
 @pytest.mark.parametrize(
@@ -445,9 +445,9 @@ def test_a_relative_data_dir_is_relative_to_the_file_that_names_it(
         ("StrangerWindow", "1e-300"),
     ],
 )
-def test_a_value_out_of_range_is_told_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
-    said = wrong(tmp_path, f"[service]\n{key} = {value}")
-    assert f"[service] {key} = {value!r}" in said
+def test_an_invalid_value_is_reported_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
+    message = error_of(tmp_path, f"[service]\n{key} = {value}")
+    assert f"[service] {key} = {value!r}" in message
 
 
 @pytest.mark.parametrize(
@@ -477,11 +477,11 @@ def test_origins_of_app_shells_are_allowed(tmp_path: Path, origin: str) -> None:
         ("capacitor://localhost/", "write capacitor://localhost"),
         ("https://*.a.example", "list each origin"),
         ("null", "list each origin"),
-        ("https://stra\u00dfe.example", "list each origin"),  # strasse.example may belong to somebody else
+        ("https://stra\u00dfe.example", "list each origin"),  # strasse.example may be another site
     ],
 )
 def test_an_origin_that_no_browser_sends_gets_a_suggestion(tmp_path: Path, written: str, correct: str) -> None:
-    assert f"that a browser sends; {correct}" in wrong(tmp_path, f"[service]\nAllowedOrigins = {written}")
+    assert f"that a browser sends; {correct}" in error_of(tmp_path, f"[service]\nAllowedOrigins = {written}")
 
 
 @pytest.mark.parametrize(
@@ -495,15 +495,15 @@ def test_an_origin_that_no_browser_sends_gets_a_suggestion(tmp_path: Path, writt
         ("MongoDB", "MongoDBPort", "65536"),
     ],
 )
-def test_a_wrong_value_of_a_backend_is_told_with_key_and_source(
+def test_an_invalid_backend_value_is_reported_with_its_source(
     tmp_path: Path, section: str, key: str, value: str
 ) -> None:
-    assert f"[{section}] {key} = {value!r}" in wrong(tmp_path, f"[{section}]\n{key} = {value}")
+    assert f"[{section}] {key} = {value!r}" in error_of(tmp_path, f"[{section}]\n{key} = {value}")
 
 
-# What an empty variable, a shell's mistake or a typing error leaves.
-NOTHING = ("", " ", '""', "''", '" "', "nan", "inf", "-inf", "1e999", "-1", "none", "null", "*")
-# Keys for which an empty value is the default, and the default is the strictest value or says "no user".
+# Values that result from an empty variable, a mistake in a shell script or a typing error.
+MISTAKES = ("", " ", '""', "''", '" "', "nan", "inf", "-inf", "1e999", "-1", "none", "null", "*")
+# Keys with an empty default, which is the strictest value or means "no user".
 MAY_BE_EMPTY = {
     "AllowedOrigins": (),
     "TrustedProxies": (),
@@ -513,8 +513,8 @@ ADDRESSES = ("HttpHost", "MetricsHost")
 
 
 @pytest.mark.parametrize("key", [f"{section}_{key}" for section in SECTIONS for key in _fields(section)])
-def test_no_empty_or_absurd_value_opens_anything(key: str) -> None:
-    """It is an error, or it is the default; text keys take any text, but no empty one."""
+def test_no_empty_or_absurd_value_weakens_a_setting(key: str) -> None:
+    """The value is an error or the default. Text keys accept any text except an empty one."""
     section, _, name = key.partition("_")
     [(group, field)] = [
         (group, field)
@@ -522,16 +522,16 @@ def test_no_empty_or_absurd_value_opens_anything(key: str) -> None:
         for field in msgspec.structs.fields(struct)
         if field.encode_name == name
     ]
-    for value in NOTHING:
+    for value in MISTAKES:
         with suppress(ConfigError):
-            got = getattr(getattr(load(None, {f"CHAT_{key}".upper(): value}), group), field.name)
-            assert got == MAY_BE_EMPTY.get(name) or (got and isinstance(got, str | Path)), value
+            value_read = getattr(getattr(load(None, {f"CHAT_{key}".upper(): value}), group), field.name)
+            assert value_read == MAY_BE_EMPTY.get(name) or (value_read and isinstance(value_read, str | Path)), value
 
 
 @pytest.mark.parametrize("key", ADDRESSES)
 @pytest.mark.parametrize("value", ["0", "00", "0x0", "0.0", "000.0.0.0", "127.1", "[::1]", "a b", "1.2.3.4:80", "/x"])
-def test_an_address_is_whole_or_refused(key: str, value: str) -> None:
-    """To the system 0 is every address."""
+def test_an_incomplete_address_is_refused(key: str, value: str) -> None:
+    """The system takes 0 as every address."""
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0 is all IPv4 addresses"):
         load(None, {f"CHAT_SERVICE_{key.upper()}": value})
 
@@ -539,62 +539,62 @@ def test_an_address_is_whole_or_refused(key: str, value: str) -> None:
 @pytest.mark.parametrize(
     "value", ["0.0.0.0", "::", "::1", "127.0.0.1", "fe80::1%eth0", "localhost", "chat.example.org"]
 )
-def test_an_address_or_a_name_can_be_listened_on(value: str) -> None:
+def test_an_address_or_a_host_name_is_accepted(value: str) -> None:
     assert load(None, {"CHAT_SERVICE_HTTPHOST": value}).server.http_host == value
 
 
 def test_one_port_cannot_serve_chat_and_metrics(tmp_path: Path) -> None:
-    assert "MetricsPort = 9000" in wrong(tmp_path, "[service]\nHttpPort = 9000\nMetricsPort = 9000")
+    assert "MetricsPort = 9000" in error_of(tmp_path, "[service]\nHttpPort = 9000\nMetricsPort = 9000")
     in_file(tmp_path, "[service]\nHttpPort = 0\nMetricsPort = 0")
 
 
-def test_an_authority_without_tls_is_refused(tmp_path: Path) -> None:
-    assert "DbTls = verified" in wrong(tmp_path, "[mysql]\nDbTlsCa = /etc/ssl/ours.pem")
+def test_a_certificate_authority_without_tls_is_refused(tmp_path: Path) -> None:
+    assert "DbTls = verified" in error_of(tmp_path, "[mysql]\nDbTlsCa = /etc/ssl/ours.pem")
 
 
-def test_a_socket_with_tls_is_refused(tmp_path: Path) -> None:
-    assert "Unix socket" in wrong(tmp_path, "[mysql]\nDbHost = /run/mysqld/mysqld.sock\nDbTls = verified")
+def test_a_unix_socket_with_tls_is_refused(tmp_path: Path) -> None:
+    assert "Unix socket" in error_of(tmp_path, "[mysql]\nDbHost = /run/mysqld/mysqld.sock\nDbTls = verified")
 
 
-def test_a_home_that_is_not_there_is_told(tmp_path: Path) -> None:
-    assert "home directory" in wrong(tmp_path, "[service]\nDataDir = ~nobody-of-this-name/data")
+def test_an_unknown_home_directory_is_reported(tmp_path: Path) -> None:
+    assert "home directory" in error_of(tmp_path, "[service]\nDataDir = ~nobody-of-this-name/data")
 
 
 def test_an_indented_line_continues_lists_only(tmp_path: Path) -> None:
-    """Elsewhere it would silently become part of the value before it."""
+    """Elsewhere it would silently become part of the previous value."""
     origins = in_file(tmp_path, "[service]\nAllowedOrigins =\n  https://a.example\n  https://b.example")
     assert origins.server.allowed_origins == ("https://a.example", "https://b.example")
-    said = wrong(tmp_path, f"[mysql]\nDbPassWord = {SECRET}\n  DbPort = 3307")
-    assert "indented" in said
-    assert SECRET not in said
+    message = error_of(tmp_path, f"[mysql]\nDbPassWord = {SECRET}\n  DbPort = 3307")
+    assert "indented" in message
+    assert SECRET not in message
 
 
-def test_a_variable_that_is_not_utf_8_is_refused_and_not_repeated() -> None:
+def test_a_variable_that_is_not_utf_8_is_not_quoted() -> None:
     with pytest.raises(ConfigError, match="not UTF-8") as error:
         load(None, {"CHAT_MYSQL_DBPASSWORD": f"{SECRET}\udcff"})
     assert SECRET not in str(error.value)
 
 
-def test_one_section_twice_is_refused_whatever_its_case(tmp_path: Path) -> None:
-    said = wrong(tmp_path, "[service]\nHttpPort = 1\n[SERVICE]\nHttpPort = 2")
-    assert "[service]" in said
-    assert "[SERVICE]" in said
+def test_a_repeated_section_is_refused_in_any_case(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "[service]\nHttpPort = 1\n[SERVICE]\nHttpPort = 2")
+    assert "[service]" in message
+    assert "[SERVICE]" in message
 
 
 def test_an_unknown_section_is_named(tmp_path: Path) -> None:
-    assert "[servce]" in wrong(tmp_path, "[servce]\nHttpPort = 1")
-    assert "[DEFAULT]" in wrong(tmp_path, "[DEFAULT]\nHttpPort = 1")
+    assert "[servce]" in error_of(tmp_path, "[servce]\nHttpPort = 1")
+    assert "[DEFAULT]" in error_of(tmp_path, "[DEFAULT]\nHttpPort = 1")
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
-    said = wrong(tmp_path, "[service]\nHttpProt = 1")
-    assert "httpprot" in said.lower()
-    assert "[service]" in said
-    assert "HttpPort" in said  # what is known
-    wrong(tmp_path, "[mysql]\nRedisDb = redis")
+    message = error_of(tmp_path, "[service]\nHttpProt = 1")
+    assert "httpprot" in message.lower()
+    assert "[service]" in message
+    assert "HttpPort" in message  # one of the known keys
+    error_of(tmp_path, "[mysql]\nRedisDb = redis")
 
 
-def test_a_file_that_is_no_ini_file_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_ini_file_is_named(tmp_path: Path) -> None:
     for text in (
         "HttpPort = 1",
         "[service]\nHttpPort",
@@ -602,7 +602,7 @@ def test_a_file_that_is_no_ini_file_is_named(tmp_path: Path) -> None:
         "[service\nx = 1",
         "\0",
     ):
-        wrong(tmp_path, text)
+        error_of(tmp_path, text)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -630,5 +630,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ],
     ids=["no equals sign", "no section", "twice", "unknown key", "other key", "open section", "two lines", "no key"],
 )
-def test_a_password_is_never_repeated(tmp_path: Path, text: str) -> None:
-    assert SECRET not in wrong(tmp_path, text)
+def test_no_error_quotes_a_password(tmp_path: Path, text: str) -> None:
+    assert SECRET not in error_of(tmp_path, text)

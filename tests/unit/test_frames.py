@@ -1,4 +1,4 @@
-"""The records on the wire: whatever comes in is a request or a refusal, whatever goes out is the protocol's JSON."""
+"""Frames: any input is a request or a refusal, and any output is JSON as the protocol describes it."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ messages = st.builds(Message, names, names, ids, texts, st.integers(0, 2**53), s
 
 
 def encoded(data: bytes) -> dict[str, Any]:
-    """The record in a whole text frame (RFC 6455 section 5.2), which bears no mask."""
+    """Return the record in an unmasked text frame (RFC 6455 section 5.2)."""
     start, size = {126: (4, data[2:4]), 127: (10, data[2:10])}.get(data[1], (2, data[1:2]))
     assert data[0] == 0x81
     assert len(data) == start + int.from_bytes(size, "big")
@@ -52,20 +52,20 @@ def encoded(data: bytes) -> dict[str, Any]:
 @example('{"op_type": true}')
 @example('{"op_type": ' + "9" * 5000 + "}")
 @example('\ufeff{"op_type": 1}')
-def test_any_text_is_a_request_or_refused_as_not_understood(data: str) -> None:
+def test_any_text_is_a_request_or_is_refused(data: str) -> None:
     request = decode(data)
     if isinstance(request, Refused):
         assert request.status is Status.FRAME_BAD
         assert request.reason in (Reason.BAD_JSON, Reason.BAD_FRAME, Reason.UNKNOWN_OP)
         assert request.why
-        request.why.encode()  # what can be sent
+        request.why.encode()  # raises an error if it cannot be sent
         return
     frame = json.loads(data)
     assert isinstance(frame, dict)
     assert (request.op_type, type(request.op_type)) == (frame["op_type"], int)
     assert (request.sender, request.to) == (frame.get("from", ""), frame.get("to", ""))
     assert (request.type, request.content) == (frame.get("type", 1), frame.get("content", ""))
-    "".join((request.sender, request.to, request.content)).encode()  # what can be sent on
+    "".join((request.sender, request.to, request.content)).encode()  # raises an error if it cannot be sent
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_any_text_is_a_request_or_refused_as_not_understood(data: str) -> None:
         ('{"op_type": 1, "content": "\\ud800"}', Reason.BAD_JSON),
     ],
 )
-def test_what_is_no_json_and_what_is_no_frame_are_told_apart(data: str, reason: Reason) -> None:
+def test_invalid_json_and_invalid_frames_have_different_reasons(data: str, reason: Reason) -> None:
     refused = decode(data)
     assert isinstance(refused, Refused)
     assert refused.reason is reason
@@ -102,19 +102,19 @@ def test_a_wrong_key_is_named() -> None:
 
 
 @given(names, names, texts, st.sampled_from(OPS))
-def test_a_request_comes_out_as_it_was_sent(sender: str, to: str, content: str, op_type: int) -> None:
+def test_a_request_is_decoded_unchanged(sender: str, to: str, content: str, op_type: int) -> None:
     frame = {"from": sender, "to": to, "type": 1, "op_type": op_type, "content": content, "more": {"a": [1]}}
     assert decode(json.dumps(frame)) == Request(op_type, sender, to, 1, content)
     assert decode(json.dumps(frame, ensure_ascii=False)) == Request(op_type, sender, to, 1, content)
 
 
 @given(st.text() | ids)
-def test_an_id_is_1_to_64_of_its_letters(text: str) -> None:
+def test_an_id_has_1_to_64_allowed_letters(text: str) -> None:
     assert is_id(text) == (1 <= len(text) <= 64 and all(char in ID_LETTERS for char in text))
 
 
 @given(ids, texts)
-def test_the_first_line_is_the_id_and_the_rest_is_the_text(id: str, text: str) -> None:
+def test_the_first_line_is_the_id(id: str, text: str) -> None:
     assert split(f"{id}\n{text}") == (id, text)
     assert split(f"\n{text}") == ("", text)
     assert split(id) == ("", id)
@@ -132,7 +132,7 @@ def test_live_frame_equals_its_msgspec_encoding(message: Message, language: str,
         time=time // 1000,
     )
     frames = Frames(language)
-    for _ in range(2):  # the beginning of the second one is cached
+    for _ in range(2):  # the second time, its beginning is cached
         assert frames.live(message, time) == text_frame(msgspec.json.encode(frame))
 
 
@@ -154,7 +154,7 @@ def test_text_frame_has_the_header_of_its_length(size: int) -> None:
 
 
 @given(messages, st.sampled_from(LANGUAGES))
-def test_a_message_out_of_the_history(message: Message, language: str) -> None:
+def test_a_stored_message_has_these_keys(message: Message, language: str) -> None:
     assert encoded(Frames(language).stored(message)) == {
         "from": message.sender,
         "to": message.receiver,
@@ -169,7 +169,7 @@ def test_a_message_out_of_the_history(message: Message, language: str) -> None:
 
 
 @given(messages, st.integers(0, 1000), st.booleans())
-def test_a_conversation_is_its_last_message_and_more(message: Message, unread: int, online: bool) -> None:
+def test_a_conversation_extends_its_last_message(message: Message, unread: int, online: bool) -> None:
     frames = Frames("en")
     expected = encoded(frames.stored(message)) | {
         "op_type": 40023,
@@ -187,7 +187,9 @@ def test_an_answer_is_from_system(to: str, status: Status, content: str) -> None
 
 
 @given(names, statuses, st.sampled_from(Reason), texts, ids)
-def test_a_refusal_says_why_and_about_which_message(to: str, status: Status, reason: Reason, why: str, id: str) -> None:
+def test_a_refusal_has_a_reason_and_the_id_of_its_message(
+    to: str, status: Status, reason: Reason, why: str, id: str
+) -> None:
     frames = Frames("en")
     refused = Refused(status, reason, why)
     bare = {"from": "System", "to": to, "type": 1, "op_type": status, "content": why, "msg": text(status, "en")}
@@ -196,7 +198,7 @@ def test_a_refusal_says_why_and_about_which_message(to: str, status: Status, rea
 
 
 @given(names, names, st.lists(ids, min_size=1, max_size=5))
-def test_a_notice_is_the_ids_one_a_line(sender: str, to: str, lines: list[str]) -> None:
+def test_a_notice_lists_one_id_per_line(sender: str, to: str, lines: list[str]) -> None:
     assert encoded(Frames("en").notice(sender, to, Status.MARKED_READ, lines)) == {
         "from": sender,
         "to": to,
@@ -208,7 +210,7 @@ def test_a_notice_is_the_ids_one_a_line(sender: str, to: str, lines: list[str]) 
 
 
 @given(names, texts, st.integers(0, 2**53))
-def test_a_message_to_everybody(sender: str, content: str, time: int) -> None:
+def test_a_broadcast_has_these_keys(sender: str, content: str, time: int) -> None:
     assert encoded(Frames("en").broadcast(sender, content, time)) == {
         "from": sender,
         "to": "ALL",

@@ -21,7 +21,7 @@ from chat_server.utils.sqlite import Database
 from tests.harness import ManualClock
 
 
-class Socket:
+class PresenceSocketStub:
     """An open socket that collects the lines of presence frames. `known` is what a client concludes from them."""
 
     peer, session = "", b""
@@ -37,13 +37,13 @@ class Socket:
         self.frames.append(content.split("\n"))
         self.known |= {line[1:]: line[0] == "+" for line in self.frames[-1]}
 
-    def heard(self) -> list[list[str]]:
-        """The frames since the last call."""
+    def new_frames(self) -> list[list[str]]:
+        """Return the frames since the last call."""
         frames, self.frames = self.frames, []
         return frames
 
 
-class Setup:
+class PresenceSetup:
     """A registry and presence on an embedded store of messages."""
 
     def __init__(self, messages: Any) -> None:
@@ -55,13 +55,13 @@ class Setup:
         self._times = count(1)
 
     async def chats(self, *pairs: str) -> None:
-        """Each pair, such as "ab", has a conversation; the last one is the newest."""
+        """Store a message for each pair, such as "ab"; the last conversation is the newest."""
         await self.messages.add(
             [Message(one, other, f"m{one}", "hello", next(self._times)) for one, other in map(tuple, pairs)]
         )
 
     def open(self, user: str, *, sync: bool = True) -> Any:
-        socket: Any = Socket(user, sync=sync)
+        socket: Any = PresenceSocketStub(user, sync=sync)
         self.registry.add(socket)
         return socket
 
@@ -69,104 +69,104 @@ class Setup:
         for socket in sockets:
             self.registry.remove(socket)
 
-    async def settle(self) -> None:
+    async def push_all(self) -> None:
         """Push until every change is announced."""
         await self.presence.push()
         while self.presence.waiting():
             await self.presence.push()
 
     async def after_grace(self) -> None:
-        """Everybody who has left counts as offline, and that is announced."""
+        """Let the grace period of all closed sockets end, and push the changes."""
         self.clock.shift += GRACE_SECONDS
-        await self.settle()
+        await self.push_all()
 
 
 @pytest.fixture
-async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+async def setup(tmp_path: Path) -> AsyncIterator[PresenceSetup]:
     database = Database(tmp_path, timeout=20)
     await database.open(SCHEMAS)
-    yield Setup(SqliteMessages(database))
+    yield PresenceSetup(SqliteMessages(database))
     await database.close()
 
 
-async def test_peers_hear_of_the_first_socket_and_the_last(setup: Setup) -> None:
+async def test_peers_learn_of_the_first_and_the_last_socket(setup: PresenceSetup) -> None:
     await setup.chats("ab", "cd")
     a, c = setup.open("a"), setup.open("c")
-    await setup.settle()
+    await setup.push_all()
     one, other = setup.open("b"), setup.open("b")
-    await setup.settle()
-    assert a.heard() == [["+b"]]
+    await setup.push_all()
+    assert a.new_frames() == [["+b"]]
     setup.close(one)
     await setup.after_grace()
-    assert a.heard() == []
+    assert a.new_frames() == []
     setup.close(other)
-    await setup.settle()
-    assert a.heard() == []
+    await setup.push_all()
+    assert a.new_frames() == []
     await setup.after_grace()
-    assert a.heard() == [["-b"]]
-    assert c.heard() == []
+    assert a.new_frames() == [["-b"]]
+    assert c.new_frames() == []
 
 
-async def test_a_user_who_returns_within_the_grace_causes_no_frame(setup: Setup) -> None:
+async def test_a_return_within_the_grace_period_causes_no_frame(setup: PresenceSetup) -> None:
     await setup.chats("ab")
     a, b = setup.open("a"), setup.open("b")
-    await setup.settle()
-    a.heard()
+    await setup.push_all()
+    a.new_frames()
     for _ in range(3):
         setup.close(b)
         setup.clock.shift += GRACE_SECONDS - 1
-        await setup.settle()
+        await setup.push_all()
         assert setup.presence.online("b")
         b = setup.open("b")
-        await setup.settle()
-    assert a.heard() == []
+        await setup.push_all()
+    assert a.new_frames() == []
 
 
-async def test_each_change_of_a_round_is_a_line_of_one_frame(setup: Setup) -> None:
+async def test_a_round_sends_one_frame_with_a_line_per_change(setup: PresenceSetup) -> None:
     await setup.chats("ab", "ac", "ad", "bc")
     a, plain, d = setup.open("a"), setup.open("a", sync=False), setup.open("d")
-    await setup.settle()
-    a.heard()
+    await setup.push_all()
+    a.new_frames()
     setup.close(d)
     setup.clock.shift += GRACE_SECONDS
     b = setup.open("b")
     setup.open("c")
-    await setup.settle()
-    assert [sorted(lines) for lines in a.heard()] == [["+b", "+c", "-d"]]
-    assert b.heard() == [["+c"]]
-    assert plain.heard() == []
+    await setup.push_all()
+    assert [sorted(lines) for lines in a.new_frames()] == [["+b", "+c", "-d"]]
+    assert b.new_frames() == [["+c"]]
+    assert plain.new_frames() == []
 
 
-async def test_a_round_has_a_bounded_number_of_lines_and_lookups(setup: Setup) -> None:
+async def test_a_round_has_a_bounded_number_of_lines_and_lookups(setup: PresenceSetup) -> None:
     users = [f"{number:03}" for number in range(USERS_PER_ROUND + 50)]
     times = count(1)
     await setup.messages.add([Message("a", user, "m", "hello", next(times)) for user in users])
     a = setup.open("a")
-    await setup.settle()
+    await setup.push_all()
     for user in users:
         setup.open(user)
     await setup.presence.push()
     assert setup.presence.waiting() == 50
-    await setup.settle()
-    assert [len(lines) for lines in a.heard()] == [USERS_PER_ROUND, 50]
+    await setup.push_all()
+    assert [len(lines) for lines in a.new_frames()] == [USERS_PER_ROUND, 50]
 
 
-async def test_only_peers_of_the_newest_conversations_hear_of_it(setup: Setup) -> None:
+async def test_only_peers_of_the_newest_conversations_are_notified(setup: PresenceSetup) -> None:
     times = count(1)
     peers = [f"{number:03}" for number in range(PEERS + 1)]
     await setup.messages.add([Message("a", peer, "m", "hello", next(times)) for peer in peers])
     beyond, last = setup.open(peers[0]), setup.open(peers[1])
     setup.open("a")
-    await setup.settle()
-    assert (beyond.heard(), last.heard()) == ([], [["+a"]])
+    await setup.push_all()
+    assert (beyond.new_frames(), last.new_frames()) == ([], [["+a"]])
 
 
-async def test_a_store_that_fails_delays_presence_and_loses_nothing(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_failing_store_only_delays_presence(
+    setup: PresenceSetup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await setup.chats("ab", "ac", "ad")
     a = setup.open("a")
-    await setup.settle()
+    await setup.push_all()
     found = setup.messages.newest_peers
     failing = {"c"}
 
@@ -180,25 +180,27 @@ async def test_a_store_that_fails_delays_presence_and_loses_nothing(
     for user in "bcd":
         setup.open(user)
     await setup.presence.push()
-    assert a.heard() == [["+b"]]
+    assert a.new_frames() == [["+b"]]
     assert setup.presence.waiting() == 2
     assert [record.message for record in caplog.records] == ["presence delayed"]
     failing.clear()
     await setup.presence.push()
-    assert a.heard() == [["+c", "+d"]]
+    assert a.new_frames() == [["+c", "+d"]]
 
 
-async def test_changes_that_wait_are_bounded(setup: Setup) -> None:
+async def test_waiting_changes_are_bounded(setup: PresenceSetup) -> None:
     for number in range(MAX_WAITING + 10):
         setup.open(f"user{number}")
     assert setup.presence.waiting() == MAX_WAITING
 
 
-async def test_a_frame_states_what_is_true_when_it_is_sent(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_frame_states_the_presence_at_the_time_of_sending(
+    setup: PresenceSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user who leaves for good during the lookup is announced as online, and as offline by the next round."""
     await setup.chats("ab")
     a = setup.open("a")
-    await setup.settle()
+    await setup.push_all()
     found = setup.messages.newest_peers
     during: list[Callable[[], None]] = []
 
@@ -212,12 +214,12 @@ async def test_a_frame_states_what_is_true_when_it_is_sent(setup: Setup, monkeyp
     b = setup.open("b")
     during.append(lambda: setup.close(b))
     await setup.presence.push()
-    assert a.heard() == [["+b"]]
+    assert a.new_frames() == [["+b"]]
     await setup.after_grace()
-    assert a.heard() == [["-b"]]
+    assert a.new_frames() == [["-b"]]
 
 
-async def test_what_op_7_and_frames_tell_is_true_in_the_end(setup: Setup) -> None:
+async def test_no_client_keeps_a_wrong_presence(setup: PresenceSetup) -> None:
     """Users come and go, and sockets read the list, at any moment of a round: no socket keeps a wrong state."""
     users = "abcd"
     await setup.chats("ab", "ac", "ad", "bc", "bd", "cd")
@@ -247,7 +249,7 @@ async def test_what_op_7_and_frames_tell_is_true_in_the_end(setup: Setup) -> Non
                     await push
         await setup.after_grace()
         for socket in sockets:
-            there = {user: setup.registry.online(user) for user in socket.known}
-            assert socket.known == there, (seed, socket.user)
+            online = {user: setup.registry.online(user) for user in socket.known}
+            assert socket.known == online, (seed, socket.user)
         setup.close(*sockets)
         await setup.after_grace()

@@ -1,4 +1,4 @@
-"""TurnQueue: one in each turn of the loop, in order."""
+"""TurnQueue: one call per loop iteration, in order."""
 
 import asyncio
 
@@ -10,25 +10,25 @@ from chat_server.utils.turn_queue import TurnQueue
 
 @given(st.lists(st.booleans(), max_size=30))
 @settings(deadline=None)
-def test_calls_are_made_in_order_and_one_in_a_turn_whatever_they_raise(fail: list[bool]) -> None:
-    """The calls hand over others in their turn, too."""
-    made: list[tuple[int, int]] = []  # the number of a call, and in which turn of the loop
+def test_calls_run_in_order_one_per_loop_iteration(fail: list[bool]) -> None:
+    """This also holds if calls raise errors and submit other calls."""
+    made: list[tuple[int, int]] = []  # the number of each call, and its loop iteration
 
     async def go() -> None:
         loop, turn = asyncio.get_running_loop(), 0
         failed: list[object] = []
         loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
-        pace = TurnQueue()
+        queue = TurnQueue()
 
         def call(number: int) -> None:
             made.append((number, turn))
             if number < len(fail):
-                pace.call(lambda: made.append((number + len(fail), turn)))
+                queue.call(lambda: made.append((number + len(fail), turn)))
                 if fail[number]:
                     raise ValueError(number)
 
         for number in range(len(fail)):
-            pace.call(lambda number=number: call(number))  # type: ignore[misc]
+            queue.call(lambda number=number: call(number))  # type: ignore[misc]
         while len(made) < 2 * len(fail):
             await asyncio.sleep(0)
             turn += 1

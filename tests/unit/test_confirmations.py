@@ -1,4 +1,4 @@
-"""What is proven to have arrived is marked behind the requests: nobody waits for it."""
+"""Confirmed messages are marked in the background; no request waits for it."""
 
 import gc
 import logging
@@ -10,15 +10,15 @@ from chat_server.service.marks import Marks
 from chat_server.service.registry import Delivery
 
 
-class Faulty:
-    """A store of messages with a fault that is no failure of its database."""
+class FailingMarkStub:
+    """A message store whose marking raises an error that is not a failure of its database."""
 
     async def mark_delivered(self, times: list[int]) -> set[int]:
         raise ZeroDivisionError(times)
 
 
-class Counting:
-    """A store of messages that were all read before, and how often it was asked to mark some."""
+class CountingMarkStub:
+    """A message store that counts calls for marking; all its messages are already read."""
 
     calls = 0
 
@@ -27,23 +27,23 @@ class Counting:
         return set()
 
 
-async def test_proofs_of_many_sockets_are_stored_together_and_do_not_fall_behind() -> None:
+async def test_confirmations_of_many_sockets_are_stored_together() -> None:
     none: Any = None
-    store: Any = Counting()
+    store: Any = CountingMarkStub()
     marks = Marks(none, store, none, none, none)
-    for number in range(5000):  # as many sockets answer the pings of one batch of messages
+    for number in range(5000):  # the answers of many sockets to the pings after one batch of messages
         marks.confirm(none, [Delivery("1", f"m{number}", number)])
     await marks.flush()
     assert store.calls == 1
 
 
-async def test_a_fault_while_marking_is_in_the_log_and_not_left_to_asyncio(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_while_marking_is_logged_by_the_server(caplog: pytest.LogCaptureFixture) -> None:
     none: Any = None
-    store: Any = Faulty()
+    store: Any = FailingMarkStub()
     marks = Marks(none, store, none, none, none)
     marks.confirm(none, [Delivery("1", "m1", 1)])
     await marks.flush()
-    gc.collect()  # asyncio speaks up when a future goes
+    gc.collect()  # asyncio would log an error that was never retrieved from its future
     [record] = caplog.records
     assert (record.name, record.levelno) == ("chat_server.service.marks", logging.ERROR)
     assert record.exc_info
