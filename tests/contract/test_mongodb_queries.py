@@ -18,7 +18,7 @@ from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.lease import always
 from tests import servers
 from tests.contract.conftest import _server
-from tests.faults.stores import names
+from tests.faults.stores import unique_names
 
 # The indexes of each collection, and those whose keys are unique.
 INDEXES = {
@@ -112,7 +112,9 @@ def heard() -> Listener:
 @pytest.fixture
 async def store(heard: Listener) -> AsyncIterator[mongodb.MongoMessages]:
     """The store, with a listener on its client."""
-    config = servers.mongodb_config(None if "CHAT_TEST_MONGODB" in os.environ else _server("mongodb"), names(1)[0])
+    config = servers.mongodb_config(
+        None if "CHAT_TEST_MONGODB" in os.environ else _server("mongodb"), unique_names(1)[0]
+    )
     address, options = mongodb.client_options(config, 20)
     client: Any = AsyncIOMotorClient(address, event_listeners=[heard], **options)
     try:

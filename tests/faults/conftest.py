@@ -1,4 +1,4 @@
-"""The databases of the tests of faults: each test module has its own, which its tests may kill and start again."""
+"""The databases of the fault tests. Each test module has its own ones, which its tests may kill and restart."""
 
 from collections.abc import Callable, Iterator
 
@@ -25,5 +25,5 @@ def mongodb() -> Iterator[servers.DatabaseServer]:
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[servers.DatabaseServer]:
-    """One that keeps its data, as an operator's should."""
+    """A Redis that keeps its data, as operations.md recommends."""
     yield from _running(lambda: servers.redis("--appendonly", "yes", "--appendfsync", "always"))

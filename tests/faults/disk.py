@@ -1,7 +1,7 @@
 """A disk that fails on request, and its contents after a power cut.
 
 `disk.c` is preloaded into the server. It records each write, truncation, sync and removal in the data folder and makes
-the requested calls fail. From the record, `power_lost` builds the files as they may be after a power cut: synced data
+the requested calls fail. From the record, `write_surviving_files` builds the files as they may be after a power cut: synced data
 is present, each other sector may be present or not. A write whose sync failed stays uncertain forever: as on Linux, a
 later sync does not cover it (https://lwn.net/Articles/752063/).
 """
@@ -26,7 +26,7 @@ SECTOR = 512
 _RECORD = struct.Struct("=IIQQ40s")
 
 
-class Call(NamedTuple):
+class SystemCall(NamedTuple):
     """A call of the server. `offset` is the new size of a truncation; `end` is the position in the record."""
 
     kind: int
@@ -75,13 +75,14 @@ class Disk:
         """Return the current end of the record."""
         return self._journal.stat().st_size
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[SystemCall]:
         """Return all calls so far."""
         record, place, found = self._journal.read_bytes(), 0, []
         while place < len(record):
             kind, failed, offset, size, name = _RECORD.unpack_from(record, place)
             start, place = place + _RECORD.size, place + _RECORD.size + size
-            found.append(Call(kind, bool(failed), name.rstrip(b"\0").decode(), offset, record[start:place], place))
+            call = SystemCall(kind, bool(failed), name.rstrip(b"\0").decode(), offset, record[start:place], place)
+            found.append(call)
         return found
 
 
@@ -91,7 +92,7 @@ def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path)
 
 
-def power_lost(calls: Sequence[Call], chance: float, folder: Path) -> None:
+def write_surviving_files(calls: Sequence[SystemCall], chance: float, folder: Path) -> None:
     """Build the files in `folder` as they may be after a power cut that follows `calls`.
 
     Each unsynced sector reached the disk with the probability `chance`.
@@ -124,7 +125,7 @@ def power_lost(calls: Sequence[Call], chance: float, folder: Path) -> None:
             (folder / name).write_bytes(content)
 
 
-def _sure(calls: Sequence[Call]) -> list[bool]:
+def _sure(calls: Sequence[SystemCall]) -> list[bool]:
     """Return for each call whether the next sync of its file succeeded; for a removal, of the folder."""
     synced: dict[str, bool] = {}
     sure = []
@@ -135,7 +136,7 @@ def _sure(calls: Sequence[Call]) -> list[bool]:
     return sure[::-1]
 
 
-def _sectors(call: Call) -> Iterator[tuple[int, bytes]]:
+def _sectors(call: SystemCall) -> Iterator[tuple[int, bytes]]:
     start, end = call.offset, call.offset + len(call.data)
     while start < end:
         after = min(end, (start // SECTOR + 1) * SECTOR)
@@ -143,7 +144,7 @@ def _sectors(call: Call) -> Iterator[tuple[int, bytes]]:
         start = after
 
 
-async def sent(chat: ChatClient, numbers: range, code: int, text: str = "hello") -> None:
+async def send_acknowledged(chat: ChatClient, numbers: range, code: int, text: str = "hello") -> None:
     """Send messages, all of which are acknowledged."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")
@@ -152,7 +153,7 @@ async def sent(chat: ChatClient, numbers: range, code: int, text: str = "hello")
         assert (ack["op_type"], ack["id"]) == (code, f"m{n}"), ack
 
 
-async def refused(chat: ChatClient, numbers: range, text: str = "hello") -> None:
+async def send_refused(chat: ChatClient, numbers: range, text: str = "hello") -> None:
     """Send messages, all of which are refused with store_away."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")

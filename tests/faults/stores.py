@@ -1,4 +1,4 @@
-"""What the tests of faults share: databases that go and come back, a wire that can be cut, what is expected then."""
+"""Helpers of the fault tests: outages of databases, a proxy that cuts connections, and expected answers."""
 
 import asyncio
 import os
@@ -15,20 +15,20 @@ from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, run_py
 from tests.servers import DatabaseServer
 
 # StoreTimeout and HeartbeatSeconds of the servers under test.
-SOON: dict[str, Any] = {"StoreTimeout": 0.7, "HeartbeatSeconds": 0.8}
-# An answer that takes longer than this, in seconds, hangs.
-HANGS = 25.0
-HOWS = ("killed", "frozen")
+SHORT_TIMEOUTS: dict[str, Any] = {"StoreTimeout": 0.7, "HeartbeatSeconds": 0.8}
+# The longest wait for an answer, in seconds.
+ANSWER_TIMEOUT = 25.0
+OUTAGE_KINDS = ("killed", "frozen")
 
 
-def names(count: int) -> list[str]:
-    """Users nobody has heard of."""
+def unique_names(count: int) -> list[str]:
+    """Return new names of users."""
     return [f"{letter}-{uuid.uuid4().hex[:12]}" for letter in "abcdefgh"[:count]]
 
 
 @asynccontextmanager
-async def away(database: DatabaseServer, how: str) -> AsyncIterator[None]:
-    """The database is killed, or frozen, and comes back at the end."""
+async def unavailable(database: DatabaseServer, how: str) -> AsyncIterator[None]:
+    """Kill or freeze the database, and bring it back at the end. `how` is one of OUTAGE_KINDS."""
     if how == "killed":
         database.kill()
     else:
@@ -37,74 +37,74 @@ async def away(database: DatabaseServer, how: str) -> AsyncIterator[None]:
         yield
     finally:
         if how == "killed":
-            await asyncio.to_thread(database.start)  # meanwhile pings are answered
+            await asyncio.to_thread(database.start)  # in a thread, so that pings are answered
         else:
             database.send(signal.SIGCONT)
 
 
-async def store_away(chat: ChatClient, op_type: int, status: int, content: str = "", **keys: Any) -> None:
-    """Fail unless the answer to this is, soon, that a store is away."""
-    async with asyncio.timeout(HANGS):
+async def expect_store_away(chat: ChatClient, op_type: int, status: int, content: str = "", **keys: Any) -> None:
+    """Send a request; fail unless it gets `status` with `store_away` within ANSWER_TIMEOUT."""
+    async with asyncio.timeout(ANSWER_TIMEOUT):
         answer = await chat.answer(op_type, content, **keys)
     assert (answer["op_type"], answer.get("reason")) == (status, "store_away"), answer
 
 
-async def http_away(server: ServerHandle, path: str, user: str, token: str | None = None) -> None:
-    """Fail unless the answer to this POST is, soon, that a store is away."""
+async def expect_http_store_away(server: ServerHandle, path: str, user: str, token: str | None = None) -> None:
+    """POST user name and password; fail unless the answer is 503 with `store_away` within ANSWER_TIMEOUT."""
     body = {"user_name": user, "password": PASSWORD}
-    async with asyncio.timeout(HANGS):
+    async with asyncio.timeout(ANSWER_TIMEOUT):
         check_refusal(await post(server, path, token, **body), 503, 44444, "store_away")
 
 
-async def upgrade_away(server: ServerHandle, user: str, to: str = "") -> None:
-    """Fail unless a socket is refused, soon, because a store is away."""
+async def expect_upgrade_store_away(server: ServerHandle, user: str, to: str = "") -> None:
+    """Open a socket; fail unless it is refused with `store_away` within ANSWER_TIMEOUT."""
     headers = {"Authorization": f"Bearer {server.tokens[user]}"}
-    async with asyncio.timeout(HANGS):
+    async with asyncio.timeout(ANSWER_TIMEOUT):
         check_refusal(await try_upgrade(server, headers, uid=user, to_uid=to), 503, 44444, "store_away")
 
 
-def acked(frame: Frame) -> bool:
-    """Whether this acknowledges a message; if not, it must say that a store is away."""
+def is_acknowledged(frame: Frame) -> bool:
+    """Return whether the frame acknowledges a message; fail if it is neither that nor `store_away`."""
     if frame["op_type"] in (40018, 40019):
         return True
     assert (frame["op_type"], frame["reason"]) == (40008, "store_away"), frame
     return False
 
 
-async def sent(chat: ChatClient, content: str, **keys: Any) -> Frame:
-    """Send a message until it is acknowledged, always with the same id."""
-    async with asyncio.timeout(HANGS * 2):
-        while not acked(frame := await chat.send(content, **keys)):
+async def send_until_acknowledged(chat: ChatClient, content: str, **keys: Any) -> Frame:
+    """Send a message, always with the same id, until it is acknowledged; return the acknowledgement."""
+    async with asyncio.timeout(ANSWER_TIMEOUT * 2):
+        while not is_acknowledged(frame := await chat.send(content, **keys)):
             await asyncio.sleep(0.02)
     return frame
 
 
 async def history(chat: ChatClient) -> list[str]:
-    """What was said between the two."""
+    """Return the contents of all messages of the conversation."""
     found: list[str] = []
     while True:
-        *came, last = await chat.ask(2, f"{len(found)}-200")
+        *frames, last = await chat.ask(2, f"{len(found)}-200")
         assert last["op_type"] == 40005, last
-        page = [frame for frame in came if frame["op_type"] == 40005]  # and not what was delivered meanwhile
+        page = [frame for frame in frames if frame["op_type"] == 40005]  # without deliveries in the meantime
         if not page:
             return found
         found += [frame["content"] for frame in page]
 
 
-async def alive(chat: ChatClient) -> None:
-    """Fail unless the socket is open: more than the time of several heartbeats later it still answers."""
-    await asyncio.sleep(SOON["HeartbeatSeconds"] * 3)
-    async with asyncio.timeout(HANGS):
+async def expect_open(chat: ChatClient) -> None:
+    """Fail unless the socket still answers after several heartbeats."""
+    await asyncio.sleep(SHORT_TIMEOUTS["HeartbeatSeconds"] * 3)
+    async with asyncio.timeout(ANSWER_TIMEOUT):
         await (await chat.connection.ping())
 
 
-async def fails(folder: Path, stores: Mapping[str, str], **settings: Any) -> tuple[str, list[str]]:
-    """Start a server that cannot start: the one line that says why, and those before it."""
+async def start_error(folder: Path, stores: Mapping[str, str], **settings: Any) -> tuple[str, list[str]]:
+    """Start a server that cannot start; return its error, which is one line, and the lines before it."""
     values = {"DataDir": folder, "HttpPort": 0, "StoreTimeout": 1, **settings}
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
     child = await run_py(environ=environ | dict(stores))
     try:
-        async with asyncio.timeout(HANGS):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             out, err = await child.communicate()
     finally:
         with suppress(ProcessLookupError):
@@ -116,8 +116,8 @@ async def fails(folder: Path, stores: Mapping[str, str], **settings: Any) -> tup
     return line, before
 
 
-def connections(pid: int, port: int) -> int:
-    """How many connections that process has to a port of this host."""
+def count_connections(pid: int, port: int) -> int:
+    """Return the number of connections of a process to a port of this host."""
     inodes = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
@@ -127,31 +127,31 @@ def connections(pid: int, port: int) -> int:
     return sum(row[2].endswith(f":{port:04X}") and row[9] in inodes for row in rows)
 
 
-class Wire:
-    """A TCP proxy in front of a database; `budget`: after so many bytes of replies every connection is cut, once."""
+class TcpProxy:
+    """A TCP proxy in front of a database. It cuts all connections once after `budget` bytes of replies."""
 
     def __init__(self, port: int) -> None:
         self.budget: int | None = None
         self.cuts = 0
         self.port = 0
-        self._behind = port
+        self._target = port
         self._open: set[asyncio.StreamWriter] = set()
 
-    def lead_to(self, database: DatabaseServer) -> None:
-        """Lead new connections to that database; those that are open stay."""
-        self._behind = database.port
+    def redirect_to(self, database: DatabaseServer) -> None:
+        """Forward new connections to that database; open ones stay."""
+        self._target = database.port
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection."""
+        """Forward one connection in both directions."""
         try:
-            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._behind)
+            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
         both = {writer, back_writer}
         self._open |= both
         try:
-            await asyncio.gather(self._there(reader, back_writer), self._back(back_reader, writer))
+            await asyncio.gather(self._send(reader, back_writer), self._receive(back_reader, writer))
         except OSError:
             pass
         finally:
@@ -159,13 +159,13 @@ class Wire:
             for end in both:
                 end.close()
 
-    async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError
 
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             if self.budget is not None and len(data) > self.budget:
                 writer.write(data[: self.budget])
@@ -179,7 +179,7 @@ class Wire:
         raise ConnectionResetError
 
     def cut(self) -> None:
-        """End every connection; new ones are whole again."""
+        """Close all connections; new ones are not limited."""
         self.budget = None
         self.cuts += 1
         for writer in self._open:
@@ -187,13 +187,13 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(database: DatabaseServer) -> AsyncIterator[Wire]:
-    """A wire to the database."""
-    carried = Wire(database.port)
-    server = await asyncio.start_server(carried.serve, "127.0.0.1", 0)
-    carried.port = server.sockets[0].getsockname()[1]
+async def tcp_proxy(database: DatabaseServer) -> AsyncIterator[TcpProxy]:
+    """Run a TcpProxy in front of the database."""
+    proxy = TcpProxy(database.port)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
     try:
-        yield carried
+        yield proxy
     finally:
         server.close()
-        carried.cut()
+        proxy.cut()

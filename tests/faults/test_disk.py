@@ -13,7 +13,16 @@ from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA
 from chat_server.utils.sqlite import Database
 from tests import raw
 from tests.e2e.http_helpers import send_request
-from tests.faults.disk import SYNC, WRITE, Call, Disk, disk, power_lost, refused, sent
+from tests.faults.disk import (
+    SYNC,
+    WRITE,
+    Disk,
+    SystemCall,
+    disk,
+    send_acknowledged,
+    send_refused,
+    write_surviving_files,
+)
 from tests.harness import PASSWORD, ServerHandle, wait_until
 
 __all__ = ["disk"]
@@ -32,13 +41,13 @@ async def stored(folder: Path) -> set[str]:
         await database.close()
 
 
-async def survives(calls: list[Call], moments: Iterable[tuple[int, set[str]]], parent: Path) -> None:
+async def survives(calls: list[SystemCall], moments: Iterable[tuple[int, set[str]]], parent: Path) -> None:
     """After a power cut at each moment, whatever reached the disk, all acknowledged messages are stored."""
     for end, acked in moments:
         before = [call for call in calls if call.end <= end]
         for chance in CHANCES:
             folder = parent / f"{end}-{chance}"
-            power_lost(before, chance, folder)
+            write_surviving_files(before, chance, folder)
             assert acked - await stored(folder) == set(), f"lost where {chance:.0%} of the rest was kept"
 
 
@@ -84,14 +93,14 @@ async def test_an_unwritable_log_acknowledges_nothing_and_recovers(
     async with disk.server() as server:
         await server.add_users("a", "z")
         async with server.chat("a", "z") as a, server.chat("z", "a") as z:
-            await sent(a, range(20), 40018)
+            await send_acknowledged(a, range(20), 40018)
             assert [(await z.receive())["id"] for _ in range(20)] == [f"m{n}" for n in range(20)]
             with disk.failing(call, "chat.db-wal", error):
-                await refused(a, range(20, 40))
+                await send_refused(a, range(20, 40))
                 await z.expect_nothing()
                 assert (await a.answer(2, "-200"))["content"] == "20"  # reading continues
                 assert (await server.post("/user/login", {"user_name": "a", "password": PASSWORD})).status_code == 503
-            await sent(a, range(20, 60), 40018)
+            await send_acknowledged(a, range(20, 60), 40018)
             await server.login("a")
         moment = (disk.now(), {f"m{n}" for n in range(60)})
         server.kill()

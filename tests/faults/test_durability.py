@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from tests import raw
-from tests.faults.disk import refused, sent
+from tests.faults.disk import send_acknowledged, send_refused
 from tests.faults.tools import small_disk, strace
 from tests.harness import Frame, ServerHandle, SubprocessServer, subprocess_server, wait_until
 
@@ -292,18 +292,18 @@ async def test_an_unwritable_disk_acknowledges_nothing_and_recovers(tmp_path: Pa
     async with subprocess_server(folder, StrangerLimit=0) as server:
         await server.add_users("a", "z")
         async with server.chat("a", "z", max_queue=None) as a, server.chat("z", "a", max_queue=None) as z:
-            await sent(a, range(50), 40018)
+            await send_acknowledged(a, range(50), 40018)
             for n in range(50):
                 assert (await z.receive())["id"] == f"m{n}"
             await z.expect_nothing()
             with full_disk(server, folder):
-                await refused(a, range(50, 100))
+                await send_refused(a, range(50, 100))
                 await z.expect_nothing()
                 assert (await a.answer(2, "-200"))["content"] == "50"  # reading continues
                 response = await server.post("/user/login", {"user_name": "a", "password": "secret1"})
                 assert (response.status_code, response.json()["status"]) == (503, 44444)
                 assert response.json()["data"]["reason"] == "store_away"
-            await sent(a, range(50, 150), 40018)
+            await send_acknowledged(a, range(50, 150), 40018)
             await server.login("a")
         server.kill()
         await server.wait()
@@ -318,13 +318,13 @@ async def test_a_full_disk_refuses_messages_and_recovers(tmp_path: Path) -> None
         async with subprocess_server(folder, StrangerLimit=0) as server:
             await server.add_users("a", "z")
             async with server.chat("a", "z", max_queue=None) as a:
-                await sent(a, range(20), 40019)
+                await send_acknowledged(a, range(20), 40019)
                 with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
                     while filler.write(b"x" * 4096):
                         pass
-                await refused(a, range(20, 40), "x" * 9000)
+                await send_refused(a, range(20, 40), "x" * 9000)
                 (folder / "filler").unlink()
-                await sent(a, range(20, 40), 40019, "x" * 9000)
+                await send_acknowledged(a, range(20, 40), 40019, "x" * 9000)
             server.kill()
             await server.wait()
         async with again(folder, server.tokens) as server, server.chat("z", "a", max_queue=None) as z:

@@ -1,4 +1,4 @@
-"""GET /health while real databases come and go."""
+"""GET /health during outages of real databases."""
 
 import signal
 import time
@@ -16,7 +16,7 @@ from tests.harness import ServerHandle, serving, wait_until
 
 TIMEOUT = 1.0  # StoreTimeout
 STORES = {"users": servers.mysql, "messages": servers.mongodb, "cache": servers.redis}
-METRICS = {"users": "mysql", "messages": "mongodb", "cache": "redis"}  # the stores as metrics name them
+METRICS = {"users": "mysql", "messages": "mongodb", "cache": "redis"}  # the names of the stores in metrics
 SECRETS = ("secret", "127.0.0.1", "chat_demo")
 
 
@@ -34,7 +34,7 @@ def databases() -> Iterator[dict[str, servers.DatabaseServer]]:
 
 @pytest.fixture
 def port() -> int:
-    """Of the metrics."""
+    """Return the port of the metrics."""
     return servers.free_port()
 
 
@@ -48,7 +48,7 @@ async def server(
 
 
 async def health(server: ServerHandle) -> tuple[int, dict[str, Any]]:
-    """HTTP code, and the state of each store."""
+    """Return the HTTP code, and the state of each store."""
     response = await send_request(server, "GET", "/health")
     body = envelope(response)
     assert not any(secret in response.text for secret in SECRETS)
@@ -59,7 +59,7 @@ def states(seen: dict[str, Any]) -> dict[str, str]:
     return {name: store["state"] for name, store in seen.items()}
 
 
-async def test_all_up(server: ServerHandle, port: int) -> None:
+async def test_health_is_200_while_all_stores_are_up(server: ServerHandle, port: int) -> None:
     data = check_success(await send_request(server, "GET", "/health"), 200)
     assert set(data) == set(STORES)
     assert states(data) == dict.fromkeys(STORES, "up")
@@ -71,13 +71,13 @@ async def test_all_up(server: ServerHandle, port: int) -> None:
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_a_store_that_is_away_and_comes_back(
+async def test_health_reports_a_store_that_is_away(
     server: ServerHandle, databases: dict[str, servers.DatabaseServer], port: int, store: str, how: str
 ) -> None:
-    """The answer takes StoreTimeout at most, and tells of the others what is true of them."""
+    """The answer takes at most StoreTimeout, and the states of the other stores stay correct."""
     _, before = await health(server)
     database = databases[store]
-    stop, back = _ways(database, how)
+    stop, restore = _outage(database, how)
     stop()
     try:
 
@@ -94,12 +94,12 @@ async def test_a_store_that_is_away_and_comes_back(
             assert seen[other]["since"] == before[other]["since"]
             assert seen[other]["took_ms"] < 1000 * TIMEOUT
         samples = (await scraped(port)).samples
-        told = {name: samples["chat_store_up"][METRICS[name],] for name in STORES}
-        assert told == {name: name != store for name in STORES}
+        reported = {name: samples["chat_store_up"][METRICS[name],] for name in STORES}
+        assert reported == {name: name != store for name in STORES}
         failures = samples["chat_store_failures_total"]
         assert {name for (name,), count in failures.items() if count} == {METRICS[store]}
     finally:
-        back()
+        restore()
 
     async def up() -> bool:
         return (await health(server))[0] == 200
@@ -110,7 +110,7 @@ async def test_a_store_that_is_away_and_comes_back(
     assert after[store]["since"] > seen[store]["since"]
 
 
-async def test_metrics_tell_of_stores_and_leases_though_nobody_asks(
+async def test_metrics_report_stores_without_health_requests(
     server: ServerHandle, databases: dict[str, servers.DatabaseServer], port: int
 ) -> None:
     async def redis_is(up: bool) -> bool:
@@ -125,8 +125,8 @@ async def test_metrics_tell_of_stores_and_leases_though_nobody_asks(
     await wait_until(lambda: redis_is(True))
 
 
-def _ways(database: servers.DatabaseServer, how: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """How it goes, and how it comes back."""
+def _outage(database: servers.DatabaseServer, how: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return functions that begin and end the outage."""
     if how == "killed":
         return database.kill, database.start
     return lambda: database.send(signal.SIGSTOP), lambda: database.send(signal.SIGCONT)

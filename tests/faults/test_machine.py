@@ -1,4 +1,4 @@
-"""What a machine runs out of, and a clock that jumps: a clear answer or a clean end, and it heals (promise 4)."""
+"""A machine without free resources, and a clock that jumps: a clear answer or a clean end (promise 4)."""
 
 import asyncio
 import os
@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests import needs, raw
-from tests.faults.disk import sent
-from tests.faults.tools import small_disk
+from tests import raw
+from tests.faults.disk import send_acknowledged
+from tests.faults.tools import WallClock, small_disk
 from tests.harness import ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 
 
 @contextmanager
 def limit(server: SubprocessServer, which: int, most: int) -> Iterator[None]:
-    """The server may use no more of it."""
+    """Limit a resource of the server (RLIMIT_...) to `most`."""
     before = resource.prlimit(server.process.pid, which)
     resource.prlimit(server.process.pid, which, (most, before[1]))
     try:
@@ -31,7 +31,8 @@ def limit(server: SubprocessServer, which: int, most: int) -> Iterator[None]:
             resource.prlimit(server.process.pid, which, before)
 
 
-async def test_with_no_file_descriptor_left_open_sockets_chat_on_new_ones_are_cut_and_it_heals(tmp_path: Path) -> None:
+async def test_open_sockets_continue_without_free_file_descriptors(tmp_path: Path) -> None:
+    """New connections are cut. When descriptors are free again, the server accepts connections."""
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server, AsyncExitStack() as stack:
         await server.add_users("a", "z")
         a = await stack.enter_async_context(server.chat("a", "z"))
@@ -41,7 +42,7 @@ async def test_with_no_file_descriptor_left_open_sockets_chat_on_new_ones_are_cu
             with suppress(raw.ConnectionCut):
                 while len(os.listdir(f"/proc/{server.process.pid}/fd")) < used + 20:
                     await stack.enter_async_context(raw.chat(server, "a", "z"))
-            await sent(a, range(100), 40018)
+            await send_acknowledged(a, range(100), 40018)
             assert [(await z.receive())["id"] for _ in range(100)] == [f"m{n}" for n in range(100)]
             with pytest.raises(raw.ConnectionCut):
                 async with raw.chat(server, "a"):
@@ -52,7 +53,8 @@ async def test_with_no_file_descriptor_left_open_sockets_chat_on_new_ones_are_cu
         await wait_until(lambda: server.log.read_text().count("descriptors available") == 1)
 
 
-async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_heals(tmp_path: Path) -> None:
+async def test_acknowledged_messages_survive_a_lack_of_memory(tmp_path: Path) -> None:
+    """The server recovers, or its process ends and can be restarted."""
     users = [f"u{n}" for n in range(8)]
     acked: dict[str, list[str]] = {user: [] for user in users}
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
@@ -66,36 +68,38 @@ async def test_with_no_memory_left_nothing_is_lost_that_was_acknowledged_and_it_
                         await one.write(b"".join(raw.request(1, f"{name}\n{'x' * 16000}") for name in names))
                         answers = [await one.answer() for _ in names]
                         acked[user] += [one["id"] for one in answers if one["op_type"] in (40018, 40019)]
-            except (raw.ConnectionCut, ConnectionError, AssertionError):  # cut, or no socket at all: 500
+            except (raw.ConnectionCut, ConnectionError, AssertionError):  # cut, or refused with 500
                 pass
 
         pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0])
         with limit(server, resource.RLIMIT_AS, pages * resource.getpagesize() + 2_000_000):
             await asyncio.gather(*map(send, users))
-        assert re.search(r"MemoryError|threading\.py:\d+ start", server.log.read_text())  # a thread wants memory, too
+        # Starting a thread needs memory too.
+        assert re.search(r"MemoryError|threading\.py:\d+ start", server.log.read_text())
         try:
-            await goes_on(server, acked)
+            await check_stored(server, acked)
             return
         except (ConnectionError, websockets.InvalidMessage):
-            # Where it gets no memory the event loop may stop, or msgspec's decoder write through a null pointer.
+            # After a failed allocation, the event loop may stop, or msgspec's decoder may write through a null pointer.
             assert await server.wait() in (1, -signal.SIGSEGV)
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as again:
         again.tokens = server.tokens
-        await goes_on(again, acked)
+        await check_stored(again, acked)
 
 
-async def goes_on(server: ServerHandle, acked: dict[str, list[str]]) -> None:
-    """What was acknowledged is stored, in order, and everybody can write to z again."""
+async def check_stored(server: ServerHandle, acked: dict[str, list[str]]) -> None:
+    """Fail unless acknowledged messages are stored in order, and all users can write to z again."""
     async with server.chat("z") as z:
         for user, ids in acked.items():
             async with server.chat(user, "z") as one:
-                assert (await one.send("last\nit goes on"))["op_type"] == 40018
-            # What the others had sent before they were cut may still be on its way to z, live.
+                assert (await one.send("last\nthe server works"))["op_type"] == 40018
+            # Messages that the others sent before they were cut may still be delivered to z.
             stored = [frame["id"] for frame in (await z.ask(3, to=user))[:-1] if frame["type"] == 2]
             assert [id for id in stored if id in ids] == ids
 
 
-async def test_a_read_only_folder_is_named_at_the_start_and_used_once_it_can_be_written(tmp_path: Path) -> None:
+async def test_a_read_only_folder_is_named_by_the_error_at_start(tmp_path: Path) -> None:
+    """When the folder is writable again, the server starts with all data."""
     folder = tmp_path / "data"
     folder.mkdir()
     with small_disk(folder):
@@ -117,46 +121,26 @@ async def test_a_read_only_folder_is_named_at_the_start_and_used_once_it_can_be_
                 assert [frame["id"] for frame in (await z.ask(3))[:-1]] == ["m0"]
 
 
-class WallClock:
-    """The real-time clock of a server, moved while it runs (libfaketime). Its monotonic clock goes on as it is."""
-
-    def __init__(self, folder: Path) -> None:
-        self._shift = folder / "clock"
-        self.move("+0")
-        variables = {
-            "LD_PRELOAD": needs.program("libfaketimeMT.so.1"),
-            "FAKETIME_TIMESTAMP_FILE": self._shift,
-            "FAKETIME_NO_CACHE": 1,
-            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
-            "FAKETIME_FORCE_MONOTONIC_FIX": 0,  # else Python's threads wait for seconds for each other
-        }
-        self.prefix = ("env", *(f"{name}={value}" for name, value in variables.items()))
-
-    def move(self, shift: str) -> None:
-        """Let it be so far from the true time, such as -1d or +2h."""
-        self._shift.write_text(shift)
-
-
-async def ids(server: ServerHandle) -> list[str]:
-    """The conversation of a and z, in its order; the times strictly increase."""
+async def conversation_ids(server: ServerHandle) -> list[str]:
+    """Return the ids in the conversation of a and z, oldest first."""
     async with server.chat("z", "a") as z:
         page = (await z.ask(2, "0-200"))[:-1]
     return [frame["id"] for frame in page]
 
 
-async def test_a_clock_that_jumps_back_and_forth_reorders_nothing_and_closes_nobody(tmp_path: Path) -> None:
+async def test_clock_jumps_reorder_nothing_and_close_no_socket(tmp_path: Path) -> None:
     clock, folder = WallClock(tmp_path), tmp_path / "data"
     async with subprocess_server(folder, prefix=clock.prefix, StrangerLimit=0, HeartbeatSeconds=1) as server:
         await server.add_users("a", "z")
         async with server.chat("a", "z") as a, server.chat("z", "a") as z:
             for turn, shift in enumerate(("-400d", "+0", "-1d", "+3h")):
                 clock.move(shift)
-                await sent(a, range(turn * 10, turn * 10 + 10), 40018)
-                heard = [(await z.receive())["id"] for _ in range(10)]
-                assert heard == [f"m{n}" for n in range(turn * 10, turn * 10 + 10)]
+                await send_acknowledged(a, range(turn * 10, turn * 10 + 10), 40018)
+                received = [(await z.receive())["id"] for _ in range(10)]
+                assert received == [f"m{n}" for n in range(turn * 10, turn * 10 + 10)]
             await asyncio.sleep(1.5)  # more than a heartbeat
             await z.expect_nothing()
-        assert await ids(server) == [f"m{n}" for n in range(40)]
+        assert await conversation_ids(server) == [f"m{n}" for n in range(40)]
         await server.login("a")
         server.kill()
         await server.wait()
@@ -165,11 +149,12 @@ async def test_a_clock_that_jumps_back_and_forth_reorders_nothing_and_closes_nob
         again.tokens = server.tokens
         await wait_until(lambda: "clock behind" in again.log.read_text())
         async with again.chat("a", "z") as a:
-            await sent(a, range(40, 50), 40019)
-        assert await ids(again) == [f"m{n}" for n in range(50)]
+            await send_acknowledged(a, range(40, 50), 40019)
+        assert await conversation_ids(again) == [f"m{n}" for n in range(50)]
 
 
-async def test_a_clock_that_jumps_beyond_a_session_ends_it_and_a_new_one_can_be_had(tmp_path: Path) -> None:
+async def test_a_clock_jump_beyond_a_session_ends_it(tmp_path: Path) -> None:
+    """A new login works, also after the clock is back."""
     clock = WallClock(tmp_path)
     async with subprocess_server(tmp_path / "data", prefix=clock.prefix, HeartbeatSeconds=1) as server:
         await server.add_users("a", "z")

@@ -1,4 +1,4 @@
-"""MongoDB away, frozen, killed, cut off: nothing false is acknowledged, what needs no message goes on, and it heals."""
+"""Outages of MongoDB: no lost message is acknowledged, requests without messages work, and the server recovers."""
 
 import asyncio
 import signal
@@ -15,60 +15,61 @@ from chat_server.model.mongodb import POOL
 from tests import servers
 from tests.e2e.http_helpers import send_request, try_login
 from tests.faults.stores import (
-    HANGS,
-    HOWS,
-    SOON,
-    acked,
-    alive,
-    away,
-    connections,
-    fails,
+    ANSWER_TIMEOUT,
+    OUTAGE_KINDS,
+    SHORT_TIMEOUTS,
+    count_connections,
+    expect_open,
+    expect_store_away,
     history,
-    names,
-    sent,
-    store_away,
-    wire,
+    is_acknowledged,
+    send_until_acknowledged,
+    start_error,
+    tcp_proxy,
+    unavailable,
+    unique_names,
 )
 from tests.harness import Frame, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
-FRESH = "CHAT_MONGODB_MONGODBNAME"
-# The pool, and the two that a driver watches a server with.
-MOST_CONNECTIONS = POOL + 2
+# The pool, and two connections with which the driver monitors a server.
+MAX_CONNECTIONS = POOL + 2
 
-# What needs messages: op, failure, content.
+# The requests that read or change messages: op, failure, content.
 REQUESTS = ((2, 40004, "-10"), (2, 40004, "0-10"), (3, 40004, ""), (4, 40006, "m1"), (5, 40012, "m1"), (7, 40022, "-9"))
 
 
-async def alone(server: ServerHandle, user: str, to: str, op_type: int, status: int, content: str) -> None:
-    """Ask on a socket of its own, and be told that a store is away."""
+async def expect_store_away_on_new_socket(
+    server: ServerHandle, user: str, to: str, op_type: int, status: int, content: str
+) -> None:
+    """Send a request on a new socket; fail unless the answer is `store_away`."""
     async with server.chat(user, to) as chat:
-        await store_away(chat, op_type, status, content)
+        await expect_store_away(chat, op_type, status, content)
 
 
 @asynccontextmanager
 async def serving(folder: Path, mongodb: DatabaseServer, port: int = 0) -> AsyncIterator[SubprocessServer]:
-    """A server on a new database."""
-    stores = servers.environ(mongodb=mongodb) | {FRESH: names(1)[0]}
+    """Run a server on a new database; with `port`, through a proxy."""
+    stores = servers.environ(mongodb=mongodb) | {"CHAT_MONGODB_MONGODBNAME": unique_names(1)[0]}
     if port:
-        # Otherwise the driver asks the server for its address, and goes there by itself.
+        # Without directConnection, the driver asks the server for its address and connects to it directly.
         stores["CHAT_MONGODB_MONGODBADDR"] = f"mongodb://127.0.0.1:{port}/?directConnection=true"
-    async with subprocess_server(folder / "data", stores=stores, **SOON) as server:
+    async with subprocess_server(folder / "data", stores=stores, **SHORT_TIMEOUTS) as server:
         yield server
 
 
-@pytest.mark.parametrize("how", HOWS)
-async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_heals(
-    mongodb: DatabaseServer, tmp_path: Path, how: str
-) -> None:
-    one, two, three = names(3)
+@pytest.mark.parametrize("how", OUTAGE_KINDS)
+async def test_only_messages_fail_while_mongodb_is_away(mongodb: DatabaseServer, tmp_path: Path, how: str) -> None:
+    one, two, three = unique_names(3)
     async with serving(tmp_path, mongodb) as server:
         await server.add_users(one, two)
         await server.make_contacts(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second:
-            async with away(mongodb, how):
-                await store_away(first, 1, 40008, "m1\nhello", type=1)
-                await asyncio.gather(*(alone(server, one, two, *request) for request in REQUESTS))
+            async with unavailable(mongodb, how):
+                await expect_store_away(first, 1, 40008, "m1\nhello", type=1)
+                await asyncio.gather(
+                    *(expect_store_away_on_new_socket(server, one, two, *request) for request in REQUESTS)
+                )
                 assert (await second.answer(6, "to all"))["op_type"] == 40009
                 assert (await first.receive())["content"] == "to all"
                 assert (await try_login(server, one)).status_code == 200
@@ -76,48 +77,46 @@ async def test_while_it_is_away_nothing_is_acknowledged_the_rest_goes_on_and_it_
                 async with server.chat(three, one):
                     pass
                 assert (await send_request(server, "GET", "/health")).status_code == 503
-                await alive(second)
-            await sent(first, "m1\nhello")
+                await expect_open(second)
+            await send_until_acknowledged(first, "m1\nhello")
             assert (await second.receive())["content"] == "m1\nhello"
-            said = await history(second)
-            assert said.count("m1\nhello") == 1
-            assert len(said) == 3
-            await wait_until(lambda: connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS)
+            contents = await history(second)
+            assert contents.count("m1\nhello") == 1
+            assert len(contents) == 3
+            await wait_until(lambda: count_connections(server.process.pid, mongodb.port) <= MAX_CONNECTIONS)
 
 
-async def test_large_texts_that_wait_for_each_other_are_refused_like_all_others(
-    mongodb: DatabaseServer, tmp_path: Path
-) -> None:
-    one, two = names(2)
+async def test_waiting_large_texts_are_refused_during_an_outage(mongodb: DatabaseServer, tmp_path: Path) -> None:
+    one, two = unique_names(2)
     texts = [f"m{number}\n" + "x" * 16000 for number in range(16)]
     async with serving(tmp_path, mongodb) as server, AsyncExitStack() as stack:
         await server.add_users(one, two)
         await server.make_contacts(one, two)
         chats = [await stack.enter_async_context(server.chat(one, two)) for _ in texts]
-        async with away(mongodb, "frozen"):
+        async with unavailable(mongodb, "frozen"):
             await asyncio.gather(
-                *(store_away(chat, 1, 40008, text, type=1) for chat, text in zip(chats, texts, strict=True))
+                *(expect_store_away(chat, 1, 40008, text, type=1) for chat, text in zip(chats, texts, strict=True))
             )
         for chat, text in zip(chats, texts, strict=True):
-            await sent(chat, text)
+            await send_until_acknowledged(chat, text)
         assert (await history(chats[0]))[-len(texts) :] == texts
 
 
-class Sender:
-    """Sends m0, m1, ... in rounds of several; what was refused is sent again with the same id until it is taken."""
+class RetryingSender:
+    """Sends messages in rounds, and each refused one again, with the same id, until it is acknowledged."""
 
     ROUND = 8
 
     def __init__(self, server: ServerHandle, user: str, to: str) -> None:
         self.user = user
         self.acks: dict[str, Frame] = {}
-        self.at_once: list[str] = []  # acknowledged at the first try, in the order of sending
+        self.first_try: list[str] = []  # acknowledged at the first try, in the order of sending
         self.refused = 0
         self.running = True
         self._server, self._to = server, to
         self._task = asyncio.create_task(self._run())
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         self.running = False
         await self._task
 
@@ -133,75 +132,71 @@ class Sender:
                         await chat.put(1, f"{id}\n{id}", type=1)
                     answers: list[Frame] = []
                     while len(answers) < len(left):
-                        async with asyncio.timeout(HANGS):
+                        async with asyncio.timeout(ANSWER_TIMEOUT):
                             if (frame := await chat.receive())["from"] == "System":
                                 answers.append(frame)
                     assert [frame["id"] for frame in answers] == left
-                    taken = [frame for frame in answers if acked(frame)]
-                    self.acks |= {frame["id"]: frame for frame in taken}
+                    acknowledged = [frame for frame in answers if is_acknowledged(frame)]
+                    self.acks |= {frame["id"]: frame for frame in acknowledged}
                     if first:
-                        self.at_once += [frame["id"] for frame in taken]
-                    self.refused += len(left) - len(taken)
+                        self.first_try += [frame["id"] for frame in acknowledged]
+                    self.refused += len(left) - len(acknowledged)
                     left = [id for id in left if id not in self.acks]
                     first = False
 
 
-async def test_what_was_acknowledged_is_there_once_and_in_order_however_often_it_was_killed(
-    mongodb: DatabaseServer, tmp_path: Path
-) -> None:
-    one, two = names(2)
+async def test_acknowledged_messages_survive_kills_of_mongodb(mongodb: DatabaseServer, tmp_path: Path) -> None:
+    one, two = unique_names(2)
     async with serving(tmp_path, mongodb) as server:
         await server.add_users(one, two)
         await server.make_contacts(one, two)
-        senders = [Sender(server, one, two), Sender(server, two, one)]
+        senders = [RetryingSender(server, one, two), RetryingSender(server, two, one)]
 
-        async def go_on() -> None:
+        async def wait_for_acknowledgements() -> None:
             goals = [(sender, len(sender.acks) + 50) for sender in senders]
             await wait_until(lambda: all(len(sender.acks) >= goal for sender, goal in goals))
 
-        async def all_refused() -> None:
+        async def wait_for_refusals() -> None:
             before = [(sender, sender.refused) for sender in senders]
             await wait_until(lambda: all(sender.refused > refused for sender, refused in before))
 
-        await go_on()
+        await wait_for_acknowledgements()
         for _ in range(3):
-            async with away(mongodb, "killed"):
-                await all_refused()
-            await go_on()
+            async with unavailable(mongodb, "killed"):
+                await wait_for_refusals()
+            await wait_for_acknowledgements()
         for sender in senders:
-            await sender.end()
+            await sender.stop()
         async with server.chat(one, two) as reader:
-            said = [content.partition("\n")[0] for content in (await history(reader))[2:]]
-            assert len(said) == len(set(said))
+            stored = [content.partition("\n")[0] for content in (await history(reader))[2:]]
+            assert len(stored) == len(set(stored))
             for sender in senders:
-                assert set(sender.acks) == {id for id in said if id.startswith(sender.user)}
-                at_once = set(sender.at_once)
-                assert [id for id in said if id in at_once] == sender.at_once
-                assert at_once < set(sender.acks)
-        assert connections(server.process.pid, mongodb.port) <= MOST_CONNECTIONS
+                assert set(sender.acks) == {id for id in stored if id.startswith(sender.user)}
+                first_try = set(sender.first_try)
+                assert [id for id in stored if id in first_try] == sender.first_try
+                assert first_try < set(sender.acks)
+        assert count_connections(server.process.pid, mongodb.port) <= MAX_CONNECTIONS
 
 
-async def test_a_connection_cut_in_the_middle_of_a_reply_costs_and_doubles_no_message(
-    mongodb: DatabaseServer, tmp_path: Path
-) -> None:
-    one, two = names(2)
-    async with wire(mongodb) as between, serving(tmp_path, mongodb, between.port) as server:
+async def test_a_reply_of_mongodb_cut_short_loses_no_message(mongodb: DatabaseServer, tmp_path: Path) -> None:
+    one, two = unique_names(2)
+    async with tcp_proxy(mongodb) as proxy, serving(tmp_path, mongodb, proxy.port) as server:
         await server.add_users(one, two)
         await server.make_contacts(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second:
-            # A message takes three replies: is it there, the conversation, the message.
+            # A message needs three replies: the search for its id, the conversation, the message.
             budgets = (0, 1, 20, 100, 150, 250, 300, 350, 400, 450, 500, 600)
             for number, budget in enumerate(budgets):
-                between.budget = budget
-                await sent(first, f"m{number}\nhello")
-            assert between.cuts > 4
+                proxy.budget = budget
+                await send_until_acknowledged(first, f"m{number}\nhello")
+            assert proxy.cuts > 4
             assert (await history(second))[2:] == [f"m{number}\nhello" for number in range(len(budgets))]
-            assert connections(server.process.pid, between.port) <= MOST_CONNECTIONS
+            assert count_connections(server.process.pid, proxy.port) <= MAX_CONNECTIONS
 
 
-async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
+async def test_a_start_waits_for_mongodb_until_start_timeout(tmp_path: Path) -> None:
     stores = {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBPORT": str(servers.free_port())}
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=4, StoreTimeout=0.5)
+    line, before = await start_error(tmp_path / "data", stores, StartTimeout=4, StoreTimeout=0.5)
     assert "MongoDB at " in line
     assert "connection refused" in line
     assert "gave up after 4 s (StartTimeout)" in line
@@ -210,31 +205,31 @@ async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path
     assert "MongoDB" in before[0]
 
 
-async def test_a_server_that_was_started_first_comes_up_with_it(mongodb: DatabaseServer, tmp_path: Path) -> None:
+async def test_a_server_starts_when_mongodb_becomes_available(mongodb: DatabaseServer, tmp_path: Path) -> None:
     mongodb.kill()
     log = tmp_path / "server.log"
 
-    async def come() -> None:
+    async def start_later() -> None:
         await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
         await asyncio.to_thread(mongodb.start)
 
-    coming = asyncio.create_task(come())
+    starting = asyncio.create_task(start_later())
     async with serving(tmp_path, mongodb) as server:
-        await coming
-        one, two = names(2)
+        await starting
+        one, two = unique_names(2)
         await server.add_users(one, two)
         await server.make_contacts(one, two)
 
 
 @pytest.fixture
 def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]:
-    """A server that asks for a password: that of chat is secret."""
+    """Return a MongoDB that requires passwords; that of the user chat is `secret`."""
     folder = tmp_path / "mongodb"
     folder.mkdir()
     program = str(Path(sys.executable).with_name("secantusd-py"))
     options = ["--host", "127.0.0.1", "--storage-path", str(folder / "data")]
-    asks: list[str] = []
-    server = DatabaseServer("mongodb", folder, lambda one: [program, "--port", str(one.port), *options, *asks])
+    auth: list[str] = []
+    server = DatabaseServer("mongodb", folder, lambda one: [program, "--port", str(one.port), *options, *auth])
     server.start()
     try:
         with pymongo.MongoClient[dict[str, object]]("127.0.0.1", server.port) as client:
@@ -242,18 +237,18 @@ def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]
             client.admin.command("createUser", "chat", pwd="secret", roles=roles)
         server.send(signal.SIGTERM)
         assert server._process
-        server._process.wait(HANGS)
-        asks.append("--auth")
+        server._process.wait(ANSWER_TIMEOUT)
+        auth.append("--auth")
         server.start()
         yield server
     finally:
         server.stop()
 
 
-async def test_a_wrong_password_is_told_at_once(guarded: DatabaseServer, tmp_path: Path) -> None:
+async def test_a_wrong_mongodb_password_is_reported_immediately(guarded: DatabaseServer, tmp_path: Path) -> None:
     stores = servers.environ(mongodb=guarded) | {"CHAT_MONGODB_MONGODBUSER": "chat"}
     wrong = stores | {"CHAT_MONGODB_MONGODBPWD": "hunter2"}
-    line, before = await fails(tmp_path / "data", wrong, StartTimeout=600, StoreTimeout=5)
+    line, before = await start_error(tmp_path / "data", wrong, StartTimeout=600, StoreTimeout=5)
     assert "MongoDBUser or MongoDBPwd is wrong" in line
     assert "hunter2" not in line
     assert before == []
@@ -261,23 +256,25 @@ async def test_a_wrong_password_is_told_at_once(guarded: DatabaseServer, tmp_pat
         pass
 
 
-async def test_an_account_that_may_only_read_is_named_at_once(guarded: DatabaseServer, tmp_path: Path) -> None:
+async def test_a_read_only_mongodb_account_is_reported_immediately(guarded: DatabaseServer, tmp_path: Path) -> None:
     with pymongo.MongoClient[dict[str, object]](
         "127.0.0.1", guarded.port, username="chat", password="secret"
     ) as client:
         client.admin.command("createUser", "reader", pwd="secret", roles=[{"role": "read", "db": "chat_demo"}])
     stores = servers.environ(mongodb=guarded)
     stores |= {"CHAT_MONGODB_MONGODBUSER": "reader", "CHAT_MONGODB_MONGODBPWD": "secret"}
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
-    says = f"MongoDB at 127.0.0.1:{guarded.port}: MongoDBUser lacks a right on MongoDBName: grant it the role readWrite"
-    assert says in line
+    line, before = await start_error(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
+    expected = (
+        f"MongoDB at 127.0.0.1:{guarded.port}: MongoDBUser lacks a right on MongoDBName: grant it the role readWrite"
+    )
+    assert expected in line
     assert before == []
     child = await run_py("--check", environ=stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
     out, err = await child.communicate()
     assert (out, err.decode()) == (b"", f"{line}\n")
 
 
-async def test_a_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp_path: Path) -> None:
+async def test_a_mongodb_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp_path: Path) -> None:
     password = "pässwörd-пароль-密码"
     with pymongo.MongoClient[dict[str, object]](
         "127.0.0.1", guarded.port, username="chat", password="secret"
@@ -286,7 +283,7 @@ async def test_a_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp
     stores = servers.environ(mongodb=guarded)
     stores |= {"CHAT_MONGODB_MONGODBUSER": "guest", "CHAT_MONGODB_MONGODBPWD": password}
     async with subprocess_server(tmp_path / "data", stores=stores) as server:
-        await server.add_users(names(1)[0])
+        await server.add_users(unique_names(1)[0])
     quoted = {
         "CHAT_MONGODB_MONGODBADDR": f"mongodb://guest:{quote(password)}@127.0.0.1:{guarded.port}/?authSource=admin"
     }
@@ -294,9 +291,9 @@ async def test_a_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp
         pass
 
 
-async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseServer, tmp_path: Path) -> None:
+async def test_health_is_503_while_the_mongodb_account_is_read_only(guarded: DatabaseServer, tmp_path: Path) -> None:
     def grant(role: str) -> None:
-        """And start it again: the stand-in asks for rights when a connection is made."""
+        """Grant the role and restart: secantusd checks rights when a connection is opened."""
         roles = [{"role": role, "db": "chat_demo"}]
         with pymongo.MongoClient[dict[str, object]](
             "127.0.0.1", guarded.port, username="chat", password="secret"
@@ -306,14 +303,14 @@ async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseSe
             client.admin.command("updateUser" if known else "createUser", "clerk", **change)
         guarded.send(signal.SIGTERM)
         assert guarded._process
-        guarded._process.wait(HANGS)
+        guarded._process.wait(ANSWER_TIMEOUT)
         guarded.start()
 
     grant("readWrite")
     stores = servers.environ(mongodb=guarded)
     stores |= {"CHAT_MONGODB_MONGODBUSER": "clerk", "CHAT_MONGODB_MONGODBPWD": "secret"}
-    one, two = names(2)
-    async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
+    one, two = unique_names(2)
+    async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
         await server.add_users(one, two)
 
         async def messages_are(state: str) -> bool:
@@ -322,9 +319,9 @@ async def test_health_is_503_while_its_account_may_only_read(guarded: DatabaseSe
         assert await messages_are("up")
         await asyncio.to_thread(grant, "read")
         async with server.chat(one, two) as chat:
-            assert (await chat.answer(2, "-10"))["op_type"] == 40005  # it answers
+            assert (await chat.answer(2, "-10"))["op_type"] == 40005  # reading works
             await wait_until(lambda: messages_are("away"))
-            await store_away(chat, 1, 40008, "m1\nhello", type=1)
+            await expect_store_away(chat, 1, 40008, "m1\nhello", type=1)
             await asyncio.to_thread(grant, "readWrite")
             await wait_until(lambda: messages_are("up"))
-            await sent(chat, "m1\nhello")
+            await send_until_acknowledged(chat, "m1\nhello")

@@ -1,4 +1,4 @@
-"""MySQL away, frozen, killed, cut off: who is known chats on, nobody is taken for unknown, and it heals."""
+"""Outages of MySQL: known users chat on, no user counts as unknown, and the server recovers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,20 +13,20 @@ from chat_server.utils.errors import StoreUnavailable
 from tests import servers
 from tests.e2e.http_helpers import post, send_request, try_login
 from tests.faults.stores import (
-    HANGS,
-    HOWS,
-    SOON,
-    alive,
-    away,
-    connections,
-    fails,
+    ANSWER_TIMEOUT,
+    OUTAGE_KINDS,
+    SHORT_TIMEOUTS,
+    count_connections,
+    expect_http_store_away,
+    expect_open,
+    expect_store_away,
+    expect_upgrade_store_away,
     history,
-    http_away,
-    names,
-    sent,
-    store_away,
-    upgrade_away,
-    wire,
+    send_until_acknowledged,
+    start_error,
+    tcp_proxy,
+    unavailable,
+    unique_names,
 )
 from tests.harness import PASSWORD, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -38,13 +38,13 @@ async def serving(folder: Path, mysql: DatabaseServer, port: int = 0) -> AsyncIt
     if port:
         stores["CHAT_MYSQL_DBPORT"] = str(port)
     async with subprocess_server(
-        folder / "data", stores=stores, LoginFailures=1000, LoginFailuresPerAddress=1000, **SOON
+        folder / "data", stores=stores, LoginFailures=1000, LoginFailuresPerAddress=1000, **SHORT_TIMEOUTS
     ) as server:
         yield server
 
 
 def pooled(mysql: DatabaseServer) -> int:
-    """How many connections MySQL has, but ours."""
+    """Return the number of connections to MySQL, without that of this function."""
     with (
         closing(pymysql.connect(host="127.0.0.1", port=mysql.port, user="chat", password="secret")) as connection,
         connection.cursor() as cursor,
@@ -52,26 +52,24 @@ def pooled(mysql: DatabaseServer) -> int:
         return cursor.execute("SHOW PROCESSLIST") - 1
 
 
-@pytest.mark.parametrize("how", HOWS)
-async def test_while_it_is_away_who_is_known_chats_on_and_it_heals(
-    mysql: DatabaseServer, tmp_path: Path, how: str
-) -> None:
-    one, two, new = names(3)
+@pytest.mark.parametrize("how", OUTAGE_KINDS)
+async def test_known_users_chat_on_while_mysql_is_away(mysql: DatabaseServer, tmp_path: Path, how: str) -> None:
+    one, two, new = unique_names(3)
     async with serving(tmp_path, mysql) as server:
         await server.add_users(one, two)
         await server.make_contacts(one, two)
         async with server.chat(one, two) as first, server.chat(two, one) as second, server.chat(two) as asking:
-            async with away(mysql, how):
-                # More than the pool has connections, at once.
-                asked = asyncio.gather(
-                    *(http_away(server, "/user/login", one) for _ in range(2 * POOL)),
-                    http_away(server, "/user/register", new),
-                    upgrade_away(server, one, new),
-                    store_away(asking, 1, 40008, "m0\nhello", type=1, to=new),
+            async with unavailable(mysql, how):
+                # More simultaneous requests than the pool has connections.
+                requests = asyncio.gather(
+                    *(expect_http_store_away(server, "/user/login", one) for _ in range(2 * POOL)),
+                    expect_http_store_away(server, "/user/register", new),
+                    expect_upgrade_store_away(server, one, new),
+                    expect_store_away(asking, 1, 40008, "m0\nhello", type=1, to=new),
                 )
                 for number in range(10):
                     assert (await first.send(f"m{number}\nhello"))["op_type"] == 40018
-                await asked
+                await requests
                 for number in range(10):
                     assert (await second.receive())["content"] == f"m{number}\nhello"
                 async with server.chat(one, two) as third:
@@ -79,30 +77,30 @@ async def test_while_it_is_away_who_is_known_chats_on_and_it_heals(
                     for op, content, status in ((3, "", 40005), (4, "*", 40007), (6, "all", 40009), (7, "-9", 40023)):
                         assert (await third.answer(op, content))["op_type"] == status
                 assert (await send_request(server, "GET", "/health")).status_code == 503
-                await alive(first)
+                await expect_open(first)
 
             async def is_back() -> bool:
                 return (await try_login(server, one)).status_code == 200
 
             await wait_until(is_back)
             await wait_until(lambda: pooled(mysql) <= POOL)
-            assert connections(server.process.pid, mysql.port) <= POOL
+            assert count_connections(server.process.pid, mysql.port) <= POOL
 
-            async def is_there() -> bool:  # it may have been registered while it was away
+            async def is_registered() -> bool:  # perhaps already by the request during the outage
                 body = {"user_name": new, "password": PASSWORD}
                 return (await post(server, "/user/register", **body)).status_code == 409
 
-            await wait_until(is_there)
-            await sent(first, "m1\nhello", to=new)
+            await wait_until(is_registered)
+            await send_until_acknowledged(first, "m1\nhello", to=new)
 
 
-async def test_connections_do_not_leak(mysql: DatabaseServer, tmp_path: Path) -> None:
-    [one] = names(1)
+async def test_outages_leak_no_mysql_connections(mysql: DatabaseServer, tmp_path: Path) -> None:
+    [one] = unique_names(1)
     async with serving(tmp_path, mysql) as server:
         await server.add_users(one)
-        for how in HOWS * 3:
-            async with away(mysql, how):
-                await asyncio.gather(*(http_away(server, "/user/login", one) for _ in range(2 * POOL)))
+        for how in OUTAGE_KINDS * 3:
+            async with unavailable(mysql, how):
+                await asyncio.gather(*(expect_http_store_away(server, "/user/login", one) for _ in range(2 * POOL)))
 
             async def all_log_in() -> bool:
                 answers = await asyncio.gather(*(try_login(server, one) for _ in range(2 * POOL)))
@@ -110,29 +108,27 @@ async def test_connections_do_not_leak(mysql: DatabaseServer, tmp_path: Path) ->
 
             await wait_until(all_log_in)
             await wait_until(lambda: pooled(mysql) <= POOL)
-            assert connections(server.process.pid, mysql.port) <= POOL
+            assert count_connections(server.process.pid, mysql.port) <= POOL
 
 
-async def test_a_connection_cut_in_the_middle_of_a_reply_heals_and_makes_no_user_unknown(
-    mysql: DatabaseServer, tmp_path: Path
-) -> None:
-    [one] = names(1)
-    async with wire(mysql) as between, serving(tmp_path, mysql, between.port) as server:
+async def test_a_reply_of_mysql_cut_short_makes_no_user_unknown(mysql: DatabaseServer, tmp_path: Path) -> None:
+    [one] = unique_names(1)
+    async with tcp_proxy(mysql) as proxy, serving(tmp_path, mysql, proxy.port) as server:
         await server.add_users(one)
         budgets = (0, 1, 4, 5, 20, 60, 100, 150, 200)
         for budget in budgets:
-            between.budget = budget
-            async with asyncio.timeout(HANGS):
+            proxy.budget = budget
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 while (answer := await try_login(server, one)).status_code != 200:
                     assert (answer.status_code, answer.json()["data"]["reason"]) == (503, "store_away")
-        assert between.cuts >= len(budgets) - 1
+        assert proxy.cuts >= len(budgets) - 1
         await wait_until(lambda: pooled(mysql) <= POOL)
-        assert connections(server.process.pid, between.port) <= POOL
+        assert count_connections(server.process.pid, proxy.port) <= POOL
 
 
-async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path) -> None:
+async def test_a_start_waits_for_mysql_until_start_timeout(tmp_path: Path) -> None:
     stores = {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBPORT": str(servers.free_port())}
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=5, StoreTimeout=0.5)
+    line, before = await start_error(tmp_path / "data", stores, StartTimeout=5, StoreTimeout=0.5)
     assert "MySQL at " in line
     assert "connection refused" in line
     assert "gave up after 5 s (StartTimeout)" in line
@@ -141,33 +137,33 @@ async def test_it_is_named_and_waited_for_and_the_wait_has_an_end(tmp_path: Path
     assert "MySQL" in before[0]
 
 
-async def test_a_server_that_was_started_first_comes_up_with_it(mysql: DatabaseServer, tmp_path: Path) -> None:
+async def test_a_server_starts_when_mysql_becomes_available(mysql: DatabaseServer, tmp_path: Path) -> None:
     mysql.kill()
     log = tmp_path / "server.log"
 
-    async def come() -> None:
+    async def start_later() -> None:
         await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
         await asyncio.to_thread(mysql.start)
 
-    coming = asyncio.create_task(come())
+    starting = asyncio.create_task(start_later())
     async with serving(tmp_path, mysql) as server:
-        await coming
-        await server.add_users(*names(1))
+        await starting
+        await server.add_users(*unique_names(1))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "expected"),
     [
         ({"CHAT_MYSQL_DBPASSWORD": "hunter2"}, "DbUser or DbPassWord is wrong"),
         ({"CHAT_MYSQL_DBNAME": "mysql"}, "DbUser may not use DbName"),
     ],
 )
-async def test_what_it_will_refuse_again_is_told_at_once(
-    mysql: DatabaseServer, tmp_path: Path, wrong: dict[str, str], says: str
+async def test_a_permanent_error_of_mysql_is_reported_immediately(
+    mysql: DatabaseServer, tmp_path: Path, wrong: dict[str, str], expected: str
 ) -> None:
     stores = servers.environ(mysql=mysql) | wrong
-    line, before = await fails(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
-    assert says in line
+    line, before = await start_error(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
+    assert expected in line
     assert "hunter2" not in line
     assert before == []
 
@@ -180,24 +176,24 @@ async def test_a_path_as_db_host_is_a_unix_socket(mysql: DatabaseServer, tmp_pat
     stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBHOST": path, "CHAT_MYSQL_DBPORT": "1"}
     async with subprocess_server(tmp_path / "data", stores=stores) as server:
         await server.add_users("on-a-socket")
-    line, _ = await fails(tmp_path / "data", stores | {"CHAT_MYSQL_DBPASSWORD": "wrong"})
+    line, _ = await start_error(tmp_path / "data", stores | {"CHAT_MYSQL_DBPASSWORD": "wrong"})
     assert f"MySQL at {path}: DbUser or DbPassWord is wrong" in line
 
 
-async def test_no_look_up_outlives_its_time_whenever_it_begins(mysql: DatabaseServer) -> None:
-    """A cancellation must not be lost where it meets a connection that was just made."""
+async def test_every_lookup_in_a_frozen_mysql_times_out(mysql: DatabaseServer) -> None:
+    """Each lookup begins at another time, so that some timeouts coincide with a connection that was just opened."""
     users = await connect(servers.mysql_config(mysql), 0.3)
 
-    async def look(delay: float) -> None:
+    async def look_up(delay: float) -> None:
         await asyncio.sleep(delay)
         with suppress(StoreUnavailable):
             await users.get("nobody")
 
     try:
         for _ in range(8):
-            async with away(mysql, "frozen"):
-                async with asyncio.timeout(HANGS):
-                    await asyncio.gather(*(look(number * 0.0007) for number in range(3 * POOL)))
-            await look(0)
+            async with unavailable(mysql, "frozen"):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    await asyncio.gather(*(look_up(number * 0.0007) for number in range(3 * POOL)))
+            await look_up(0)
     finally:
         await users.close()

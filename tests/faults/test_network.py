@@ -1,4 +1,4 @@
-"""A network that fails: cables that are cut, peers that crawl, connections reset within a frame. Others chat on."""
+"""A network that fails: cut cables, clients that crawl, connections reset within a frame. Other clients chat on."""
 
 import asyncio
 import os
@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from tests import needs, raw
-from tests.faults.disk import sent
+from tests.faults.disk import send_acknowledged
 from tests.harness import ServerHandle, serving, subprocess_server, wait_until
 from tests.servers import claim
 
 
 class Cable:
-    """A cable (veth) from this machine's network to the server's own one (a network namespace)."""
+    """A cable (veth pair) from the network of this machine to that of the server (a network namespace)."""
 
     def __init__(self, namespace: str) -> None:
-        number = claim()  # so that other runs on this machine have other addresses
+        number = claim()  # other test runs on this machine use other addresses
         network = ip_address("169.254.1.0") + 4 * number
-        self.host = str(network + 2)  # of the server, at its end
+        self.host = str(network + 2)  # the address of the server on this cable
         self._name, far = f"chat{number}", f"far{number}"
         ip("link", "add", self._name, "type", "veth", "peer", "name", far, "netns", namespace)
         ip("addr", "add", f"{network + 1}/30", "dev", self._name)
@@ -33,11 +33,11 @@ class Cable:
         self.plug()
 
     def plug(self) -> None:
-        """Let it carry again what is sent."""
+        """Restore the connection."""
         ip("link", "set", self._name, "up")
 
     def cut(self) -> None:
-        """Let it carry nothing: neither end hears of it."""
+        """Drop all packets; neither end is notified."""
         ip("link", "set", self._name, "down")
 
 
@@ -48,66 +48,66 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    """A network of the server's own."""
+    """Create a network namespace for the server."""
     program, name = needs.program("ip"), f"chat-{secrets.token_hex(4)}"
 
-    def made() -> bool:
+    def is_created() -> bool:
         adding = [program, "netns", "add", name]
         return not os.geteuid() and not subprocess.run(adding, capture_output=True, check=False).returncode
 
-    needs.right("netns", made)
+    needs.right("netns", is_created)
     try:
         yield name
     finally:
-        ip("netns", "del", name)  # the cables go with it
+        ip("netns", "del", name)  # this deletes the cables too
 
 
-def seen_through(cable: Cable, server: ServerHandle) -> ServerHandle:
-    """The server, at that cable's end."""
+def reached_through(cable: Cable, server: ServerHandle) -> ServerHandle:
+    """Return a handle of the server that uses this cable."""
     found = ServerHandle(cable.host, server.port)
     found.tokens = server.tokens
     return found
 
 
-async def test_a_cable_that_is_cut_loses_no_message_and_no_neighbour(namespace: str, tmp_path: Path) -> None:
+async def test_a_cut_cable_loses_no_message_and_affects_no_other(namespace: str, tmp_path: Path) -> None:
     mine, theirs = Cable(namespace), Cable(namespace)
     inside = (needs.program("ip"), "netns", "exec", namespace)
     settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 1, "HttpHost": "0.0.0.0"}
     async with subprocess_server(tmp_path / "data", prefix=inside, **settings) as server:
-        here, there = seen_through(mine, server), seen_through(theirs, server)
+        here, there = reached_through(mine, server), reached_through(theirs, server)
         await here.add_users("a", "z")
         there.tokens = here.tokens
         async with here.chat("a", "z") as a:
             async with raw.chat(there, "z", "a") as z:
                 theirs.cut()
-                await sent(a, range(20), 40018)  # nobody can know yet
+                await send_acknowledged(a, range(20), 40018)  # the server cannot know yet
                 await raw.wait_offline(a)
-                await sent(a, range(20, 40), 40019)
+                await send_acknowledged(a, range(20, 40), 40019)
                 theirs.plug()
-                assert await z.wait_closed() is None  # what it hears first is that there is no such connection
+                assert await z.wait_closed() is None  # the server resets the unknown connection
             async with there.chat("z", "a") as again:
                 unread = [frame["id"] for frame in (await again.ask(3))[:-1]]
                 assert [id for id in unread if id.startswith("m")] == [f"m{n}" for n in range(40)]
 
 
-async def test_a_cable_that_is_cut_for_a_moment_is_not_noticed(namespace: str, tmp_path: Path) -> None:
+async def test_a_briefly_cut_cable_closes_no_socket(namespace: str, tmp_path: Path) -> None:
     cable = Cable(namespace)
     inside = (needs.program("ip"), "netns", "exec", namespace)
     settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 30, "HttpHost": "0.0.0.0"}
     async with subprocess_server(tmp_path / "data", prefix=inside, **settings) as server:
-        here = seen_through(cable, server)
+        here = reached_through(cable, server)
         await here.add_users("a", "z")
         async with here.chat("a", "z") as a, here.chat("z", "a") as z:
             for turn in range(3):
                 cable.cut()
-                sending = asyncio.create_task(sent(a, range(turn * 10, turn * 10 + 10), 40018))
+                sending = asyncio.create_task(send_acknowledged(a, range(turn * 10, turn * 10 + 10), 40018))
                 await asyncio.sleep(0.3)
                 cable.plug()
                 await sending
             assert [(await z.receive())["id"] for _ in range(30)] == [f"m{n}" for n in range(30)]
 
 
-async def test_of_a_frame_that_a_reset_cut_off_nothing_is_stored_and_all_before_it_is(tmp_path: Path) -> None:
+async def test_a_reset_drops_only_the_incomplete_frame(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0) as server:
         await server.add_users("a", "b", "z")
         message = raw.request(1, "half\nhalf of a message")
@@ -118,27 +118,27 @@ async def test_of_a_frame_that_a_reset_cut_off_nothing_is_stored_and_all_before_
                     assert (await a.answer())["id"] == f"m{cut}"
                     a.reset()
                 assert (await z.receive())["id"] == f"m{cut}"
-            await sent(b, range(50), 40018)
+            await send_acknowledged(b, range(50), 40018)
             assert [(await z.receive())["id"] for _ in range(50)] == [f"m{n}" for n in range(50)]
             assert "half" not in [frame["id"] for frame in (await z.ask(2, "-200"))[:-1]]
 
 
-async def test_peers_that_crawl_lose_nothing_and_hold_up_nobody(tmp_path: Path) -> None:
+async def test_clients_that_crawl_lose_nothing_and_delay_no_other(tmp_path: Path) -> None:
     async with serving(tmp_path, StrangerLimit=0, HeartbeatSeconds=1) as server, AsyncExitStack() as stack:
         await server.add_users("a", "b", "y", "z")
         crawlers = [await stack.enter_async_context(raw.chat(server, "z", "a", buffer=4096)) for _ in range(5)]
 
         async def crawl(one: raw.RawSocket) -> None:
-            """Read and write a byte at a time."""
+            """Read and write one byte at a time."""
             for byte in raw.request(2, "-1"):
                 await one.write(bytes([byte]))
                 await one.read_bytes(1)
                 await asyncio.sleep(0.05)
 
         async with server.chat("a", "z") as a, server.chat("b", "y") as b, server.chat("y", "b") as y:
-            await sent(a, range(40), 40018)
+            await send_acknowledged(a, range(40), 40018)
             crawling = asyncio.gather(*map(crawl, crawlers))
-            await sent(b, range(500), 40018)
+            await send_acknowledged(b, range(500), 40018)
             assert [(await y.receive())["id"] for _ in range(500)] == [f"m{n}" for n in range(500)]
             assert not crawling.done()
             await crawling
@@ -147,13 +147,13 @@ async def test_peers_that_crawl_lose_nothing_and_hold_up_nobody(tmp_path: Path) 
             assert (await one.answer())["op_type"] == 40005
 
 
-async def test_many_that_are_cut_and_come_back_at_once_all_get_in_and_lose_nothing(tmp_path: Path) -> None:
+async def test_a_thousand_reconnecting_clients_all_get_in(tmp_path: Path) -> None:
     users = [f"u{n}" for n in range(32)]
     async with subprocess_server(tmp_path / "data", StrangerLimit=0) as server:
         await server.add_users("a", "b", *users)
 
-        async def come() -> list[raw.RawSocket]:
-            """A thousand connections at once: 31 sockets of each user."""
+        async def open_all() -> list[raw.RawSocket]:
+            """Open about a thousand sockets at the same time: 31 of each user."""
             socks = await asyncio.gather(*(raw.connect(server) for _ in range(31 * len(users))))
             ones = [raw.RawSocket(sock, users[n % len(users)]) for n, sock in enumerate(socks)]
             await asyncio.gather(*(one.write(raw.upgrade(server, one.user)) for one in ones))
@@ -161,12 +161,12 @@ async def test_many_that_are_cut_and_come_back_at_once_all_get_in_and_lose_nothi
             return ones
 
         async with server.chat("a", "b") as a, server.chat("b", "a") as b:
-            ones = await come()
+            ones = await open_all()
             for turn in range(2):
                 for one in ones:
                     one.reset()
-                returning = asyncio.create_task(come())
-                await sent(a, range(turn * 50, turn * 50 + 50), 40018)
+                returning = asyncio.create_task(open_all())
+                await send_acknowledged(a, range(turn * 50, turn * 50 + 50), 40018)
                 ones = await returning
             assert [(await b.receive())["id"] for _ in range(100)] == [f"m{n}" for n in range(100)]
             await a.put(6, "to all")

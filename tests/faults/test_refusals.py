@@ -1,4 +1,4 @@
-"""Stores that answer but refuse: GET /health says so while a login, a registration or a message would fail."""
+"""Stores that answer but refuse to write: GET /health is 503 while a login, a registration or a message would fail."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ from redis import Redis
 from chat_server.model.mysql import connect
 from tests import servers
 from tests.e2e.http_helpers import post, send_request
-from tests.faults.stores import SOON, fails, names
+from tests.faults.stores import SHORT_TIMEOUTS, start_error, unique_names
 from tests.faults.tools import small_disk
 from tests.harness import PASSWORD, ROOT, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -25,7 +25,7 @@ from tests.servers import DatabaseServer
 Refusing = Callable[[DatabaseServer], Any]  # a context in which the database refuses
 
 
-# --- ways to refuse
+# --- kinds of refusals
 
 
 @contextmanager
@@ -85,13 +85,13 @@ ACCOUNT = "chat_demo.* TO 'chat'@'127.0.0.1'"
 
 @asynccontextmanager
 async def serving(folder: Path, **stores: DatabaseServer) -> AsyncIterator[SubprocessServer]:
-    environ = servers.environ(**stores) | {"CHAT_REDIS_REDISPREFIX": names(1)[0]}
-    async with subprocess_server(folder / "data", stores=environ, **SOON) as server:
+    environ = servers.environ(**stores) | {"CHAT_REDIS_REDISPREFIX": unique_names(1)[0]}
+    async with subprocess_server(folder / "data", stores=environ, **SHORT_TIMEOUTS) as server:
         yield server
 
 
 async def health(server: ServerHandle) -> dict[str, str]:
-    """The state of each store, if HTTP's code says the same."""
+    """Return the state of each store; fail if the HTTP code disagrees."""
     answer = await send_request(server, "GET", "/health")
     states = {name: answer.json()["data"][name]["state"] for name in ("users", "messages", "cache")}
     assert (answer.status_code == 200) == (set(states.values()) == {"up"})
@@ -120,11 +120,11 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("way", REFUSALS)
+@pytest.mark.parametrize("kind", REFUSALS)
 async def test_health_is_503_while_a_store_refuses(
-    mysql: DatabaseServer, redis: DatabaseServer, tmp_path: Path, way: str
+    mysql: DatabaseServer, redis: DatabaseServer, tmp_path: Path, kind: str
 ) -> None:
-    store, name, refusing = REFUSALS[way]
+    store, name, refusing = REFUSALS[kind]
     database = {"mysql": mysql, "redis": redis}[name]
     async with serving(tmp_path, **{name: database}) as server:
         assert set((await health(server)).values()) == {"up"}
@@ -135,14 +135,14 @@ async def test_health_is_503_while_a_store_refuses(
         with refusing(database):
             await wait_until(lambda: state_is("away"))
             path = {"users": "/user/register", "cache": "/user/login"}[store]
-            answer = await post(server, path, user_name=names(1)[0], password=PASSWORD)
+            answer = await post(server, path, user_name=unique_names(1)[0], password=PASSWORD)
             assert answer.status_code == 503
         await wait_until(lambda: state_is("up"))
-        await server.add_users(names(1)[0])
+        await server.add_users(unique_names(1)[0])
 
 
 def fill(disk: Path) -> Path:
-    """Fill the disk with a file."""
+    """Fill the disk with a file, and return the file."""
     filling = disk / "filling"
     with filling.open("wb", 0) as file, suppress(OSError):
         while True:
@@ -150,8 +150,8 @@ def fill(disk: Path) -> Path:
     return filling
 
 
-async def test_health_is_503_while_mysql_has_no_room_for_its_binary_log(tmp_path: Path) -> None:
-    """Then statements succeed, and their commit waits: a probe that rolls back would not notice."""
+async def test_health_is_503_while_the_mysql_binary_log_is_full(tmp_path: Path) -> None:
+    """Statements succeed, but commits wait, so a probe that rolls back would not notice."""
     (tmp_path / "log").mkdir()
     with small_disk(tmp_path / "log"):
         mysql = servers.mysql(f"--log-bin={tmp_path}/log/bin", "--server-id=1")
@@ -163,38 +163,38 @@ async def test_health_is_503_while_mysql_has_no_room_for_its_binary_log(tmp_path
                     return (await health(server))["users"] == "away"
 
                 await wait_until(is_away)
-                answer = await post(server, "/user/register", user_name=names(1)[0], password=PASSWORD)
+                answer = await post(server, "/user/register", user_name=unique_names(1)[0], password=PASSWORD)
                 assert answer.status_code == 503
         finally:
             mysql.stop()
 
 
 async def test_health_is_503_on_a_full_disk(tmp_path: Path) -> None:
-    """Before anything was written in vain: nobody has sent a message."""
+    """This needs no failed write: the test sends no message."""
     (tmp_path / "data").mkdir()
     with small_disk(tmp_path / "data"):
-        async with subprocess_server(tmp_path / "data", **SOON) as server:
+        async with subprocess_server(tmp_path / "data", **SHORT_TIMEOUTS) as server:
 
-            async def are(state: str) -> bool:
+            async def states_are(state: str) -> bool:
                 return set((await health(server)).values()) == {state}
 
-            assert await are("up")
+            assert await states_are("up")
             filling = fill(tmp_path / "data")
-            await wait_until(lambda: are("away"))
+            await wait_until(lambda: states_are("away"))
             filling.unlink()
-            await wait_until(lambda: are("up"))
-            await server.add_users(*names(1))
+            await wait_until(lambda: states_are("up"))
+            await server.add_users(*unique_names(1))
 
 
-async def test_the_probe_leaves_nothing(
+async def test_the_health_probe_leaves_no_data(
     mysql: DatabaseServer, mongodb: DatabaseServer, redis: DatabaseServer, tmp_path: Path
 ) -> None:
-    own = names(1)[0]
+    own = unique_names(1)[0]
     stores = servers.environ(mysql=mysql, mongodb=mongodb, redis=redis)
     stores |= {"CHAT_MONGODB_MONGODBNAME": own, "CHAT_REDIS_REDISPREFIX": own}
     execute(mysql, "CREATE TABLE IF NOT EXISTS chat_demo.chat_users (name INT)", "DROP TABLE chat_demo.chat_users")
     execute(mysql, "DROP TABLE IF EXISTS chat_demo.chat_schema")
-    async with subprocess_server(tmp_path / "data", stores=stores, **SOON) as server:
+    async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
         for _ in range(3):
             assert (await send_request(server, "GET", "/health")).status_code == 200
             await asyncio.sleep(1)
@@ -209,10 +209,10 @@ async def test_the_probe_leaves_nothing(
             assert cursor.execute("SELECT name FROM chat_users") == 0
 
 
-async def test_users_are_listed_while_stores_refuse_to_write(
+async def test_users_can_be_listed_while_stores_refuse_writes(
     mysql: DatabaseServer, redis: DatabaseServer, tmp_path: Path
 ) -> None:
-    [one] = names(1)
+    [one] = unique_names(1)
     async with serving(tmp_path, mysql=mysql, redis=redis) as server:
         await server.add_users(one)
         stores = servers.environ(mysql=mysql, redis=redis) | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")}
@@ -228,14 +228,14 @@ async def test_users_are_listed_while_stores_refuse_to_write(
 
 @pytest.fixture
 def account(mysql: DatabaseServer) -> str:
-    """Of a user without rights, on an empty database."""
+    """Return the name of a user without rights, and of an empty database."""
     name = f"u{uuid.uuid4().hex[:8]}"
     execute(mysql, f"CREATE DATABASE {name}", f"CREATE USER '{name}'@'127.0.0.1' IDENTIFIED BY 'secret'")
     return name
 
 
-async def checked(environ: dict[str, str]) -> str:
-    """The one line in which --check says what is wrong."""
+async def check_error(environ: dict[str, str]) -> str:
+    """Return the one line with which --check fails."""
     child = await run_py("--check", environ=environ)
     out, err = await child.communicate()
     assert (child.returncode, out) == (1, b""), (out, err)
@@ -243,15 +243,15 @@ async def checked(environ: dict[str, str]) -> str:
     return line
 
 
-async def both(folder: Path, environ: dict[str, str]) -> str:
-    """The line of --check, which a start says too, at once."""
-    line = await checked(environ | {"CHAT_SERVICE_DATADIR": str(folder)})
-    started, before = await fails(folder, environ, StartTimeout=600, StoreTimeout=5)
-    assert (started, before) == (line, [])
+async def check_and_start_error(folder: Path, environ: dict[str, str]) -> str:
+    """Return the error of --check; fail unless a start fails immediately with the same error."""
+    line = await check_error(environ | {"CHAT_SERVICE_DATADIR": str(folder)})
+    error, before = await start_error(folder, environ, StartTimeout=600, StoreTimeout=5)
+    assert (error, before) == (line, [])
     return line
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["its tables exist", "empty"])
+@pytest.mark.parametrize("tables_exist", [True, False], ids=["its tables exist", "empty"])
 @pytest.mark.parametrize(
     ("granted", "lacks"),
     [
@@ -262,28 +262,28 @@ async def both(folder: Path, environ: dict[str, str]) -> str:
         ("SELECT, INSERT, DELETE, CREATE, ALTER", "UPDATE"),
     ],
 )
-async def test_a_right_that_mysql_denies_is_named(
-    mysql: DatabaseServer, account: str, tmp_path: Path, granted: str, lacks: str, known: bool
+async def test_a_missing_mysql_right_is_named(
+    mysql: DatabaseServer, account: str, tmp_path: Path, granted: str, lacks: str, tables_exist: bool
 ) -> None:
     config = msgspec.structs.replace(servers.mysql_config(mysql), db_user=account, db_name=account)
-    if known:
+    if tables_exist:
         execute(mysql, f"GRANT ALL ON {account}.* TO '{account}'@'127.0.0.1'")
         await (await connect(config, 20)).close()
         execute(mysql, f"REVOKE ALL ON {account}.* FROM '{account}'@'127.0.0.1'")
         lacks = {"CREATE": "INSERT", "ALTER": ""}.get(lacks, lacks)
     execute(mysql, f"GRANT {granted} ON {account}.* TO '{account}'@'127.0.0.1'")
     stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBUSER": account, "CHAT_MYSQL_DBNAME": account}
-    if not lacks:  # with the tables in place nothing is altered
+    if not lacks:  # existing tables are not altered
         async with subprocess_server(tmp_path / "data", stores=stores):
             return
-    line = await checked(stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
+    line = await check_error(stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
     assert f"MySQL at 127.0.0.1:{mysql.port}: DbUser lacks the right {lacks} on DbName" in line
-    started, before = await fails(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
-    assert "DbUser lacks the right" in started
+    error, before = await start_error(tmp_path / "data", stores, StartTimeout=600, StoreTimeout=5)
+    assert "DbUser lacks the right" in error
     assert before == []
 
 
-async def test_check_leaves_nothing_in_mysql(mysql: DatabaseServer, account: str, tmp_path: Path) -> None:
+async def test_check_leaves_no_data_in_mysql(mysql: DatabaseServer, account: str, tmp_path: Path) -> None:
     execute(mysql, f"GRANT ALL ON {account}.* TO '{account}'@'127.0.0.1'")
     stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBUSER": account, "CHAT_MYSQL_DBNAME": account}
     child = await run_py("--check", environ=stores | {"CHAT_SERVICE_DATADIR": str(tmp_path)})
@@ -296,25 +296,25 @@ async def test_check_leaves_nothing_in_mysql(mysql: DatabaseServer, account: str
         assert cursor.execute("SHOW TABLES") == 0
 
 
-async def test_check_leaves_nothing_in_mongodb(mongodb: DatabaseServer, tmp_path: Path) -> None:
-    own = names(1)[0]
+async def test_check_leaves_no_data_in_mongodb(mongodb: DatabaseServer, tmp_path: Path) -> None:
+    own = unique_names(1)[0]
     stores = servers.environ(mongodb=mongodb) | {"CHAT_MONGODB_MONGODBNAME": own}
     with pymongo.MongoClient[dict[str, Any]]("127.0.0.1", mongodb.port) as client:
-        for says in (b"empty yet, the first start makes it", b"holds our messages"):
+        for expected in (b"empty yet, the first start makes it", b"holds our messages"):
             child = await run_py("--check", environ=stores | {"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
             out, _ = await child.communicate()
-            assert b"MongoDB: answers, " + says in out
+            assert b"MongoDB: answers, " + expected in out
             assert (
                 client[own].chat_messages.count_documents({}) == client[own].chat_conversations.count_documents({}) == 0
             )
-            if b"empty" in says:
+            if b"empty" in expected:
                 assert client[own].list_collection_names() == []
                 async with subprocess_server(tmp_path / "data", stores=stores):
                     pass
 
 
 @pytest.mark.parametrize(
-    ("rules", "says"),
+    ("rules", "expected"),
     [
         (["~ours:*", "+@all", "-evalsha"], "its user lacks the right to the command evalsha"),
         (["~ours:*", "+@all", "-script"], "its user lacks the right to the command script|load"),
@@ -323,8 +323,8 @@ async def test_check_leaves_nothing_in_mongodb(mongodb: DatabaseServer, tmp_path
         (["~ours:*", "+@read", "+eval", "+evalsha", "+script"], "its user lacks the right to the command"),
     ],
 )
-async def test_a_right_that_redis_denies_is_named(
-    redis: DatabaseServer, tmp_path: Path, rules: list[str], says: str
+async def test_a_missing_redis_right_is_named(
+    redis: DatabaseServer, tmp_path: Path, rules: list[str], expected: str
 ) -> None:
     with Redis(port=redis.port) as admin:
         admin.script_flush()
@@ -334,11 +334,11 @@ async def test_a_right_that_redis_denies_is_named(
             "CHAT_REDIS_REDISPW": "secret",
             "CHAT_REDIS_REDISPREFIX": "ours:",
         }
-        assert f"Redis at 127.0.0.1:{redis.port}: {says}" in await both(tmp_path, stores)
+        assert f"Redis at 127.0.0.1:{redis.port}: {expected}" in await check_and_start_error(tmp_path, stores)
         assert list(admin.scan_iter("ours:*")) == []
 
 
-async def test_the_rights_that_the_documents_ask_of_redis_are_enough(redis: DatabaseServer, tmp_path: Path) -> None:
+async def test_the_documented_redis_rights_are_sufficient(redis: DatabaseServer, tmp_path: Path) -> None:
     documented = (ROOT / "docs" / "operations.md").read_text()
     [rules] = re.findall(r"^ACL SETUSER chat (.*)$", documented, re.MULTILINE)
     with Redis(port=redis.port) as admin:
@@ -347,15 +347,17 @@ async def test_the_rights_that_the_documents_ask_of_redis_are_enough(redis: Data
             "CHAT_REDIS_REDISADDR": f"redis://chat@127.0.0.1:{redis.port}",
             "CHAT_REDIS_REDISPW": "secret",
         }
-        async with subprocess_server(tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SOON) as server:
-            one, two = names(2)
+        async with subprocess_server(
+            tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SHORT_TIMEOUTS
+        ) as server:
+            one, two = unique_names(2)
             await server.add_users(one, two)
             await server.make_contacts(one, two)
             assert (await post(server, "/user/logout", server.tokens[one], user_name=one)).status_code == 200
 
 
-async def test_a_database_number_that_redis_lacks_is_told_at_once(redis: DatabaseServer, tmp_path: Path) -> None:
-    line = await both(tmp_path, servers.environ(redis=redis) | {"CHAT_REDIS_REDISDBNAME": "99"})
+async def test_a_missing_redis_database_is_reported_immediately(redis: DatabaseServer, tmp_path: Path) -> None:
+    line = await check_and_start_error(tmp_path, servers.environ(redis=redis) | {"CHAT_REDIS_REDISDBNAME": "99"})
     assert "it has no database of the number RedisDbName" in line
 
 

@@ -1,4 +1,4 @@
-"""Passwords of databases: any text works, and none is ever logged or printed, whatever goes wrong."""
+"""Passwords of databases: any text works, and no password is logged or printed after any error."""
 
 import sys
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from tests import servers
 from tests.harness import run_py, subprocess_server
 from tests.servers import DatabaseServer
 
-# Latin-1, other scripts, what a URI must quote, quotes, control characters.
+# Latin-1, other scripts, characters that a URI must quote, quotes, control characters.
 PASSWORDS = ("pässwörd-é", "пароль-密码-🔑", "p@ss:w/o?r#d%41", "quo'ted\"\\path`", "tab\tand\x01control\x7f")
-# Every library may log what it likes at its lowest level: it all goes to standard error, with texts of exceptions.
-LOUD = """
+# All libraries log at their lowest level to standard error, with the texts of exceptions.
+DEBUG_LAUNCHER = """
 import logging, sys
 sys.path.insert(0, {root!r})
 from chat_server import cli
@@ -27,15 +27,15 @@ sys.exit(cli.main(sys.argv[3:]))
 """
 
 
-def loud(folder: Path) -> tuple[str, ...]:
-    """A prefix that runs run.py with all loggers at their lowest level, in a format that shows tracebacks whole."""
-    launcher = folder / "loud.py"
-    launcher.write_text(LOUD.format(root=str(Path(__file__).resolve().parents[2])))
+def debug_prefix(folder: Path) -> tuple[str, ...]:
+    """Return a prefix that runs run.py with all loggers at their lowest level and with complete tracebacks."""
+    launcher = folder / "debug.py"
+    launcher.write_text(DEBUG_LAUNCHER.format(root=str(Path(__file__).resolve().parents[2])))
     return sys.executable, str(launcher)
 
 
-def written(secret: str) -> set[str]:
-    """The ways in which a secret may appear."""
+def spellings(secret: str) -> set[str]:
+    """Return the forms in which a secret may appear."""
     return {
         secret,
         quote(secret, safe="", errors="surrogateescape"),
@@ -47,37 +47,38 @@ def written(secret: str) -> set[str]:
     }
 
 
-def harmless(text: str, secret: str) -> None:
-    """Fail if the text tells the secret, or has a traceback."""
-    for form in written(secret):
+def check_harmless(text: str, secret: str) -> None:
+    """Fail if the text contains the secret in any form, or a traceback."""
+    for form in spellings(secret):
         assert form not in text
     assert "Traceback" not in text
 
 
-async def refused(folder: Path, environ: Mapping[str, str], secret: str) -> str:
-    """The line with which --check fails; that of a start is the same."""
+async def start_failure(folder: Path, environ: Mapping[str, str], secret: str) -> str:
+    """Return the error of a start, which also --check reports; fail if any output contains the secret."""
     values = {"CHAT_SERVICE_DATADIR": str(folder / "data"), "CHAT_SERVICE_HTTPPORT": "0"}
     values |= {"CHAT_SERVICE_STORETIMEOUT": "2", "CHAT_SERVICE_STARTTIMEOUT": "2"}
     lines = []
     for arguments in ((), ("--check",)):
-        child = await run_py(*arguments, prefix=loud(folder), environ=values | dict(environ))
+        child = await run_py(*arguments, prefix=debug_prefix(folder), environ=values | dict(environ))
         out, err = await child.communicate()
         assert (child.returncode, out) == (1, b""), (out, err)
-        harmless(err.decode(), secret)
+        check_harmless(err.decode(), secret)
         lines += [line for line in err.decode().splitlines() if line.startswith("chat-server: ")]
-    assert len(lines) == 2  # one each, whatever the libraries log besides
+    assert len(lines) == 2  # one each, among the lines of the libraries
     return lines[0]
 
 
-async def accepted(folder: Path, environ: Mapping[str, str], secret: str) -> None:
-    async with subprocess_server(folder / "data", stores=environ, prefix=loud(folder)) as server:
+async def start_and_stop(folder: Path, environ: Mapping[str, str], secret: str) -> None:
+    """Start a server and stop it; fail if its log contains the secret."""
+    async with subprocess_server(folder / "data", stores=environ, prefix=debug_prefix(folder)) as server:
         server.process.terminate()
         assert await server.wait() == 0
-    harmless(server.log.read_text(), secret)
+    check_harmless(server.log.read_text(), secret)
 
 
 @pytest.mark.parametrize("password", PASSWORDS, ids=range(len(PASSWORDS)))
-async def test_mysql_accepts_any_password_and_none_is_told(
+async def test_mysql_accepts_any_password_and_none_is_logged(
     mysql: DatabaseServer, tmp_path: Path, password: str
 ) -> None:
     stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBUSER": "guarded", "CHAT_MYSQL_DBPASSWORD": password}
@@ -86,25 +87,25 @@ async def test_mysql_accepts_any_password_and_none_is_told(
         connection.cursor() as cursor,
     ):
         cursor.execute("DROP USER IF EXISTS 'guarded'@'127.0.0.1'")
-        assert "DbUser or DbPassWord is wrong" in await refused(tmp_path, stores, password)
+        assert "DbUser or DbPassWord is wrong" in await start_failure(tmp_path, stores, password)
         cursor.execute("CREATE USER 'guarded'@'127.0.0.1' IDENTIFIED BY %s", password)
         cursor.execute("GRANT ALL ON chat_demo.* TO 'guarded'@'127.0.0.1'")
-        await accepted(tmp_path, stores, password)
+        await start_and_stop(tmp_path, stores, password)
 
 
 @pytest.mark.parametrize("password", PASSWORDS, ids=range(len(PASSWORDS)))
-async def test_redis_accepts_any_password_and_none_is_told(
+async def test_redis_accepts_any_password_and_none_is_logged(
     redis: DatabaseServer, tmp_path: Path, password: str
 ) -> None:
     address = {"CHAT_REDIS_REDISADDR": f"redis://guarded:{quote(password, safe='')}@127.0.0.1:{redis.port}/0"}
     stores = servers.environ(redis=redis) | address
     with Redis(port=redis.port) as admin:
         admin.execute_command("ACL", "SETUSER", "guarded", "reset", "on", ">another", "~*", "+@all")
-        assert "RedisPw is wrong" in await refused(tmp_path, stores, password)
+        assert "RedisPw is wrong" in await start_failure(tmp_path, stores, password)
         admin.execute_command("ACL", "SETUSER", "guarded", f">{password}")
-        await accepted(tmp_path, stores, password)
+        await start_and_stop(tmp_path, stores, password)
         setting = {"CHAT_REDIS_REDISADDR": f"redis://guarded@127.0.0.1:{redis.port}", "CHAT_REDIS_REDISPW": password}
-        await accepted(tmp_path, stores | setting, password)
+        await start_and_stop(tmp_path, stores | setting, password)
 
 
 SECRET = "5ecret"
@@ -126,8 +127,8 @@ SECRET = "5ecret"
         f"rediss://chat:{SECRET}@127.0.0.1:1",
     ],
 )
-async def test_a_redis_address_tells_no_secret(tmp_path: Path, address: str) -> None:
-    line = await refused(tmp_path, {"CHAT_REDIS_REDISDB": "redis", "CHAT_REDIS_REDISADDR": address}, SECRET)
+async def test_no_secret_in_a_redis_address_is_logged(tmp_path: Path, address: str) -> None:
+    line = await start_failure(tmp_path, {"CHAT_REDIS_REDISDB": "redis", "CHAT_REDIS_REDISADDR": address}, SECRET)
     assert "RedisAddr" in line or "Redis at " in line
 
 
@@ -145,21 +146,21 @@ async def test_a_redis_address_tells_no_secret(tmp_path: Path, address: str) -> 
         f"chat:{SECRET}@127.0.0.1",
     ],
 )
-async def test_a_mongodb_address_tells_no_secret(tmp_path: Path, address: str) -> None:
+async def test_no_secret_in_a_mongodb_address_is_logged(tmp_path: Path, address: str) -> None:
     stores = {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBADDR": address}
-    line = await refused(tmp_path, stores, SECRET)
+    line = await start_failure(tmp_path, stores, SECRET)
     assert "MongoDBAddr" in line or "MongoDB at " in line
 
 
-async def test_a_password_that_mongodb_cannot_have_is_told_at_once(mongodb: DatabaseServer, tmp_path: Path) -> None:
+async def test_an_impossible_mongodb_password_is_reported_immediately(mongodb: DatabaseServer, tmp_path: Path) -> None:
     password = "contr\x01ol"
     user = {"CHAT_MONGODB_MONGODBUSER": "chat", "CHAT_MONGODB_MONGODBPWD": password}
-    line = await refused(tmp_path, servers.environ(mongodb=mongodb) | user, password)
+    line = await start_failure(tmp_path, servers.environ(mongodb=mongodb) | user, password)
     assert "MongoDBPwd holds characters that no password can have" in line
 
 
 @pytest.mark.parametrize("key", ["CHAT_MYSQL_DBPASSWORD", "CHAT_REDIS_REDISPW", "CHAT_MONGODB_MONGODBPWD"])
-async def test_a_password_that_is_not_utf_8_is_told(tmp_path: Path, key: str) -> None:
+async def test_a_database_password_that_is_not_utf_8_is_reported(tmp_path: Path, key: str) -> None:
     password = "5ecret\udcff"
-    line = await refused(tmp_path, {key: password}, password)
+    line = await start_failure(tmp_path, {key: password}, password)
     assert f"environment variable {key}: is not UTF-8" in line

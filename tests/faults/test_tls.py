@@ -1,4 +1,4 @@
-"""MySQL and Redis over TLS, with certificates made here, and what is said where TLS cannot be had."""
+"""MySQL and Redis over TLS with generated certificates, and the errors if TLS is not possible."""
 
 import datetime
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ PASSWORD = "hunter2-and-more"
 
 
 class Authority:
-    """Signs certificates; its own is in `file`."""
+    """A certificate authority. Its own certificate is in `file`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class Authority:
         self.file.write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
     def sign(self, address: str) -> tuple[Path, Path]:
-        """Certificate and key of a server at this address."""
+        """Return the files with certificate and key for a server at this address."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, address)])
         alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
@@ -73,8 +73,8 @@ class Authority:
         )
 
 
-class Encrypted(NamedTuple):
-    """Servers that speak TLS alone, and two authorities: theirs, and one that has nothing to do with them."""
+class TlsServers(NamedTuple):
+    """Database servers that accept only TLS, their authority, and another authority."""
 
     mysql: servers.DatabaseServer
     redis_port: int
@@ -83,7 +83,7 @@ class Encrypted(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     folder = tmp_path_factory.mktemp("certificates")
     ours, other = Authority(folder, "ours"), Authority(folder, "other")
     certificate, key = ours.sign("127.0.0.1")
@@ -94,22 +94,22 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
         *("--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-ca-cert-file", str(ours.file)),
     )
     mysql = servers.mysql(*files, "--require-secure-transport=ON")
-    yield Encrypted(mysql, port, ours.file, other.file)
+    yield TlsServers(mysql, port, ours.file, other.file)
     mysql.stop()
     redis.stop()
 
 
-def mysql_over_tls(encrypted: Encrypted, authority: Path | str, tls: str = "verified") -> dict[str, str]:
+def mysql_over_tls(encrypted: TlsServers, authority: Path | str, tls: str = "verified") -> dict[str, str]:
     return servers.environ(mysql=encrypted.mysql) | {"CHAT_MYSQL_DBTLS": tls, "CHAT_MYSQL_DBTLSCA": str(authority)}
 
 
-def redis_over_tls(encrypted: Encrypted, authority: Path) -> dict[str, str]:
+def redis_over_tls(encrypted: TlsServers, authority: Path) -> dict[str, str]:
     address = f"rediss://127.0.0.1:{encrypted.redis_port}/0?ssl_ca_certs={authority}"
     return {"CHAT_REDIS_REDISDB": "redis", "CHAT_REDIS_REDISADDR": address, "CHAT_REDIS_REDISPW": PASSWORD}
 
 
-async def said(folder: Path, stores: Mapping[str, str], *arguments: str) -> str:
-    """The one line that a start ends with, at once and not after StartTimeout."""
+async def immediate_error(folder: Path, stores: Mapping[str, str], *arguments: str) -> str:
+    """Return the one line with which a start fails immediately, without waiting for StartTimeout."""
     environ = {"CHAT_SERVICE_HTTPPORT": "0", "CHAT_SERVICE_DATADIR": str(folder), **stores}
     child = await run_py(*arguments, environ=environ)
     _, errors = await child.communicate()
@@ -121,8 +121,8 @@ async def said(folder: Path, stores: Mapping[str, str], *arguments: str) -> str:
     return lines[0]
 
 
-async def test_a_chat_over_tls(tmp_path: Path, encrypted: Encrypted) -> None:
-    """The databases accept nothing else."""
+async def test_a_chat_works_over_tls(tmp_path: Path, encrypted: TlsServers) -> None:
+    """The databases refuse unencrypted connections."""
     stores = mysql_over_tls(encrypted, encrypted.ours) | redis_over_tls(encrypted, encrypted.ours)
     async with serving(tmp_path, stores=stores) as server:
         await server.add_users("1", "2")
@@ -137,20 +137,22 @@ async def test_a_chat_over_tls(tmp_path: Path, encrypted: Encrypted) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["start", "check"])
-async def test_a_certificate_of_another_authority_is_a_clear_start_error(
-    tmp_path: Path, encrypted: Encrypted, arguments: tuple[str, ...]
+async def test_a_certificate_of_another_authority_is_a_start_error(
+    tmp_path: Path, encrypted: TlsServers, arguments: tuple[str, ...]
 ) -> None:
-    line = await said(tmp_path, mysql_over_tls(encrypted, encrypted.other), *arguments)
+    line = await immediate_error(tmp_path, mysql_over_tls(encrypted, encrypted.other), *arguments)
     assert f"MySQL at 127.0.0.1:{encrypted.mysql.port}: no TLS (the certificate is not valid" in line
     assert "DbTlsCa" in line
-    assert "no TLS (the certificate is not valid" in await said(tmp_path, mysql_over_tls(encrypted, ""), *arguments)
-    line = await said(tmp_path, redis_over_tls(encrypted, encrypted.other), *arguments)
+    assert "no TLS (the certificate is not valid" in await immediate_error(
+        tmp_path, mysql_over_tls(encrypted, ""), *arguments
+    )
+    line = await immediate_error(tmp_path, redis_over_tls(encrypted, encrypted.other), *arguments)
     assert f"Redis at 127.0.0.1:{encrypted.redis_port}: no TLS (the certificate is not valid" in line
     assert "RedisAddr" in line
 
 
-async def test_nothing_is_left_open_where_tls_cannot_be_had(tmp_path: Path, encrypted: Encrypted) -> None:
-    """A connection left behind would warn, and a warning fails the test."""
+async def test_a_failed_tls_start_leaves_no_connection_open(tmp_path: Path, encrypted: TlsServers) -> None:
+    """An unclosed connection causes a warning, and a warning fails the test."""
     plain = servers.mysql()
     try:
         for stores, why in (
@@ -167,15 +169,15 @@ async def test_nothing_is_left_open_where_tls_cannot_be_had(tmp_path: Path, encr
         plain.stop()
 
 
-async def test_a_certificate_for_another_address_is_a_clear_start_error(tmp_path: Path, encrypted: Encrypted) -> None:
+async def test_a_certificate_for_another_address_is_a_start_error(tmp_path: Path, encrypted: TlsServers) -> None:
     stores = mysql_over_tls(encrypted, encrypted.ours) | {"CHAT_MYSQL_DBHOST": "localhost"}
-    assert "Hostname mismatch" in await said(tmp_path, stores)
+    assert "Hostname mismatch" in await immediate_error(tmp_path, stores)
     stores = redis_over_tls(encrypted, encrypted.ours)
     stores["CHAT_REDIS_REDISADDR"] = stores["CHAT_REDIS_REDISADDR"].replace("127.0.0.1", "localhost")
-    assert "Hostname mismatch" in await said(tmp_path, stores)
+    assert "Hostname mismatch" in await immediate_error(tmp_path, stores)
 
 
-async def test_unverified_asks_for_no_authority(encrypted: Encrypted) -> None:
+async def test_unverified_tls_needs_no_authority(encrypted: TlsServers) -> None:
     config = servers.mysql_config(encrypted.mysql)
     users = await connect(msgspec.structs.replace(config, db_tls="unverified"), 5)
     try:
@@ -186,20 +188,20 @@ async def test_unverified_asks_for_no_authority(encrypted: Encrypted) -> None:
 
 
 @pytest.mark.parametrize("tls", ["verified", "unverified"])
-async def test_a_server_without_tls_gets_nothing_if_tls_was_asked_for(
-    tmp_path: Path, encrypted: Encrypted, tls: str
+async def test_tls_never_falls_back_to_an_unencrypted_connection(
+    tmp_path: Path, encrypted: TlsServers, tls: str
 ) -> None:
-    """The driver would go on without it."""
+    """The driver alone would continue without TLS."""
     plain = servers.mysql()
     try:
         stores = servers.environ(mysql=plain) | {"CHAT_MYSQL_DBTLS": tls, "CHAT_MYSQL_DBTLSCA": str(encrypted.ours)}
-        assert "no TLS" in await said(tmp_path, stores)
+        assert "no TLS" in await immediate_error(tmp_path, stores)
     finally:
         plain.stop()
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "folder"])
-async def test_a_file_of_authorities_that_is_none_is_a_clear_start_error(tmp_path: Path, what: str) -> None:
+async def test_an_invalid_file_of_authorities_is_a_start_error(tmp_path: Path, what: str) -> None:
     path = tmp_path / what
     if what == "empty":
         path.touch()
@@ -207,7 +209,7 @@ async def test_a_file_of_authorities_that_is_none_is_a_clear_start_error(tmp_pat
         path.mkdir()
     stores = {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBTLS": "verified", "CHAT_MYSQL_DBTLSCA": str(path)}
     for arguments in ((), ("--check",)):
-        assert f"[mysql] DbTlsCa = {path}: " in await said(tmp_path / "data", stores, *arguments)
+        assert f"[mysql] DbTlsCa = {path}: " in await immediate_error(tmp_path / "data", stores, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -221,10 +223,10 @@ async def test_a_file_of_authorities_that_is_none_is_a_clear_start_error(tmp_pat
         ("MongoDB", "MongoDBAddr", f"mongodb://chat:{PASSWORD}@db.example/?tls=true&tlsCAFile=/nowhere"),
     ],
 )
-async def test_an_address_that_is_none_is_a_clear_start_error(
+async def test_an_invalid_database_address_is_a_start_error(
     tmp_path: Path, section: str, key: str, address: str
 ) -> None:
     word = {"redis": "REDISDB", "MongoDB": "MONGODB"}[section]
     stores = {f"CHAT_{section.upper()}_{word}": section.lower(), f"CHAT_{section.upper()}_{key.upper()}": address}
     for arguments in ((), ("--check",)):
-        assert f"[{section}] {key} is neither" in await said(tmp_path, stores, *arguments)
+        assert f"[{section}] {key} is neither" in await immediate_error(tmp_path, stores, *arguments)

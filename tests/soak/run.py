@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from tests import servers
-from tests.faults.stores import connections
+from tests.faults.stores import count_connections
 from tests.harness import ServerHandle, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 from tests.soak.device import Device, Pace
@@ -99,7 +99,7 @@ async def measure(server: SubprocessServer, databases: Sequence[DatabaseServer],
     process = psutil.Process(server.process.pid)
 
     def now() -> ResourceUse:
-        pooled = sum(connections(process.pid, database.port) for database in databases)
+        pooled = sum(count_connections(process.pid, database.port) for database in databases)
         return ResourceUse(process.memory_info().rss, process.num_fds() - pooled, pooled)
 
     with suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""A search for ways round the limits: parallel sockets, retries, cut connections, clock jumps, restarts, lost counters.
+"""A search for ways to exceed a limit: parallel sockets, retries, cuts, clock jumps, restarts, lost counters.
 
-Hypothesis draws the schedules and the real server runs them, on the embedded database and on Redis with MongoDB.
+Hypothesis generates the schedules and runs them on a real server, on embedded stores and on Redis with MongoDB.
 CHAT_TEST_WALK=20 searches twenty times as long.
 """
 
@@ -23,17 +23,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests import raw, servers
 from tests.e2e.http_helpers import sql
-from tests.faults.stores import names
+from tests.faults.stores import unique_names
 from tests.harness import PASSWORD, ChatClient, ManualClock, ServerHandle, serving, wait_until
 
 T = TypeVar("T")
 
-WALK = int(os.environ.get("CHAT_TEST_WALK", "1"))
-LIMIT = 3  # messages to a stranger, failed logins, broadcasts, sockets
+FACTOR = int(os.environ.get("CHAT_TEST_WALK", "1"))
+LIMIT = 3  # unanswered messages, failed logins, broadcasts; a quarter of the sockets of a user
 DAY, MINUTE = 86400 * 1000, 60 * 1000  # milliseconds
-STORED = (40018, 40019)
+ACKNOWLEDGED = (40018, 40019)
 
-# Mostly past the end of a window, or a little: both ends of it are where a fault would be.
+# Mostly far beyond the end of a window, or a short time: faults are likely at both ends of a window.
 jumps = st.one_of(
     st.just(2 * DAY),
     st.just(2 * DAY),
@@ -41,8 +41,8 @@ jumps = st.one_of(
 )
 
 
-class World:
-    """A server that can be stopped and started, with a clock moved by hand; `lose` makes it lose its counters."""
+class RestartableServer:
+    """A server with a manual clock that can be restarted. `lose` deletes its counters."""
 
     def __init__(self, stores: Mapping[str, str], lose: Callable[[Path], None]) -> None:
         self.clock = ManualClock()
@@ -52,203 +52,203 @@ class World:
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self.names: list[str] = []
-        self.server: ServerHandle
+        self.handle: ServerHandle
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it."""
+        """Run `work` on the event loop of the server."""
         return self._runner.run(work)
 
-    async def begin(self, *users: str) -> None:
-        """Start it anew, and log in."""
+    async def start(self, *users: str) -> None:
+        """Start or restart the server, register `users` and log all users in."""
         await self._stack.aclose()
         limits: dict[str, Any] = {"StrangerLimit": LIMIT, "StrangerWindow": 1, "LoginFailures": LIMIT, "LoginWindow": 1}
         limits |= {"BroadcastsPerMinute": LIMIT, "SocketsPerUser": LIMIT * 4, "TrustedProxies": "127.0.0.1"}
         folder = Path(self._folder.name)
-        self.server = await self._stack.enter_async_context(serving(folder, self.clock, stores=self._stores, **limits))
+        self.handle = await self._stack.enter_async_context(serving(folder, self.clock, stores=self._stores, **limits))
         for name in users:
-            await self.server.post("/user/register", {"user_name": name, "password": PASSWORD})
+            await self.handle.post("/user/register", {"user_name": name, "password": PASSWORD})
         self.names = self.names or list(users)
         await self.log_in()
 
     async def log_in(self) -> None:
-        """Sessions for all, from an address that did not guess."""
+        """Log all users in, from an address without wrong guesses."""
         for name in self.names:
             body = {"user_name": name, "password": PASSWORD}
-            response = await self.server.post("/user/login", body, headers={"X-Forwarded-For": "192.0.2.1"})
-            self.server.tokens[name] = response.json()["data"]["token"]
+            response = await self.handle.post("/user/login", body, headers={"X-Forwarded-For": "192.0.2.1"})
+            self.handle.tokens[name] = response.json()["data"]["token"]
 
     async def lose(self) -> None:
-        """Lose the counters, and with them, where they lie together, the sessions."""
+        """Lose the counters, and the sessions if they are in the same database."""
         self._lose(Path(self._folder.name))
         await self.log_in()
 
     async def sockets(self, stack: AsyncExitStack, user: str, many: int, to: str = "") -> list[ChatClient]:
-        """So many sockets, open until the stack ends."""
-        return [await stack.enter_async_context(self.server.chat(user, to)) for _ in range(many)]
+        """Open this many sockets, until the stack ends."""
+        return [await stack.enter_async_context(self.handle.chat(user, to)) for _ in range(many)]
 
-    def end(self) -> None:
-        """Stop it and forget it all."""
+    def close(self) -> None:
+        """Stop the server and delete its data."""
         self.do(self._stack.aclose())
         self._runner.close()
         self._folder.cleanup()
 
 
-class Walk(RuleBasedStateMachine):
-    """What both searches may do to the server."""
+class LimitMachine(RuleBasedStateMachine):
+    """The steps that both searches share."""
 
-    make: Callable[[], World]  # set by each test
-    world: World
+    make: Callable[[], RestartableServer]  # set by each test
+    server: RestartableServer
 
     def teardown(self) -> None:
-        self.world.end()
+        self.server.close()
 
     @rule()
     def restart(self) -> None:
-        self.world.do(self.world.begin())
+        self.server.do(self.server.start())
 
     @rule(by=jumps)
     def jump(self, by: int) -> None:
-        self.world.clock.shift += by / 1000
+        self.server.clock.shift += by / 1000
 
 
-class Strangers(Walk):
-    """One writes to another who never answers: of LIMIT messages in a window not one more is ever stored."""
+class ContactLimitMachine(LimitMachine):
+    """One user writes to another who never answers: no window ever has more than LIMIT stored messages."""
 
     @initialize()
     def begin(self) -> None:
-        self.world = type(self).make()
-        self.sender, self.receiver = names(2)
-        self.world.do(self.world.begin(self.sender, self.receiver))
+        self.server = type(self).make()
+        self.sender, self.receiver = unique_names(2)
+        self.server.do(self.server.start(self.sender, self.receiver))
         self.ids = (f"m{number}" for number in count())
         self.tried: list[str] = []
         self.times: dict[str, int] = {}
 
     @rule(sockets=st.integers(1, 4), each=st.integers(1, 4), twins=st.booleans(), lost=st.booleans())
-    def send_at_once(self, sockets: int, each: int, twins: bool, lost: bool) -> None:
-        """From several sockets; `twins`: all send the same ids; `lost`: the counters were lost just before."""
+    def send_in_parallel(self, sockets: int, each: int, twins: bool, lost: bool) -> None:
+        """Send from several sockets: the same ids if `twins`, and directly after a loss of the counters if `lost`."""
         if lost:
-            self.world.do(self.world.lose())
+            self.server.do(self.server.lose())
         ids = [next(self.ids) for _ in range(each if twins else sockets * each)]
         mine = [ids if twins else ids[n * each : (n + 1) * each] for n in range(sockets)]
         self.tried += ids
-        self.world.do(self._send(mine))
+        self.server.do(self._send(mine))
 
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
-        """From two sockets at once."""
+        """Retry a message from two sockets at the same time."""
         if self.tried:
             id = data.draw(st.sampled_from(self.tried))
-            self.world.do(self._send([[id], [id]]))
+            self.server.do(self._send([[id], [id]]))
 
     async def _send(self, mine: list[list[str]]) -> None:
         async with AsyncExitStack() as stack:
-            chats = await self.world.sockets(stack, self.sender, len(mine), self.receiver)
-            for answers in await asyncio.gather(*map(self._run, chats, mine)):
+            chats = await self.server.sockets(stack, self.sender, len(mine), self.receiver)
+            for answers in await asyncio.gather(*map(self._send_all, chats, mine)):
                 for answer in answers:
-                    if answer["op_type"] in STORED:
+                    if answer["op_type"] in ACKNOWLEDGED:
                         self.times[answer["id"]] = answer["time"]
 
-    async def _run(self, chat: ChatClient, ids: list[str]) -> list[dict[str, Any]]:
+    async def _send_all(self, chat: ChatClient, ids: list[str]) -> list[dict[str, Any]]:
         for id in ids:
             await chat.put(1, f"{id}\nhello")
         return [await chat.receive() for _ in ids]
 
     @rule(each=st.integers(1, 4), wait=st.sampled_from([0, 0, 0.002, 0.01]))
     def send_and_cut(self, each: int, wait: float) -> None:
-        """The connection is gone between the check and the answer."""
+        """Cut the connection between the check and the answer."""
         ids = [next(self.ids) for _ in range(each)]
         self.tried += ids
 
         async def cut() -> None:
-            async with raw.chat(self.world.server, self.sender, self.receiver) as one:
+            async with raw.chat(self.server.handle, self.sender, self.receiver) as one:
                 await one.write(b"".join(raw.request(1, f"{id}\nhello") for id in ids))
                 await asyncio.sleep(wait)
                 one.reset()
 
-        self.world.do(cut())
+        self.server.do(cut())
 
     @rule()
     def delete(self) -> None:
-        """All that is there."""
+        """Delete all messages."""
 
         async def delete() -> None:
-            async with self.world.server.chat(self.sender, self.receiver) as chat:
+            async with self.server.handle.chat(self.sender, self.receiver) as chat:
                 if found := [frame["id"] for frame in await chat.ask(2, "-200") if frame["type"] == 2]:
                     assert (await chat.answer(5, "\n".join(found)))["op_type"] == 40013
 
-        self.look()
-        self.world.do(delete())
+        self.check_windows()
+        self.server.do(delete())
 
     @invariant()
-    def look(self) -> None:
-        """In each window, which begins with the first message of it, there are at most LIMIT."""
+    def check_windows(self) -> None:
+        """Fail if a window, which starts with its first message, contains more than LIMIT messages."""
         if not hasattr(self, "times"):
             return
-        self.world.do(self._look())
-        began = used = 0
+        self.server.do(self._read_times())
+        started = used = 0
         for time in sorted(self.times.values()):
-            if not used or time >= began + DAY:
-                began, used = time, 0
+            if not used or time >= started + DAY:
+                started, used = time, 0
             used += 1
             assert used <= LIMIT, self.times
 
-    async def _look(self) -> None:
-        async with self.world.server.chat(self.receiver, self.sender) as chat:
+    async def _read_times(self) -> None:
+        async with self.server.handle.chat(self.receiver, self.sender) as chat:
             self.times |= {frame["id"]: frame["time"] for frame in await chat.ask(2, "-200") if frame["type"] == 2}
 
 
-class Count:
-    """What may happen LIMIT times in a minute; a clock that is set back begins a window anew."""
+class EventCount:
+    """Counts an event that may happen LIMIT times in a minute. A clock that is set back starts a new window."""
 
     def __init__(self, clock: ManualClock) -> None:
         self._clock = clock
-        self._used = self._began = 0
+        self._used = self._started = 0
 
-    def happened(self, times: int) -> None:
-        """So often, just now. Raises AssertionError."""
+    def add(self, times: int) -> None:
+        """Count events that happened now; fail if they are more than LIMIT."""
         now = self._clock.now() // 1000
-        if not self._began <= now < self._began + MINUTE:
-            self._began, self._used = now, 0
+        if not self._started <= now < self._started + MINUTE:
+            self._started, self._used = now, 0
         self._used += times
         assert self._used <= LIMIT
 
-    def begin_anew(self) -> None:
-        """Nothing has happened yet."""
-        self._used = self._began = 0
+    def reset(self) -> None:
+        """Start from zero."""
+        self._used = self._started = 0
 
 
-class Rates(Walk):
-    """Guesses at a password, messages to everybody, open sockets: of each no more than its limit."""
+class RateMachine(LimitMachine):
+    """Wrong passwords, broadcasts and open sockets: none exceeds its limit."""
 
     @initialize()
     def begin(self) -> None:
-        self.world = type(self).make()
-        self.user, self.victim = names(2)
-        self.world.do(self.world.begin(self.user))
-        self.world.do(self.world.server.post("/user/register", {"user_name": self.victim, "password": PASSWORD}))
-        self.guesses, self.broadcasts = Count(self.world.clock), Count(self.world.clock)
+        self.server = type(self).make()
+        self.user, self.victim = unique_names(2)
+        self.server.do(self.server.start(self.user))
+        self.server.do(self.server.handle.post("/user/register", {"user_name": self.victim, "password": PASSWORD}))
+        self.guesses, self.broadcasts = EventCount(self.server.clock), EventCount(self.server.clock)
 
     @rule(many=st.integers(1, 6))
     def guess(self, many: int) -> None:
-        """At once; who is told that it was wrong has guessed."""
-        answers = self.world.do(self._log_in(many, "wrong password"))
+        """Try wrong passwords in parallel; each answer 401 is a guess."""
+        answers = self.server.do(self._log_in(many, "wrong password"))
         assert set(answers) <= {401, 429}
-        self.guesses.happened(answers.count(401))
+        self.guesses.add(answers.count(401))
 
     @rule()
     def log_in(self) -> None:
-        """The owner of the name, from the same address: a success begins anew."""
-        if self.world.do(self._log_in(1, PASSWORD)) == [200]:
-            self.guesses.begin_anew()
+        """The user logs in from the same address; a success resets the count."""
+        if self.server.do(self._log_in(1, PASSWORD)) == [200]:
+            self.guesses.reset()
 
     @rule(many=st.integers(1, 4), wait=st.sampled_from([0, 0.001, 0.005]))
     def guess_and_cut(self, many: int, wait: float) -> None:
-        """Nobody learns anything from these."""
+        """Cut the connections of wrong guesses, so that no answer arrives."""
         body = json.dumps({"user_name": self.victim, "password": "wrong password"}).encode()
         head = b"POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
         async def cut() -> None:
-            one = raw.RawSocket(await raw.connect(self.world.server), "")
+            one = raw.RawSocket(await raw.connect(self.server.handle), "")
             await one.write(head % len(body) + body)
             await asyncio.sleep(wait)
             one.reset()
@@ -256,96 +256,96 @@ class Rates(Walk):
         async def cut_all() -> None:
             await asyncio.gather(*(cut() for _ in range(many)))
 
-        self.world.do(cut_all())
+        self.server.do(cut_all())
 
     async def _log_in(self, many: int, password: str) -> list[int]:
         body = {"user_name": self.victim, "password": password}
-        async with self.world.server.client() as client:
+        async with self.server.handle.client() as client:
             answers = await asyncio.gather(*(client.post("/user/login", json=body) for _ in range(many)))
         return [answer.status_code for answer in answers]
 
     @rule(sockets=st.integers(1, 3), each=st.integers(1, 3))
-    def send_to_all(self, sockets: int, each: int) -> None:
+    def broadcast(self, sockets: int, each: int) -> None:
         async def send() -> list[int]:
             async with AsyncExitStack() as stack:
-                chats = await self.world.sockets(stack, self.user, sockets)
+                chats = await self.server.sockets(stack, self.user, sockets)
                 answers = await asyncio.gather(*(chat.answer(6, "hello") for chat in chats for _ in range(1)))
                 for _ in range(each - 1):
                     answers += await asyncio.gather(*(chat.answer(6, "hello") for chat in chats))
                 return [answer["op_type"] for answer in answers]
 
-        self.broadcasts.happened(self.world.do(send()).count(40009))
+        self.broadcasts.add(self.server.do(send()).count(40009))
 
     @rule(many=st.integers(1, 6 * LIMIT), vanish=st.booleans())
     def open_sockets(self, many: int, vanish: bool) -> None:
-        """At once: never more than the limit, and when they are gone, there is room for as many again."""
-        self.world.do(self._open(many, vanish))
+        """Open sockets in parallel, never more than the limit. After they are closed, as many can be opened again."""
+        self.server.do(self._open(many, vanish))
 
     async def _open(self, many: int, vanish: bool) -> None:
         async with AsyncExitStack() as stack:
 
-            async def one() -> bool:
+            async def open_one() -> bool:
                 with suppress(websockets.InvalidStatus):
-                    chat = await stack.enter_async_context(self.world.server.chat(self.user))
+                    chat = await stack.enter_async_context(self.server.handle.chat(self.user))
                     if vanish:
                         stack.callback(chat.connection.transport.abort)
                     return True
                 return False
 
-            came = sum(await asyncio.gather(*(one() for _ in range(many))))
-            assert came <= 4 * LIMIT
+            opened = sum(await asyncio.gather(*(open_one() for _ in range(many))))
+            assert opened <= 4 * LIMIT
         await wait_until(self._all_fit)
 
     async def _all_fit(self) -> bool:
         async with AsyncExitStack() as stack:
             try:
-                await self.world.sockets(stack, self.user, 4 * LIMIT)
+                await self.server.sockets(stack, self.user, 4 * LIMIT)
             except websockets.InvalidStatus:
                 return False
         return True
 
     @rule()
     def lose_counters(self) -> None:
-        """They are counted anew: nothing else knows of them."""
-        self.world.do(self.world.lose())
-        self.guesses.begin_anew()
-        self.broadcasts.begin_anew()
+        """The counts start from zero, because nothing else can rebuild them."""
+        self.server.do(self.server.lose())
+        self.guesses.reset()
+        self.broadcasts.reset()
 
 
 def lose_rows(folder: Path) -> None:
-    """The counters of the embedded database."""
+    """Delete the counters of the embedded database."""
     sql(folder, "DELETE FROM strangers")
     sql(folder, "DELETE FROM rates")
 
 
-def search(walk: type[Walk], make: Callable[[], World], examples: int) -> None:
-    """Walk so many times; a schedule that breaks a limit is shrunk and told."""
-    found: type[Walk] = type(walk.__name__, (walk,), {"make": staticmethod(make)})
+def search(machine: type[LimitMachine], make: Callable[[], RestartableServer], examples: int) -> None:
+    """Run `examples` schedules; hypothesis reduces a schedule that exceeds a limit, and reports it."""
+    found: type[LimitMachine] = type(machine.__name__, (machine,), {"make": staticmethod(make)})
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         found,
         settings=settings(
-            max_examples=examples * WALK,
+            max_examples=examples * FACTOR,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=checks,
-            derandomize=WALK == 1,
+            derandomize=FACTOR == 1,
         ),
-        _min_steps=10,  # short walks find nothing here
+        _min_steps=10,  # short schedules find nothing here
     )
 
 
-@pytest.mark.parametrize("walk", [Strangers, Rates])
-def test_no_schedule_gets_more_than_a_limit(walk: type[Walk]) -> None:
-    search(walk, lambda: World({}, lose_rows), 10)
+@pytest.mark.parametrize("machine", [ContactLimitMachine, RateMachine])
+def test_no_schedule_exceeds_a_limit_on_embedded_stores(machine: type[LimitMachine]) -> None:
+    search(machine, lambda: RestartableServer({}, lose_rows), 10)
 
 
-@pytest.mark.parametrize("walk", [Strangers, Rates])
-def test_no_schedule_gets_more_than_a_limit_on_servers(
-    walk: type[Walk], redis: servers.DatabaseServer, mongodb: servers.DatabaseServer
+@pytest.mark.parametrize("machine", [ContactLimitMachine, RateMachine])
+def test_no_schedule_exceeds_a_limit_on_database_servers(
+    machine: type[LimitMachine], redis: servers.DatabaseServer, mongodb: servers.DatabaseServer
 ) -> None:
     def flush(_: Path) -> None:
         with redis_driver.Redis(port=redis.port) as driver:
             driver.flushdb()
 
-    search(walk, lambda: World(servers.environ(redis=redis, mongodb=mongodb), flush), 3)
+    search(machine, lambda: RestartableServer(servers.environ(redis=redis, mongodb=mongodb), flush), 3)
