@@ -1,9 +1,9 @@
 """A disk that fails on request, and its contents after a power cut.
 
 `disk.c` is preloaded into the server. It records each write, truncation, sync and removal in the data folder and makes
-the requested calls fail. From the record, `write_surviving_files` builds the files as they may be after a power cut: synced data
-is present, each other sector may be present or not. A write whose sync failed stays uncertain forever: as on Linux, a
-later sync does not cover it (https://lwn.net/Articles/752063/).
+the requested calls fail. From the record, `write_surviving_files` builds the files as they may be after a power cut:
+synced data is present, each other sector may be present or not. A write whose sync failed stays uncertain forever: as
+on Linux, a later sync does not cover it (https://lwn.net/Articles/752063/).
 """
 
 import errno

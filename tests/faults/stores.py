@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.http_helpers import check_refusal, post, try_upgrade
-from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, run_py
+from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, run_py, wait_until
 from tests.servers import DatabaseServer
 
 # StoreTimeout and HeartbeatSeconds of the servers under test.
@@ -114,6 +114,31 @@ async def start_error(folder: Path, stores: Mapping[str, str], **settings: Any) 
     *before, line = err.decode().splitlines()
     assert line.startswith("chat-server: "), err
     return line, before
+
+
+async def expect_start_timeout(folder: Path, stores: Mapping[str, str], name: str) -> None:
+    """Fail unless a start names the unreachable store, waits for it, and ends after StartTimeout."""
+    line, before = await start_error(folder / "data", stores, StartTimeout=5, StoreTimeout=0.5)
+    for text in (f"{name} at ", "connection refused", "gave up after 5 s (StartTimeout)"):
+        assert text in line
+    [waiting] = before
+    assert "store not ready" in waiting
+    assert name in waiting
+
+
+@asynccontextmanager
+async def started_later(database: DatabaseServer, folder: Path) -> AsyncIterator[None]:
+    """Kill the database, and start it again as soon as the server with its data in `folder`/data waits for it."""
+    log = folder / "server.log"
+
+    async def start() -> None:
+        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
+        await asyncio.to_thread(database.start)
+
+    database.kill()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(start())
+        yield
 
 
 def count_connections(pid: int, port: int) -> int:

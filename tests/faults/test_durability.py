@@ -120,7 +120,7 @@ async def retried(server: ServerHandle, burst: Burst, stored: list[Frame]) -> No
 async def test_after_kill_9_only_confirmed_messages_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     got: list[str] = []
-    proven: list[str] = []
+    confirmed: list[str] = []
     async with subprocess_server(folder, StrangerLimit=0) as server:
         await server.add_users("a", "z")
         async with raw.chat(server, "z") as z:
@@ -131,7 +131,7 @@ async def test_after_kill_9_only_confirmed_messages_are_read(tmp_path: Path) -> 
                     got.append(z.json(read)["id"])
                 elif len(got) < 300:
                     await z.write(raw.frame(read.payload, raw.PONG))
-                    proven = list(got)
+                    confirmed = list(got)
             server.kill()
             await burst.ended()
         await server.wait()
@@ -139,8 +139,8 @@ async def test_after_kill_9_only_confirmed_messages_are_read(tmp_path: Path) -> 
         stored = await history(server, burst)
         complete(burst, stored)
         read_ones = [one["id"] for one in stored if one["read"]]
-        assert 0 < len(read_ones) <= len(proven)
-        assert read_ones == proven[: len(read_ones)]
+        assert 0 < len(read_ones) <= len(confirmed)
+        assert read_ones == confirmed[: len(read_ones)]
 
 
 async def test_the_server_restarts_immediately_after_each_kill_9(tmp_path: Path) -> None:

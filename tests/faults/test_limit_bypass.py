@@ -1,7 +1,7 @@
 """A search for ways to exceed a limit: parallel sockets, retries, cuts, clock jumps, restarts, lost counters.
 
 Hypothesis generates the schedules and runs them on a real server, on embedded stores and on Redis with MongoDB.
-CHAT_TEST_WALK=20 searches twenty times as long.
+CHAT_TEST_SEARCH=20 searches twenty times as long.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tests.harness import PASSWORD, ChatClient, ManualClock, ServerHandle, servi
 
 T = TypeVar("T")
 
-FACTOR = int(os.environ.get("CHAT_TEST_WALK", "1"))
+FACTOR = int(os.environ.get("CHAT_TEST_SEARCH", "1"))
 LIMIT = 3  # unanswered messages, failed logins, broadcasts; a quarter of the sockets of a user
 DAY, MINUTE = 86400 * 1000, 60 * 1000  # milliseconds
 ACKNOWLEDGED = (40018, 40019)
@@ -48,7 +48,7 @@ class RestartableServer:
         self.clock = ManualClock()
         self._stores = stores
         self._lose = lose
-        self._folder = tempfile.TemporaryDirectory(prefix="chat-walk-")
+        self._folder = tempfile.TemporaryDirectory(prefix="chat-limits-")
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self.names: list[str] = []

@@ -20,11 +20,13 @@ from tests.faults.stores import (
     SHORT_TIMEOUTS,
     count_connections,
     expect_open,
+    expect_start_timeout,
     expect_store_away,
     history,
     is_acknowledged,
     send_until_acknowledged,
     start_error,
+    started_later,
     tcp_proxy,
     unavailable,
     unique_names,
@@ -196,26 +198,11 @@ async def test_a_reply_of_mongodb_cut_short_loses_no_message(mongodb: DatabaseSe
 
 async def test_a_start_waits_for_mongodb_until_start_timeout(tmp_path: Path) -> None:
     stores = {"CHAT_MONGODB_MONGODB": "mongodb", "CHAT_MONGODB_MONGODBPORT": str(servers.free_port())}
-    line, before = await start_error(tmp_path / "data", stores, StartTimeout=4, StoreTimeout=0.5)
-    assert "MongoDB at " in line
-    assert "connection refused" in line
-    assert "gave up after 4 s (StartTimeout)" in line
-    assert len(before) == 1
-    assert "store not ready" in before[0]
-    assert "MongoDB" in before[0]
+    await expect_start_timeout(tmp_path, stores, "MongoDB")
 
 
 async def test_a_server_starts_when_mongodb_becomes_available(mongodb: DatabaseServer, tmp_path: Path) -> None:
-    mongodb.kill()
-    log = tmp_path / "server.log"
-
-    async def start_later() -> None:
-        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
-        await asyncio.to_thread(mongodb.start)
-
-    starting = asyncio.create_task(start_later())
-    async with serving(tmp_path, mongodb) as server:
-        await starting
+    async with started_later(mongodb, tmp_path), serving(tmp_path, mongodb) as server:
         one, two = unique_names(2)
         await server.add_users(one, two)
         await server.make_contacts(one, two)

@@ -19,11 +19,13 @@ from tests.faults.stores import (
     count_connections,
     expect_http_store_away,
     expect_open,
+    expect_start_timeout,
     expect_store_away,
     expect_upgrade_store_away,
     history,
     send_until_acknowledged,
     start_error,
+    started_later,
     tcp_proxy,
     unavailable,
     unique_names,
@@ -128,26 +130,11 @@ async def test_a_reply_of_mysql_cut_short_makes_no_user_unknown(mysql: DatabaseS
 
 async def test_a_start_waits_for_mysql_until_start_timeout(tmp_path: Path) -> None:
     stores = {"CHAT_MYSQL_DB": "mysql", "CHAT_MYSQL_DBPORT": str(servers.free_port())}
-    line, before = await start_error(tmp_path / "data", stores, StartTimeout=5, StoreTimeout=0.5)
-    assert "MySQL at " in line
-    assert "connection refused" in line
-    assert "gave up after 5 s (StartTimeout)" in line
-    assert len(before) == 1
-    assert "store not ready" in before[0]
-    assert "MySQL" in before[0]
+    await expect_start_timeout(tmp_path, stores, "MySQL")
 
 
 async def test_a_server_starts_when_mysql_becomes_available(mysql: DatabaseServer, tmp_path: Path) -> None:
-    mysql.kill()
-    log = tmp_path / "server.log"
-
-    async def start_later() -> None:
-        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
-        await asyncio.to_thread(mysql.start)
-
-    starting = asyncio.create_task(start_later())
-    async with serving(tmp_path, mysql) as server:
-        await starting
+    async with started_later(mysql, tmp_path), serving(tmp_path, mysql) as server:
         await server.add_users(*unique_names(1))
 
 

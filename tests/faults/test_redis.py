@@ -18,11 +18,13 @@ from tests.faults.stores import (
     count_connections,
     expect_http_store_away,
     expect_open,
+    expect_start_timeout,
     expect_store_away,
     expect_upgrade_store_away,
     history,
     send_until_acknowledged,
     start_error,
+    started_later,
     tcp_proxy,
     unavailable,
     unique_names,
@@ -274,26 +276,11 @@ async def test_a_full_redis_refuses_immediately(redis: DatabaseServer, tmp_path:
 
 async def test_a_start_waits_for_redis_until_start_timeout(tmp_path: Path) -> None:
     stores = {"CHAT_REDIS_REDISDB": "redis", "CHAT_REDIS_REDISADDR": f"127.0.0.1:{servers.free_port()}"}
-    line, before = await start_error(tmp_path / "data", stores, StartTimeout=5, StoreTimeout=0.5)
-    assert "Redis at " in line
-    assert "connection refused" in line
-    assert "gave up after 5 s (StartTimeout)" in line
-    assert len(before) == 1
-    assert "store not ready" in before[0]
-    assert "Redis" in before[0]
+    await expect_start_timeout(tmp_path, stores, "Redis")
 
 
 async def test_a_server_starts_when_redis_becomes_available(redis: DatabaseServer, tmp_path: Path) -> None:
-    redis.kill()
-    log = tmp_path / "server.log"
-
-    async def start_later() -> None:
-        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
-        await asyncio.to_thread(redis.start)
-
-    starting = asyncio.create_task(start_later())
-    async with serving(tmp_path, redis) as server:
-        await starting
+    async with started_later(redis, tmp_path), serving(tmp_path, redis) as server:
         await server.add_users(*unique_names(1))
 
 

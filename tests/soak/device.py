@@ -28,7 +28,7 @@ class Pace(NamedTuple):
 
 
 class Device:
-    """A client of `user` that writes to `peers`, and to `strangers`, who never answer.
+    """A client of `user` that writes to `peers`, and to `silent_peers`, which never answer.
 
     A client without receivers only reads and marks.
     Before any other action, a client sends its unacknowledged messages again, in order, as docs/clients.md requires.
@@ -44,7 +44,7 @@ class Device:
         user: str,
         peers: Sequence[str],
         *,
-        strangers: Sequence[str] = (),
+        silent_peers: Sequence[str] = (),
         sync: bool = False,
     ) -> None:
         self.name = name
@@ -55,8 +55,8 @@ class Device:
         self._pace = pace
         self.user = user
         self.peers = peers
-        self._receivers = [*peers, *strangers]
-        self._strangers = frozenset(strangers)
+        self._receivers = [*peers, *silent_peers]
+        self._silent_peers = frozenset(silent_peers)
         self._sync = sync
         self._socket: raw.RawSocket | None = None
         self._outbox: dict[SentMessage, None] = {}  # unacknowledged, in the order of sending
@@ -86,7 +86,7 @@ class Device:
             await asyncio.sleep(self._random.uniform(0.01, 0.2))
 
     def reset(self) -> None:
-        """Reset the connection at once."""
+        """Reset the connection."""
         if self._socket:
             with suppress(OSError):  # it may have ended already
                 self._socket.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -122,7 +122,7 @@ class Device:
     async def _send(self, client: DeviceSocket) -> None:
         for _ in range(self._random.randint(1, 3)):
             peer = self._random.choice(self._receivers) if self._random.random() < 0.7 else None
-            count = 1 if peer in self._strangers else self._random.choice(self._pace.batch_sizes)
+            count = 1 if peer in self._silent_peers else self._random.choice(self._pace.batch_sizes)
             messages = [self.new(peer or self._random.choice(self._receivers)) for _ in range(count)]
             self._outbox |= dict.fromkeys(messages)
             await client.send(messages)
@@ -133,7 +133,7 @@ class Device:
         id = f"{self.name}-{self._count}"
         more = self._random.choice(("hello", "two\nlines", "漢字 \U0001f600", "x" * self._random.randint(1, MAX_TEXT)))
         message = SentMessage(
-            self.user, peer, id, f"{id} {more}", self.name, self._count, limited=peer in self._strangers
+            self.user, peer, id, f"{id} {more}", self.name, self._count, limited=peer in self._silent_peers
         )
         self._ledger.add(message)
         return message

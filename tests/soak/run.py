@@ -52,8 +52,8 @@ class SoakRun:
             peers = [users[(n + step) % USERS] for step in (-3, -2, -1, 1, 2, 3)]
             for number in range(1 + n % 3):
                 name = f"{user}.{number}"
-                strangers = [SILENT_USER] if n % 4 == 0 else []
-                self._add(name, user, peers, strangers=strangers, sync=number == 1)
+                silent_peers = [SILENT_USER] if n % 4 == 0 else []
+                self._add(name, user, peers, silent_peers=silent_peers, sync=number == 1)
         self._add(f"{SILENT_USER}.0", SILENT_USER, [])
 
     def _add(self, name: str, user: str, peers: Sequence[str], **options: Any) -> None:

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests import raw
 from tests.e2e.http_helpers import check_refusal, check_success, post
 from tests.harness import PASSWORD
-from tests.walk.client import Client, connect, connect_when_free
-from tests.walk.model import SOCKETS_PER_USER, Model, ModelSocket
-from tests.walk.server_runner import ServerRunner
+from tests.protocol_model.client import Client, connect, connect_when_free
+from tests.protocol_model.model import SOCKETS_PER_USER, Model, ModelSocket
+from tests.protocol_model.server_runner import ServerRunner
 
 T = TypeVar("T")
 
@@ -86,9 +86,9 @@ class ProtocolMachine(RuleBasedStateMachine):
 
     # --- sessions and sockets
 
-    @rule(who=indexes)
-    def logs_in(self, who: int) -> None:
-        user = _pick(self.model.users, who)
+    @rule(which=indexes)
+    def logs_in(self, which: int) -> None:
+        user = _pick(self.model.users, which)
         token = self.runner.do(self.runner.server.login(user, self.passwords[user]))
         self.sessions.append((user, token))
 
@@ -120,14 +120,14 @@ class ProtocolMachine(RuleBasedStateMachine):
         self._open(user, token, sync=sync)
 
     @has_sessions
-    @rule(which=indexes, who=indexes)
-    def is_refused(self, which: int, who: int) -> None:
+    @rule(which=indexes, other=indexes)
+    def is_refused(self, which: int, other: int) -> None:
         """A wrong password, another user's session, and ended sessions are refused."""
         server = self.runner.server
         user, token = _pick(self.sessions, which)
         body = {"user_name": user, "password": "wrong password"}
         check_refusal(self.runner.do(post(server, "/user/login", **body)), 401, 41010, "wrong_password")
-        assert self.runner.do(connect(server, self._other(user, who), token, sync=False)) == 403
+        assert self.runner.do(connect(server, self._other(user, other), token, sync=False)) == 403
         for ended in self.ended[-3:]:
             assert self.runner.do(connect(server, *ended, sync=False)) == 401
 

@@ -8,25 +8,25 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests import servers
-from tests.walk.machine import ProtocolMachine
-from tests.walk.server_runner import ServerRunner
+from tests.protocol_model.machine import ProtocolMachine
+from tests.protocol_model.server_runner import ServerRunner
 
 STEPS = 40
-# The number of sequences. By default, the sequences are the same in each run; CHAT_TEST_WALKS tries others.
-WALKS = int(os.environ.get("CHAT_TEST_WALKS", "0"))
+# The number of sequences. By default, the sequences are the same in each run; CHAT_TEST_SEQUENCES tries others.
+SEQUENCES = int(os.environ.get("CHAT_TEST_SEQUENCES", "0"))
 
 
 def run_sequences(folder: Path, stores: Mapping[str, str], count: int) -> None:
-    """Compare the model with a server in `count` sequences of steps, or in CHAT_TEST_WALKS."""
+    """Compare the model with a server in `count` sequences of steps, or in CHAT_TEST_SEQUENCES."""
     runner = ProtocolMachine.runner = ServerRunner(folder, stores)
     try:
         run_state_machine_as_test(
             ProtocolMachine,
             settings=settings(
-                max_examples=WALKS or count,
+                max_examples=SEQUENCES or count,
                 stateful_step_count=STEPS,
                 deadline=None,
-                derandomize=not WALKS,
+                derandomize=not SEQUENCES,
                 database=None,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.harness import ManualClock, ServerHandle, serving
-from tests.walk.model import SOCKETS_PER_USER, STRANGER_LIMIT, WINDOW
+from tests.protocol_model.model import SOCKETS_PER_USER, STRANGER_LIMIT, WINDOW
 
 T = TypeVar("T")
 

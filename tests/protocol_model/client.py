@@ -4,7 +4,7 @@ import asyncio
 
 from tests import raw
 from tests.harness import TIMEOUT, Frame, ServerHandle
-from tests.walk.model import Model, ModelMessage, ModelSocket
+from tests.protocol_model.model import Model, ModelMessage, ModelSocket
 
 
 class Client:
