@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from chat_server.backends import ExportableStores
-from chat_server.migrate.conversations import PAGE_SIZE, read_pages
+from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
 from chat_server.model.messages import Record
 from chat_server.model.users import User
 

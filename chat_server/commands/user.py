@@ -13,7 +13,7 @@ import uvloop
 from chat_server.backends import ExportableStores, open_alongside
 from chat_server.commands.export import export
 from chat_server.conf import Settings
-from chat_server.migrate.conversations import PAGE_SIZE, read_pages
+from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
 from chat_server.utils.clock import Clock
@@ -210,8 +210,8 @@ class UserAdmin:
     async def remove(self, name: str, *, keep: bool) -> None:
         """Remove the user, and delete the messages unless `keep`. Can be interrupted and repeated at any point.
 
-        The state REMOVED stops logins and reserves the name. When running servers know it, nobody can write to the
-        name any more. Then the messages are deleted, and last the name, so that its next owner finds no data.
+        The state REMOVED stops logins and reserves the name. Once running servers know it, they refuse messages to
+        the name. Then the messages are deleted, and last the name, so that its next owner finds no data.
         """
         user = await self._get(name)
         await self._users.set_state(name, State.REMOVED)

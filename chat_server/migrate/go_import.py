@@ -11,9 +11,9 @@ from tqdm import tqdm
 from chat_server.backends import ExportableStores
 from chat_server.conf import Settings
 from chat_server.migrate.checksum import ConversationDigest, TotalDigest
-from chat_server.migrate.conversations import PAGE_SIZE, read_pages
 from chat_server.migrate.go_source import SEPARATOR, GoDocument, GoSource
 from chat_server.migrate.jobs import as_async, for_each, progress_bar
+from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
 from chat_server.migrate.skip_report import SkipReport
 from chat_server.migrate.spool import GoMessage, MessageSpool, UserSpool
 from chat_server.model.messages import Message, Record

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
-from chat_server.migrate.conversations import PAGE_SIZE
+from chat_server.migrate.record_pages import PAGE_SIZE
 from chat_server.model.users import User
 
 

@@ -13,8 +13,8 @@ from chat_server.backends import ExportableStores
 from chat_server.cache.contacts import ExportableContacts
 from chat_server.cache.sessions import ExportableSessions, SessionRecord
 from chat_server.migrate.checksum import ConversationDigest, TotalDigest
-from chat_server.migrate.conversations import MAX_TIME, PAGE_SIZE, read_pages
 from chat_server.migrate.jobs import for_each, progress_bar
+from chat_server.migrate.record_pages import MAX_TIME, PAGE_SIZE, read_pages
 from chat_server.migrate.shared import SharedStores
 from chat_server.model.messages import ExportableMessages
 from chat_server.model.users import ExportableUsers, User

@@ -12,7 +12,7 @@ import pytest
 
 from chat_server.backends import ExportableStores, open_exportable
 from chat_server.conf import Settings, load
-from chat_server.migrate.conversations import MAX_TIME
+from chat_server.migrate.record_pages import MAX_TIME
 from chat_server.model.messages import Record
 from chat_server.utils.clock import Clock
 from tests import servers
