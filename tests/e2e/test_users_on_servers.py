@@ -54,7 +54,7 @@ async def test_commands_work_with_and_without_a_running_server(
             server.tokens[two] = await server.login(two, "another1")
         async with server.chat(two, to=one) as second, server.chat(three, to=two) as third:
             out = await deployment.run("user", "remove", one, "--messages", "delete")
-            assert "deleted 2 messages in 1 conversations and 1 counters" in out
+            assert "deleted 2 messages in 1 conversations and 1 contact limits" in out
             assert (await second.send("hello"))["reason"] == "no_such_user"
             assert (await third.send("hello"))["op_type"] == 40018
         await server.add_users(one)
