@@ -52,6 +52,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.phrases
 
 bandit: $(VENV)/.dev
 	$(BIN)/bandit -q -c bandit.yaml -r chat_server run.py

@@ -33,7 +33,7 @@ WORDS = (
     "",
     "f0",
     "f1",
-    "nobody",
+    "unknown",
     "ALL",
     "System",
     "*",

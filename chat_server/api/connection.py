@@ -112,7 +112,7 @@ class Connection(Outbox):
             self._transport.abort()
 
     async def serve(self) -> None:
-        """Read until the peer is gone or has closed; then close."""
+        """Read until the peer disconnects or closes; then close."""
         try:
             await self._read()
         except Disconnect as disconnect:
@@ -160,7 +160,7 @@ class Connection(Outbox):
         return is_full
 
     async def _read_last(self, kind: WSMsgType, data: Any) -> None:
-        """The peer has closed, broke the protocol or is gone. Raises Disconnect."""
+        """The peer has closed, broke the protocol or disconnected. Raises Disconnect."""
         if kind is WSMsgType.CLOSE:
             if data == WSCloseCode.ABNORMAL_CLOSURE or data >= 5000:  # no peer may send these; aiohttp lets them pass
                 raise Disconnect(WSCloseCode.PROTOCOL_ERROR, f"invalid close code: {data}")
@@ -172,7 +172,7 @@ class Connection(Outbox):
     # --- liveness
 
     def check_liveness(self) -> None:
-        """Called every HeartbeatSeconds: cut a peer that is gone, and ask the others for a sign of life."""
+        """Called every HeartbeatSeconds: disconnect a dead peer, and ping the others."""
         if self._liveness.check(self._transport, self):
             self.ping()
         else:

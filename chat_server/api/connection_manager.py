@@ -49,7 +49,7 @@ class ConnectionManager:
         self._proxy_policy = proxy_policy
         self._page = page  # the answer to a browser that opens a socket's address as a page
         self._events = events
-        self._connections: set[Connection] = set()  # until their peers are gone; the registry has those that are open
+        self._connections: set[Connection] = set()  # until their peers disconnect; the registry has those that are open
         self._users: Counter[str] = Counter()  # sockets, those that are being opened included
         self._addresses: Counter[str] = Counter()
         self._buckets: dict[str, TokenBucket] = {}  # by user
@@ -119,7 +119,7 @@ class ConnectionManager:
         obstacle = await self._obstacle(session, endings)
         transport = request.transport
         if transport is None or not isinstance(protocol := request.protocol, Protocol):
-            return ws  # the peer is gone
+            return ws  # the peer has disconnected
         connection = Connection(
             self._events,
             self._config,

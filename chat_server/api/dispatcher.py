@@ -143,7 +143,7 @@ class Dispatcher:
             log.warning("store unavailable", extra={"op": op, "error": str(error)})
             self._answers.refused(connection, op, Refused(failed, Reason.STORE_AWAY, "a store is away, try again"))
         except ConnectionError:
-            connection.inbox.clear()  # the peer is gone
+            connection.inbox.clear()  # the peer has disconnected
         except Exception:
             log.exception("frame failed", extra={"op": op})
             self._answers.refused(connection, op, Refused(failed, Reason.INTERNAL, INTERNAL))

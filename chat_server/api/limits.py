@@ -39,7 +39,7 @@ MAX_UNCONFIRMED = 16384
 
 # --- liveness and the end
 
-# A peer without any progress for this many checks in a row is gone.
+# A peer without any progress for this many checks in a row is dead.
 MAX_MISSED = 2
 # The heartbeats of all sockets are spread over this many moments of HeartbeatSeconds.
 SLOTS = 32

@@ -82,7 +82,7 @@ class Outbox:
             self._unconfirmed.append(delivery)
 
     def offer(self, frame: bytes) -> None:
-        """Send a text frame, unless so much waits for the reader that a few more might close the socket."""
+        """Send a text frame, unless the outbox is half full, so that a few more might close the socket."""
         if self.waiting < self._limit // 2:
             self.send(frame)
 

@@ -122,7 +122,7 @@ class Protocol(web.RequestHandler):
                 error.__traceback__ = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection has ended. Its handler is told in its turn, after the input that came before."""
+        """The connection has ended. Notify its handler in its turn, after the input that came before."""
         self.on_bytes = None
         self._pace.call(partial(super().connection_lost, exc))
 

@@ -86,8 +86,8 @@ UNKNOWN, DUE, FREE = range(3)
 class ContactCache:
     """Pairs of users known to write to each other without a limit.
 
-    A pair is free for `window` microseconds after its last message. After a fiftieth of that time the counters are told
-    again, so that they know nearly as much after a restart. Beyond `most` pairs the oldest one is dropped.
+    A pair is free for `window` microseconds after its last message. After a fiftieth of that time the counters are
+    updated again, so that they know nearly as much after a restart. Beyond `most` pairs the oldest one is dropped.
     """
 
     def __init__(self, window: int, most: int) -> None:

@@ -50,7 +50,7 @@ class Socket(Protocol):
         ...
 
     def offer(self, frame: bytes) -> None:
-        """Send a frame, unless so much waits for the reader that the frame may be left out."""
+        """Send a frame, unless the outbox is half full: the frame is optional."""
         ...
 
     def deliver(self, frame: bytes, delivery: Delivery) -> None:

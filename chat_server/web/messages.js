@@ -12,7 +12,7 @@ import { clock, day, midnight } from "./times.js";
 
 const MOST = 160;
 const STEP = 40;
-const NEAR = 600; // the window moves if the scroll position is within so many pixels of its end
+const NEAR = 600; // the window moves if the scroll position is within this many pixels of its end
 const TOGETHER = 5 * 60_000; // milliseconds: messages of one sender within it are grouped
 const ABOVE = 96; // pixels shown above the first unread message when a conversation opens
 const MARKING = 100; // milliseconds until a visible message counts as read

@@ -39,11 +39,11 @@ export class Talk {
     });
     const send = h("button", { type: "submit", class: "send", "aria-label": t.send, title: t.send }, icon("send"));
     this.composer = h("form", { class: "composer", onsubmit: (event) => this.#submit(event) }, this.text, send, this.error);
-    this.nobody = h("div", { class: "nobody" }, h("p", {}, t.choose));
+    this.noPeer = h("div", { class: "no-peer" }, h("p", {}, t.choose));
     const back = iconButton("back", t.back, () => this.#options.back(), { class: "icon-button back" });
     this.header = h("header", { class: "bar" }, back, this.face, h("div", { class: "heading" }, this.title, this.presence));
     this.messages.render();
-    this.element.replaceChildren(this.nobody, this.header, this.messages.element, this.hint, this.composer);
+    this.element.replaceChildren(this.noPeer, this.header, this.messages.element, this.hint, this.composer);
     this.show(this.#peer);
   }
 
@@ -54,7 +54,7 @@ export class Talk {
     const everybody = peer === EVERYBODY;
     for (const part of [this.header, this.messages.element, this.hint]) part.hidden = !peer;
     this.composer.hidden ||= !peer;
-    this.nobody.hidden = Boolean(peer);
+    this.noPeer.hidden = Boolean(peer);
     this.element.classList.toggle("everybody", everybody);
     this.messages.show(peer);
     if (!peer) return;

@@ -101,10 +101,10 @@ async def test_code_links_and_emoji_are_shown_as_such(browser: Browser, server: 
 
 
 @pytest.mark.parametrize(
-    ("text", "beside"),
+    ("text", "same_line"),
     [("short", True), ("long " * 60 + "\nend", True), ("שלום " * 60 + "\nסוף", True), ("x" * 300, False)],
 )
-async def test_the_time_is_in_the_last_line(browser: Browser, server: ServerHandle, text: str, beside: bool) -> None:
+async def test_the_time_is_in_the_last_line(browser: Browser, server: ServerHandle, text: str, same_line: bool) -> None:
     """Next to the text if there is space, never above it."""
     async with person(browser, server, "alice") as alice:
         await alice.opens("bob")
@@ -123,4 +123,4 @@ async def test_the_time_is_in_the_last_line(browser: Browser, server: ServerHand
             }"""
         )
         assert apart
-        assert not beside or below < 8
+        assert not same_line or below < 8

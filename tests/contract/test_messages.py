@@ -603,7 +603,7 @@ async def test_peers_include_senders_and_receivers(messages: MessageStore, write
         found = [peer async for peer in messages.peers(user)]
         assert set(found) == expected
         assert len(found) == len(expected)
-    assert [peer async for peer in messages.peers("nobody")] == []
+    assert [peer async for peer in messages.peers("unknown")] == []
 
 
 async def test_peers_include_conversations_of_tombstones(messages: MessageStore, writer: Writer) -> None:

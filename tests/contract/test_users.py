@@ -117,8 +117,8 @@ async def test_enabled_returns_only_users_who_may_log_in(users: UserStore) -> No
     for name in DIFFERENT[1::2]:
         await users.set_state(name, State.DISABLED)
     await users.set_state(DIFFERENT[0], State.REMOVED)
-    assert await users.enabled([*DIFFERENT, "nobody"]) == set(DIFFERENT[2::2])
-    assert await users.enabled([f"nobody{number}" for number in range(1000)]) == set()
+    assert await users.enabled([*DIFFERENT, "unknown"]) == set(DIFFERENT[2::2])
+    assert await users.enabled([f"unknown{number}" for number in range(1000)]) == set()
     assert await users.enabled([]) == set()
 
 

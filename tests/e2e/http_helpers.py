@@ -131,7 +131,7 @@ async def is_valid_session(server: ServerHandle, token: str) -> bool:
 
     The request renews the session.
     """
-    response = await post(server, "/user/logout", token, user_name="somebody else")
+    response = await post(server, "/user/logout", token, user_name="another user")
     assert response.status_code in (401, 403), response.text
     return response.status_code == 403
 

@@ -262,7 +262,7 @@ async def test_a_hash_made_by_the_go_server_verifies(server: ServerHandle, tmp_p
 async def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(server: ServerHandle) -> None:
     tries = [
         ("1", "wrong password"),
-        ("nobody", PASSWORD),
+        ("unknown", PASSWORD),
         ("", ""),
         ("System", PASSWORD),
         ("1", "x" * 100),
@@ -392,8 +392,8 @@ async def test_bearer_precedes_token_and_token_precedes_cookie(server: ServerHan
         (bearer | session, {}, "1"),
         (session, {}, "3"),
     ):
-        for uid in "123":  # the session is checked before to_uid, so the user "nobody" need not exist
-            response = await try_upgrade(server, headers, uid=uid, to_uid="nobody", **query)
+        for uid in "123":  # the session is checked before to_uid, so the user "unknown" need not exist
+            response = await try_upgrade(server, headers, uid=uid, to_uid="unknown", **query)
             if uid == user:
                 check_refusal(response, 404, 41006, "no_such_user", "to_uid")
             else:
@@ -512,7 +512,7 @@ async def test_a_refused_new_password_changes_nothing(server: ServerHandle) -> N
         check_refusal(await set_password(server, mine, "1", "wrong one", "another1"), 401, 41010, "wrong_password")
         check_refusal(await set_password(server, mine, "2", PASSWORD, "another1"), 403, 41004, "not_yours", "user_name")
         check_refusal(
-            await set_password(server, mine, "nobody", PASSWORD, "another1"), 403, 41004, "not_yours", "user_name"
+            await set_password(server, mine, "unknown", PASSWORD, "another1"), 403, 41004, "not_yours", "user_name"
         )
         check_refusal(
             await set_password(server, mine, "1", PASSWORD, "short"), 400, 41004, "bad_password", "new_password"

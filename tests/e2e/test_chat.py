@@ -137,7 +137,7 @@ async def test_a_foreign_from_is_refused_with_40008_for_every_op(
     async with server.chat("2", to="1") as two:
         await two.send("m0\nfirst")
     async with server.chat("1", to="2") as one, server.chat("2") as two:
-        for claimed in ("2", "3", "nobody", "System", " 1"):
+        for claimed in ("2", "3", "unknown", "System", " 1"):
             refusal, *_ = await one.ask(op_type, content, **{"from": claimed})
             assert summary(refusal) == (40008, "wrong_from", "m1" if op_type == 1 else None)
         [page, _] = await one.ask(2, "0-200")
@@ -155,8 +155,8 @@ async def test_an_invalid_to_is_refused_with_the_code_of_the_op(
     """An unknown user, or the sender itself."""
     id = "m1" if op_type == 1 else None
     async with server.chat("1", to="2") as one, server.chat("1") as without:
-        for nobody in ("4", "nobody", "System", "ALL", "a b", "\0", "x" * 1000, "2 ", "２"):
-            assert summary(await one.answer(op_type, content, to=nobody)) == (code, "no_such_user", id)
+        for unknown in ("4", "unknown", "System", "ALL", "a b", "\0", "x" * 1000, "2 ", "２"):
+            assert summary(await one.answer(op_type, content, to=unknown)) == (code, "no_such_user", id)
         assert summary(await one.answer(op_type, content, to="1")) == (code, "to_yourself", id)
         assert summary(await without.answer(op_type, content)) == (code, "no_such_user", id)
         assert await stored(one) == []
@@ -255,7 +255,7 @@ async def test_answers_come_in_the_order_of_the_requests(server: ServerHandle) -
         for _ in range(5):
             await one.put(1, "hello")
             await one.put(1, "m/1\nhello")
-            await one.put(1, "hello", to="nobody")
+            await one.put(1, "hello", to="unknown")
             await one.put(7, "-1")
             await one.send_text("no json")
             await one.put(2, "no page")

@@ -67,10 +67,10 @@ async def test_every_answer_has_the_security_headers(tmp_path: Path) -> None:
             await send_request(server, "POST", "/user/login", json=login, headers=friend),
             await post(server, "/user/logout", user_name="1"),
             await send_request(server, "GET", "/chat/test"),
-            await try_upgrade(server, uid="1", token=server.tokens["1"], to_uid="nobody"),
+            await try_upgrade(server, uid="1", token=server.tokens["1"], to_uid="unknown"),
             await try_upgrade(server, OTHER, uid="1", token=server.tokens["1"]),
             await post(server, "/user/register", **login),
-            *[await try_login(server, "nobody") for _ in range(2)],
+            *[await try_login(server, "unknown") for _ in range(2)],
             await send_bytes(server, b"GARBAGE\r\n\r\n"),
             await send_bytes(server, b"POST /ping HTTP/1.1\r\n" + HOST + b"Expect: miracles\r\n\r\n"),
         ]
@@ -316,7 +316,7 @@ async def test_a_non_text_byte_never_causes_a_server_error(
     )
     names += " X-Forwarded-For X-Forwarded-Proto X-Forwarded-Host Transfer-Encoding Connection Upgrade If-None-Match"
     names += " Sec-WebSocket-Key Sec-WebSocket-Version Sec-WebSocket-Protocol Sec-WebSocket-Extensions User-Agent"
-    body = json.dumps({"user_name": "nobody", "password": PASSWORD}).encode()
+    body = json.dumps({"user_name": "unknown", "password": PASSWORD}).encode()
     async with serving(tmp_path, users=("1",), TrustedProxies=proxies) as server:
         token = server.tokens["1"].encode()
         login = {b"Host": b"x", b"Content-Type": b"application/json", b"Content-Length": b"%d" % len(body)}
@@ -376,8 +376,15 @@ async def test_all_failed_logins_cost_the_same(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(bcrypt, "checkpw", counting)
     async with serving(tmp_path, users=("1",), PasswordCost=5, LoginFailures=100) as server:
         checked.clear()
-        tries = [("1", "wrong one"), ("nobody", PASSWORD), ("", ""), ("a b", PASSWORD), ("x" * 5000, PASSWORD)]
-        tries += [("System", PASSWORD), ("1", ""), ("1", "x" * 100), ("nobody", "x" * 100), ("1", "\0"), ("1", "short")]
+        tries = [("1", "wrong one"), ("unknown", PASSWORD), ("", ""), ("a b", PASSWORD), ("x" * 5000, PASSWORD)]
+        tries += [
+            ("System", PASSWORD),
+            ("1", ""),
+            ("1", "x" * 100),
+            ("unknown", "x" * 100),
+            ("1", "\0"),
+            ("1", "short"),
+        ]
         for name, password in tries:
             check_refusal(await try_login(server, name, password), 401, 41010, "wrong_password")
         assert checked == [b"05"] * len(tries)

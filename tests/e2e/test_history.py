@@ -320,7 +320,7 @@ async def test_an_invalid_page_of_conversations_is_refused(server: ServerHandle)
         await send_all(one, "m1\nhello")
         for content in ("", "5", "0-5", "+5", "-0", "-201", "-5@", "*", "-", "-x", "- 5", "-5\n", "-٣", "-" + "9" * 99):
             assert await reason(one, 7, content) == "bad_page"
-        for user in ("3", "nobody", "1", ">2", "2 ", "\0", "$ne", "%", "*", "'", "א", "😀", "m1", "x" * 5000, "\n"):
+        for user in ("3", "unknown", "1", ">2", "2 ", "\0", "$ne", "%", "*", "'", "א", "😀", "m1", "x" * 5000, "\n"):
             assert await reason(one, 7, f"-5@{user}") == "no_such_user"
 
 

@@ -66,7 +66,7 @@ async def test_failures_are_counted_per_name_and_address(tmp_path: Path) -> None
 
 async def test_failures_of_an_unknown_name_are_counted(tmp_path: Path) -> None:
     async with serving(tmp_path, LoginFailures=2) as server:
-        assert [await guess(server, "nobody") for _ in range(3)] == [401, 401, 429]
+        assert [await guess(server, "unknown") for _ in range(3)] == [401, 401, 429]
 
 
 async def test_all_spellings_of_a_name_share_one_count(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ async def test_an_address_has_a_limit_for_all_names_together(tmp_path: Path) -> 
     async with serving(tmp_path, users=("1",), TrustedProxies=LOCAL, **limits) as server:
         for name in range(10):
             assert [await guess(server, f"user{name}") for _ in range(2)] == [401, 401]
-        assert await guess(server, "somebody") == 429
+        assert await guess(server, "another") == 429
         check_refusal(await try_login(server, "1", PASSWORD, "192.0.2.1"), 429, 41002, "too_many")
         check_success(await try_login(server, "1", PASSWORD, "192.0.2.2"), 41003)
 
@@ -140,7 +140,7 @@ async def test_an_invalid_forwarded_address_counts_as_the_proxy(tmp_path: Path) 
             ("unknown", "_hidden", "", ",", "1.2.3", "[", "::1::", "192.0.2.1, x", "x" * 8000)
         ):
             statuses = [
-                await guess(server, str(number), address) for address in (forwarded, f"{forwarded},x", "nobody")
+                await guess(server, str(number), address) for address in (forwarded, f"{forwarded},x", "unknown")
             ]
             assert statuses == [401, 401, 429], forwarded
         last = [
@@ -173,10 +173,10 @@ async def test_the_log_names_the_user_of_a_wrong_password(tmp_path: Path, caplog
     """An invalid user name is not logged: it may be long, hostile or a password in the wrong field."""
     caplog.set_level(logging.INFO)
     async with serving(tmp_path, users=("1",)) as server:
-        for name in ("1", "nobody", "e\u0301", "a\u2028b", "\u202e1", "my secret!", "x" * 10000, "a\nb", "\x9b1m"):
+        for name in ("1", "unknown", "e\u0301", "a\u2028b", "\u202e1", "my secret!", "x" * 10000, "a\nb", "\x9b1m"):
             check_refusal(await try_login(server, name, WRONG), 401, 41010, "wrong_password")
     users = [vars(record)["user"] for record in caplog.records if record.message == "password rejected"]
-    assert users == ["1", "nobody", "\u00e9", *[""] * 6]
+    assert users == ["1", "unknown", "\u00e9", *[""] * 6]
 
 
 async def test_a_success_resets_the_count_of_name_and_address(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ async def test_a_disconnected_client_leaves_the_queue(tmp_path: Path) -> None:
     async with serving(tmp_path, users=("1",)):
         pass
     async with serving(tmp_path, PasswordCost=14, PasswordWait=1000, LoginFailures=1000) as server:
-        body = json.dumps({"user_name": "nobody", "password": PASSWORD})
+        body = json.dumps({"user_name": "unknown", "password": PASSWORD})
         request = (
             "POST /user/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"

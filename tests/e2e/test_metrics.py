@@ -74,7 +74,7 @@ async def test_frames_are_counted_by_op_and_answer(server: ServerHandle, port: i
             await one.send(f"{id}\nhello")
         await two.send("d\nhello")
         assert [(await one.receive())["op_type"] for _ in range(2)] == [40021, 40011]  # frames that are not answers
-        assert (await one.send("e\nhello", to="nobody"))["op_type"] == 40008
+        assert (await one.send("e\nhello", to="unknown"))["op_type"] == 40008
         await one.ask(2, "-10")
         await one.ask(2, "many")
         await one.ask(3)

@@ -275,7 +275,7 @@ async def test_cookies_are_never_deleted_for_an_allowed_origin(allowing_server: 
 
 async def test_the_upgrade_is_checked_in_the_order_of_the_protocol(tmp_path: Path) -> None:
     async with serving(tmp_path, users=("1", "2"), SocketsPerUser=1) as server, server.chat("1"):
-        query = {"uid": "2", "to_uid": "nobody", "token": "wrong"}
+        query = {"uid": "2", "to_uid": "unknown", "token": "wrong"}
         headers = {"Origin": OTHER}
         response = await send_request(server, "GET", "/chat/test", params=query, headers=headers)
         check_refusal(response, 426, 40014, "no_upgrade")
@@ -303,7 +303,7 @@ async def test_an_invalid_handshake_is_426_with_the_version(server: ServerHandle
 
 async def test_uid_must_be_the_logged_in_user(server: ServerHandle) -> None:
     headers = {"Authorization": f"Bearer {server.tokens['1']}"}
-    for uid in ("2", "", "nobody", "1 ", "System", "\u0661"):
+    for uid in ("2", "", "unknown", "1 ", "System", "\u0661"):
         check_refusal(await try_upgrade(server, headers, uid=uid), 403, 40014, "not_yours", "uid")
     check_refusal(await try_upgrade(server, headers), 403, 40014, "not_yours", "uid")
 
@@ -311,7 +311,7 @@ async def test_uid_must_be_the_logged_in_user(server: ServerHandle) -> None:
 async def test_to_uid_must_be_a_user_or_missing(server: ServerHandle) -> None:
     headers = {"Authorization": f"Bearer {server.tokens['1']}"}
     for to_uid in (
-        "nobody",
+        "unknown",
         "System",
         "ALL",
         "x" * 1000,

@@ -214,8 +214,8 @@ async def test_unencodable_output_is_escaped(tmp_path: Path) -> None:
     await deployment.run("user", "add", "名字", typed=PASSWORD)
     code, out, err = await piped(deployment, "$RUN user list", PYTHONIOENCODING="ascii")
     assert (code, out, err) == (0, "\\u540d\\u5b57\tenabled\n", "")
-    code, _, err = await piped(deployment, "$RUN user disable nobody-名字", PYTHONIOENCODING="ascii")
-    assert (code, err) == (1, "chat-server: there is no user nobody-\\u540d\\u5b57; `user list` shows all users\n")
+    code, _, err = await piped(deployment, "$RUN user disable unknown-名字", PYTHONIOENCODING="ascii")
+    assert (code, err) == (1, "chat-server: there is no user unknown-\\u540d\\u5b57; `user list` shows all users\n")
     odd = tmp_path / "odd-\udcff.db"
     code, out, err = await piped(deployment, f'$RUN backup "$(printf "{tmp_path}/odd-\\xff.db")"')
     assert (code, err) == (0, "")

@@ -113,7 +113,7 @@ async def test_refused_requests_reach_no_sync_socket(server: ServerHandle) -> No
     async with devices(server) as sockets:
         for content in ("", "a b\nhello", "m1\n"):
             assert (await sole_answer(sockets.one, 1, content))["op_type"] == 40008
-        assert (await sole_answer(sockets.one, 1, "m1\nhello", to="nobody"))["op_type"] == 40008
+        assert (await sole_answer(sockets.one, 1, "m1\nhello", to="unknown"))["op_type"] == 40008
         assert (await sole_answer(sockets.one, 4, "nowhere"))["op_type"] == 40006
         assert (await sole_answer(sockets.one, 5, "nowhere"))["op_type"] == 40012
         await sockets.expect_nothing()

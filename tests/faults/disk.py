@@ -145,7 +145,7 @@ def _sectors(call: SystemCall) -> Iterator[tuple[int, bytes]]:
 
 
 async def send_acknowledged(chat: ChatClient, numbers: range, code: int, text: str = "hello") -> None:
-    """Send messages, all of which are acknowledged."""
+    """Send messages and check that all are acknowledged."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")
     for n in numbers:
@@ -154,7 +154,7 @@ async def send_acknowledged(chat: ChatClient, numbers: range, code: int, text: s
 
 
 async def send_refused(chat: ChatClient, numbers: range, text: str = "hello") -> None:
-    """Send messages, all of which are refused with store_away."""
+    """Send messages and check that all are refused with store_away."""
     for n in numbers:
         await chat.put(1, f"m{n}\n{text}")
     for n in numbers:

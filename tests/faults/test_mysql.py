@@ -174,7 +174,7 @@ async def test_every_lookup_in_a_frozen_mysql_times_out(mysql: DatabaseServer) -
     async def look_up(delay: float) -> None:
         await asyncio.sleep(delay)
         with suppress(StoreUnavailable):
-            await users.get("nobody")
+            await users.get("unknown")
 
     try:
         for _ in range(8):

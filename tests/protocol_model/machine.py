@@ -35,7 +35,7 @@ INVALID_REQUESTS = (
     ({"op_type": 1, "content": "a b\nhello"}, 40008, "bad_id", ""),
     ({"op_type": 1, "content": "m1\nhello", "from": "{to}"}, 40008, "wrong_from", "m1"),
     ({"op_type": 1, "content": "m1\nhello", "to": "{me}"}, 40008, "to_yourself", "m1"),
-    ({"op_type": 1, "content": "m1\nhello", "to": "nobody"}, 40008, "no_such_user", "m1"),
+    ({"op_type": 1, "content": "m1\nhello", "to": "unknown"}, 40008, "no_such_user", "m1"),
     ({"op_type": 2, "content": "-0"}, 40004, "bad_page", ""),
     ({"op_type": 2, "content": "-201"}, 40004, "bad_page", ""),
     ({"op_type": 2, "content": "-1@a b"}, 40004, "bad_id", ""),

@@ -557,7 +557,7 @@ def test_a_unix_socket_with_tls_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_home_directory_is_reported(tmp_path: Path) -> None:
-    assert "home directory" in error_of(tmp_path, "[service]\nDataDir = ~nobody-of-this-name/data")
+    assert "home directory" in error_of(tmp_path, "[service]\nDataDir = ~unknown-of-this-name/data")
 
 
 def test_an_indented_line_continues_lists_only(tmp_path: Path) -> None:

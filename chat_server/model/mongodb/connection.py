@@ -121,7 +121,7 @@ class Calls:
         return await self._watch.time_call(call(work, self.timeout, self.name))
 
     def incomplete(self) -> StoreUnavailable:
-        """The error for a bulk write of which MongoDB stored only a part."""
+        """The error for a bulk write that MongoDB stored only in part."""
         return StoreUnavailable(f"{self.name}: it did not store all")
 
 

@@ -11,8 +11,8 @@ from chat_server.utils.errors import StoreUnavailable
 T = TypeVar("T")
 
 # A call whose caller gave up stays in the pool's queue until a thread reaches it, and takes a few kilobytes. Beyond
-# this many, the pool refuses calls until its threads have caught up; only a hanging disk abandons so many. Calls whose
-# callers still wait are not counted: thousands of clients reconnect at once, each with one call.
+# this many, the pool refuses calls until its threads have caught up; only a hanging disk abandons that many. Calls
+# whose callers still wait are not counted: thousands of clients reconnect at once, each with one call.
 MAX_ABANDONED = 1024
 
 

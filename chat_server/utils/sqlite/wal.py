@@ -22,7 +22,9 @@ TRUNCATE_TIMEOUT = 20
 
 
 class Checkpointer:
-    """Copies the log into the file. The writer thread calls it between transactions; the bulk of a copy runs beside it.
+    """Copies the log into the file. The writer thread calls it between transactions.
+
+    The bulk of a copy runs in another thread.
 
     SQLite's automatic checkpoints would not report failures. And while a reader uses the log, a checkpoint copies a
     part of it and does not sync that part before the rest is copied: a failing sync would then lose it. So after any
@@ -32,11 +34,11 @@ class Checkpointer:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._thread = ThreadPoolExecutor(1, "sqlite-checkpointer")
-        self._copying: Future[None] | None = None  # the copy that runs beside the writer
+        self._copying: Future[None] | None = None  # the copy that runs in another thread
         self._started = 0.0  # of the latest copy, on the monotonic clock
 
     def keep_log_short(self) -> None:
-        """Copy a long log beside the writer, and afterwards what the writer added meanwhile, so the log restarts."""
+        """Copy a long log in another thread, then copy what the writer added in the meantime, so the log restarts."""
         try:
             if self._copying is None:
                 now = time.monotonic()
