@@ -120,15 +120,14 @@ class Outbox:
         if self._closing or self._transport.is_closing():
             raise ConnectionResetError("the socket is closing")
 
-    def flush(self) -> None:
-        """Write the frames of this loop iteration, followed by one ping if a delivery is among them."""
+    def flush(self, *, ping: bool = False) -> None:
+        """Write the frames of this loop iteration, and one ping if a delivery is among them or with `ping`."""
         self._scheduled = False
         if self._frames:
             self.wrote = True
-        if self._unconfirmed and not self._closing:
-            del self._unconfirmed[MAX_UNCONFIRMED:]
-            if not self._ping:
-                self._append_ping()
+        del self._unconfirmed[MAX_UNCONFIRMED:]
+        if (ping or self._unconfirmed) and not self._ping and not self._closing:
+            self._append_ping()
         if not self._frames:
             return
         if not self._transport.is_closing():
@@ -140,9 +139,8 @@ class Outbox:
 
     def ping(self) -> None:
         """Ask for a sign of life, unless a ping is in flight."""
-        if not self._ping and not self._closing and not self._transport.is_closing():
-            self._append_ping()
-            self.flush()
+        if not self._transport.is_closing():
+            self.flush(ping=True)
 
     def is_our_pong(self, payload: bytes) -> bool:
         """Whether a pong echoes our ping. It confirms all deliveries before the ping, since the socket keeps order."""
