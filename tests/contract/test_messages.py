@@ -30,7 +30,7 @@ PAIRS = [
 ]
 
 
-class Writer:
+class Contributor:
     """Writes messages, each with the next time."""
 
     def __init__(self, store: MessageStore, timeline: Timeline) -> None:
@@ -51,8 +51,8 @@ class Writer:
 
 
 @pytest.fixture
-def writer(messages: MessageStore, timeline: Timeline) -> Writer:
-    return Writer(messages, timeline)
+def writer(messages: MessageStore, timeline: Timeline) -> Contributor:
+    return Contributor(messages, timeline)
 
 
 async def following(store: MessageStore, user: str, peer: str, count: int) -> list[Conversation]:
@@ -70,7 +70,7 @@ def ids(page: Sequence[Message]) -> list[str]:
 # --- adding
 
 
-async def test_added_messages_are_stored_unread_in_order(messages: MessageStore, writer: Writer) -> None:
+async def test_added_messages_are_stored_unread_in_order(messages: MessageStore, writer: Contributor) -> None:
     run = [writer.message(f"m{number}", text) for number, text in enumerate(TEXTS)]
     assert await messages.add(run) == [Added(message.time) for message in run]
     assert await messages.after("1", "2", 0, 1000) == run
@@ -97,7 +97,7 @@ async def test_an_empty_store_has_no_messages(messages: MessageStore) -> None:
     assert await messages.purge(END, 10) == 0
 
 
-async def test_newest_includes_deleted_messages(messages: MessageStore, writer: Writer) -> None:
+async def test_newest_includes_deleted_messages(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b")
     [newest] = await writer.add("c", sender="3", receiver="4")
     assert await messages.newest() == newest.time
@@ -105,7 +105,7 @@ async def test_newest_includes_deleted_messages(messages: MessageStore, writer: 
     assert await messages.newest() == newest.time
 
 
-async def test_a_retry_is_stored_once_and_returns_the_first_time(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_is_stored_once_and_returns_the_first_time(messages: MessageStore, writer: Contributor) -> None:
     [first] = await writer.add("m")
     again = await messages.add([writer.message("m", first.text)])
     assert again == [Added(first.time, new=False, same=True, unread=True)]
@@ -115,7 +115,7 @@ async def test_a_retry_is_stored_once_and_returns_the_first_time(messages: Messa
     assert ids(await writer.all()) == ["m"]
 
 
-async def test_the_same_id_with_another_text_changes_nothing(messages: MessageStore, writer: Writer) -> None:
+async def test_the_same_id_with_another_text_changes_nothing(messages: MessageStore, writer: Contributor) -> None:
     [first] = await writer.add("m")
     for text in ("other", first.text + " ", first.text.upper(), first.text + "\0"):
         again = await messages.add([writer.message("m", text)])
@@ -125,7 +125,7 @@ async def test_the_same_id_with_another_text_changes_nothing(messages: MessageSt
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_a_retry_is_recognized_by_any_text_and_after_deletion(
-    messages: MessageStore, writer: Writer, text: str
+    messages: MessageStore, writer: Contributor, text: str
 ) -> None:
     first = writer.message("m", text)
     await messages.add([first])
@@ -136,7 +136,7 @@ async def test_a_retry_is_recognized_by_any_text_and_after_deletion(
     assert not (await messages.add([writer.message("m", text + "x")]))[0].same
 
 
-async def test_a_retry_within_a_batch_is_stored_once(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_within_a_batch_is_stored_once(messages: MessageStore, writer: Contributor) -> None:
     run = [writer.message(id, text) for id, text in (("a", "x"), ("b", "x"), ("a", "x"), ("a", "y"), ("c", "x"))]
     assert await messages.add(run) == [
         Added(run[0].time),
@@ -148,7 +148,7 @@ async def test_a_retry_within_a_batch_is_stored_once(messages: MessageStore, wri
     assert await writer.all() == [run[0], run[1], run[4]]
 
 
-async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer: Contributor) -> None:
     run = [writer.message("m", "text") for _ in range(20)]
     added = [one for [one] in await asyncio.gather(*(messages.add([message]) for message in run))]
     [stored] = await writer.all()
@@ -157,7 +157,7 @@ async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer
     assert all(one.same for one in added)
 
 
-async def test_concurrent_texts_with_one_id_store_one_message(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_texts_with_one_id_store_one_message(messages: MessageStore, writer: Contributor) -> None:
     run = [writer.message("m", f"text {number}") for number in range(20)]
     added = [one for [one] in await asyncio.gather(*(messages.add([message]) for message in run))]
     winners = [message for message, one in zip(run, added, strict=True) if one.new]
@@ -167,7 +167,7 @@ async def test_concurrent_texts_with_one_id_store_one_message(messages: MessageS
     assert [one.same for one in added].count(False) == 19
 
 
-async def test_concurrent_conversations_keep_their_order(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_conversations_keep_their_order(messages: MessageStore, writer: Contributor) -> None:
     runs = [
         [writer.message(f"m{batch}.{number}", sender=sender) for number in range(3)]
         for batch in range(10)
@@ -179,7 +179,7 @@ async def test_concurrent_conversations_keep_their_order(messages: MessageStore,
         assert await writer.all(sender, "2") == mine
 
 
-async def test_an_id_is_unique_per_direction_of_a_conversation(messages: MessageStore, writer: Writer) -> None:
+async def test_an_id_is_unique_per_direction_of_a_conversation(messages: MessageStore, writer: Contributor) -> None:
     directions = [("1", "2"), ("2", "1"), ("1", "3"), ("3", "2")]
     run = [writer.message("m", f"{one} to {other}", one, other) for one, other in directions]
     assert await messages.add(run) == [Added(message.time) for message in run]
@@ -189,7 +189,7 @@ async def test_an_id_is_unique_per_direction_of_a_conversation(messages: Message
         assert time == message.time
 
 
-async def test_an_id_is_exactly_that_id(messages: MessageStore, writer: Writer) -> None:
+async def test_an_id_is_exactly_that_id(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add(*IDS)
     for message in run:
         assert await messages.time_of("1", "2", "1", message.id) == message.time
@@ -198,7 +198,7 @@ async def test_an_id_is_exactly_that_id(messages: MessageStore, writer: Writer) 
         assert await messages.delete("1", "2", [[("1", message.id)]]) == [("1", message.id)]
 
 
-async def test_conversations_never_mix_for_any_names(messages: MessageStore, writer: Writer) -> None:
+async def test_conversations_never_mix_for_any_names(messages: MessageStore, writer: Contributor) -> None:
     run = [writer.message("m", f"{one} to {other}", one, other) for one, other in PAIRS]
     added = await messages.add(run)
     for (one, other), message, result in zip(PAIRS, run, added, strict=True):
@@ -211,7 +211,7 @@ async def test_conversations_never_mix_for_any_names(messages: MessageStore, wri
         }
 
 
-async def test_cancelling_a_caller_does_not_affect_others(messages: MessageStore, writer: Writer) -> None:
+async def test_cancelling_a_caller_does_not_affect_others(messages: MessageStore, writer: Contributor) -> None:
     """Whether the cancelled message was stored is unknown; its retry is stored once."""
     run = [writer.message(f"m{number}") for number in range(20)]
     tasks = [asyncio.create_task(messages.add([message])) for message in run]
@@ -227,7 +227,7 @@ async def test_cancelling_a_caller_does_not_affect_others(messages: MessageStore
     assert sorted(ids(await writer.all())) == sorted(ids(run))
 
 
-async def test_stored_returns_existing_messages(messages: MessageStore, writer: Writer) -> None:
+async def test_stored_returns_existing_messages(messages: MessageStore, writer: Contributor) -> None:
     first, deleted = await writer.add("m", "deleted")
     await messages.delete("1", "2", [[("1", "deleted")]])
     assert await messages.stored(
@@ -251,7 +251,7 @@ async def test_stored_returns_existing_messages(messages: MessageStore, writer: 
 # --- queries of the contact limit
 
 
-async def test_recent_returns_sender_and_time_newest_first(messages: MessageStore, writer: Writer) -> None:
+async def test_recent_returns_sender_and_time_newest_first(messages: MessageStore, writer: Contributor) -> None:
     run = [
         *await writer.add("a", "b"),
         *await writer.add("c", sender="2", receiver="1"),
@@ -263,7 +263,7 @@ async def test_recent_returns_sender_and_time_newest_first(messages: MessageStor
     assert await messages.recent("2", "1", 3) == newest_first[:3]
 
 
-async def test_a_deleted_message_still_counts_as_written(messages: MessageStore, writer: Writer) -> None:
+async def test_a_deleted_message_still_counts_as_written(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
     await messages.delete("1", "2", [[("1", "b")], [("1", "c")]])
     expected = [("1", message.time) for message in run[::-1]]
@@ -273,7 +273,7 @@ async def test_a_deleted_message_still_counts_as_written(messages: MessageStore,
     assert await messages.has_written("1", "2")
 
 
-async def test_has_written_covers_one_direction(messages: MessageStore, writer: Writer) -> None:
+async def test_has_written_covers_one_direction(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a")
     assert await messages.has_written("1", "2")
     assert not await messages.has_written("2", "1")
@@ -283,7 +283,7 @@ async def test_has_written_covers_one_direction(messages: MessageStore, writer: 
 # --- pages
 
 
-async def test_time_of_depends_on_sender_and_conversation(messages: MessageStore, writer: Writer) -> None:
+async def test_time_of_depends_on_sender_and_conversation(messages: MessageStore, writer: Contributor) -> None:
     [mine] = await writer.add("m")
     [other] = await writer.add("m", sender="2", receiver="1")
     assert await messages.time_of("1", "2", "1", "m") == mine.time
@@ -293,7 +293,7 @@ async def test_time_of_depends_on_sender_and_conversation(messages: MessageStore
     assert await messages.time_of("1", "2", "1", "M") is None
 
 
-async def test_a_tombstone_stays_a_position_and_is_in_no_page(messages: MessageStore, writer: Writer) -> None:
+async def test_a_tombstone_stays_a_position_and_is_in_no_page(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c", "d")
     await messages.delete("1", "2", [[("1", "b")]])
     time = await messages.time_of("1", "2", "1", "b")
@@ -304,7 +304,7 @@ async def test_a_tombstone_stays_a_position_and_is_in_no_page(messages: MessageS
     assert ids(await messages.unread("1", "2", 0, 10)) == ["a", "c", "d"]
 
 
-async def test_pages_contain_both_directions_with_sender_and_read(messages: MessageStore, writer: Writer) -> None:
+async def test_pages_contain_both_directions_with_sender_and_read(messages: MessageStore, writer: Contributor) -> None:
     [mine], [other] = await writer.add("m"), await writer.add("n", sender="2", receiver="1")
     await messages.mark("2", "1", ["n"])
     expected = [mine, Message("2", "1", "n", other.text, other.time, read=True)]
@@ -316,7 +316,7 @@ async def test_pages_contain_both_directions_with_sender_and_read(messages: Mess
         assert await page == expected
 
 
-async def test_skipping_everything_returns_an_empty_page(messages: MessageStore, writer: Writer) -> None:
+async def test_skipping_everything_returns_an_empty_page(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b")
     for skip in (2, 3, 10**15, 2**62):
         assert await messages.skip("1", "2", skip, 10) == []
@@ -368,7 +368,7 @@ async def test_pages_match_a_list_model(
 # --- marks
 
 
-async def test_mark_returns_existing_and_changed_ids(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_returns_existing_and_changed_ids(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b", "c")
     assert await messages.mark("1", "2", ["a", "no", "c"]) == ({"a", "c"}, ["a", "c"])
     assert await messages.mark("1", "2", ["c", "b", "no"]) == ({"b", "c"}, ["b"])
@@ -377,7 +377,7 @@ async def test_mark_returns_existing_and_changed_ids(messages: MessageStore, wri
     assert all(message.read for message in await writer.all())
 
 
-async def test_mark_affects_one_direction_of_one_conversation(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_affects_one_direction_of_one_conversation(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("m")
     await writer.add("m", sender="2", receiver="1")
     await writer.add("m", sender="1", receiver="3")
@@ -388,13 +388,13 @@ async def test_mark_affects_one_direction_of_one_conversation(messages: MessageS
     assert ids(await messages.unread("2", "1", 0, 10)) == []
 
 
-async def test_a_deleted_message_cannot_be_marked(messages: MessageStore, writer: Writer) -> None:
+async def test_a_deleted_message_cannot_be_marked(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b")
     await messages.delete("1", "2", [[("1", "a")]])
     assert await messages.mark("1", "2", ["a", "b"]) == ({"b"}, ["b"])
 
 
-async def test_mark_delivered_returns_each_message_once(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_delivered_returns_each_message_once(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
     await messages.mark("1", "2", ["b"])
     await messages.delete("1", "2", [[("1", "c")]])
@@ -404,7 +404,7 @@ async def test_mark_delivered_returns_each_message_once(messages: MessageStore, 
     assert await messages.unread("1", "2", 0, 10) == []
 
 
-async def test_mark_delivered_covers_several_conversations(messages: MessageStore, writer: Writer) -> None:
+async def test_mark_delivered_covers_several_conversations(messages: MessageStore, writer: Contributor) -> None:
     run = [
         *await writer.add("m"),
         *await writer.add("m", sender="2", receiver="1"),
@@ -416,7 +416,7 @@ async def test_mark_delivered_covers_several_conversations(messages: MessageStor
     assert ids(await messages.unread("1", "2", 0, 10)) == []
 
 
-async def test_concurrent_marks_return_each_message_once(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_marks_return_each_message_once(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add(*(f"m{number}" for number in range(200)))
     marks = await asyncio.gather(
         messages.mark("1", "2", ids(run)),
@@ -430,7 +430,7 @@ async def test_concurrent_marks_return_each_message_once(messages: MessageStore,
 # --- deleting
 
 
-async def test_delete_takes_the_first_existing_alternative(messages: MessageStore, writer: Writer) -> None:
+async def test_delete_takes_the_first_existing_alternative(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("both", "mine")
     await writer.add("both", "other", sender="2", receiver="1")
     assert await messages.delete(
@@ -446,7 +446,7 @@ async def test_delete_takes_the_first_existing_alternative(messages: MessageStor
     assert [(message.sender, message.id) for message in await writer.all()] == [("1", "mine"), ("2", "both")]
 
 
-async def test_delete_affects_both_users_of_one_conversation_once(messages: MessageStore, writer: Writer) -> None:
+async def test_delete_affects_both_users_of_one_conversation_once(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("m")
     await writer.add("m", sender="1", receiver="3")
     deleted = await asyncio.gather(*(messages.delete("2", "1", [[("1", "m")]]) for _ in range(5)))
@@ -456,7 +456,7 @@ async def test_delete_affects_both_users_of_one_conversation_once(messages: Mess
     assert ids(await writer.all("1", "3")) == ["m"]
 
 
-async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, writer: Writer) -> None:
+async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, writer: Contributor) -> None:
     """A retry is acknowledged, but not stored or delivered."""
     [first] = await writer.add("m")
     await messages.delete("1", "2", [[("1", "m")]])
@@ -470,7 +470,7 @@ async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, wr
 # --- conversations
 
 
-async def test_conversations_list_newest_first_with_last_and_unread(messages: MessageStore, writer: Writer) -> None:
+async def test_conversations_list_newest_first_with_last_and_unread(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b", sender="2", receiver="1")
     [to_three] = await writer.add("c", sender="1", receiver="3")
     [from_four] = await writer.add("d", sender="4", receiver="1")
@@ -486,21 +486,21 @@ async def test_conversations_list_newest_first_with_last_and_unread(messages: Me
     assert [one.unread for one in await messages.conversations("3", END, 10)] == [1, 1]
 
 
-async def test_pages_of_conversations_start_after_a_given_one(messages: MessageStore, writer: Writer) -> None:
+async def test_pages_of_conversations_start_after_a_given_one(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("m")
     for name in ("3", "1", "", "A", "22", "\0", "2\0", "%", "*", "$ne", "'", '"', "\\", "א", "😀", "x" * 5000):
         with pytest.raises(KeyError):
             await following(messages, "1", name, 10)
 
 
-async def test_the_last_message_is_the_newest_remaining_one(messages: MessageStore, writer: Writer) -> None:
+async def test_the_last_message_is_the_newest_remaining_one(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
     await messages.delete("1", "2", [[("1", "c")]])
     assert [one.last for one in await messages.conversations("2", END, 10)] == [run[1]]
     assert [one.unread for one in await messages.conversations("2", END, 10)] == [2]
 
 
-async def test_a_conversation_of_tombstones_is_not_listed(messages: MessageStore, writer: Writer) -> None:
+async def test_a_conversation_of_tombstones_is_not_listed(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", sender="1", receiver="3")
     await writer.add("b")
     await messages.delete("1", "2", [[("1", "b")]])
@@ -511,7 +511,7 @@ async def test_a_conversation_of_tombstones_is_not_listed(messages: MessageStore
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "3"]
 
 
-async def test_a_page_continues_after_an_emptied_conversation(messages: MessageStore, writer: Writer) -> None:
+async def test_a_page_continues_after_an_emptied_conversation(messages: MessageStore, writer: Contributor) -> None:
     for peer in ("4", "3", "2"):
         await writer.add("m", sender="1", receiver=peer)
     await messages.delete("1", "3", [[("1", "m")]])
@@ -519,7 +519,7 @@ async def test_a_page_continues_after_an_emptied_conversation(messages: MessageS
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "4"]
 
 
-async def test_purge_hides_a_conversation_of_newer_tombstones(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_hides_a_conversation_of_newer_tombstones(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b")
     await messages.delete("1", "2", [[("1", "b")]])
     assert await messages.purge(run[1].time, 100) == 1
@@ -532,7 +532,7 @@ async def test_purge_hides_a_conversation_of_newer_tombstones(messages: MessageS
         await following(messages, "1", "2", 10)
 
 
-async def test_unread_messages_are_counted_up_to_a_bound(messages: MessageStore, writer: Writer) -> None:
+async def test_unread_messages_are_counted_up_to_a_bound(messages: MessageStore, writer: Contributor) -> None:
     await writer.add(*(f"m{number}" for number in range(MAX_UNREAD - 1)))
     assert [one.unread for one in await messages.conversations("2", END, 1)] == [MAX_UNREAD - 1]
     await writer.add("one more", "and more")
@@ -540,7 +540,7 @@ async def test_unread_messages_are_counted_up_to_a_bound(messages: MessageStore,
     assert [one.unread for one in await messages.conversations("1", END, 1)] == [0]
 
 
-async def test_a_retry_does_not_raise_its_conversation(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_does_not_raise_its_conversation(messages: MessageStore, writer: Contributor) -> None:
     [first] = await writer.add("m")
     await writer.add("later", sender="1", receiver="3")
     await messages.add([writer.message("m", first.text)])
@@ -549,7 +549,7 @@ async def test_a_retry_does_not_raise_its_conversation(messages: MessageStore, w
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["4", "3", "2"]
 
 
-async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(messages: MessageStore, writer: Contributor) -> None:
     [first] = await writer.add("m")
     new = writer.message("new")
     await writer.add("newer", sender="1", receiver="3")
@@ -560,7 +560,7 @@ async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(messages: 
 # --- purging
 
 
-async def test_purge_removes_old_messages_without_tombstones(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_old_messages_without_tombstones(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c", "d")
     await messages.delete("1", "2", [[("1", "b")]])
     assert await messages.purge(run[2].time, 100) == 2
@@ -572,13 +572,13 @@ async def test_purge_removes_old_messages_without_tombstones(messages: MessageSt
     assert ids(await messages.unread("1", "2", 0, 10)) == ["c", "d", "b", "a"]
 
 
-async def test_purge_removes_at_most_the_limit(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_at_most_the_limit(messages: MessageStore, writer: Contributor) -> None:
     await writer.add(*(f"m{number}" for number in range(7)))
     await writer.add(*(f"m{number}" for number in range(3)), sender="3", receiver="4")
     assert [await messages.purge(END, 4) for _ in range(4)] == [4, 4, 2, 0]
 
 
-async def test_purge_removes_empty_conversations(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_empty_conversations(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a")
     [later] = await writer.add("b", sender="3", receiver="1")
     await messages.purge(later.time, 100)
@@ -595,7 +595,7 @@ async def test_purge_removes_empty_conversations(messages: MessageStore, writer:
 # --- peers and erasing
 
 
-async def test_peers_include_senders_and_receivers(messages: MessageStore, writer: Writer) -> None:
+async def test_peers_include_senders_and_receivers(messages: MessageStore, writer: Contributor) -> None:
     for one, other in PAIRS:
         await writer.add("m", sender=one, receiver=other)
     for user in {name for pair in PAIRS for name in pair}:
@@ -606,13 +606,13 @@ async def test_peers_include_senders_and_receivers(messages: MessageStore, write
     assert [peer async for peer in messages.peers("unknown")] == []
 
 
-async def test_peers_include_conversations_of_tombstones(messages: MessageStore, writer: Writer) -> None:
+async def test_peers_include_conversations_of_tombstones(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a")
     await messages.delete("1", "2", [[("1", "a")]])
     assert [peer async for peer in messages.peers("2")] == ["1"]
 
 
-async def test_erase_removes_messages_and_tombstones_in_steps(messages: MessageStore, writer: Writer) -> None:
+async def test_erase_removes_messages_and_tombstones_in_steps(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b", "c")
     await writer.add("a", "b", sender="2", receiver="1")
     await messages.delete("1", "2", [[("1", "b")], [("2", "a")]])
@@ -626,7 +626,7 @@ async def test_erase_removes_messages_and_tombstones_in_steps(messages: MessageS
     assert await messages.erase("1", "2", 2) == 0
 
 
-async def test_an_erased_conversation_starts_again(messages: MessageStore, writer: Writer) -> None:
+async def test_an_erased_conversation_starts_again(messages: MessageStore, writer: Contributor) -> None:
     """A cached conversation number must not survive."""
     await writer.add("a", "b")
     assert await messages.erase("1", "2", 10) == 2
