@@ -109,7 +109,8 @@ def write_surviving_files(calls: Sequence[SystemCall], chance: float, folder: Pa
             continue
         content = files.setdefault(call.file, bytearray())
         if call.kind == WRITE:
-            for start, piece in [(call.offset, call.data)] if sure else _sectors(call):
+            whole = sure or chance in (0, 1)  # all of its sectors, or none
+            for start, piece in [(call.offset, call.data)] if whole else _sectors(call):
                 if sure or keep():
                     content.extend(bytes(max(0, start - len(content))))
                     content[start : start + len(piece)] = piece
