@@ -470,7 +470,9 @@ async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, wr
 # --- conversations
 
 
-async def test_conversations_list_newest_first_with_last_and_unread(messages: MessageStore, writer: Contributor) -> None:
+async def test_conversations_list_newest_first_with_last_and_unread(
+    messages: MessageStore, writer: Contributor
+) -> None:
     await writer.add("a", "b", sender="2", receiver="1")
     [to_three] = await writer.add("c", sender="1", receiver="3")
     [from_four] = await writer.add("d", sender="4", receiver="1")
@@ -549,7 +551,9 @@ async def test_a_retry_does_not_raise_its_conversation(messages: MessageStore, w
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["4", "3", "2"]
 
 
-async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(messages: MessageStore, writer: Contributor) -> None:
+async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(
+    messages: MessageStore, writer: Contributor
+) -> None:
     [first] = await writer.add("m")
     new = writer.message("new")
     await writer.add("newer", sender="1", receiver="3")
