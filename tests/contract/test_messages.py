@@ -495,6 +495,59 @@ async def test_pages_of_conversations_start_after_a_given_one(messages: MessageS
             await following(messages, "1", name, 10)
 
 
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.lists(st.integers(0, 4), min_size=1, max_size=3)),
+        st.tuples(st.just("add late"), st.lists(st.integers(0, 4), min_size=2, max_size=2)),
+        st.tuples(st.just("delete"), st.lists(st.integers(0, 20), min_size=1, max_size=3)),
+        st.tuples(st.just("purge"), st.lists(st.integers(0, 5), min_size=1, max_size=1)),
+    ),
+    max_size=15,
+)
+
+
+@given(changes)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_conversations_match_a_list_model(
+    messages: MessageStore, timeline: Timeline, changes: list[tuple[str, list[int]]]
+) -> None:
+    """Op 7 lists by the newest remaining messages, whatever was added (in any order of time), deleted and purged."""
+    users = [next(people) for _ in range(4)]
+    pairs = [(users[a], users[b]) for a, b in ((0, 1), (2, 0), (0, 3), (1, 2), (3, 1))]
+    model: list[Message] = []
+    for kind, numbers in changes:
+        if kind.startswith("add"):
+            batch = [Message(*pairs[n], f"m{timeline.next()}", "text", timeline.next()) for n in numbers]
+            late = [[*batch[1:], *model[-1:]], batch[:1]]  # the first message arrives last, and one is a retry
+            for part in late if kind == "add late" else [batch]:
+                await messages.add(part)
+            model += batch
+        elif kind == "delete":
+            for message in [model.pop(n) for n in numbers if n < len(model)]:
+                await messages.delete(message.sender, message.receiver, [[(message.sender, message.id)]])
+        elif model:
+            before = sorted(message.time for message in model)[min(numbers[0], len(model) - 1)]
+            await messages.purge(before, 1000)
+            model = [message for message in model if message.time >= before]
+        assert await messages.conversations(users[0], END, 10) == listed(model, users[0])
+    for user in users:
+        expected = listed(model, user)
+        for number, conversation in enumerate(expected):
+            assert await following(messages, user, conversation.peer, 10) == expected[number + 1 :]
+            assert await messages.conversations(user, conversation.last.time, 10) == expected[number + 1 :]
+
+
+def listed(model: Sequence[Message], user: str) -> list[Conversation]:
+    """Return the user's conversations by the rules of op 7."""
+    by_peer: dict[str, list[Message]] = {}
+    for message in sorted(model, key=lambda one: one.time, reverse=True):
+        if user in (message.sender, message.receiver):
+            by_peer.setdefault(message.receiver if message.sender == user else message.sender, []).append(message)
+    return [
+        Conversation(peer, mine[0], sum(message.receiver == user for message in mine)) for peer, mine in by_peer.items()
+    ]
+
+
 async def test_the_last_message_is_the_newest_remaining_one(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
     await messages.delete("1", "2", [[("1", "c")]])

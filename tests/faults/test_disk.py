@@ -2,8 +2,11 @@
 
 import errno
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -36,9 +39,21 @@ async def stored(folder: Path) -> set[str]:
     database = Database(folder, timeout=20)
     try:
         await database.open([USERS_SCHEMA, MESSAGES_SCHEMA, CACHE_SCHEMA])
+        await check_conversations(database)
         return {id for (id,) in await database.fetch("SELECT id FROM messages", ())}
     finally:
         await database.close()
+
+
+async def check_conversations(database: Database) -> None:
+    """Check that op 7 lists every stored message: the rows of each pair exist, in the order of the newest messages."""
+    newest = dict(await database.fetch("SELECT conv, max(time) FROM messages WHERE deleted = 0 GROUP BY conv", ()))
+    rows = await database.fetch("SELECT user, conv, last FROM conversations ORDER BY user, last DESC", ())
+    assert Counter(conv for _, conv, _ in rows) == dict.fromkeys(newest, 2)
+    for _, group in groupby(rows, itemgetter(0)):
+        (_, first, position), *others = group
+        assert position <= newest[first]
+        assert all(last == newest[conv] < position for _, conv, last in others)
 
 
 async def survives(calls: list[SystemCall], moments: Iterable[tuple[int, set[str]]], parent: Path) -> None:
@@ -66,9 +81,14 @@ async def attempt(one: raw.RawSocket, names: Sequence[str], text: str) -> set[st
 async def test_a_power_cut_at_any_moment_keeps_acknowledged_messages(disk: Disk, tmp_path: Path) -> None:
     acked, moments = set[str](), [(0, set[str]())]
     async with disk.server() as server:
-        await server.add_users("a", "z")
-        async with server.chat("z", "a"), raw.chat(server, "a", "z") as one:  # confirmed deliveries are written too
+        await server.add_users("a", "z", "y")
+        async with (
+            server.chat("z", "a"),  # confirmed deliveries are written too
+            raw.chat(server, "a", "z") as to_z,
+            raw.chat(server, "a", "y") as to_y,
+        ):
             for part in range(20):
+                one = to_y if part % 3 == 2 else to_z  # the first conversation of the list changes
                 names = [f"{part}-{n}" for n in range(50)]
                 if part % 5 == 2:
                     with disk.failing("sync", "chat.db-wal"):

@@ -111,6 +111,13 @@ async def test_a_batch_with_other_writes_takes_few_statements(store: Store) -> N
     assert len(statements) <= 4 + PAIRS * RUN // 20, [statement[:60] for statement in statements]
 
 
+async def test_messages_of_the_first_conversation_write_no_row_of_it(store: Store) -> None:
+    rows = await store.database.fetch("SELECT * FROM conversations", ())
+    await store.messages.add(store.run(0))
+    await store.add_together()
+    assert await store.database.fetch("SELECT * FROM conversations", ()) == rows
+
+
 async def test_any_number_of_delivered_marks_takes_four_statements(store: Store) -> None:
     times = [message.time for message in await store.add_together()]
     statements = await store.written(lambda: store.messages.mark_delivered(times))

@@ -61,7 +61,7 @@ class SqliteMessages:
         else:
             added = [self._earlier(tx, row) or Added(row[0]) for row in rows]
         new = [(message, row) for message, row, one in zip(batch, rows, added, strict=True) if one.new]
-        _insert(tx, sql.CONVERSATIONS, _conversation_rows(new), sql.ON_LISTED)
+        tx.execute(sql.RAISE, (_json(_conversation_rows(new)),))
         return added
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
@@ -183,7 +183,7 @@ class SqliteMessages:
             removed = tx.execute(sql.PURGE, (before, limit)).fetchall()
             for conv in set(removed):
                 tx.execute(sql.REMOVE_IF_EMPTY, conv)
-                tx.execute(sql.HIDE_IF_DELETED, conv)
+                tx.execute(sql.LOWER, conv)
             return len(removed)
 
         return await self._database.write(job)
@@ -238,7 +238,12 @@ class SqliteMessages:
         await self._database.write(lambda tx: self._put(tx, records))
 
     async def update_last(self, one: str, other: str) -> None:
-        await self._database.write(lambda tx: tx.execute(sql.UPDATE_LAST, (_conversation(tx, one, other),)).rowcount)
+        def job(tx: sqlite3.Connection) -> None:
+            for user in (one, other):
+                tx.execute(sql.EXACT_TOP, (user,))
+            tx.execute(sql.UPDATE_LAST, (_conversation(tx, one, other),))
+
+        await self._database.write(job)
 
     async def used_times(self, times: Sequence[int]) -> set[int]:
         def job(connection: sqlite3.Connection) -> set[int]:
@@ -287,7 +292,7 @@ class SqliteMessages:
             self._numbers.clear()
             raise Duplicate("a time")
         for user, peer in ((first.sender, first.receiver), (first.receiver, first.sender)):
-            _insert(tx, sql.CONVERSATIONS, [(user, peer, conv, int(user > peer), first.time)], "DO NOTHING")
+            tx.execute(sql.NEW_PAIR, (user, peer, conv, int(user > peer), first.time))
         try:
             if tx.executemany(sql.PUT, rows).rowcount != len(rows):
                 raise Duplicate("a time")
@@ -383,4 +388,4 @@ def _delete_first(
 def _make_tombstone(tx: sqlite3.Connection, time: int) -> None:
     conv, text = tx.execute("SELECT conv, text FROM messages WHERE time = ?", (time,)).fetchone()
     tx.execute("UPDATE messages SET deleted = 1, read = 1, text = ? WHERE time = ?", (digest(text), time))
-    tx.execute(sql.UPDATE_AFTER_DELETION, (conv, time))
+    tx.execute(sql.LOWER, (conv,))

@@ -16,8 +16,12 @@ USERS_SCHEMA = Schema(
 #   side   the sender: 0 for the lesser name of the pair, 1 for the greater
 #   text   the text; for a deleted message its salted digest, a blob
 # conversations: one row per user and peer
-#   last   the time of the newest message; negative once all messages are deleted, so that op 7 does not read the row
+#   last   the time of the newest message; negative once all messages are deleted, so that op 7 does not read the row.
+#          In the first row of a user's list it may be earlier, but it stays the greatest of the list: op 7 needs only
+#          the order, so a new message of the first conversation does not write this row
 # batches: inserting the rows of both tables here, as JSON, stores a whole batch with one statement
+# raised: inserting rows of `conversations` here moves them to the time of a new message. The row that was first until
+#         then gets its exact time, so that all rows but the first are always exact
 MESSAGES_SCHEMA = Schema(
     "messages",
     (
@@ -55,5 +59,27 @@ MESSAGES_SCHEMA = Schema(
         END""",
         """UPDATE conversations SET last = -last WHERE last > 0
             AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = conversations.conv AND deleted = 0)""",
+        "CREATE VIEW raised (user, peer, conv, side, last) AS SELECT NULL, NULL, NULL, NULL, NULL",
+        """CREATE TRIGGER raised_written INSTEAD OF INSERT ON raised BEGIN
+            UPDATE conversations SET last = max(last, coalesce(
+                    (SELECT time FROM messages WHERE conv = conversations.conv AND deleted = 0
+                        ORDER BY time DESC LIMIT 1), 0))
+                WHERE user = new.user AND peer =
+                    (SELECT peer FROM conversations WHERE user = new.user AND last > 0 ORDER BY last DESC LIMIT 1);
+            INSERT INTO conversations (user, peer, conv, side, last)
+                VALUES (new.user, new.peer, new.conv, new.side, new.last)
+                ON CONFLICT (user, peer) DO UPDATE SET last = max(last, excluded.last);
+        END""",
+        "DROP TRIGGER batches_stored",
+        """CREATE TRIGGER batches_stored INSTEAD OF INSERT ON batches BEGIN
+            INSERT INTO messages (time, conv, side, id, text)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.messages);
+            INSERT INTO raised (user, peer, conv, side, last)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.conversations)
+                WHERE json_extract(value, '$[1]') IS NOT (SELECT peer FROM conversations
+                    WHERE user = json_extract(value, '$[0]') AND last > 0 ORDER BY last DESC LIMIT 1);
+        END""",
     ),
 )

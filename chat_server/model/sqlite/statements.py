@@ -15,10 +15,11 @@ UNREAD = """SELECT time, id, text FROM messages
 RECENT = "SELECT time, side FROM messages WHERE conv = ? AND deleted = ? ORDER BY time DESC LIMIT ?"
 LISTED_COLUMNS = f"peer, {_COLUMNS}, unread"
 LISTED = f"""SELECT peer, m.time, m.side, m.id, m.text, m.read, (SELECT count(*) FROM
-            (SELECT 1 FROM messages WHERE conv = c.conv AND side = 1 - c.side AND read = 0 LIMIT ?)) AS unread
+            (SELECT 1 FROM messages WHERE conv = c.conv AND side = 1 - c.side AND read = 0 LIMIT ?1)) AS unread
     FROM conversations c CROSS JOIN messages m
-    WHERE user = ? AND last > 0 AND last < ? AND m.time = ({_NEWEST.format(conv="c.conv", deleted=0)})
-    ORDER BY last DESC LIMIT ?"""  # noqa: S608
+    WHERE user = ?2 AND last > 0 AND last < ?3 AND m.time < ?3
+        AND m.time = ({_NEWEST.format(conv="c.conv", deleted=0)})
+    ORDER BY last DESC LIMIT ?4"""  # noqa: S608
 
 # --- marks and deletions
 
@@ -28,21 +29,22 @@ BY_KEYS = """SELECT time, side, m.id AS id, read, deleted FROM json_each(?) AS n
 UNREAD_TIMES = """SELECT json_group_array(time) FROM messages
     WHERE time IN (SELECT value FROM json_each(?)) AND read = 0"""
 MARK = "UPDATE messages SET read = 1 WHERE time IN (SELECT value FROM json_each(?))"
-# After a deletion the conversation is listed at its newest message. Without messages it is hidden where it was.
-UPDATE_AFTER_DELETION = f"""UPDATE conversations SET
-    last = coalesce(({_NEWEST.format(conv="?1", deleted=0)}), -last) WHERE conv = ?1 AND last = ?2"""  # noqa: S608
+# After a deletion, list a conversation at its newest message if that is older than `last`. Without messages, hide it.
+LOWER = f"""UPDATE conversations SET last = coalesce(({_NEWEST.format(conv="?1", deleted=0)}), -last)
+    WHERE conv = ?1 AND last > coalesce(({_NEWEST.format(conv="?1", deleted=0)}), 0)"""  # noqa: S608
 PURGE = """DELETE FROM messages WHERE time IN
     (SELECT time FROM messages WHERE time < ? ORDER BY time LIMIT ?) RETURNING conv"""
 REMOVE_IF_EMPTY = """DELETE FROM conversations
     WHERE conv = ?1 AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = ?1)"""
-HIDE_IF_DELETED = """UPDATE conversations SET last = -last
-    WHERE conv = ?1 AND last > 0 AND NOT EXISTS (SELECT 1 FROM messages WHERE conv = ?1 AND deleted = 0)"""
 
 # --- adding
 
 MESSAGES, ON_USED_ID = "messages (time, conv, side, id, text)", "(conv, side, id) DO NOTHING"
-CONVERSATIONS = "conversations (user, peer, conv, side, last)"
-ON_LISTED = "(user, peer) DO UPDATE SET last = max(last, excluded.last)"
+_TOP = "SELECT peer FROM conversations WHERE user = {user} AND last > 0 ORDER BY last DESC LIMIT 1"
+RAISE = f"""INSERT INTO raised (user, peer, conv, side, last)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+        json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(?)
+    WHERE json_extract(value, '$[1]') IS NOT ({_TOP.format(user="json_extract(value, '$[0]')")})"""  # noqa: S608
 ADD_BATCH = "INSERT INTO batches (messages, conversations) VALUES (?, ?)"
 
 # --- migration
@@ -56,6 +58,11 @@ PUT = """INSERT INTO messages (time, conv, side, id, text, read, deleted) VALUES
     ON CONFLICT (time) DO UPDATE SET text = excluded.text, read = excluded.read, deleted = excluded.deleted
         WHERE conv = excluded.conv AND side = excluded.side AND id = excluded.id"""
 OTHER_PAIR = "SELECT 1 FROM conversations WHERE conv = ? AND user < peer AND (user, peer) != (?, ?)"
+NEW_PAIR = "INSERT INTO conversations (user, peer, conv, side, last) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+# `last` of the first conversation of a user may be too early (see schema); this makes it exact.
+EXACT_TOP = f"""UPDATE conversations SET
+    last = max(last, coalesce(({_NEWEST.format(conv="conversations.conv", deleted=0)}), 0))
+    WHERE user = ?1 AND peer = ({_TOP.format(user="?1")})"""  # noqa: S608
 UPDATE_LAST = f"""UPDATE conversations SET last = coalesce(
     ({_NEWEST.format(conv="?1", deleted=0)}), -({_NEWEST.format(conv="?1", deleted=1)}), last)
     WHERE conv = ?1"""  # noqa: S608
