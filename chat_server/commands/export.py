@@ -22,6 +22,8 @@ async def export(stores: ExportableStores, user: User, out: BinaryIO) -> None:
 
 async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     yield {"kind": "user", "name": user.name, "state": user.state.name.lower(), "password_hash": user.password}
+    for blocked in await stores.users.blocks.blocked_by(user.name):  # not the users who block this one
+        yield {"kind": "block", "user": blocked}
     sessions = {  # a dict, because a session may be read twice
         session.digest: session.expires
         async for page in stores.sessions.pages(PAGE_SIZE)

@@ -211,19 +211,22 @@ class UserAdmin:
         """Remove the user, and delete the messages unless `keep`. Can be interrupted and repeated at any point.
 
         The state REMOVED stops logins and reserves the name. Once running servers know it, they refuse messages to
-        the name. Then the messages are deleted, and last the name, so that its next owner finds no data.
+        the name. Then the messages are deleted, and last the name, so that its next owner finds no data. Blocks by
+        other users stay while the user's sockets may be open, and with `keep` as long as the name.
         """
         user = await self._get(name)
         await self._users.set_state(name, State.REMOVED)
         while user.password and not await self._users.set_password(name, user.password, ""):
             user = await self._get(name)
         ended = await self._end_sessions(name)
+        await self._users.blocks.forget(name, by_others=False)
         if keep:
             print(f"removed {name}; {ended}; kept {await self._count_messages(name)}; the name stays reserved")
             return
         await self._wait_for_servers()
         deleted = await self._erase_messages(name)
         limits = await self._forget_contact_limits(name)
+        await self._users.blocks.forget(name, by_others=True)
         await self._users.remove(name)
         print(f"removed {name}; {ended}; deleted {deleted} and {limits} contact limits; the name is free")
 

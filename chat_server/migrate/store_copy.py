@@ -12,6 +12,7 @@ from tqdm import tqdm
 from chat_server.backends import ExportableStores
 from chat_server.cache.contacts import ExportableContacts
 from chat_server.cache.sessions import ExportableSessions, SessionRecord
+from chat_server.migrate.blocks import copy_blocks
 from chat_server.migrate.checksum import ConversationDigest, TotalDigest
 from chat_server.migrate.jobs import for_each, progress_bar
 from chat_server.migrate.record_pages import MAX_TIME, PAGE_SIZE, read_pages
@@ -40,6 +41,7 @@ class StoreCopy:
         source, target = self._source, self._target
         if not self._shared.users:
             print(await _copy_users(source.users, target.users))
+            print(await copy_blocks(source.users.blocks, target.users.blocks))
         if not self._shared.messages:
             print(await _MessageCopy(source.messages, target.messages).run())
         if not self._shared.cache:

@@ -6,21 +6,20 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiomysql
 import pymysql
 from pymysql.constants import ER
 
 from chat_server.conf import MySQLSettings
+from chat_server.model.mysql_blocks import MySQLBlocks, Rows
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 from chat_server.utils.tls import NotOfferedError, permanent_tls_error
 
 T = TypeVar("T")
-
-Result = tuple[int, Sequence[tuple[Any, ...]]]  # how many rows a statement changed, and the rows it found
 
 # Connections at most. A login uses one for a moment.
 POOL = 8
@@ -31,6 +30,12 @@ STEPS = (
         password VARBINARY(255) NOT NULL
     ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
     "ALTER TABLE chat_users ADD COLUMN state TINYINT NOT NULL DEFAULT 0",
+    """CREATE TABLE chat_blocks (
+        user VARBINARY(256) NOT NULL,
+        blocked VARBINARY(256) NOT NULL,
+        PRIMARY KEY (user, blocked),
+        KEY chat_blocks_by_blocked (blocked)
+    ) ENGINE=InnoDB""",  # UTF-8, compared byte by byte: a collation would ignore spaces at the end
 )
 # The collation ignores trailing spaces: "a " equals "a". So the bytes are compared as well; the index is still used.
 _BY_NAME = "WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"
@@ -56,12 +61,15 @@ _REFUSALS = dict.fromkeys(_READ_ONLY, "it is read-only") | {
     ER.CON_COUNT_ERROR: "it has too many connections (max_connections)",
     ER.LOCK_WAIT_TIMEOUT: "no answer in time",
 }
-# Every kind of statement that the server executes on users. No user name contains a slash.
+# Every kind of statement that the server executes on users and blocks. No user name contains a slash.
 _PROBE = (
     "INSERT INTO chat_users (name, password, state) VALUES (%(name)s, '', 0)",
     "SELECT name, password, state FROM chat_users WHERE name = %(name)s",
     "UPDATE chat_users SET state = 1 WHERE name = %(name)s",
     "DELETE FROM chat_users WHERE name = %(name)s",
+    "INSERT INTO chat_blocks (user, blocked) VALUES (%(name)s, %(name)s)",
+    "SELECT user, blocked FROM chat_blocks WHERE user = %(name)s",
+    "DELETE FROM chat_blocks WHERE user = %(name)s",
 )
 # They always fail; the error shows whether the account has the rights.
 _SCHEMA_PROBE = ("CREATE TABLE chat_probe LIKE chat_nothing", "ALTER TABLE chat_nothing ADD COLUMN nothing INT")
@@ -78,6 +86,7 @@ class MySQLUsers:
         self._name = name
         self._timeout = timeout
         self._watch = watch
+        self.blocks = MySQLBlocks(self._execute, self._run)
 
     async def add(self, user: User) -> None:
         try:
@@ -141,14 +150,17 @@ class MySQLUsers:
         self._pool.terminate()
         await self._pool.wait_closed()
 
-    async def _execute(self, query: str, *values: str | int) -> Result:
+    async def _execute(self, query: str, *values: str | int) -> Rows:
         """Run one statement in its own transaction."""
 
-        async def work(connection: aiomysql.Connection) -> Result:
+        async def work(connection: aiomysql.Connection) -> Rows:
             async with connection.cursor() as cursor:
                 count = await cursor.execute(query, values)
                 return count, await cursor.fetchall() if cursor.description else ()
 
+        return await self._run(work)
+
+    async def _run(self, work: Callable[[aiomysql.Connection], Awaitable[T]]) -> T:
         return await self._watch.time_call(self._borrow(work))
 
     async def _borrow(self, work: Callable[[aiomysql.Connection], Awaitable[T]]) -> T:

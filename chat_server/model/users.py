@@ -6,6 +6,8 @@ from typing import Protocol
 
 import msgspec
 
+from chat_server.model.blocks import BlockStore, ExportableBlocks
+
 
 class State(IntEnum):
     """What a user may do. The stores contain these numbers."""
@@ -25,6 +27,11 @@ class User(msgspec.Struct, frozen=True):
 
 class UserStore(Protocol):
     """Durable users. Every method raises StoreUnavailable if the store does not answer."""
+
+    @property
+    def blocks(self) -> BlockStore:
+        """The blocks between these users, stored with them."""
+        ...
 
     async def add(self, user: User) -> None:
         """Add a user. Raises Duplicate if the name is taken, even if both arrive together."""
@@ -47,7 +54,7 @@ class UserStore(Protocol):
         ...
 
     async def remove(self, name: str) -> bool:
-        """Remove the user, so that the name is free; False if there is no such user."""
+        """Remove the user, so that the name is free; False if there is no such user. Call `blocks.forget` before."""
         ...
 
     async def ping(self) -> None:
@@ -57,6 +64,11 @@ class UserStore(Protocol):
 
 class ExportableUsers(UserStore, Protocol):
     """What a migration needs in addition."""
+
+    @property
+    def blocks(self) -> ExportableBlocks:
+        """The blocks between these users."""
+        ...
 
     async def count(self) -> int:
         """Return the number of users."""

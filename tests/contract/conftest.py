@@ -86,6 +86,7 @@ async def on_mysql(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIt
     users = await mysql.connect(config, 20)
     try:
         await users._execute("DELETE FROM chat_users")
+        await users._execute("DELETE FROM chat_blocks")
         if away:
             users._timeout = 0.0
         yield users

@@ -96,7 +96,7 @@ class ConfigFiles:
     def clear(self) -> None:
         """Drop the tables and databases of this test: the servers outlive it, and other tests use the same names."""
         with self.mysql() as cursor:
-            cursor.execute("DROP TABLE IF EXISTS chat_users, chat_schema, chat_demo_user")
+            cursor.execute("DROP TABLE IF EXISTS chat_users, chat_blocks, chat_schema, chat_demo_user")
         if self.mongodb_server is None:
             with self.mongodb() as database:
                 database.client.drop_database(database.name)
@@ -146,6 +146,7 @@ async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
     async with open_exportable([load_settings(path)], Clock(), _lost) as [stores]:
         return {
             "users": sorted([user for page in [p async for p in stores.users.pages(2)] for user in page], key=str),
+            "blocks": [block for page in [p async for p in stores.users.blocks.pages(2)] for block in page],
             "messages": {
                 pair: records
                 async for pair in stores.messages.pairs()

@@ -61,6 +61,7 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
         await stores.users.put(
             [User(name, HASH[:-1] + "bcdefghijklmnopqrstuvwxyz"[i], State(i % 3)) for i, name in enumerate(NAMES)]
         )
+        await stores.users.blocks.put([(one, other) for one in NAMES for other in NAMES if one < other])
         time = T
         for number in range(conversations):
             one, other = NAMES[number % len(NAMES)], NAMES[(number * 3 + 2) % len(NAMES)]
@@ -103,10 +104,11 @@ async def wait_copied(database: Any, count: int) -> None:
     await wait_until(lambda: bool(database["chat_messages"].count_documents({}) > count))
 
 
-def printed_digest(out: str) -> str:
-    """Return the digest in the output of the command."""
-    [found] = re.findall(r"digest (\w{32})\)", out)
-    return str(found)
+def printed_digests(out: str) -> list[str]:
+    """Return the digests of blocks and of messages in the output of the command."""
+    found = re.findall(r"digest (?:of blocks )?(\w{32})\)", out)
+    assert len(found) == 2
+    return found
 
 
 async def test_a_migration_to_servers_and_back_changes_nothing(configs: ConfigFiles) -> None:
@@ -122,8 +124,9 @@ async def test_a_migration_to_servers_and_back_changes_nothing(configs: ConfigFi
     reverse_output = await migrate_successfully(servers_, back)
     assert await stored_data(back) == before
     assert await stored_data(source) == before
-    assert printed_digest(output) == printed_digest(reverse_output)
+    assert printed_digests(output) == printed_digests(reverse_output)
     assert f"users: {len(NAMES)}" in output
+    assert "blocks: 78, the same on both sides" in output
     assert "messages: 25 in 4 conversations" in output
     assert f"sessions: {len(NAMES)}" in reverse_output
     assert "contact limits: 2" in reverse_output
@@ -366,6 +369,14 @@ async def test_a_target_with_other_messages_is_refused(tmp_path: Path, records: 
     )
     other = await embedded_stores(tmp_path, "other", "1", *records)
     assert reason in await refused_migration("--from", source, "--config", other)
+
+
+async def test_a_target_with_another_block_is_refused(tmp_path: Path) -> None:
+    """The error names both users."""
+    source, target = [await embedded_stores(tmp_path, name, "1") for name in ("source", "target")]
+    async with open_exportable([load_settings(target)], Clock(), print) as [stores]:
+        await stores.users.blocks.put([("1", "2")])
+    assert "in the target, '1' blocks '2'" in await refused_migration("--from", source, "--config", target)
 
 
 @pytest.mark.parametrize("key", ["mysql", "mongodb", "redis"])

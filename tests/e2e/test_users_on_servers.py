@@ -74,7 +74,7 @@ async def test_only_a_server_upgrades_the_first_mysql_schema(
         host="127.0.0.1", port=databases[0].port, user="chat", password="secret", database="chat_demo", autocommit=True
     )
     with connection, connection.cursor() as cursor:
-        cursor.execute("DROP TABLE IF EXISTS chat_users, chat_schema")
+        cursor.execute("DROP TABLE IF EXISTS chat_users, chat_blocks, chat_schema")
         cursor.execute(mysql.STEPS[0])
         cursor.execute("CREATE TABLE chat_schema (step INT NOT NULL PRIMARY KEY)")
         cursor.execute("INSERT INTO chat_schema (step) VALUES (1)")

@@ -7,6 +7,9 @@ USERS_SCHEMA = Schema(
     (
         "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL) STRICT, WITHOUT ROWID",
         "ALTER TABLE users ADD COLUMN state INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE blocks (user TEXT NOT NULL, blocked TEXT NOT NULL, PRIMARY KEY (user, blocked))
+            STRICT, WITHOUT ROWID""",
+        "CREATE INDEX blocks_by_blocked ON blocks (blocked)",
     ),
 )
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
+from chat_server.model.sqlite.blocks import SqliteBlocks
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate
 from chat_server.utils.sqlite import Database, fetch_json
@@ -15,6 +16,7 @@ class SqliteUsers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.blocks = SqliteBlocks(database)
 
     async def add(self, user: User) -> None:
         def job(tx: sqlite3.Connection) -> None:
