@@ -23,6 +23,8 @@ from chat_server.backends import Stores, by_backend, open_stores
 from chat_server.conf import ServerSettings, Settings
 from chat_server.service.accounts import DAY, Accounts
 from chat_server.service.answers import Answers
+from chat_server.service.blocking import Blocking
+from chat_server.service.blocks import Blocks
 from chat_server.service.broadcast import Broadcasts
 from chat_server.service.contact_limit import ContactCache, ContactLimit
 from chat_server.service.frames import Frames
@@ -111,15 +113,17 @@ async def _application(
     """Create the services, the routes and the periodic tasks; stop them when the context closes."""
     registry = Registry()
     frames = Frames(settings.server.language)
-    presence = Presence(stores.messages, registry, frames, clock)
+    blocks = Blocks(stores.users.blocks)
+    presence = Presence(stores.messages, blocks, registry, frames, clock)
     registry.changed = presence.changed
     accounts = Accounts(settings.accounts, stores.users, stores.sessions, stores.rates, passwords, registry)
     peers, messages = Peers(accounts), stores.messages
     cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)
     limit = ContactLimit(messages, stores.sending, cache)
-    marks = Marks(peers, messages, registry, frames, timeline)
+    sending = Sending(settings.chat, peers, blocks, messages, limit, timeline)
+    marks = Marks(peers, blocks, messages, registry, frames, timeline)
     dispatcher = Dispatcher(
-        Sending(settings.chat, peers, messages, limit, timeline),
+        sending,
         Pages(peers, messages, marks, presence, frames, timeline),
         marks,
         Broadcasts(settings.chat, stores.rates, registry, frames, timeline),
@@ -129,7 +133,8 @@ async def _application(
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     for store, names in by_backend(settings).items():
         metrics.add_health(store, partial(health.is_up, names))
-    endpoints = HttpEndpoints(accounts, envelope, proxy_policy, health, settings.server.request_timeout)
+    blocking = Blocking(blocks, sending.settle, presence)
+    endpoints = HttpEndpoints(accounts, blocking, envelope, proxy_policy, health, settings.server.request_timeout)
     page = Page(
         {
             "max-text": settings.chat.max_text_bytes,
@@ -161,6 +166,8 @@ async def _application(
         "/user/login": Status.LOGIN_FAILED,
         "/user/set_password": Status.SET_PASSWORD_FAILED,
         "/user/logout": Status.LOGOUT_FAILED,
+        "/user/block": Status.BLOCK_FAILED,
+        "/user/unblock": Status.UNBLOCK_FAILED,
     }
     application = web.Application(
         middlewares=[origin_middleware(proxy_policy, envelope, failures), error_middleware(envelope)],
@@ -175,6 +182,9 @@ async def _application(
             web.post("/user/login", endpoints.login),
             web.post("/user/set_password", endpoints.set_password),
             web.post("/user/logout", endpoints.logout),
+            web.post("/user/block", endpoints.block),
+            web.post("/user/unblock", endpoints.unblock),
+            web.get("/user/blocked", endpoints.blocked),
             web.get("/chat/test", sockets.upgrade, allow_head=False),
             web.get("/", page.get_page),
             web.get("/sw.js", page.get_worker),
@@ -195,6 +205,7 @@ async def _application(
     async def refresh() -> None:  # another process may have disabled or removed users
         await accounts.refresh()
         await limit.refresh(accounts.not_enabled)
+        await blocks.refresh()
 
     application.on_shutdown.append(shut_down)
     periodic = [

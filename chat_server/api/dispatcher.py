@@ -92,6 +92,7 @@ class Dispatcher:
                 if batch.direct and size <= LARGE_BYTES:
                     shared.append((connection, batch))
                 else:
+                    batch.direct = False  # it waits: by then, a block may exist
                     self._begin(self._send([(connection, batch)], large=size > LARGE_BYTES))
         return shared
 
@@ -113,6 +114,7 @@ class Dispatcher:
         except Exception:
             if len(batches) > 1:  # one is at fault: each alone, so that the others are stored
                 for batch in batches:
+                    batch.direct = False
                     await self._store([batch], large)
                 return
             log.exception("frame failed", extra={"op": SEND})
@@ -130,6 +132,7 @@ class Dispatcher:
                 log.exception("frame failed", extra={"op": SEND})
                 batch.results = [Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)] * len(batch.requests)
                 self._answers.sent(batch)
+            self._sending.finish(batch)
             self._done(connection)
 
     async def _do(self, connection: Connection, request: Request) -> None:

@@ -11,6 +11,7 @@ from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.request_body import read_body
 from chat_server.api.session_cookies import delete_cookies, set_cookie
 from chat_server.service.accounts import Accounts, Session
+from chat_server.service.blocking import Blocking
 from chat_server.status import Status
 
 
@@ -30,7 +31,7 @@ class NewPassword(msgspec.Struct):
 
 
 class UserName(msgspec.Struct):
-    """The body of logout."""
+    """The body of logout, block and unblock."""
 
     user_name: str
 
@@ -39,9 +40,16 @@ class HttpEndpoints:
     """The handlers of the HTTP endpoints. A request body must arrive within `timeout` seconds."""
 
     def __init__(
-        self, accounts: Accounts, envelope: Envelope, proxy_policy: ProxyPolicy, health: Health, timeout: float
+        self,
+        accounts: Accounts,
+        blocking: Blocking,
+        envelope: Envelope,
+        proxy_policy: ProxyPolicy,
+        health: Health,
+        timeout: float,
     ) -> None:
         self._accounts = accounts
+        self._blocking = blocking
         self._envelope = envelope
         self._proxy_policy = proxy_policy
         self._health = health
@@ -100,6 +108,25 @@ class HttpEndpoints:
         if self._proxy_policy.foreign_origin(request) is None:
             delete_cookies(response, secure=self._proxy_policy.uses_tls(request))
         return response
+
+    async def block(self, request: web.Request) -> web.Response:
+        """POST /user/block"""
+        session = await self._session(request)
+        fields = await read_body(request, UserName, Status.BLOCK_FAILED, self._timeout)
+        await self._blocking.block(session.user, fields.user_name)
+        return self._envelope.success(Status.BLOCKED)
+
+    async def unblock(self, request: web.Request) -> web.Response:
+        """POST /user/unblock"""
+        session = await self._session(request)
+        fields = await read_body(request, UserName, Status.UNBLOCK_FAILED, self._timeout)
+        await self._blocking.unblock(session.user, fields.user_name)
+        return self._envelope.success(Status.UNBLOCKED)
+
+    async def blocked(self, request: web.Request) -> web.Response:
+        """GET /user/blocked"""
+        session = await self._session(request)
+        return self._envelope.success(Status.BLOCKED_USERS, await self._blocking.blocked(session.user))
 
     async def _session(self, request: web.Request) -> Session:
         return await self._accounts.session(self._proxy_policy.session_tokens(request))

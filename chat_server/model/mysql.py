@@ -30,7 +30,7 @@ STEPS = (
         password VARBINARY(255) NOT NULL
     ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
     "ALTER TABLE chat_users ADD COLUMN state TINYINT NOT NULL DEFAULT 0",
-    """CREATE TABLE chat_blocks (
+    """CREATE TABLE IF NOT EXISTS chat_blocks (
         user VARBINARY(256) NOT NULL,
         blocked VARBINARY(256) NOT NULL,
         PRIMARY KEY (user, blocked),

@@ -67,7 +67,7 @@ class Answers:
         """`others` are the sync sockets of the sender's other devices."""
         message, added = sent.message, sent.added
         time = added.time  # of a retry that of the first message, which is the one that is stored
-        receivers = self._registry.sockets(message.receiver)
+        receivers = () if sent.blocked else self._registry.sockets(message.receiver)
         status = _ONLINE if receivers else _OFFLINE
         if added.new or (added.unread and time not in self._delivered):
             frame = self._frames.live(message, time)

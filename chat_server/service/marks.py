@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from chat_server.model.messages import MessageKey, MessageStore
 from chat_server.service.answers import Answer
+from chat_server.service.blocks import Blocks
 from chat_server.service.frames import Frames, Request, is_id
 from chat_server.service.peers import Peers
 from chat_server.service.registry import Delivery, Registry, Socket
@@ -27,9 +28,16 @@ class Marks:
     """Marks messages as read and deletes them. The ops raise Refused, StoreUnavailable."""
 
     def __init__(
-        self, peers: Peers, messages: MessageStore, registry: Registry, frames: Frames, timeline: Timeline
+        self,
+        peers: Peers,
+        blocks: Blocks,
+        messages: MessageStore,
+        registry: Registry,
+        frames: Frames,
+        timeline: Timeline,
     ) -> None:
         self._peers = peers
+        self._blocks = blocks
         self._messages = messages
         self._registry = registry
         self._frames = frames
@@ -68,13 +76,14 @@ class Marks:
         batch, self._confirmed = self._confirmed[:MARKED_SOCKETS], self._confirmed[MARKED_SOCKETS:]
         try:
             changed = await self._messages.mark_delivered([delivery.time for _, some in batch for delivery in some])
+            reads = []
             for socket, deliveries in batch:
                 by_sender: dict[str, list[str]] = {}
                 for delivery in deliveries:
                     if delivery.time in changed:
                         by_sender.setdefault(delivery.sender, []).append(delivery.id)
-                for sender, ids in by_sender.items():
-                    self._notify(socket, sender, Status.MARKED_READ, ids)
+                reads += [(socket, sender, ids) for sender, ids in by_sender.items()]
+            await self._notify_read(reads)
         except StoreUnavailable as error:  # the messages stay unread: op 3 returns them again
             log.warning("deliveries not marked", extra={"why": str(error)})
         except Exception:  # no caller awaits the result
@@ -98,7 +107,7 @@ class Marks:
         ids = [next((id for sender, id in names if sender == peer), None) for names in choices]
         async with self._change_lock.hold(socket.user):
             found, changed = await self._messages.mark(peer, socket.user, [id for id in ids if id])
-        self._notify(socket, peer, Status.MARKED_READ, changed)
+        await self._notify_read([(socket, peer, changed)])
         _refuse_missing(failed, [line for line, id in zip(lines, ids, strict=True) if id not in found])
         return Answer(Status.MARKED_READ, request.content)
 
@@ -109,7 +118,7 @@ class Marks:
             page = [message for message in page if message.time < until]
             async with self._change_lock.hold(socket.user):
                 _, changed = await self._messages.mark(peer, socket.user, [message.id for message in page])
-            self._notify(socket, peer, Status.MARKED_READ, changed)
+            await self._notify_read([(socket, peer, changed)])
             count += len(changed)
             if len(page) < MAX_PAGE:
                 return count
@@ -123,18 +132,25 @@ class Marks:
         async with self._change_lock.hold(socket.user):
             deleted = await self._messages.delete(socket.user, peer, names_of(lines, socket.user, peer))
         notice = [f"{'>' if name[0] == socket.user else '<'}{name[1]}" for name in deleted if name]
-        self._notify(socket, peer, Status.DELETED, notice)
+        self._notify(socket, (socket.user, peer), peer, Status.DELETED, notice)
         _refuse_missing(failed, [line for line, name in zip(lines, deleted, strict=True) if not name])
         return Answer(Status.DELETED, request.content)
 
-    def _notify(self, by: Socket, other: str, status: Status, lines: list[str]) -> None:
-        """Tell the other sync sockets of both users what the socket `by` did."""
-        listeners = [
-            socket
-            for user in (by.user, other)
-            for socket in self._registry.sockets(user)
-            if socket.sync and socket is not by
-        ]
+    async def _notify_read(self, reads: Sequence[tuple[Socket, str, list[str]]]) -> None:
+        """Tell sync sockets which messages (ids) of an author each socket has read, but no author whom it blocks."""
+        blocks = [(by.user, author) for by, author, ids in reads if ids and any(self._listeners(author, by))]
+        blocked = await self._blocks.states(blocks) if blocks else {}
+        for by, author, ids in reads:
+            users = (by.user, author) if blocked.get((by.user, author)) is False else (by.user,)
+            self._notify(by, users, author, Status.MARKED_READ, ids)
+
+    def _listeners(self, user: str, by: Socket) -> list[Socket]:
+        """The sync sockets of `user`, without the socket `by`."""
+        return [socket for socket in self._registry.sockets(user) if socket.sync and socket is not by]
+
+    def _notify(self, by: Socket, users: Sequence[str], other: str, status: Status, lines: list[str]) -> None:
+        """Tell the other sync sockets of `users` what the socket `by` did to the conversation with `other`."""
+        listeners = [socket for user in users for socket in self._listeners(user, by)]
         for start in range(0, len(lines) if listeners else 0, MAX_PAGE):
             frame = self._frames.notice(by.user, other, status, lines[start : start + MAX_PAGE])
             for socket in listeners:

@@ -118,14 +118,21 @@ class Pages:
                 raise Refused(failed, Reason.NO_SUCH_USER, f"there is no conversation with {peer[:80]}")
             before = found
 
+        me, online = socket.user, set[str]()
+
+        async def read(before: int, most: int) -> list[Conversation]:
+            page = await self._messages.conversations(me, before, most)
+            online.update(await self._presence.seen_online(me, [one.peer for one in page]))
+            return page
+
         async def read_on(last: Conversation, most: int) -> list[Conversation]:
-            return await self._messages.conversations(socket.user, last.last.time, most)
+            return await read(last.last.time, most)
 
         def encode(one: Conversation) -> bytes:
-            return self._frames.conversation(one, self._presence.online(one.peer))
+            return self._frames.conversation(one, one.peer in online and self._presence.online(one.peer, me))
 
-        async with self._page_lock.hold(socket.user):
-            page = await self._messages.conversations(socket.user, before, count)
+        async with self._page_lock.hold(me):
+            page = await read(before, count)
         count = await self._stream(socket, page, len(page), read_on, encode)
         return Answer(Status.CONVERSATIONS, str(count))
 

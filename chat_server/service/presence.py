@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from itertools import islice
 
 from chat_server.model.messages import MessageStore
+from chat_server.service.blocks import Blocks
 from chat_server.service.frames import Frames
 from chat_server.service.registry import Registry
 from chat_server.status import Status
@@ -13,7 +15,7 @@ from chat_server.utils.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-# Seconds between two rounds of frames: with one lookup per user a change is pushed within one second.
+# Seconds between two rounds of frames: with two lookups per user a change is pushed within one second.
 ROUND_SECONDS = 0.5
 # A user is offline this many seconds after their last socket closed; reconnecting in between causes no frame.
 GRACE_SECONDS = 5.0
@@ -33,24 +35,39 @@ class Presence:
     Op 7 asks `online`, so it reports exactly the state whose changes are pushed: if a socket learns a state from
     op 7 and that state changes later, a frame follows. Each frame states the state at the time it is sent, so a user
     who changes again during a round is announced once more, never wrongly.
+
+    A user whom another user blocks sees the other as offline.
     """
 
-    def __init__(self, messages: MessageStore, registry: Registry, frames: Frames, clock: Clock) -> None:
+    def __init__(
+        self, messages: MessageStore, blocks: Blocks, registry: Registry, frames: Frames, clock: Clock
+    ) -> None:
         self._messages = messages
+        self._blocks = blocks
         self._registry = registry
         self._frames = frames
         self._clock = clock
         self._online: set[str] = set()
         self._leaving: dict[str, float] = {}  # users without a socket -> when they are offline; in order of time
         self._changed: dict[str, None] = {}  # users whose peers have not been told yet; the oldest change first
+        self._changed_for: dict[str, set[str]] = {}  # likewise, but only these peers are told
 
-    def online(self, user: str) -> bool:
-        """Return whether `user` has a socket, or closed the last one less than GRACE_SECONDS ago."""
-        return user in self._online
+    async def seen_online(self, viewer: str, users: Iterable[str]) -> set[str]:
+        """Return the users that `viewer` sees as online. Check `online` too when the result is used later."""
+        online = [user for user in users if user in self._online]
+        blocks = await self._blocks.states([(user, viewer) for user in online], cache=False)
+        return {user for user in online if blocks.get((user, viewer)) is False}
+
+    def online(self, user: str, viewer: str) -> bool:
+        """Return whether `user` has a socket, or closed the last one less than GRACE_SECONDS ago.
+
+        False if `user` has just blocked `viewer`; `seen_online` finds earlier blocks.
+        """
+        return user in self._online and not self._blocks.is_cached(user, viewer)
 
     def waiting(self) -> int:
         """Return how many users have changed and wait for their round."""
-        return len(self._changed)
+        return len(self._changed) + len(self._changed_for)
 
     def changed(self, user: str) -> None:
         """Note that a socket of `user` opened or closed. The registry calls this."""
@@ -62,26 +79,45 @@ class Presence:
         elif user in self._online:
             self._leaving.setdefault(user, self._clock.monotonic() + GRACE_SECONDS)
 
+    def changed_for(self, user: str, peer: str) -> None:
+        """Note that `user` has blocked or unblocked `peer`, who then sees `user` go offline or come online."""
+        if user in self._online:
+            if len(self._changed_for) >= MAX_WAITING:
+                del self._changed_for[next(iter(self._changed_for))]
+            self._changed_for.setdefault(user, set()).add(peer)
+
     async def push(self) -> None:
         """Run one round: look up the peers of changed users, then send each recipient one frame.
 
-        If the store is unavailable, the remaining users wait for the next round.
+        If a store is unavailable, the remaining users wait for the next round.
         """
         self._end_grace()
-        changes: dict[str, list[str]] = {}  # recipient -> users
+        changes: dict[str, dict[str, bool]] = {}  # recipient -> user -> whether the user does not block the recipient
         try:
             for user in list(islice(self._changed, USERS_PER_ROUND)):
-                peers = await self._messages.newest_peers(user, PEERS)
+                for peer, visible in (await self._listening_peers(user)).items():
+                    if visible:
+                        changes.setdefault(peer, {})[user] = True
                 self._changed.pop(user, None)  # a further change from now on needs another round
-                for peer in peers:
-                    if any(socket.sync for socket in self._registry.sockets(peer)):
-                        changes.setdefault(peer, []).append(user)
+            for user in list(islice(self._changed_for, USERS_PER_ROUND)):
+                peers = await self._listening_peers(user)
+                for peer in self._changed_for.pop(user, set()) & peers.keys():
+                    changes.setdefault(peer, {})[user] = peers[peer]
         except StoreUnavailable as error:
-            log.warning("presence delayed", extra={"error": str(error), "users": len(self._changed)})
+            log.warning("presence delayed", extra={"error": str(error), "users": self.waiting()})
         for number, (recipient, users) in enumerate(changes.items(), 1):
             self._send(recipient, users)
             if number % RECIPIENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    async def _listening_peers(self, user: str) -> dict[str, bool]:
+        """Return the peers of `user` who have sync sockets, and whether `user` does not block them."""
+        peers = await self._messages.newest_peers(user, PEERS)
+        blocks = [(user, peer) for peer in peers if any(socket.sync for socket in self._registry.sockets(peer))]
+        states = await self._blocks.states(blocks, cache=False)
+        if len(states) < len(blocks):
+            raise StoreUnavailable("the blocks of the user cannot be looked up")
+        return {block[1]: not states[block] for block in blocks}
 
     def _end_grace(self) -> None:
         now = self._clock.monotonic()
@@ -95,8 +131,8 @@ class Presence:
             del self._changed[next(iter(self._changed))]
         self._changed[user] = None
 
-    def _send(self, recipient: str, users: list[str]) -> None:
-        lines = [f"{'+' if self.online(user) else '-'}{user}" for user in users]
+    def _send(self, recipient: str, users: dict[str, bool]) -> None:
+        lines = [f"{'+' if visible and self.online(user, recipient) else '-'}{user}" for user, visible in users.items()]
         frame = self._frames.answer(recipient, Status.PRESENCE, "\n".join(lines))
         for socket in self._registry.sockets(recipient):
             if socket.sync:

@@ -1,14 +1,16 @@
 """Op 1, send to one user: check the requests that arrived together and store them together (protocol section 2)."""
 
+import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from chat_server.conf import ChatSettings
 from chat_server.model.messages import Added, Message, MessageStore
-from chat_server.service.contact_limit import ContactLimit, Outcome
+from chat_server.service.blocks import Blocks
+from chat_server.service.contact_limit import ContactLimit
 from chat_server.service.frames import Request, match_id, split
 from chat_server.service.peers import Peers, check_from
 from chat_server.service.registry import Socket
@@ -21,23 +23,27 @@ log = logging.getLogger(__name__)
 # Read once: before Python 3.12 each access to an enum's member is a call.
 _FAILED = Status.SEND_FAILED
 _AWAY = Refused(_FAILED, Reason.STORE_AWAY, "the store is away, send it again")
+_USERS_AWAY = Refused(_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
+_YOU_BLOCKED = Refused(_FAILED, Reason.YOU_BLOCKED, "you block this user: unblock the user to write")
 _ID_USED = Refused(_FAILED, Reason.ID_USED, "this id was used with another text")
 _BAD_ID = Refused(_FAILED, Reason.BAD_ID, "the first line is no valid id: 1 to 64 of A-Z a-z 0-9 _ - . :, or empty")
 
 
 class Sent(msgspec.Struct, gc=False):
-    """A message that is stored, now or by an earlier request."""
+    """A message that is stored, now or by an earlier request. `blocked`: the receiver has blocked the sender since."""
 
     message: Message
     added: Added
+    blocked: bool = False
 
 
-class Batch(msgspec.Struct):
+class Batch(msgspec.Struct, eq=False):
     """Requests of one socket that are sent together. `send` gives each its result, in order.
 
     `receivers` has the users that the `to` of the requests name; None where a store must be asked. `direct`: the checks
-    need no store, so the batch may share one call with other batches. `unblocked`: the receivers who had been refused
-    before and may write to the sender again.
+    need no store, so the batch may share one call with other batches. `blocked_by`: the receivers who block the sender.
+    `unblocked`: the receivers who had been refused by the contact limit before and may write to the sender again.
+    `answered` is set once the batch is answered, if anything waits for it.
     """
 
     socket: Socket
@@ -45,41 +51,57 @@ class Batch(msgspec.Struct):
     receivers: dict[str, str | Refused | None]
     direct: bool
     results: Sequence[Sent | Refused] = ()
+    blocked_by: Collection[str] = ()
     unblocked: Sequence[str] = ()
+    answered: asyncio.Event | None = None
 
 
 class Sending:
     """Checks and stores messages."""
 
     def __init__(
-        self, config: ChatSettings, peers: Peers, messages: MessageStore, limit: ContactLimit, timeline: Timeline
+        self,
+        config: ChatSettings,
+        peers: Peers,
+        blocks: Blocks,
+        messages: MessageStore,
+        limit: ContactLimit,
+        timeline: Timeline,
     ) -> None:
         self._config = config
         self._peers = peers
+        self._blocks = blocks
         self._messages = messages
         self._limit = limit
         self._timeline = timeline
+        self._in_progress: set[Batch] = set()  # checked, but not answered yet
 
     def batch(self, socket: Socket, requests: Sequence[Request]) -> Batch:
         """A batch of these requests of a socket, at least one."""
         receivers: dict[str, str | Refused | None] = {}
-        direct, now = True, self._timeline.now()
+        user, direct, now = socket.user, True, self._timeline.now()
         for request in requests:
             if request.to not in receivers:
                 receivers[request.to] = peer = self._peers.cached(socket, request.to)
-                direct = direct and peer is not None and self._limit.is_free(socket.user, peer, now)
+                direct = (
+                    direct
+                    and peer is not None
+                    and self._blocks.none_between(user, peer)
+                    and self._limit.is_free(user, peer, now)
+                )
         return Batch(socket, requests, receivers, direct)
 
     async def send(self, batches: Sequence[Batch]) -> None:
         """Check each request and store the messages, which are durable when it returns; set the results.
 
-        Several batches must all be direct.
+        A direct batch must come straight from `batch`, without waiting in between. Several must all be direct. Call
+        `finish` for each batch once it is answered.
         """
         first = batches[0]
         if not first.direct:
             [batch] = batches
-            for to, receiver in batch.receivers.items():
-                batch.receivers[to] = receiver or await self._receiver(batch.socket, to)
+            await self._find_receivers(batch)
+        self._in_progress.update(batches)
         # From here to the store nothing waits, so messages are stored in the order of their times.
         times = iter(self._timeline.take(sum([len(batch.requests) for batch in batches])))
         checked = [
@@ -88,7 +110,8 @@ class Sending:
             for request, time in zip(batch.requests, times)  # noqa: B905 - the next batch goes on with `times`
         ]
         messages = [one for one in checked if type(one) is Message]
-        results = await self._store(first, messages) if messages else []
+        store = self._store_unless_blocked if first.blocked_by else self._store
+        results = await store(first, messages) if messages else []
         if len(results) < len(checked):
             stored = iter(results)
             results = [one if isinstance(one, Refused) else next(stored) for one in checked]
@@ -98,13 +121,45 @@ class Sending:
             batch.results = results[start:end]
             start = end
 
+    def finish(self, batch: Batch) -> None:
+        """The batch is answered, and its messages are delivered."""
+        self._in_progress.discard(batch)
+        if batch.answered:
+            batch.answered.set()
+
+    async def settle(self, *users: str) -> None:
+        """Wait until the batches of these users that were checked before the call are answered."""
+        events = []
+        for batch in self._in_progress:
+            if batch.socket.user in users:
+                batch.answered = batch.answered or asyncio.Event()
+                events.append(batch.answered)
+        for event in events:
+            await event.wait()
+
+    async def _find_receivers(self, batch: Batch) -> None:
+        """Replace each receiver that cannot receive by the refusal, and find those who block the sender."""
+        sender, receivers = batch.socket.user, batch.receivers
+        for to, receiver in receivers.items():
+            receivers[to] = receiver or await self._receiver(batch.socket, to)
+        names = {receiver for receiver in receivers.values() if isinstance(receiver, str)}
+        blocks = await self._blocks.states([pair for name in names for pair in ((sender, name), (name, sender))])
+        for to, receiver in receivers.items():
+            if receiver in names:
+                states = blocks.get((sender, receiver)), blocks.get((receiver, sender))
+                if states[0]:
+                    receivers[to] = _YOU_BLOCKED
+                elif None in states:
+                    receivers[to] = _USERS_AWAY
+        batch.blocked_by = {name for name in names if blocks.get((name, sender))}
+
     async def _receiver(self, socket: Socket, to: str) -> str | Refused:
         try:
             return await self._peers.find(socket, to, _FAILED)
         except Refused as refused:
             return refused.with_traceback(None)  # which would keep the batch, in a cycle, until the next collection
         except StoreUnavailable:
-            return Refused(_FAILED, Reason.STORE_AWAY, "the store of users is away, send it again")
+            return _USERS_AWAY
 
     def _check(self, socket: Socket, request: Request, receiver: str | Refused | None, time: int) -> Message | Refused:
         """The message in a request, or why it is refused. The refusal is not raised, so it has no traceback."""
@@ -136,7 +191,24 @@ class Sending:
             return [_AWAY] * len(messages)
         _log_failures([outcome.added for _, outcome in decided if isinstance(outcome.added, StoreUnavailable)])
         first.unblocked = [message.receiver for message, outcome in decided if outcome.unblocked]
-        return [_result(*each) for each in decided]
+        return [_result(message, outcome.added) for message, outcome in decided]
+
+    async def _store_unless_blocked(self, first: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+        """Store the messages to receivers who do not block the sender; of the others, find the retries."""
+        allowed = [message for message in messages if message.receiver not in first.blocked_by]
+        blocked = [message for message in messages if message.receiver in first.blocked_by]
+        stored = iter(await self._store(first, allowed) if allowed else [])
+        found = iter(await self._retries(blocked) if blocked else [])
+        return [next(found if message.receiver in first.blocked_by else stored) for message in messages]
+
+    async def _retries(self, messages: Sequence[Message]) -> list[Sent | Refused]:
+        """Acknowledge the messages that are stored already, and refuse the others as the contact limit does."""
+        try:
+            earlier = await self._messages.stored(messages)
+        except StoreUnavailable as away:
+            _log_failures([away] * len(messages))
+            return [_AWAY] * len(messages)
+        return [_result(message, added, blocked=True) for message, added in zip(messages, earlier, strict=True)]
 
 
 def check_text(text: str, most: int) -> Refused | None:
@@ -149,10 +221,9 @@ def check_text(text: str, most: int) -> Refused | None:
     return None
 
 
-def _result(message: Message, outcome: Outcome) -> Sent | Refused:
-    added = outcome.added
+def _result(message: Message, added: Added | StoreUnavailable | None, *, blocked: bool = False) -> Sent | Refused:
     if isinstance(added, Added):
-        return Sent(message, added) if added.same else _ID_USED
+        return Sent(message, added, blocked) if added.same else _ID_USED
     return _AWAY if added else Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
 
 

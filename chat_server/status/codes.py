@@ -55,6 +55,13 @@ class Status(IntEnum):
     LOGOUT_FAILED = 41014
     LOGGED_OUT = 41015
 
+    BLOCK_FAILED = 43000
+    BLOCKED = 43001
+    UNBLOCK_FAILED = 43002
+    UNBLOCKED = 43003
+    BLOCKED_USERS_FAILED = 43004
+    BLOCKED_USERS = 43005
+
 
 class Reason(StrEnum):
     """The reasons of refusals, a closed list (docs/protocol.md section 4)."""
@@ -73,6 +80,7 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
     BAD_PAGE = "bad_page"
     REFUSED_BY_LIMIT = "refused_by_limit"
+    YOU_BLOCKED = "you_blocked"
     TOO_MANY = "too_many"
     STORE_AWAY = "store_away"
     BAD_NAME = "bad_name"

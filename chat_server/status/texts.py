@@ -53,6 +53,12 @@ _TEXTS: dict[Status, tuple[str, str]] = {
     Status.ALREADY_LOGGED_IN: ("已登录", "already logged in"),
     Status.LOGOUT_FAILED: ("退出登录失败", "logout failed"),
     Status.LOGGED_OUT: ("已退出登录", "logged out"),
+    Status.BLOCK_FAILED: ("屏蔽失败", "blocking failed"),
+    Status.BLOCKED: ("已屏蔽", "blocked"),
+    Status.UNBLOCK_FAILED: ("取消屏蔽失败", "unblocking failed"),
+    Status.UNBLOCKED: ("已取消屏蔽", "unblocked"),
+    Status.BLOCKED_USERS_FAILED: ("获取屏蔽名单失败", "blocked users failed"),
+    Status.BLOCKED_USERS: ("屏蔽名单", "blocked users"),
 }
 
 

@@ -28,6 +28,7 @@ REASONS = {
     "too_long",
     "bad_page",
     "refused_by_limit",
+    "you_blocked",
     "too_many",
     "store_away",
     "bad_name",
@@ -51,6 +52,8 @@ ENDPOINTS = {
     "/user/login": (("user_name", "password"), 41002),
     "/user/set_password": (("user_name", "old_password", "new_password"), 41004),
     "/user/logout": (("user_name",), 41014),
+    "/user/block": (("user_name",), 43000),
+    "/user/unblock": (("user_name",), 43002),
 }
 UPGRADE = {
     "Connection": "Upgrade",

@@ -308,9 +308,12 @@ async def test_an_export_contains_all_data_of_only_this_user(deployment: Deploym
             await one.send("m\nto be deleted")
             await one.answer(5, "m")
             await two.send("m\nnone of 1's business")
+        await post(server, "/user/block", server.tokens["1"], user_name="3")
+        await post(server, "/user/block", server.tokens["3"], user_name="1")
         lines = await deployment.export_user("1")
     kinds = [line["kind"] for line in lines]
-    assert kinds == ["user", "session", *["message"] * 3, "counter"]
+    assert kinds == ["user", "block", "session", *["message"] * 3, "counter"]
+    assert lines.pop(1) == {"kind": "block", "user": "3"}
     assert lines[0] | {"password_hash": ""} == {"kind": "user", "name": "1", "state": "enabled", "password_hash": ""}
     hello = {"kind": "message", "from": "1", "to": "2", "id": "hello-1-2", "read": False, "deleted": False}
     assert lines[2] | {"time": 0} == {**hello, "text": "hello", "time": 0}

@@ -30,7 +30,7 @@ class CountingMarkStub:
 async def test_confirmations_of_many_sockets_are_stored_together() -> None:
     none: Any = None
     store: Any = CountingMarkStub()
-    marks = Marks(none, store, none, none, none)
+    marks = Marks(none, none, store, none, none, none)
     for number in range(5000):  # the answers of many sockets to the pings after one batch of messages
         marks.confirm(none, [Delivery("1", f"m{number}", number)])
     await marks.flush()
@@ -40,7 +40,7 @@ async def test_confirmations_of_many_sockets_are_stored_together() -> None:
 async def test_an_error_while_marking_is_logged_by_the_server(caplog: pytest.LogCaptureFixture) -> None:
     none: Any = None
     store: Any = FailingMarkStub()
-    marks = Marks(none, store, none, none, none)
+    marks = Marks(none, none, store, none, none, none)
     marks.confirm(none, [Delivery("1", "m1", 1)])
     await marks.flush()
     gc.collect()  # asyncio would log an error that was never retrieved from its future

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from chat_server.backends import SCHEMAS
+from chat_server.model.blocks import BlockResult
 from chat_server.model.messages import Message
-from chat_server.model.sqlite import SqliteMessages
+from chat_server.model.sqlite import SqliteMessages, SqliteUsers
+from chat_server.model.users import User
+from chat_server.service.blocks import Blocks
 from chat_server.service.frames import Frames
 from chat_server.service.presence import GRACE_SECONDS, MAX_WAITING, PEERS, USERS_PER_ROUND, Presence
 from chat_server.service.registry import Registry
@@ -46,11 +49,13 @@ class PresenceSocketStub:
 class PresenceSetup:
     """A registry and presence on an embedded store of messages."""
 
-    def __init__(self, messages: Any) -> None:
+    def __init__(self, database: Database) -> None:
         self.clock = ManualClock()
-        self.messages = messages
+        self.messages: Any = SqliteMessages(database)
+        self.users = SqliteUsers(database)
+        self.blocks = Blocks(self.users.blocks)
         self.registry = Registry()
-        self.presence = Presence(messages, self.registry, Frames("en"), self.clock)
+        self.presence = Presence(self.messages, self.blocks, self.registry, Frames("en"), self.clock)
         self.registry.changed = self.presence.changed
         self._times = count(1)
 
@@ -85,7 +90,7 @@ class PresenceSetup:
 async def setup(tmp_path: Path) -> AsyncIterator[PresenceSetup]:
     database = Database(tmp_path, timeout=20)
     await database.open(SCHEMAS)
-    yield PresenceSetup(SqliteMessages(database))
+    yield PresenceSetup(database)
     await database.close()
 
 
@@ -116,7 +121,7 @@ async def test_a_return_within_the_grace_period_causes_no_frame(setup: PresenceS
         setup.close(b)
         setup.clock.shift += GRACE_SECONDS - 1
         await setup.push_all()
-        assert setup.presence.online("b")
+        assert setup.presence.online("b", "a")
         b = setup.open("b")
         await setup.push_all()
     assert a.new_frames() == []
@@ -220,14 +225,16 @@ async def test_a_frame_states_the_presence_at_the_time_of_sending(
 
 
 async def test_no_client_keeps_a_wrong_presence(setup: PresenceSetup) -> None:
-    """Users come and go, and sockets read the list, at any moment of a round: no socket keeps a wrong state."""
+    """Users come, go and block, and sockets read the list, at any moment of a round: no socket keeps a wrong state."""
     users = "abcd"
     await setup.chats("ab", "ac", "ad", "bc", "bd", "cd")
+    await setup.users.put([User(user, "hash") for user in users])
     for seed in range(60):
         chance = random.Random(seed)
         sockets: list[Any] = []
+        blocks: set[tuple[str, str]] = set()
         for _ in range(60):
-            step = chance.randrange(6)
+            step = chance.randrange(8)
             if step == 0:
                 sockets.append(setup.open(chance.choice(users)))
             elif step == 1 and sockets:
@@ -236,9 +243,13 @@ async def test_no_client_keeps_a_wrong_presence(setup: PresenceSetup) -> None:
                 setup.clock.shift += chance.choice((0.1, 3, GRACE_SECONDS))
             elif step == 3 and sockets:
                 reader = chance.choice(sockets)
-                reader.known |= {user: setup.presence.online(user) for user in users if user != reader.user}
+                others = set(users) - {reader.user}
+                seen = await setup.presence.seen_online(reader.user, others)
+                reader.known |= {user: user in seen for user in others}
             elif step == 4:
                 await asyncio.sleep(0)
+            elif step == 5:
+                blocks ^= {await toggle_block(setup, *chance.sample(users, 2))}
             else:
                 push = asyncio.create_task(setup.presence.push())
                 await asyncio.sleep(chance.choice((0, 0, 0.001)))
@@ -249,7 +260,45 @@ async def test_no_client_keeps_a_wrong_presence(setup: PresenceSetup) -> None:
                     await push
         await setup.after_grace()
         for socket in sockets:
-            online = {user: setup.registry.online(user) for user in socket.known}
+            online = {user: setup.registry.online(user) and (user, socket.user) not in blocks for user in socket.known}
             assert socket.known == online, (seed, socket.user)
         setup.close(*sockets)
         await setup.after_grace()
+        for block in list(blocks):
+            await toggle_block(setup, *block)
+
+
+async def toggle_block(setup: PresenceSetup, user: str, other: str) -> tuple[str, str]:
+    """Let `user` unblock the other, or block."""
+    if (await setup.blocks.states([(user, other)]))[user, other]:
+        await setup.blocks.unblock(user, other)
+    else:
+        assert await setup.blocks.block(user, other) is BlockResult.BLOCKED
+    setup.presence.changed_for(user, other)
+    return user, other
+
+
+async def test_a_blocked_peer_sees_the_user_go_offline_and_return(setup: PresenceSetup) -> None:
+    await setup.users.put([User(user, "hash") for user in "abc"])
+    await setup.chats("ab", "bc")
+    a, b, c = (setup.open(user) for user in "abc")
+    await setup.push_all()
+    for socket in (a, b, c):
+        socket.new_frames()
+    await toggle_block(setup, "b", "a")
+    await setup.push_all()
+    assert a.new_frames() == [["-b"]]
+    setup.close(b)
+    await setup.after_grace()
+    b = setup.open("b")
+    await setup.push_all()
+    assert a.new_frames() == []
+    assert c.new_frames() == [["-b"], ["+b"]]
+    assert await setup.presence.seen_online("a", ["b"]) == set()
+    assert await setup.presence.seen_online("b", ["a"]) == {"a"}
+    await toggle_block(setup, "b", "a")
+    await setup.push_all()
+    assert a.new_frames() == [["+b"]]
+    await toggle_block(setup, "a", "c")  # no conversation
+    await setup.push_all()
+    assert c.new_frames() == []

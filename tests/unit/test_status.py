@@ -61,6 +61,12 @@ CODES = {
     41013: "already logged in",
     41014: "logout failed",
     41015: "logged out",
+    43000: "block failed",
+    43001: "blocked",
+    43002: "unblock failed",
+    43003: "unblocked",
+    43004: "blocked users failed",
+    43005: "blocked users",
 }
 
 
@@ -98,7 +104,7 @@ def test_the_table_of_codes_equals_the_enum() -> None:
 
 
 def test_the_page_mentions_only_known_codes() -> None:
-    assert {int(code) for code in re.findall(r"\b4[014]\d{3}\b", PROTOCOL)} == {
+    assert {int(code) for code in re.findall(r"\b4[0134]\d{3}\b", PROTOCOL)} == {
         status.value for status in Status if status > 999
     }
 
