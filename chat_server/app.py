@@ -34,6 +34,7 @@ from chat_server.service.peers import Peers
 from chat_server.service.presence import ROUND_SECONDS, Presence
 from chat_server.service.registry import Registry
 from chat_server.service.sending import Sending
+from chat_server.service.typing_indicator import TypingIndicator
 from chat_server.status import Status
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
@@ -127,6 +128,7 @@ async def _application(
         Pages(peers, messages, marks, presence, frames, timeline),
         marks,
         Broadcasts(settings.chat, stores.rates, registry, frames, timeline),
+        TypingIndicator(peers, limit, blocks, registry, frames, clock),
         Answers(registry, frames, metrics),
     )
     proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)

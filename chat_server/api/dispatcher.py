@@ -16,6 +16,7 @@ from chat_server.service.frames import SEND, Request
 from chat_server.service.marks import Marks
 from chat_server.service.pages import Pages
 from chat_server.service.sending import Batch, Sending
+from chat_server.service.typing_indicator import TypingIndicator
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import ConcurrencyLimiter
@@ -37,7 +38,15 @@ class Op(NamedTuple):
 class Dispatcher:
     """Works on the requests of all sockets and has them answered, those of each socket in order."""
 
-    def __init__(self, sending: Sending, pages: Pages, marks: Marks, broadcasts: Broadcasts, answers: Answers) -> None:
+    def __init__(
+        self,
+        sending: Sending,
+        pages: Pages,
+        marks: Marks,
+        broadcasts: Broadcasts,
+        typing_indicator: TypingIndicator,
+        answers: Answers,
+    ) -> None:
         self._sending = sending
         self._answers = answers
         self._ops = {
@@ -47,6 +56,7 @@ class Dispatcher:
             frames.DELETE: Op(marks.delete, Status.DELETE_FAILED),
             frames.BROADCAST: Op(broadcasts.broadcast, Status.SEND_FAILED),
             frames.CONVERSATIONS: Op(pages.conversations, Status.CONVERSATIONS_FAILED),
+            frames.TYPING: Op(typing_indicator.typing, Status.TYPING_FAILED),
         }
         self._loop = asyncio.get_running_loop()
         self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_TIMEOUT)

@@ -71,6 +71,10 @@ class ContactStore(Protocol):
         """Drop the state of the pair."""
         ...
 
+    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list["ContactRecord"]:
+        """The existing states of these pairs, each with the lesser name first."""
+        ...
+
 
 class ContactRecord(msgspec.Struct, frozen=True):
     """The stored state of a pair, the lesser name first; `expires` in microseconds since the epoch.
@@ -89,10 +93,6 @@ class ExportableContacts(ContactStore, Protocol):
 
     def pages(self, count: int) -> AsyncIterator[list[ContactRecord]]:
         """All states, about `count` per page, unordered; a state may occur twice."""
-        ...
-
-    async def peek(self, pairs: Sequence[tuple[str, str]]) -> list[ContactRecord]:
-        """The existing states of these pairs, each with the lesser name first."""
         ...
 
     async def put(self, states: Sequence[ContactRecord]) -> None:

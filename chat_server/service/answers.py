@@ -19,10 +19,11 @@ _ONLINE, _OFFLINE = Status.RECEIVER_ONLINE, Status.RECEIVER_OFFLINE
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to a request that is no send."""
+    """The answer to a request that is no send. A `silent` one is counted, but not sent."""
 
     status: Status
     content: str
+    silent: bool = False
 
 
 class Answers:
@@ -52,7 +53,8 @@ class Answers:
 
     def answered(self, socket: Socket, op: int, answer: Answer) -> None:
         """Answer a request that is no send."""
-        socket.send(self._frames.answer(socket.user, answer.status, answer.content))
+        if not answer.silent:
+            socket.send(self._frames.answer(socket.user, answer.status, answer.content))
         self._metrics.add_answers(op, [answer.status])
 
     def refused(self, socket: Socket, op: int, refused: Refused) -> None:

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from chat_server.cache.contacts import ContactState, ContactStore, Decision, Permission, rebuild
+from chat_server.cache.contacts import ContactRecord, ContactState, ContactStore, Decision, Permission, rebuild
 from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.utils.errors import StoreUnavailable
 
@@ -45,6 +45,10 @@ class SendStrategy(Protocol):
         """
         ...
 
+    async def are_free(self, pair: Pair, now: int) -> bool:
+        """Whether the counters know that the two users write without a limit at `now`. Raises StoreUnavailable."""
+        ...
+
 
 class ContactLimit:
     """Stores messages within the limit. Pairs known to be free are cached, so their messages need no counter."""
@@ -57,6 +61,15 @@ class ContactLimit:
     def is_free(self, sender: str, receiver: str, now: int) -> bool:
         """Whether `sender` may write to `receiver` at `now` (microseconds) and the counters need not know."""
         return self._cache.lookup(sender, receiver, now) == FREE
+
+    async def are_contacts(self, one: str, other: str, now: int) -> bool:
+        """Whether the two users write without a limit at `now`: from the cache, or else by one look at the counters.
+
+        A missing counter is not rebuilt from the messages, so after a loss of the counters the answer is False until
+        one of the two writes. Raises StoreUnavailable.
+        """
+        pair = (one, other) if one < other else (other, one)
+        return self._cache.has(pair, now) or await self._strategy.are_free(pair, now)
 
     async def add(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store the messages that the limit allows, in this order. Raises StoreUnavailable."""
@@ -104,6 +117,10 @@ class ContactCache:
         self._pairs[pair] = (now + self._window, known[1])
         return FREE if now < known[1] else DUE
 
+    def has(self, pair: Pair, now: int) -> bool:
+        """Whether the pair is free at `now`. Neither of the two writes, so it is not renewed."""
+        return now < self._pairs.get(pair, (0, 0))[0]
+
     def remember(self, one: str, other: str, now: int) -> None:
         """The counters know that the pair is free from `now` on."""
         pair = (one, other) if one < other else (other, one)
@@ -131,6 +148,9 @@ class Unlimited:
     async def add(self, batch: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         return [Outcome(added) for added in await self._messages.add(batch)]
 
+    async def are_free(self, pair: Pair, now: int) -> bool:
+        return True
+
 
 class MessagesInTransaction(Protocol[Tx_contra]):
     """The methods of a MessageStore that work inside a transaction."""
@@ -148,6 +168,7 @@ class ContactsInTransaction(Protocol[Tx_contra]):
         self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: ContactState | None = None
     ) -> Decision: ...
     def allow_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
+    async def peek(self, pairs: Sequence[Pair]) -> list[ContactRecord]: ...
 
 
 class SameDatabase(Generic[Tx]):
@@ -172,6 +193,9 @@ class SameDatabase(Generic[Tx]):
 
     async def add(self, batch: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         return await self._write(lambda tx: [self._add(tx, *each) for each in zip(batch, free, strict=True)])
+
+    async def are_free(self, pair: Pair, now: int) -> bool:
+        return _are_free(await self._contacts.peek([pair]), now)
 
     def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
         if earlier := self._messages.find_in(tx, message):
@@ -219,6 +243,9 @@ class SeparateStores:
         limited = iter(await self._to_limited([message for message, known in each if not known]))
         return [next(to_free if known else limited) for known in free]
 
+    async def are_free(self, pair: Pair, now: int) -> bool:
+        return _are_free(await self._contacts.peek([pair]), now)
+
     async def _to_free(self, batch: Sequence[Message]) -> list[Outcome]:
         if not batch:
             return []
@@ -265,6 +292,10 @@ class SeparateStores:
         recent = await self._messages.recent(one, other, self._limit + 1)
         answered = await self._messages.has_written(*_silent_first(recent, one, other))
         return rebuild(recent, answered, message.time, self._limit, self._window)
+
+
+def _are_free(records: Sequence[ContactRecord], now: int) -> bool:
+    return any(not record.state.sender and now < record.state.until for record in records)
 
 
 def _silent_first(recent: Sequence[tuple[str, int]], one: str, other: str) -> tuple[str, str]:

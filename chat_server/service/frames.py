@@ -16,7 +16,7 @@ EVERYBODY = "ALL"
 LIVE, STORED = 1, 2  # a frame's `type`
 
 # The ops, by `op_type` (protocol section 2, Ops).
-SEND, HISTORY, UNREAD, MARK_READ, DELETE, BROADCAST, CONVERSATIONS = OPS = range(1, 8)
+SEND, HISTORY, UNREAD, MARK_READ, DELETE, BROADCAST, CONVERSATIONS, TYPING = OPS = range(1, 9)
 
 # Beginnings of frames that are cached: each has two names and takes about 300 bytes.
 CACHED_HEADS = 8192
@@ -164,6 +164,12 @@ class Frames:
                 content="\n".join(lines),
                 msg=self._texts[status],
             )
+        )
+
+    def typing(self, sender: str, to: str, content: str) -> bytes:
+        """Tell a receiver whether `sender` is typing."""
+        return _encode(
+            Frame(sender=sender, to=to, op_type=Status.TYPING, content=content, msg=self._texts[Status.TYPING])
         )
 
     def broadcast(self, sender: str, content: str, time: int) -> bytes:

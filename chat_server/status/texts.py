@@ -35,6 +35,8 @@ _TEXTS: dict[Status, tuple[str, str]] = {
     Status.ALLOWED_AGAIN: ("对方已回复，可以继续发送", "the receiver has answered, go on"),
     Status.CONVERSATIONS_FAILED: ("获取会话列表失败", "conversations failed"),
     Status.CONVERSATIONS: ("会话列表", "conversations"),
+    Status.TYPING_FAILED: ("发送输入状态失败", "typing failed"),
+    Status.TYPING: ("输入状态", "typing"),
     Status.PRESENCE: ("在线状态", "presence"),
     Status.UNKNOWN: ("服务暂时不可用", "the service cannot answer now"),
     Status.REGISTER_FAILED: ("注册失败", "registering failed"),

@@ -94,7 +94,7 @@ def test_check_frame_rejects_a_frame_with_a_missing_key() -> None:
 def test_is_valid_request_tells_valid_from_invalid_requests() -> None:
     for right in ('{"op_type": 1}', '{"op_type": 7, "content": "-1", "from": "", "to": "2", "type": 1, "more": 1}'):
         assert api_schemas.is_valid_request(right)
-    for wrong in ("", "null", "[]", "{}", '{"op_type": 8}', '{"op_type": "1"}', '{"op_type": 1, "to": 2}'):
+    for wrong in ("", "null", "[]", "{}", '{"op_type": 9}', '{"op_type": "1"}', '{"op_type": 1, "to": 2}'):
         assert not api_schemas.is_valid_request(wrong)
 
 

@@ -224,7 +224,7 @@ BAD = (
     (b'{"op_type": 1, "type": "1"}', "bad_frame"),
     (b'{"op_type": 0}', "unknown_op"),
     (b'{"op_type": -1}', "unknown_op"),
-    (b'{"op_type": 8}', "unknown_op"),
+    (b'{"op_type": 9}', "unknown_op"),
     (b'{"op_type": 1180591620717411303424}', "unknown_op"),
 )
 

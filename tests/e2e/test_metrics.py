@@ -20,7 +20,7 @@ from tests.servers import free_port
 
 DASHBOARD = ROOT / "docs" / "grafana.json"
 MANUAL = ROOT / "docs" / "operations.md"
-OPS = {*"1234567", "none"}
+OPS = {*"12345678", "none"}
 # A user name that cannot occur in a metric by chance.
 STRANGE = "Zanzibar"
 
@@ -85,7 +85,7 @@ async def test_frames_are_counted_by_op_and_answer(server: ServerHandle, port: i
         await one.ask(7, "-10")
         await one.ask(7, "-1")
         await one.send_text("no JSON")
-        await one.send_text('{"op_type": 8, "content": ""}')
+        await one.send_text('{"op_type": 9, "content": ""}')
         for _ in range(2):  # the answers to the last two requests
             assert (await one.receive())["op_type"] == 40000
         counts = (await scraped(port)).samples["chat_frames_total"]

@@ -45,7 +45,7 @@ INVALID_REQUESTS = (
     ({"op_type": 5, "content": "\n".join(["m1"] * 201)}, 40012, "too_long", ""),
     ({"op_type": 6, "content": ""}, 40008, "empty", ""),
     ({"op_type": 7, "content": "2"}, 40022, "bad_page", ""),
-    ({"op_type": 8, "content": ""}, 40000, "unknown_op", ""),
+    ({"op_type": 9, "content": ""}, 40000, "unknown_op", ""),
 )
 
 

@@ -43,6 +43,8 @@ CODES = {
     40021: "allowed again",
     40022: "conversations failed",
     40023: "conversations",
+    40024: "typing failed",
+    40025: "typing",
     40027: "presence",
     44444: "unknown status",
     41000: "register failed",

@@ -39,7 +39,7 @@ class MongoConversations:
     async def touch(self, messages: Sequence[Message]) -> None:
         """Raise `last` for messages that are about to be stored."""
         newest: dict[tuple[str, str], int] = {}
-        for message in messages:
+        for message in sorted(messages, key=lambda message: message.time):
             newest[message.sender, message.receiver] = newest[message.receiver, message.sender] = message.time
         await self._write(
             [

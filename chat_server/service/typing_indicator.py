@@ -1,0 +1,80 @@
+"""Op 8, typing: tell the sync sockets of the other user, but store nothing (docs/protocol.md section 2, Op 8)."""
+
+from weakref import WeakKeyDictionary
+
+from chat_server.service.answers import Answer
+from chat_server.service.blocks import Blocks
+from chat_server.service.contact_limit import ContactLimit
+from chat_server.service.frames import Frames, Request
+from chat_server.service.peers import Peers
+from chat_server.service.registry import Registry, Socket
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.clock import Clock
+
+STOPPED, STARTED = CONTENTS = ("0", "1")
+# Seconds between two `1` that pass, for each socket and conversation.
+INTERVAL = 2.0
+# Conversations that are tracked for each socket.
+TRACKED = 16
+
+
+class TypingIndicator:
+    """Passes on who is typing. A request that is accepted gets no answer, whether it was passed on or not."""
+
+    def __init__(
+        self, peers: Peers, limit: ContactLimit, blocks: Blocks, registry: Registry, frames: Frames, clock: Clock
+    ) -> None:
+        self._peers = peers
+        self._limit = limit
+        self._blocks = blocks
+        self._registry = registry
+        self._frames = frames
+        self._clock = clock
+        self._limiters: WeakKeyDictionary[Socket, TypingLimiter] = WeakKeyDictionary()
+
+    async def typing(self, socket: Socket, request: Request) -> Answer:
+        """Op 8. Raises Refused, StoreUnavailable."""
+        failed, me = Status.TYPING_FAILED, socket.user
+        peer = await self._peers.of(socket, request, failed)
+        if request.content not in CONTENTS:
+            raise Refused(failed, Reason.BAD_FRAME, "content is 1 (typing) or 0 (stopped)", field="content")
+        limiter = self._limiters.setdefault(socket, TypingLimiter())
+        passes = limiter.allows(peer, request.content, self._clock.monotonic())
+        if passes and await self._limit.are_contacts(me, peer, self._clock.now()):
+            blocks = await self._blocks.states([(me, peer), (peer, me)])
+            if list(blocks.values()) == [False, False]:
+                frame = self._frames.typing(me, peer, request.content)
+                for receiver in self._registry.sockets(peer):
+                    if receiver.sync:
+                        receiver.offer(frame)
+        return Answer(Status.TYPING, "", silent=True)
+
+
+class TypingLimiter:
+    """Bounds the op 8 frames of one socket that pass: at most TRACKED `1` in INTERVAL, and one `0` after each.
+
+    A conversation is forgotten only after INTERVAL, so changing between many does not exceed the bound.
+    """
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}  # conversation -> when the last `1` passed; the oldest first
+        self._typing: set[str] = set()  # conversations in which no `0` has passed since
+
+    def allows(self, conversation: str, content: str, now: float) -> bool:
+        """Whether this frame passes at `now` (seconds)."""
+        if content == STOPPED:
+            typing = conversation in self._typing
+            self._typing.discard(conversation)
+            return typing
+        if now < self._started.get(conversation, -INTERVAL) + INTERVAL:
+            return False
+        if conversation not in self._started and len(self._started) == TRACKED:
+            oldest = next(iter(self._started))
+            if now < self._started[oldest] + INTERVAL:
+                return False
+            del self._started[oldest]
+            self._typing.discard(oldest)
+        self._started.pop(conversation, None)
+        self._started[conversation] = now
+        self._typing.add(conversation)
+        return True
