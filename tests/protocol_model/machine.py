@@ -12,7 +12,7 @@ from tests import raw
 from tests.e2e.http_helpers import check_refusal, check_success, post
 from tests.harness import PASSWORD
 from tests.protocol_model.client import Client, connect, connect_when_free
-from tests.protocol_model.model import SOCKETS_PER_USER, Model, ModelSocket
+from tests.protocol_model.model import SOCKETS_PER_USER, TYPING_INTERVAL, Model, ModelSocket
 from tests.protocol_model.server_runner import ServerRunner
 
 T = TypeVar("T")
@@ -26,6 +26,8 @@ texts = st.sampled_from(("hello", "two\nlines"))
 # Lines of ops 2, 4 and 5: the index of a message, and how the line names it.
 lines = st.tuples(indexes, st.sampled_from(("plain", "plain", "exact", "wrong", "nowhere")))
 Line = tuple[int, str]
+# Contents of op 8.
+typed = st.lists(st.sampled_from("110"), min_size=1, max_size=3)
 has_sockets = precondition(lambda self: self.clients)
 has_sessions = precondition(lambda self: self.sessions)
 # Invalid requests and their refusals: keys, op_type, reason, id. `{to}` is another user, `{me}` the sender.
@@ -45,6 +47,8 @@ INVALID_REQUESTS = (
     ({"op_type": 5, "content": "\n".join(["m1"] * 201)}, 40012, "too_long", ""),
     ({"op_type": 6, "content": ""}, 40008, "empty", ""),
     ({"op_type": 7, "content": "2"}, 40022, "bad_page", ""),
+    ({"op_type": 8, "content": "2"}, 40024, "bad_frame", ""),
+    ({"op_type": 8, "content": "1", "to": "{me}"}, 40024, "to_yourself", ""),
     ({"op_type": 9, "content": ""}, 40000, "unknown_op", ""),
 )
 
@@ -242,11 +246,44 @@ class ProtocolMachine(RuleBasedStateMachine):
     def sends_an_invalid_request(self, by: int, to: int, invalid: tuple[dict[str, object], int, str, str]) -> None:
         client, peer = self._pair(by, to)
         keys, op_type, reason, id = invalid
+        if keys["op_type"] == 1:
+            self.model.conversation(client.socket.user, peer).attempted = self.runner.clock.now() / 1e6
+            if not keys.keys() & {"to", "from"} and (client.socket.user, peer) in self.model.blocks:
+                reason = "you_blocked"  # the receiver is checked before the text
         client.socket.refusal(op_type, reason, **({"id": id} if id else {}))
         named = {
             key: str(value).format(to=peer, me=client.socket.user) for key, value in keys.items() if key != "op_type"
         }
         self._request(client, raw.request(int(str(keys["op_type"])), **({"to": peer} | named)))
+
+    @has_sessions
+    @rule(which=indexes, other=indexes, unblock=st.booleans())
+    def blocks(self, which: int, other: int, unblock: bool) -> None:
+        """A user blocks or unblocks another. Frames sent before the answer still follow the old state."""
+        user, token = _pick(self.sessions, which)
+        block = user, self._other(user, other)
+        path, done = ("/user/unblock", 43003) if unblock else ("/user/block", 43001)
+        self.model.once_blocked.add(block)
+        self.model.blocks.discard(block)
+        check_success(self.runner.do(post(self.runner.server, path, token, user_name=block[1])), done)
+        self._compare()
+        if not unblock:
+            self.model.blocks.add(block)
+
+    @has_sockets
+    @rule(by=indexes, to=indexes, contents=typed, later=st.booleans())
+    def types(self, by: int, to: int, contents: Sequence[str], later: bool) -> None:
+        """Op 8 has no answer, so an empty page follows: its answer shows that the frames are processed."""
+        client, peer = self._pair(by, to)
+        clock = self.runner.clock
+        clock.shift += TYPING_INTERVAL * later
+        if not self.model.knows_contacts(client.socket.user, peer, clock.now() / 1e6):
+            return
+        for content in contents:
+            self.model.typing(client.socket, peer, content, clock.now() / 1e6, clock.monotonic())
+        self.model.page(client.socket, [])
+        requests = [raw.request(8, content, to=peer) for content in contents]
+        self._request(client, *requests, raw.request(2, "999-1", to=peer), unanswered=len(requests))
 
     @has_sockets
     @rule(by=indexes)
@@ -283,16 +320,19 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.model.sockets.append(socket)
         self.clients.append(Client(wire, socket))
 
-    def _request(self, client: Client, *requests: bytes) -> None:
-        """Send requests, and compare the frames on every socket; the first is `client`, which learns ids and times."""
-        others = [other for other in self.clients if other is not client]
+    def _request(self, client: Client, *requests: bytes, unanswered: int = 0) -> None:
+        """Send requests, and compare the frames on every socket. `unanswered` of the requests have no answer."""
+        self.runner.do(client.ask(*requests, unanswered=unanswered))
+        self._compare(client)
 
-        async def ask() -> None:
-            await client.ask(*requests)
+    def _compare(self, *first: Client) -> None:
+        """Compare the frames on every socket; a `first` client learns ids and times of its messages."""
+
+        async def receive() -> None:
             await asyncio.gather(*(one.receive_sent() for one in self.clients))
 
-        self.runner.do(ask())
-        for one in (client, *others):
+        self.runner.do(receive())
+        for one in (*first, *(other for other in self.clients if other not in first)):
             one.compare(self.model)
 
     def _end_sessions(self, sessions: Sequence[tuple[str, str]], request: Coroutine[Any, Any, T]) -> T:

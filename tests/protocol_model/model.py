@@ -14,6 +14,7 @@ from tests.harness import Frame
 
 STRANGER_LIMIT = 2
 WINDOW = 6 * 3600.0  # StrangerWindow in seconds
+TYPING_INTERVAL = 2.0  # seconds
 SOCKETS_PER_USER = 3
 
 
@@ -71,6 +72,7 @@ class ModelSocket:
     session: str
     sync: bool
     expected: list[Expected] = field(default_factory=list)
+    typing: dict[str, tuple[float, bool]] = field(default_factory=dict)  # peer -> time of the last `1`, no `0` since
 
     def expect(self, frame: Callable[[], Frame], acknowledged: ModelMessage | None = None) -> None:
         """Expect a frame that is built when it is compared."""
@@ -104,6 +106,7 @@ class ModelConversation:
     started: float = 0
     refused: bool = False
     free_until: float = 0
+    attempted: float = 0  # the last message of any kind: the server may count it as a renewal
 
     def visible(self) -> list[ModelMessage]:
         """Return the messages that are not deleted."""
@@ -143,6 +146,8 @@ class Model:
         self.users = list(users)
         self.sockets: list[ModelSocket] = []
         self.left: set[str] = set()  # users that have closed a socket
+        self.blocks: set[tuple[str, str]] = set()  # the user that blocks, the user that is blocked
+        self.once_blocked: set[tuple[str, str]] = set()
         self._conversations: dict[frozenset[str], ModelConversation] = defaultdict(ModelConversation)
 
     def conversation(self, one: str, other: str) -> ModelConversation:
@@ -156,8 +161,10 @@ class Model:
     def online(self, user: str) -> bool:
         return bool(self.sockets_of(user))
 
-    def listed_online(self, user: str) -> object:
+    def listed_online(self, user: str, viewer: str) -> object:
         """Return `online` in op 7: for some seconds after the last socket of `user` closed, either value is right."""
+        if (user, viewer) in self.blocks:
+            return False
         return self.online(user) or (... if user in self.left else False)
 
     def check_presence(self, by: ModelSocket, frame: Frame) -> None:
@@ -167,7 +174,9 @@ class Model:
         lines = frame["content"].split("\n")
         for line in lines:
             assert self.conversation(by.user, line[1:]).messages, frame
-            assert line[1:] in self.left or line == f"+{line[1:]}", frame
+            block = line[1:], by.user
+            assert line[1:] in self.left or block in self.once_blocked or line[0] == "+", frame
+            assert block not in self.blocks or line[0] == "-", frame
         assert len(lines) == len({line[1:] for line in lines}), frame
 
     def restart(self) -> None:
@@ -183,6 +192,11 @@ class Model:
     def send(self, by: ModelSocket, to: str, id: str, text: str, now: float) -> None:
         """Op 1 with a valid id, or with an empty one that the server replaces."""
         conversation = self.conversation(by.user, to)
+        if (by.user, to) in self.blocks:
+            by.refusal(40008, "you_blocked", **({"id": id} if id else {}))
+            return
+        blocked = (to, by.user) in self.blocks
+        conversation.attempted = conversation.attempted if blocked else now
         message = conversation.find(by.user, id) if id else None
         if message and message.text != text:
             by.refusal(40008, "id_used", id=id)
@@ -190,7 +204,7 @@ class Model:
         new = message is None
         if message is None:
             was_refused = conversation.refused and conversation.writer == to
-            if not conversation.allows(by.user, now):
+            if blocked or not conversation.allows(by.user, now):
                 by.answer(40020, to, reason="refused_by_limit", **({"id": id} if id else {}))
                 return
             if was_refused and not conversation.writer:
@@ -200,11 +214,12 @@ class Model:
             message = ModelMessage(by.user, to, id, text)
             conversation.messages.append(message)
         if new or not (message.read or message.deleted or message.delivered):
-            self._deliver(by, message)
-        by.expect(partial(message.acknowledged, 40018 if self.online(to) else 40019), acknowledged=message)
+            self._deliver(by, message, blocked=blocked)
+        online = self.online(to) and not blocked
+        by.expect(partial(message.acknowledged, 40018 if online else 40019), acknowledged=message)
 
-    def _deliver(self, by: ModelSocket, message: ModelMessage) -> None:
-        for socket in self.sockets_of(message.receiver):
+    def _deliver(self, by: ModelSocket, message: ModelMessage, *, blocked: bool) -> None:
+        for socket in self.sockets_of(message.receiver) if not blocked else ():
             socket.expect(message.live)
             message.delivered = True
         for socket in self.sockets_of(message.sender):
@@ -246,7 +261,7 @@ class Model:
         page = mine[peers.index(after) + 1 if after else 0 :][:most]
         for conversation, peer in page:
             last = conversation.visible()[-1].stored() | {"op_type": 40023}
-            by.expect_now(last | {"unread": len(self.unread(by, peer)), "online": self.listed_online(peer)})
+            by.expect_now(last | {"unread": len(self.unread(by, peer)), "online": self.listed_online(peer, by.user)})
         by.answer(40023, str(len(page)))
 
     # --- marks
@@ -279,7 +294,9 @@ class Model:
         for message in unread:
             message.read = True
         if unread:
-            self._notify(by, unread[0].sender, 40007, [one.id for one in unread])
+            author = unread[0].sender
+            users = (by.user,) if (by.user, author) in self.blocks else (by.user, author)
+            self._notify(by, users, author, 40007, [one.id for one in unread])
 
     def delete(self, by: ModelSocket, peer: str, lines: Sequence[str]) -> None:
         """Op 5."""
@@ -292,7 +309,7 @@ class Model:
                 message.deleted = True
         if any(deleted):
             marks = [f"{'>' if one.sender == by.user else '<'}{one.id}" for one in deleted if one]
-            self._notify(by, peer, 40013, marks)
+            self._notify(by, (by.user, peer), peer, 40013, marks)
         self._answer(by, 40013, 40012, lines, deleted)
 
     def _answer(
@@ -303,11 +320,37 @@ class Model:
         else:
             by.refusal(failed, "no_such_message")
 
-    def _notify(self, by: ModelSocket, other: str, op_type: int, lines: Sequence[str]) -> None:
-        for socket in self.sockets_of(by.user, other):
+    def _notify(self, by: ModelSocket, users: Sequence[str], other: str, op_type: int, lines: Sequence[str]) -> None:
+        for socket in self.sockets_of(*users):
             if socket.sync and socket is not by:
                 frame = {"from": by.user, "to": other, "type": 2, "op_type": op_type, "content": "\n".join(lines)}
                 socket.expect_now(frame)
+
+    # --- op 8
+
+    def knows_contacts(self, one: str, other: str, now: float) -> bool:
+        """Return whether the protocol says if the two are contacts: a retry may have renewed their window or not."""
+        conversation = self.conversation(one, other)
+        return bool(conversation.writer) or not conversation.free_until <= now < conversation.attempted + WINDOW
+
+    def typing(self, by: ModelSocket, peer: str, content: str, now: float, monotonic: float) -> None:
+        """Op 8: at most one `1` in TYPING_INTERVAL, and one `0` after it."""
+        started, typing = by.typing.get(peer, (-TYPING_INTERVAL, False))
+        if content == "1":
+            if monotonic < started + TYPING_INTERVAL:
+                return
+            by.typing[peer] = monotonic, True
+        else:
+            by.typing[peer] = started, False
+            if not typing:
+                return
+        conversation = self.conversation(by.user, peer)
+        contacts = not conversation.writer and now < conversation.free_until
+        if contacts and self.blocks.isdisjoint({(by.user, peer), (peer, by.user)}):
+            for socket in self.sockets_of(peer):
+                if socket.sync:
+                    frame = {"from": by.user, "to": peer, "type": 1, "op_type": 40025, "content": content}
+                    socket.expect_now(frame)
 
     # --- op 6
 

@@ -11,11 +11,18 @@ from tests.protocol_model.model import SOCKETS_PER_USER, STRANGER_LIMIT, WINDOW
 T = TypeVar("T")
 
 
+class SteppedClock(ManualClock):
+    """A monotonic clock that only the test moves, so that intervals do not depend on the speed of the machine."""
+
+    def monotonic(self) -> float:
+        return self.shift
+
+
 class ServerRunner:
     """A server, and the event loop that it shares with the clients of the test."""
 
     def __init__(self, folder: Path, stores: Mapping[str, str]) -> None:
-        self.clock = ManualClock()
+        self.clock = SteppedClock()
         self._folder = folder
         self._stores = stores
         self._runner = asyncio.Runner()
