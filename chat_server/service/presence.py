@@ -49,8 +49,8 @@ class Presence:
         self._clock = clock
         self._online: set[str] = set()
         self._leaving: dict[str, float] = {}  # users without a socket -> when they are offline; in order of time
-        self._changed: dict[str, None] = {}  # users whose peers have not been told yet; the oldest change first
-        self._changed_for: dict[str, set[str]] = {}  # likewise, but only these peers are told
+        self._changed: dict[str, None] = {}  # users whose peers have no frame yet; the oldest change first
+        self._changed_for: dict[str, set[str]] = {}  # likewise, but only these peers get a frame
 
     async def seen_online(self, viewer: str, users: Iterable[str]) -> set[str]:
         """Return the users that `viewer` sees as online. Check `online` too when the result is used later."""

@@ -84,7 +84,7 @@ async def test_no_more_than_the_limit_are_blocked(users: UserStore) -> None:
 
 async def test_as_many_blocks_as_a_call_may_name_are_found(blocks: BlockStore) -> None:
     await blocks.block("a", "A")
-    asked = [("a", f"nobody{number}") for number in range(999)]
+    asked = [("a", f"unknown{number}") for number in range(999)]
     assert await blocks.existing([*asked, ("a", "A")]) == {("a", "A")}
     assert await blocks.existing([]) == set()
 

@@ -70,7 +70,7 @@ async def test_a_user_blocks_and_unblocks_others(server: ServerHandle) -> None:
     for _ in range(2):
         await unblock(server, "1", "2")
         assert await blocked(server, "1") == ["3"]
-    await unblock(server, "1", "nobody")
+    await unblock(server, "1", "unknown")
     await unblock(server, "1", "a b")
 
 
@@ -84,7 +84,7 @@ async def test_names_are_compared_in_their_normal_form(server: ServerHandle) -> 
 
 async def test_only_existing_other_users_are_blocked(server: ServerHandle) -> None:
     token = server.tokens["1"]
-    for name in ("nobody", "", "a b", "System", "x" * 5000):
+    for name in ("unknown", "", "a b", "System", "x" * 5000):
         response = await post(server, "/user/block", token, user_name=name)
         check_refusal(response, 404, 41006, "no_such_user", "user_name")
     check_refusal(await post(server, "/user/block", token, user_name="1"), 400, 43000, "to_yourself", "user_name")
@@ -183,7 +183,7 @@ async def test_one_batch_may_mix_blocked_and_other_receivers(server: ServerHandl
         await two.send("old\nhello", to="1")
         await one.receive()
         await block(server, "1", "2")
-        requests = [("1", "old"), ("3", "a"), ("1", "b"), ("3", "c"), ("1", "old"), ("nobody", "d"), ("3", "e")]
+        requests = [("1", "old"), ("3", "a"), ("1", "b"), ("3", "c"), ("1", "old"), ("unknown", "d"), ("3", "e")]
         for to, id in requests:
             await two.put(1, f"{id}\nhello", to=to)
         answers = [await two.receive() for _ in requests]

@@ -146,7 +146,7 @@ async def test_typing_across_a_block_is_dropped_silently(setup: Setup) -> None:
         ({"content": ""}, 40024, "bad_frame"),
         ({"content": "2"}, 40024, "bad_frame"),
         ({"content": "1\n"}, 40024, "bad_frame"),
-        ({"content": "1", "to": "nobody"}, 40024, "no_such_user"),
+        ({"content": "1", "to": "unknown"}, 40024, "no_such_user"),
         ({"content": "1", "to": "1"}, 40024, "to_yourself"),
         ({"content": "1", "from": "2"}, 40008, "wrong_from"),
     ],
