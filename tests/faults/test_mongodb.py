@@ -34,6 +34,7 @@ from tests.faults.stores import (
 from tests.harness import Frame, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
+NAME = "CHAT_MONGODB_MONGODBNAME"
 # The pool, and two connections with which the driver monitors a server.
 MAX_CONNECTIONS = POOL + 2
 
@@ -49,10 +50,15 @@ async def expect_store_away_on_new_socket(
         await expect_store_away(chat, op_type, status, content)
 
 
+def new_database(mongodb: DatabaseServer) -> dict[str, str]:
+    """Return the environment variables that name a new database."""
+    return servers.environ(mongodb=mongodb) | {NAME: unique_names(1)[0]}
+
+
 @asynccontextmanager
 async def serving(folder: Path, mongodb: DatabaseServer, port: int = 0) -> AsyncIterator[SubprocessServer]:
     """Run a server on a new database; with `port`, through a proxy."""
-    stores = servers.environ(mongodb=mongodb) | {"CHAT_MONGODB_MONGODBNAME": unique_names(1)[0]}
+    stores = new_database(mongodb)
     if port:
         # Without directConnection, the driver asks the server for its address and connects to it directly.
         stores["CHAT_MONGODB_MONGODBADDR"] = f"mongodb://127.0.0.1:{port}/?directConnection=true"
@@ -208,11 +214,10 @@ async def test_a_server_starts_when_mongodb_becomes_available(mongodb: DatabaseS
         await server.make_contacts(one, two)
 
 
-@pytest.fixture
-def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]:
-    """Return a MongoDB that requires passwords; that of the user chat is `secret`."""
-    folder = tmp_path / "mongodb"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    """Return a MongoDB that requires passwords; that of the user chat is `secret`. Each test uses its own database."""
+    folder = tmp_path_factory.mktemp("mongodb")
     program = str(Path(sys.executable).with_name("secantusd-py"))
     options = ["--host", "127.0.0.1", "--storage-path", str(folder / "data")]
     auth: list[str] = []
@@ -233,7 +238,7 @@ def guarded(tmp_path: Path, mongodb: DatabaseServer) -> Iterator[DatabaseServer]
 
 
 async def test_a_wrong_mongodb_password_is_reported_immediately(guarded: DatabaseServer, tmp_path: Path) -> None:
-    stores = servers.environ(mongodb=guarded) | {"CHAT_MONGODB_MONGODBUSER": "chat"}
+    stores = new_database(guarded) | {"CHAT_MONGODB_MONGODBUSER": "chat"}
     wrong = stores | {"CHAT_MONGODB_MONGODBPWD": "hunter2"}
     line, before = await start_error(tmp_path / "data", wrong, StartTimeout=600, StoreTimeout=5)
     assert "MongoDBUser or MongoDBPwd is wrong" in line
@@ -262,26 +267,27 @@ async def test_a_read_only_mongodb_account_is_reported_immediately(guarded: Data
 
 
 async def test_a_mongodb_password_in_any_script_is_accepted(guarded: DatabaseServer, tmp_path: Path) -> None:
-    password = "pässwörd-пароль-密码"
+    password, database = "pässwörd-пароль-密码", new_database(guarded)
     with pymongo.MongoClient[dict[str, object]](
         "127.0.0.1", guarded.port, username="chat", password="secret"
     ) as client:
-        client.admin.command("createUser", "guest", pwd=password, roles=[{"role": "readWrite", "db": "chat_demo"}])
-    stores = servers.environ(mongodb=guarded)
-    stores |= {"CHAT_MONGODB_MONGODBUSER": "guest", "CHAT_MONGODB_MONGODBPWD": password}
+        client.admin.command("createUser", "guest", pwd=password, roles=[{"role": "readWrite", "db": database[NAME]}])
+    stores = database | {"CHAT_MONGODB_MONGODBUSER": "guest", "CHAT_MONGODB_MONGODBPWD": password}
     async with subprocess_server(tmp_path / "data", stores=stores) as server:
         await server.add_users(unique_names(1)[0])
     quoted = {
         "CHAT_MONGODB_MONGODBADDR": f"mongodb://guest:{quote(password)}@127.0.0.1:{guarded.port}/?authSource=admin"
     }
-    async with subprocess_server(tmp_path / "data", stores=servers.environ(mongodb=guarded) | quoted):
+    async with subprocess_server(tmp_path / "data", stores=database | quoted):
         pass
 
 
 async def test_health_is_503_while_the_mongodb_account_is_read_only(guarded: DatabaseServer, tmp_path: Path) -> None:
+    database = new_database(guarded)
+
     def grant(role: str) -> None:
         """Grant the role and restart: secantusd checks rights when a connection is opened."""
-        roles = [{"role": role, "db": "chat_demo"}]
+        roles = [{"role": role, "db": database[NAME]}]
         with pymongo.MongoClient[dict[str, object]](
             "127.0.0.1", guarded.port, username="chat", password="secret"
         ) as client:
@@ -294,8 +300,7 @@ async def test_health_is_503_while_the_mongodb_account_is_read_only(guarded: Dat
         guarded.start()
 
     grant("readWrite")
-    stores = servers.environ(mongodb=guarded)
-    stores |= {"CHAT_MONGODB_MONGODBUSER": "clerk", "CHAT_MONGODB_MONGODBPWD": "secret"}
+    stores = database | {"CHAT_MONGODB_MONGODBUSER": "clerk", "CHAT_MONGODB_MONGODBPWD": "secret"}
     one, two = unique_names(2)
     async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
         await server.add_users(one, two)
