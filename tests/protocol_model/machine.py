@@ -73,7 +73,10 @@ class ProtocolMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Register three users, each with one session, one plain socket and one sync socket."""
+        """Register three users, each with one session, one plain socket and one sync socket.
+
+        Two of them are contacts, with unread messages: most steps about blocks and typing need that.
+        """
         names = [f"{letter}-{uuid.uuid4().hex[:10]}" for letter in "abc"]
         self.model = Model(names)
         self.runner.do(self.runner.server.add_users(*names))
@@ -82,6 +85,9 @@ class ProtocolMachine(RuleBasedStateMachine):
         for session in self.sessions:
             self._open(*session, sync=False)
             self._open(*session, sync=True)
+        for by, peer in ((self.clients[0], names[1]), (self.clients[2], names[0])):
+            self.model.send(by.socket, peer, "m1", "hello", self.runner.clock.now() / 1e6)
+            self._request(by, raw.request(1, "m1\nhello", to=peer))
 
     def teardown(self) -> None:
         """Close all sockets."""
