@@ -197,6 +197,89 @@ class ContactLimitMachine(LimitMachine):
             self.times |= {frame["id"]: frame["time"] for frame in await chat.ask(2, "-200") if frame["type"] == 2}
 
 
+class BlockMachine(LimitMachine):
+    """A blocked user tries to reach the user who blocks it, or to learn of it: only broadcasts pass."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.server = type(self).make()
+        self.victim, self.attacker = unique_names(2)
+        self.server.do(self.server.start(self.victim, self.attacker))
+        self.server.do(self.server.handle.make_contacts(self.victim, self.attacker))
+        self.blocked = False
+        self.count = 0
+
+    @rule(unblock=st.booleans())
+    def change(self, unblock: bool) -> None:
+        self.server.do(self._block(unblock=unblock))
+
+    async def _block(self, *, unblock: bool = False) -> None:
+        headers = {"Authorization": f"Bearer {self.server.handle.tokens[self.victim]}"}
+        path = "/user/unblock" if unblock else "/user/block"
+        response = await self.server.handle.post(path, {"user_name": self.attacker}, headers=headers)
+        assert response.status_code == 200, response.text
+        self.blocked = not unblock
+
+    @rule(sockets=st.integers(1, 3), ops=st.lists(st.sampled_from("123456788"), min_size=1, max_size=6))
+    def attack(self, sockets: int, ops: list[str]) -> None:
+        """Send every op from several sockets, while the victim uses its own. Then block, and do it again."""
+        self.server.do(self._attack(sockets, ops))
+
+    async def _attack(self, many: int, ops: list[str]) -> None:
+        handle = self.server.handle
+        async with AsyncExitStack() as stack:
+            victims = [await stack.enter_async_context(handle.chat(self.victim, self.attacker, sync=True))]
+            victims += await self.server.sockets(stack, self.victim, 1, self.attacker)
+            spies = [await stack.enter_async_context(handle.chat(self.attacker, self.victim, sync=True))]
+            spies += await self.server.sockets(stack, self.attacker, many, self.victim)
+            for _ in range(2):
+                was_blocked = self.blocked
+                attacks = [asyncio.create_task(self._put_all(chat, ops)) for chat in spies]
+                await self._block()
+                for chat in (*victims, *spies) if not was_blocked else ():
+                    await received_frames(chat)  # before the answer, everything was allowed
+                await asyncio.gather(*attacks)
+                for chat in victims:
+                    for content, op in (("1", 8), ("0", 8), ("*", 4), (f"v{self.count}\nhello", 1)):
+                        await chat.put(op, content)
+                for chat in victims:
+                    for frame in await received_frames(chat):
+                        assert frame["from"] != self.attacker or frame["to"] == "ALL" or frame["type"] == 2, frame
+                for chat in spies:
+                    for frame in await received_frames(chat):
+                        assert self._reveals_nothing(frame), frame
+
+    async def _put_all(self, chat: ChatClient, ops: list[str]) -> None:
+        for op in ops:
+            self.count += 1
+            old = f"hello-{self.attacker}-{self.victim}"
+            contents = {"1": f"a{self.count}\nhello", "2": "-5", "3": "", "4": "*", "5": "nothing", "6": "to all"}
+            content = contents.get(op, "-5" if op == "7" else str(self.count % 2))
+            await chat.put(int(op), content)
+            await chat.put(1, f"{old}\nhello")  # a retry
+            await asyncio.sleep(0)
+
+    def _reveals_nothing(self, frame: dict[str, Any]) -> bool:
+        """Whether the attacker may receive this from a server on which it is blocked."""
+        if frame["op_type"] in (40018, 40021, 40025) or frame.get("online") is True:
+            return False
+        if frame["op_type"] == 40027:
+            return f"+{self.victim}" not in str(frame["content"]).split("\n")
+        return bool(frame["from"] != self.victim or (frame["type"] == 2 and frame["op_type"] != 40007))
+
+
+async def received_frames(chat: ChatClient) -> list[dict[str, Any]]:
+    """Return the frames that have arrived, once none arrives any more."""
+    found: list[dict[str, Any]] = []
+    await (await chat.connection.ping())
+    while True:
+        try:
+            async with asyncio.timeout(0.05):
+                found.append(json.loads(await chat.connection.recv()))
+        except TimeoutError:
+            return found
+
+
 class EventCount:
     """Counts an event that may happen LIMIT times in a minute. A clock that is set back starts a new window."""
 
@@ -335,12 +418,12 @@ def search(machine: type[LimitMachine], make: Callable[[], RestartableServer], e
     )
 
 
-@pytest.mark.parametrize("machine", [ContactLimitMachine, RateMachine])
+@pytest.mark.parametrize("machine", [ContactLimitMachine, RateMachine, BlockMachine])
 def test_no_schedule_exceeds_a_limit_on_embedded_stores(machine: type[LimitMachine]) -> None:
     search(machine, lambda: RestartableServer({}, lose_rows), 10)
 
 
-@pytest.mark.parametrize("machine", [ContactLimitMachine, RateMachine])
+@pytest.mark.parametrize("machine", [ContactLimitMachine, RateMachine, BlockMachine])
 def test_no_schedule_exceeds_a_limit_on_database_servers(
     machine: type[LimitMachine], redis: servers.DatabaseServer, mongodb: servers.DatabaseServer
 ) -> None:
