@@ -518,7 +518,8 @@ async def test_conversations_match_a_list_model(
     for kind, numbers in changes:
         if kind.startswith("add"):
             batch = [Message(*pairs[n], f"m{timeline.next()}", "text", timeline.next()) for n in numbers]
-            late = [[*batch[1:], *model[-1:]], batch[:1]]  # the first message arrives last, and one is a retry
+            retries = [msgspec.structs.replace(message, time=timeline.next()) for message in model[-1:]]
+            late = [[*batch[1:], *retries], batch[:1]]  # the first message arrives last
             for part in late if kind == "add late" else [batch]:
                 await messages.add(part)
             model += batch
