@@ -65,8 +65,15 @@ class Device:
         # relative frequencies
         self._actions: dict[Action, int] = {self._listen: 20, self._mark: 8, self._stall: 2, self._vanish: 2}
         if self._receivers:
-            self._actions |= {self._send: 50, self._page: 6, self._unread: 4, self._delete: 2, self._cut: 2}
-            self._actions |= {DeviceSocket.conversations: 2, self._broadcast: 1}
+            self._actions |= {
+                self._send: 50,
+                self._page: 6,
+                self._unread: 4,
+                self._delete: 2,
+                self._cut: 2,
+                self._typing: 8,
+            }
+            self._actions |= {DeviceSocket.conversations: 2, self._broadcast: 1, self._typing: 8}
 
     async def run(self) -> None:
         """Open one socket after another until `draining` is set and all messages are acknowledged."""
@@ -166,6 +173,9 @@ class Device:
 
     async def _broadcast(self, client: DeviceSocket) -> None:
         await client.broadcast("to all")
+
+    async def _typing(self, client: DeviceSocket) -> None:
+        await client.typing(self._random.choice(self._receivers), self._random.choice("10"))
 
     async def _stall(self, client: DeviceSocket) -> None:
         await asyncio.sleep(self._random.uniform(0.1, 1))

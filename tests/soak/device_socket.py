@@ -88,6 +88,10 @@ class DeviceSocket:
         """Op 6."""
         await self._ask(partial(self._expect, 40009), 6, text)
 
+    async def typing(self, peer: str, content: str) -> None:
+        """Op 8, which has no answer."""
+        await self.socket.put(8, content, to=peer)
+
     async def _ask(self, answered: Callable[[Frame], object], op_type: int, content: str, to: str = "") -> None:
         self._waiting.append(answered)
         await self.socket.put(op_type, content, to=to)
@@ -146,6 +150,9 @@ class DeviceSocket:
             self._page.append(frame)
         elif kind in ((2, 40007), (2, 40013)) and self._sync:
             self._notice(frame)
+        elif kind == (1, 40025) and self._sync and frame["to"] == self._user:
+            self._ledger.counts["typing"] += 1
+            self._expect_not_blocked(frame)
         else:
             self._fault(f"received an unexpected frame: {frame}")
 
@@ -156,6 +163,7 @@ class DeviceSocket:
         message = self._ledger.check_received(self._user, frame)
         if message is None:
             return
+        self._expect_not_blocked(frame)
         if message.receiver == self._user:
             self._unconfirmed.append(message)
             self._received.append(message)
@@ -165,6 +173,11 @@ class DeviceSocket:
                 self._latest[message.device] = max(message.number, self._latest.get(message.device, 0))
         elif not self._sync or (message in self._asked and message.tries == 1):
             self._fault(f"received its own message, {message}")
+
+    def _expect_not_blocked(self, frame: Frame) -> None:
+        """Live frames of a user whom another user blocks from the start never arrive."""
+        if (frame["to"], frame["from"]) in self._ledger.blocks:
+            self._fault(f"received a frame of a blocked user: {frame}")
 
     def _notice(self, frame: Frame) -> None:
         """Another device of this user, or one of the peer, marked or deleted messages."""
@@ -199,12 +212,21 @@ class DeviceSocket:
         elif frame["op_type"] in (40018, 40019):
             self._ledger.acknowledge(message, frame["time"])
             del self._outbox[message]
+        elif self._is_refused_by_block(message, frame):
+            message.refused = True
+            self._ledger.counts["refused by a block"] += 1
+            del self._outbox[message]
         elif frame["op_type"] == 40020 and message.limited:
             message.refused = True
             self._ledger.counts["refused by the limit"] += 1
             del self._outbox[message]
         else:
             self._expect(40018, frame)
+
+    def _is_refused_by_block(self, message: SentMessage, frame: Frame) -> bool:
+        if frame["op_type"] == 40020:
+            return (message.receiver, message.sender) in self._ledger.blocks
+        return frame.get("reason") == "you_blocked" and (message.sender, message.receiver) in self._ledger.blocks
 
     def _paged(self, peer: str, confirmed: Sequence[SentMessage], frame: Frame) -> None:
         page, self._page = self._page, []

@@ -47,6 +47,7 @@ class Ledger:
         self.sent: dict[tuple[str, str, str], SentMessage] = {}
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
+        self.blocks: set[tuple[str, str]] = set()  # from before the load to its end: the blocker, the blocked user
 
     def add(self, message: SentMessage) -> None:
         """Record a message before a client sends it."""
@@ -85,5 +86,5 @@ class Ledger:
         if message and frame["read"] and not message.may_be_read:
             self.fault(f"{message} is read, but was neither marked nor confirmed")
         if message and message.refused:
-            self.fault(f"{message} is stored, although the contact limit refused it")
+            self.fault(f"{message} is stored, although the contact limit or a block refused it")
         return message

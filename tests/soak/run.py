@@ -17,6 +17,7 @@ from tests.soak.ledger import Ledger
 
 USERS = 16
 SILENT_USER = "star"  # never answers
+BLOCKER, BLOCKED = "u2", "u1"
 STRANGER_LIMIT = 5
 FAST = Pace((1, 1, 2, 8, 32, 64), 0)
 # secantusd, which represents MongoDB, sorts without indexes and answers slowly.
@@ -77,6 +78,14 @@ class SoakRun:
                         message = device.new(peer)
                         message.tries = 1
                         self.ledger.acknowledge(message, (await chat.send(message.content, to=peer))["time"])
+            await self._block(server)
+
+    async def _block(self, server: SubprocessServer) -> None:
+        """Let BLOCKER block one of its peers, which goes on writing to it."""
+        headers = {"Authorization": f"Bearer {server.tokens[BLOCKER]}"}
+        response = await server.post("/user/block", {"user_name": BLOCKED}, headers=headers)
+        assert response.status_code == 200, response.text
+        self.ledger.blocks.add((BLOCKER, BLOCKED))
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
