@@ -244,6 +244,9 @@ class ProtocolMachine(RuleBasedStateMachine):
     def lists_conversations(self, by: int, count: int, after: int | None) -> None:
         client = _pick(self.clients, by)
         user = "" if after is None else self._other(client.socket.user, after)
+        conversation = self.model.conversation(client.socket.user, user)
+        if conversation.messages and not conversation.visible():
+            return  # such a conversation is a position of the list, but the protocol does not say which
         self.model.list_conversations(client.socket, count, user)
         self._request(client, raw.request(7, f"-{count}@{user}" if user else f"-{count}"))
 
