@@ -185,9 +185,8 @@ class Connection(Outbox):
         self.inbox.clear()
         if self._closing:
             return
-        self._closing = True
-        self._events.closing(self)
         self.end_output()
+        self._events.closing(self)
         self.close_code = code
         if not self._transport.is_closing():
             self._transport.write(frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
@@ -195,7 +194,6 @@ class Connection(Outbox):
 
     def connection_lost(self) -> None:
         """Nothing can be sent any more. Requests that came before are worked on."""
-        self._closing = True
         self.end_output()
 
     async def finish(self, code: int, why: str) -> None:

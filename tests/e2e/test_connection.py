@@ -289,6 +289,15 @@ async def test_only_requests_before_a_close_frame_are_answered(
         assert [frame["id"] for frame in (await two.ask(3))[:-1]] == [f"m{n}" for n in range(5)]
 
 
+async def test_answers_of_the_same_moment_precede_the_close_frame(server: ServerHandle) -> None:
+    for end, code in ((raw.close(1000), 1000), (raw.frame(b"x", raw.BINARY), 1003)):
+        async with raw.chat(server, "1", to="2") as one:
+            await one.write(raw.frame(b"p", raw.PING) + end)  # one packet: the pong still waits when the socket closes
+            received = [await one.read() for _ in range(2)]
+            assert [read.opcode for read in received] == [raw.PONG, raw.CLOSE]
+            assert int.from_bytes(received[1].payload[:2], "big") == code
+
+
 async def test_a_client_can_close_normally(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         await one.send("hello")
