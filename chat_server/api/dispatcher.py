@@ -10,7 +10,7 @@ from chat_server.api.connection import Connection
 from chat_server.api.inbox import BAD_FRAME
 from chat_server.api.limits import LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
 from chat_server.service import frames
-from chat_server.service.answers import Answer, Answers
+from chat_server.service.answers import INTERNAL, SENDING_FAILED, Answer, Answers
 from chat_server.service.broadcast import Broadcasts
 from chat_server.service.frames import SEND, Request
 from chat_server.service.marks import Marks
@@ -22,8 +22,6 @@ from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import ConcurrencyLimiter
 
 log = logging.getLogger(__name__)
-
-INTERNAL = "something went wrong here, it is in the server's log"
 
 Sends = tuple[Connection, Batch]  # a batch, and the connection that it came from
 
@@ -128,7 +126,7 @@ class Dispatcher:
                     await self._store([batch], large)
                 return
             log.exception("frame failed", extra={"op": SEND})
-            refused = Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)
+            refused = SENDING_FAILED
         else:
             return
         for batch in batches:
@@ -140,10 +138,9 @@ class Dispatcher:
                 self._answers.sent(batch)
             except Exception:
                 log.exception("frame failed", extra={"op": SEND})
-                batch.results = [Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)] * len(batch.requests)
-                self._answers.sent(batch)
-            self._sending.finish(batch)
-            self._done(connection)
+            finally:
+                self._sending.finish(batch)
+                self._done(connection)
 
     async def _do(self, connection: Connection, request: Request) -> None:
         """Do what a request asks for that is no send, and answer it."""

@@ -1,5 +1,6 @@
 """Send the answers to requests, and their effects on other sockets. No other module answers."""
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -7,8 +8,13 @@ import msgspec
 from chat_server.service.frames import SEND, Frames, given_id
 from chat_server.service.registry import Delivery, Registry, Socket
 from chat_server.service.sending import Batch, Sent
-from chat_server.status import Refused, Status
+from chat_server.status import Reason, Refused, Status
 from chat_server.utils.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+INTERNAL = "something went wrong here, it is in the server's log"
+SENDING_FAILED = Refused(Status.SEND_FAILED, Reason.INTERNAL, INTERNAL)
 
 # Recent deliveries that are remembered: at least this many, at most twice as many, which take about 3 MiB. A client
 # retries within seconds.
@@ -43,12 +49,17 @@ class Answers:
             for other in self._registry.sockets(receiver):
                 other.send(allowed_again)
         others = [other for other in self._registry.sockets(socket.user) if other.sync and other is not socket]
-        statuses = [
-            self._refuse(socket, result, given_id(request.content))
-            if isinstance(result, Refused)
-            else self._deliver_and_acknowledge(socket, result, others)
-            for request, result in zip(batch.requests, batch.results, strict=True)
-        ]
+        statuses = []
+        for request, result in zip(batch.requests, batch.results, strict=True):
+            try:
+                if isinstance(result, Refused):
+                    status = self._refuse(socket, result, given_id(request.content))
+                else:
+                    status = self._deliver_and_acknowledge(socket, result, others)
+            except Exception:  # only this request fails: those before it are answered already
+                log.exception("frame failed", extra={"op": SEND})
+                status = self._refuse(socket, SENDING_FAILED, given_id(request.content))
+            statuses.append(status)
         self._metrics.add_answers(SEND, statuses)
 
     def answered(self, socket: Socket, op: int, answer: Answer) -> None:

@@ -43,7 +43,7 @@ class Batch(msgspec.Struct, eq=False):
     `receivers` has the users that the `to` of the requests name; None where a store must be asked. `direct`: the checks
     need no store, so the batch may share one call with other batches. `blocked_by`: the receivers who block the sender.
     `unblocked`: the receivers who had been refused by the contact limit before and may write to the sender again.
-    `answered` is set once the batch is answered, if anything waits for it.
+    `answered` is set once the batch is answered, if anything waits for it. `made_ids`: see `made_id`.
     """
 
     socket: Socket
@@ -54,6 +54,11 @@ class Batch(msgspec.Struct, eq=False):
     blocked_by: Collection[str] = ()
     unblocked: Sequence[str] = ()
     answered: asyncio.Event | None = None
+    made_ids: dict[int, str] = {}
+
+    def made_id(self, request: Request) -> str:
+        """The id that the server chose for a request without one: the same one if the batch is sent again."""
+        return self.made_ids.setdefault(id(request), secrets.token_hex(12))
 
 
 class Sending:
@@ -105,7 +110,7 @@ class Sending:
         # From here to the store nothing waits, so messages are stored in the order of their times.
         times = iter(self._timeline.take(sum([len(batch.requests) for batch in batches])))
         checked = [
-            self._check(batch.socket, request, batch.receivers[request.to], time)
+            self._check(batch, request, time)
             for batch in batches
             for request, time in zip(batch.requests, times)  # noqa: B905 - the next batch goes on with `times`
         ]
@@ -161,12 +166,12 @@ class Sending:
         except StoreUnavailable:
             return _USERS_AWAY
 
-    def _check(self, socket: Socket, request: Request, receiver: str | Refused | None, time: int) -> Message | Refused:
+    def _check(self, batch: Batch, request: Request, time: int) -> Message | Refused:
         """The message in a request, or why it is refused. The refusal is not raised, so it has no traceback."""
-        sender = socket.user
+        sender, receiver = batch.socket.user, batch.receivers[request.to]
         if request.sender and request.sender != sender:
             try:
-                check_from(socket, request)
+                check_from(batch.socket, request)
             except Refused as refused:
                 return refused.with_traceback(None)
         if not isinstance(receiver, str):
@@ -176,7 +181,7 @@ class Sending:
             return _BAD_ID
         if bad := check_text(text, self._config.max_text_bytes):
             return bad
-        return Message(sender, receiver, id or secrets.token_hex(12), text, time)
+        return Message(sender, receiver, id or batch.made_id(request), text, time)
 
     async def _store(self, first: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
         try:
