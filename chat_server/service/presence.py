@@ -127,7 +127,7 @@ class Presence:
             self._announce(user)
 
     def _announce(self, user: str) -> None:
-        if len(self._changed) >= MAX_WAITING:
+        if len(self._changed) >= MAX_WAITING and user not in self._changed:
             del self._changed[next(iter(self._changed))]
         self._changed[user] = None
 

@@ -15,6 +15,7 @@ from chat_server.model.blocks import BlockResult
 from chat_server.model.messages import Message
 from chat_server.model.sqlite import SqliteMessages, SqliteUsers
 from chat_server.model.users import User
+from chat_server.service import presence
 from chat_server.service.blocks import Blocks
 from chat_server.service.frames import Frames
 from chat_server.service.presence import GRACE_SECONDS, MAX_WAITING, PEERS, USERS_PER_ROUND, Presence
@@ -197,6 +198,23 @@ async def test_waiting_changes_are_bounded(setup: PresenceSetup) -> None:
     for number in range(MAX_WAITING + 10):
         setup.open(f"user{number}")
     assert setup.presence.waiting() == MAX_WAITING
+
+
+async def test_a_user_who_changes_repeatedly_displaces_no_waiting_change(
+    setup: PresenceSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "MAX_WAITING", 2)
+    await setup.chats("ab", "cb")
+    b, a = setup.open("b"), setup.open("a")
+    await setup.push_all()
+    assert b.new_frames() == [["+a"]]
+    setup.close(a)
+    setup.open("c")
+    setup.clock.shift += GRACE_SECONDS
+    setup.presence._end_grace()  # now both changes wait
+    setup.open("a")
+    await setup.push_all()
+    assert sorted(line for lines in b.new_frames() for line in lines) == ["+a", "+c"]
 
 
 async def test_a_frame_states_the_presence_at_the_time_of_sending(
