@@ -125,7 +125,7 @@ class Outbox:
         self._scheduled = False
         if self._frames:
             self.wrote = True
-        del self._unconfirmed[MAX_UNCONFIRMED:]
+        del self._unconfirmed[MAX_UNCONFIRMED - len(self._pinged) :]
         if (ping or self._unconfirmed) and not self._ping and not self._closing:
             self._append_ping()
         if not self._frames:

@@ -62,3 +62,16 @@ async def test_unconfirmed_deliveries_are_bounded(outbox: Recording) -> None:
     await asyncio.sleep(0)
     assert outbox.is_our_pong((1).to_bytes(8, "big"))
     assert [delivery.time for delivery in outbox.confirmed] == list(range(MAX_UNCONFIRMED))
+
+
+async def test_deliveries_before_and_after_a_ping_share_one_bound(outbox: Recording) -> None:
+    for number in range(MAX_UNCONFIRMED - 10):
+        outbox.deliver(b"", Delivery("1", f"m{number}", number))
+    await asyncio.sleep(0)  # a ping is in flight
+    for number in range(MAX_UNCONFIRMED - 10, MAX_UNCONFIRMED + 100):
+        outbox.deliver(b"", Delivery("1", f"m{number}", number))
+    await asyncio.sleep(0)
+    assert outbox.is_our_pong((1).to_bytes(8, "big"))
+    await asyncio.sleep(0)
+    assert outbox.is_our_pong((2).to_bytes(8, "big"))
+    assert [delivery.time for delivery in outbox.confirmed] == list(range(MAX_UNCONFIRMED))
