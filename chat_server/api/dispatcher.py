@@ -59,14 +59,16 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_TIMEOUT)
         self._ready: list[Connection] = []
+        self._scheduled = False  # the next loop iteration begins with the requests of _ready
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, connection: Connection) -> None:
         """Work on the requests of a connection whose inbox is active."""
         self._ready.append(connection)
-        if len(self._ready) == 1:
+        if not self._scheduled:
             # A task begins with the next loop iteration: by then all frames that arrived with this one are in inboxes.
-            self._begin(self._work())
+            self._begin(self._work())  # if this fails without memory, the next call tries again
+            self._scheduled = True
 
     async def finish(self) -> None:
         """Wait until no request is in work."""
@@ -75,6 +77,7 @@ class Dispatcher:
 
     async def _work(self) -> None:
         """Begin with the requests of all ready connections, and send together what can be sent together."""
+        self._scheduled = False
         connections, self._ready = self._ready, []
         batches = self._take(connections)
         while len(batches) > SHARED_BATCHES:

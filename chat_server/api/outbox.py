@@ -70,8 +70,8 @@ class Outbox:
         self._frames.append(frame)
         self._queued += len(frame)
         if not self._scheduled:
+            self._loop.call_soon(self.flush)  # if this fails without memory, the next frame tries again
             self._scheduled = True
-            self._loop.call_soon(self.flush)
         elif self._queued > self._limit:
             self.flush()
 
@@ -163,8 +163,8 @@ class Outbox:
 
     def _schedule(self) -> None:
         if not self._scheduled:
-            self._scheduled = True
             self._loop.call_soon(self.flush)
+            self._scheduled = True
 
     def _append_ping(self) -> None:
         self._pings += 1

@@ -1,10 +1,12 @@
 """Requests of several sockets that are stored together: an error in one of them affects no other."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
+from chat_server.api.dispatcher import Dispatcher
 from chat_server.model.messages import Added, Message
 from chat_server.model.sqlite.messages import SqliteMessages
 from chat_server.service.frames import Frames
@@ -84,3 +86,18 @@ async def test_an_error_while_answering_affects_one_request(
     monkeypatch.undo()
     [again, _] = await send_together(sockets, [f"m2\n{POISON}"], [])
     assert [answer["op_type"] for answer in again] == [40019]
+
+
+async def test_requests_that_could_not_be_scheduled_stop_no_other_requests(
+    server: ServerHandle, sockets: list[raw.RawSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(self: Dispatcher, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dispatcher, "_begin", no_memory)
+        await sockets[0].put(1, "m1\nhello")
+        assert await sockets[0].wait_closed() == 1011
+    assert (await sockets[1].ask(1, "m1\nhello"))["op_type"] == 40019
+    await server.post("/user/logout", {"user_name": "1"}, headers={"Authorization": f"Bearer {server.tokens['1']}"})
