@@ -69,19 +69,25 @@ class ContactLimit:
         one of the two writes. Raises StoreUnavailable.
         """
         pair = (one, other) if one < other else (other, one)
-        return self._cache.has(pair, now) or await self._strategy.are_free(pair, now)
+        return self._cache.lookup(*pair, now) != UNKNOWN or await self._strategy.are_free(pair, now)
 
     async def add(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store the messages that the limit allows, in this order. Raises StoreUnavailable."""
         newest = {message.receiver: message for message in messages}
         known = {to: self._cache.lookup(message.sender, to, message.time) for to, message in newest.items()}
         if min(known.values()) == FREE:
-            return [Outcome(added, free=False) for added in await self._messages.add(messages)]
+            return [Outcome(added, free=False) for added in await self.add_free(messages)]
         outcomes = await self._strategy.add(messages, [known[message.receiver] != UNKNOWN for message in messages])
         for message, outcome in zip(messages, outcomes, strict=True):
-            if outcome.free and isinstance(outcome.added, Added) and outcome.added.same:
+            if outcome.free and isinstance(outcome.added, Added) and outcome.added.new:
                 self._cache.remember(message.sender, message.receiver, message.time)
         return outcomes
+
+    async def add_free(self, messages: Sequence[Message]) -> list[Added]:
+        """Store messages whose pairs are free, in this order. Raises StoreUnavailable."""
+        stored = await self._messages.add(messages)
+        self._cache.renew([message for message, added in zip(messages, stored, strict=True) if added.new])
+        return stored
 
     async def refresh(self, not_enabled: Callable[[Collection[str]], Awaitable[set[str]]]) -> None:
         """Drop the cached pairs of users whom another process has disabled or removed."""
@@ -109,17 +115,20 @@ class ContactCache:
         self._pairs: dict[Pair, tuple[int, int]] = {}  # -> free until, tell the counters from
 
     def lookup(self, one: str, other: str, now: int) -> int:
-        """UNKNOWN, DUE or FREE. One of the two writes at `now`, which renews a pair that is free."""
+        """UNKNOWN, DUE or FREE at `now`."""
         pair = (one, other) if one < other else (other, one)
         known = self._pairs.get(pair)
         if known is None or now >= known[0]:
             return UNKNOWN
-        self._pairs[pair] = (now + self._window, known[1])
         return FREE if now < known[1] else DUE
 
-    def has(self, pair: Pair, now: int) -> bool:
-        """Whether the pair is free at `now`. Neither of the two writes, so it is not renewed."""
-        return now < self._pairs.get(pair, (0, 0))[0]
+    def renew(self, messages: Iterable[Message]) -> None:
+        """These messages are stored: each renews its pair, if it is cached. Refused ones and retries renew nothing."""
+        for message in messages:
+            one, other = message.sender, message.receiver
+            pair = (one, other) if one < other else (other, one)
+            if known := self._pairs.get(pair):
+                self._pairs[pair] = (message.time + self._window, known[1])
 
     def remember(self, one: str, other: str, now: int) -> None:
         """The counters know that the pair is free from `now` on."""

@@ -186,7 +186,7 @@ class Sending:
     async def _store(self, first: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
         try:
             if first.direct:
-                stored = await self._messages.add(messages)
+                stored = await self._limit.add_free(messages)
                 return [
                     Sent(one, added) if added.same else _ID_USED for one, added in zip(messages, stored, strict=True)
                 ]

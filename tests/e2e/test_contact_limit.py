@@ -250,6 +250,19 @@ async def test_each_message_of_contacts_renews_their_window(server: ServerHandle
         assert await codes(two, LIMIT + 1) == [40018] * (LIMIT + 1)
 
 
+async def test_refused_messages_and_retries_renew_no_window(server: ServerHandle, clock: ManualClock) -> None:
+    async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+        await one.send("hello")
+        await two.send("answer")
+        assert (await one.send("m0\nhello"))["op_type"] == 40018
+        clock.shift += DAY / 2
+        assert (await one.send("m0\nhello"))["op_type"] == 40018
+        assert (await one.send("m0\nother"))["reason"] == "id_used"
+        assert (await one.send(""))["reason"] == "empty"
+        clock.shift += DAY / 2 + 1
+        assert await codes(one, LIMIT + 1) == [40018] * LIMIT + [40020]
+
+
 async def test_contacts_become_strangers_after_a_silent_window(server: ServerHandle, clock: ManualClock) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
         await one.send("hello")

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chat_server.model.messages import Message
 from chat_server.service.answers import RecentNumbers
 from chat_server.service.contact_limit import DUE, FREE, UNKNOWN, ContactCache
 
@@ -41,6 +42,7 @@ def test_a_free_pair_becomes_due_regularly() -> None:
         now += 1
         state = cache.lookup("1", "2", now)
         assert state is not UNKNOWN
+        cache.renew([Message("1", "2", "m", "hello", now)])
         if state is DUE:
             cache.remember("1", "2", now)
             remembered = now
@@ -64,15 +66,17 @@ def test_the_least_recently_remembered_pair_is_dropped() -> None:
     assert [name for name in "234" if cache.lookup("1", name, 4)] == ["2", "4"]
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 600)), max_size=40))
-def test_a_pair_expires_a_window_after_its_last_message(steps: list[tuple[bool, int]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(("remember", "renew", "ask")), st.integers(0, 600)), max_size=40))
+def test_a_pair_expires_a_window_after_its_last_message(steps: list[tuple[str, int]]) -> None:
     cache = ContactCache(WINDOW, 10)
     now, last = 0, -WINDOW
-    for remember, gap in steps:
+    for step, gap in steps:
         now += gap
-        assert (cache.lookup("1", "2", now) is not UNKNOWN) == (now < last + WINDOW)
-        if now < last + WINDOW:
-            last = now
-        if remember:
-            cache.remember("1", "2", now)
+        free = now < last + WINDOW
+        assert (cache.lookup("1", "2", now) is not UNKNOWN) == free
+        if step == "remember":
+            cache.remember("2", "1", now)
+        elif step == "renew" and free:
+            cache.renew([Message("1", "2", "m", "hello", now)])
+        if step == "remember" or (step == "renew" and free):
             last = now
