@@ -114,7 +114,8 @@ export class Talk {
 
   #grow() {
     this.text.style.height = "auto";
-    this.text.style.height = `${this.text.scrollHeight}px`;
+    const border = this.text.offsetHeight - this.text.clientHeight;
+    this.text.style.height = `${this.text.scrollHeight + border}px`;
   }
 
   #key(event) {

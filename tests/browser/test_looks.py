@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, Route, ViewportSize, expect
 
 from tests.browser.person import Window, at_a_browser, person
+from tests.browser.views import ME, OTHERS, full, talk
 from tests.harness import ManualClock, ServerHandle, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -28,6 +29,18 @@ async def test_a_dialog_is_as_high_as_its_content(browser: Browser, server: Serv
         await alice.page.get_by_role("button", name="Settings").click()
         await expect(alice.page.get_by_role("dialog")).to_be_visible()
         assert await style(alice, "dialog", "display") == "block"
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_the_list_scrolls_and_never_the_page(browser: Browser, tmp_path: Path, width: int) -> None:
+    """Invisible texts for screen readers, too, must not extend the page below its lower edge."""
+    size = ViewportSize(width=width, height=400)
+    async with full(tmp_path) as server, person(browser, server, ME, viewport=size) as ada:
+        await expect(ada.page.locator(".conversations li")).to_have_count(len(OTHERS) + 2)
+        root = ada.page.locator("html")
+        assert await root.evaluate("(root) => root.scrollHeight - root.clientHeight") == 0
+        await talk(ada)
+        assert await root.evaluate("(root) => root.scrollHeight - root.clientHeight") == 0
 
 
 @pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(243, 242, 237)"), ("dark", "rgb(16, 19, 18)")])

@@ -20,6 +20,14 @@ async def test_enter_inserts_a_line_break_on_a_phone(browser: Browser, server: S
         await alice.sees("one\ntwo", "Sent")
 
 
+async def test_the_composer_grows_to_fit_its_text(browser: Browser, server: ServerHandle) -> None:
+    """If it were only a pixel too low, it would show a scroll bar."""
+    async with person(browser, server, "alice") as alice:
+        await alice.opens("bob")
+        await alice.composer.fill("one\ntwo\nthree")
+        assert await alice.composer.evaluate("(text) => text.scrollHeight - text.clientHeight") == 0
+
+
 async def test_a_long_press_opens_actions_and_a_tap_does_not(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice", **TELEPHONE) as alice:
         await alice.opens("bob")
