@@ -18,6 +18,7 @@ from typing import NoReturn
 PACKAGES = {
     "caddy": "caddy",
     "chromium": "chromium fonts-noto-cjk fonts-noto-color-emoji",
+    "firefox-esr": "firefox-esr",
     "gcc": "gcc libc6-dev",
     "ip": "iproute2",
     "libfaketimeMT.so.1": "libfaketime",
@@ -26,6 +27,8 @@ PACKAGES = {
     "nginx": "nginx-light",
     "redis-server": "redis-server",
     "strace": "strace",
+    "WebKitWebDriver": "webkit2gtk-driver xvfb",
+    "Xvfb": "xvfb",
 }
 # Root has these rights, except in some containers.
 RIGHTS = {"mount": "mount a disk", "netns": "make a network", "ptrace": "trace a process"}

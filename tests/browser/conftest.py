@@ -1,4 +1,4 @@
-"""One browser for all tests of the page: Debian's chromium, controlled by Playwright."""
+"""One browser for the tests of the page: Debian's chromium, controlled by Playwright."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
