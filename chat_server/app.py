@@ -64,8 +64,8 @@ async def serving(
     """Serve while the context is open. Yields host and port. Raises StartError.
 
     `on_takeover` receives a sentence when another server takes over a store; the caller must then leave the context.
-    Shutdown order: stop accepting connections; finish the current frames; mark confirmed messages as read; close the
-    sockets with 1001; close the stores; stop the threads.
+    Shutdown order: stop accepting connections; finish the frames in progress and close the sockets with 1001; mark
+    confirmed messages as read; close the stores; stop the threads.
     """
     clock = clock or Clock()
     envelope = Envelope(settings.server.language)

@@ -161,7 +161,10 @@ class ConnectionManager:
         return ws
 
     async def _obstacle(self, session: Session, endings: int) -> tuple[int, str] | None:
-        """Close code and reason if the socket may not stay: sessions ended since it was checked at `endings`."""
+        """Check the session again if any session ended since the check at `endings`.
+
+        Returns the close code and the reason if the socket must close, else None.
+        """
         while self._registry.endings != endings:
             endings = self._registry.endings
             try:

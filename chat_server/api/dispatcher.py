@@ -114,7 +114,8 @@ class Dispatcher:
             # Pipelining: the next sends go to the store at once. In the next loop iteration, while the store works on
             # them, these are answered. Other requests wait until the sends before them are answered.
             self._loop.call_soon(self._answer, batches)
-            batches, large = self._take([one for one, _ in batches if one.inbox.next_is_send()]), False
+            batches = self._take([one for one, _ in batches if one.inbox.next_is_send()])
+            large = False  # `_take` begins large batches in tasks of their own
 
     async def _store(self, batches: list[Batch], large: bool) -> None:
         try:

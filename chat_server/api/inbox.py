@@ -14,8 +14,8 @@ BAD_FRAME = 0  # in place of an op: the frame is no request
 class Inbox:
     """A bounded queue of requests, in the order of their arrival. Each `take` must be followed by a `done`.
 
-    `active` says that its requests are waiting or in work: the dispatcher knows of it. Its owner sets it, `done` resets
-    it.
+    `active` is true from the first `put` until the last answer. The connection sets it and calls the dispatcher, and
+    `done` clears it. While it is true, the dispatcher must not get the connection again.
     """
 
     __slots__ = ("_bytes", "_in_work", "_items", "_room", "_when_idle", "active")

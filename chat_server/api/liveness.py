@@ -29,9 +29,10 @@ class Liveness:
         """Whether the peer is there. Called every HeartbeatSeconds."""
         received, acked, waiting = progress(transport.get_extra_info("socket"))
         waiting += transport.get_write_buffer_size()
-        # Taking our own pings is no sign of life: the kernel takes them for a program that hangs.
+        # The peer took bytes, and there were bytes other than our ping to take: the kernel takes a ping for a program
+        # that hangs.
         took = (self._waiting or outbox.wrote) and (acked != self._acked or waiting < self._waiting)
-        # While a request waits for the peer to read, the server's pause is the peer's own doing.
+        # The server paused reading. If it did so because the peer does not read its page, that is the peer's silence.
         paused = self._was_paused and not outbox.is_awaited
         alive = self.heard or received != self._received or took or paused
         self.heard = outbox.wrote = False

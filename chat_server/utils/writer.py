@@ -49,9 +49,8 @@ class Writer(Generic[Item]):
         # item, the loop appends before it reads the flag, and the thread clears the flag before it checks for items.
         self._waiting: deque[_Entry] = deque()
         self._scheduled = False
-        # A caller got no answer in time, and the thread has finished no batch since. The loop sets this flag, the
-        # thread clears it before `_scheduled`. If it is set in between or later, it stays until the next batch is
-        # finished. Without `_scheduled` it means nothing.
+        # A caller got no answer in time, and the thread has finished no batch since. It counts only while `_scheduled`:
+        # the thread clears it before `_scheduled`, so the next submit or the next batch clears one that was set late.
         self._stuck = False
         self._unanswered: deque[_Entry] = deque()  # the oldest first; only the loop uses it
         self._alarm: asyncio.TimerHandle | None = None  # when the oldest has waited too long
@@ -68,8 +67,8 @@ class Writer(Generic[Item]):
         self._waiting.append(entry)
         self._unanswered.append(entry)
         if not self._scheduled:
+            loop.call_soon(self._start, loop)  # with all other items of this loop iteration
             self._scheduled = True
-            loop.call_soon(self._thread.submit, self._next, loop)  # with all other items of this loop iteration
         if self._alarm is None:
             self._alarm = loop.call_at(entry.since + self._timeout, self._give_up, loop)
         return entry.future
@@ -78,6 +77,13 @@ class Writer(Generic[Item]):
         """Wait until no item waits and the thread works on none."""
         while self._scheduled:
             await asyncio.get_running_loop().run_in_executor(self._thread, time.monotonic)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._thread.submit(self._next, loop)
+        except BaseException:  # without memory for a call; the next submit tries again
+            self._scheduled = False
+            raise
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write what waits. Runs in the thread."""
