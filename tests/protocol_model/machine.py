@@ -266,9 +266,12 @@ class ProtocolMachine(RuleBasedStateMachine):
         self._request(client, raw.request(int(str(keys["op_type"])), **({"to": peer} | named)))
 
     @has_sessions
-    @rule(which=indexes, other=indexes, unblock=st.booleans())
-    def blocks(self, which: int, other: int, unblock: bool) -> None:
-        """A user blocks or unblocks another. Frames sent before the answer still follow the old state."""
+    @rule(which=indexes, other=indexes, unblock=st.booleans(), marks=st.booleans(), retries=st.booleans())
+    def blocks(self, which: int, other: int, unblock: bool, marks: bool, retries: bool) -> None:
+        """A user blocks or unblocks another. Frames sent before the answer still follow the old state.
+
+        Then the user `marks` the messages of the other as read, and each `retries` the first message.
+        """
         user, token = _pick(self.sessions, which)
         block = user, self._other(user, other)
         path, done = ("/user/unblock", 43003) if unblock else ("/user/block", 43001)
@@ -278,6 +281,14 @@ class ProtocolMachine(RuleBasedStateMachine):
         self._compare()
         if not unblock:
             self.model.blocks.add(block)
+        for client in [one for one in self.clients if one.socket.user in block]:
+            peer = block[client.socket.user == user]
+            if marks and client.socket.user == user:
+                self.model.mark_all(client.socket, peer)
+                self._request(client, raw.request(4, "*", to=peer))
+            if retries:
+                self.model.send(client.socket, peer, "m1", "hello", self.runner.clock.now() / 1e6)
+                self._request(client, raw.request(1, "m1\nhello", to=peer))
 
     @has_sockets
     @rule(by=indexes, to=indexes, contents=typed, later=st.booleans())
