@@ -1,10 +1,14 @@
 /** The HTTP endpoints. */
 
-/** POST JSON. Always resolves with `{ok, code, reason, wait, data}`; `wait`: seconds until a retry may succeed. */
-async function post(path, body) {
+const JSON_BODY = { method: "POST", headers: { "Content-Type": "application/json" } };
+
+/** POST JSON. Resolves as `request` does. */
+const post = (path, body) => request(path, { ...JSON_BODY, body: JSON.stringify(body) });
+
+/** Always resolves with `{ok, code, reason, wait, data}`; `wait`: seconds until a retry may succeed. */
+async function request(path, options = {}) {
   try {
-    const headers = { "Content-Type": "application/json" };
-    const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+    const response = await fetch(path, options);
     const { data } = await response.json();
     const wait = Number(response.headers.get("Retry-After"));
     return { ok: response.ok, code: response.status, reason: data?.reason, wait, data };
@@ -18,6 +22,9 @@ export const login = (user_name, password) => post("/user/login", { user_name, p
 export const logout = (user_name) => post("/user/logout", { user_name });
 export const setPassword = (user_name, old_password, new_password) =>
   post("/user/set_password", { user_name, old_password, new_password });
+export const block = (user_name) => post("/user/block", { user_name });
+export const unblock = (user_name) => post("/user/unblock", { user_name });
+export const blocked = () => request("/user/blocked");
 
 /**
  * Whether the session of `user_name` exists; null if unknown. Scripts cannot read the cookie, so this requests an empty

@@ -9,8 +9,9 @@
  * Its parts: `Connection` has the socket, `ConversationList` and `HistoryReader` read, `Sender` and `Deletions` write,
  * `Outbox` and `Keeper` store on the device.
  */
+import { Blocked } from "./blocked.js";
 import { now } from "./clock.js";
-import { ALLOWED_AGAIN, Connection, delay, PRESENCE } from "./connection.js";
+import { ALLOWED_AGAIN, Connection, delay, PRESENCE, TYPING } from "./connection.js";
 import { EVERYBODY, messageOf } from "./conversation.js";
 import { Deletions } from "./deletions.js";
 import { HistoryReader } from "./history.js";
@@ -18,6 +19,7 @@ import { Keeper } from "./keeper.js";
 import { ConversationList } from "./list.js";
 import { Outbox } from "./outbox.js";
 import { RETRYABLE, Sender } from "./sender.js";
+import { Typing } from "./typing.js";
 
 export { EVERYBODY } from "./conversation.js";
 export { LIMIT } from "./sender.js";
@@ -59,9 +61,9 @@ export class Chat extends EventTarget {
 
   /**
    * `me`: the user. `url`: of the socket, with uid and sync=1. `storage`: see storage.js. `alive`: see Connection.
-   * `limits`: the longest text and the longest frame that the server accepts, in bytes.
+   * `limits`: the longest text and the longest frame that the server accepts, in bytes. `blocking`: see Blocked.
    */
-  constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, wait = delay, ...options }) {
+  constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, blocking = null, wait = delay, ...options }) {
     super();
     this.me = me;
     this.#limits = limits;
@@ -70,6 +72,8 @@ export class Chat extends EventTarget {
     const changed = (peer) => this.#changed(peer);
     const handlers = { alive, changed: () => changed(null), opened: () => this.#opened(), event: (frame) => this.#handle(frame) };
     this.connection = new Connection(url, handlers, { wait, ...options });
+    this.blocked = new Blocked(blocking, () => changed(null));
+    this.typing = new Typing(this.connection, changed, options.times);
     this.#list = new ConversationList(me, this.connection, this.#keeper, changed);
     this.#history = new HistoryReader(me, this.connection, changed);
     this.#sender = new Sender(me, this.connection, this.#outbox, this.#list, changed);
@@ -85,6 +89,7 @@ export class Chat extends EventTarget {
 
   /** Stop permanently: afterwards nothing is sent or stored. */
   close() {
+    this.typing.stop();
     this.#keeper.close();
     this.#outbox.close();
     this.connection.close();
@@ -204,6 +209,7 @@ export class Chat extends EventTarget {
   }
 
   async #submit(message) {
+    this.typing.sent();
     this.#changed(message.to);
     await this.#outbox.keep(message);
     await this.#sender.send(message.to);
@@ -251,6 +257,8 @@ export class Chat extends EventTarget {
   // --- events of the connection
 
   async #opened() {
+    void this.blocked.load();
+    this.typing.forget();
     for (const conversation of this.conversations.values()) {
       if (conversation.peer === EVERYBODY) continue;
       conversation.reconnected();
@@ -271,6 +279,7 @@ export class Chat extends EventTarget {
     const lines = frame.content.split("\n");
     if (frame.op_type === ALLOWED_AGAIN) void this.#sender.resend(frame.content);
     else if (frame.op_type === PRESENCE) this.#list.setPresence(lines);
+    else if (frame.op_type === TYPING) this.typing.receive(peer, frame.content);
     else if (frame.to === EVERYBODY) this.#receiveBroadcast(frame, mine);
     else if (frame.op_type === RECEIVED) this.#receive(peer, messageOf(frame, this.me));
     else if (frame.op_type === READ) this.#markRead(peer, lines, mine);
@@ -284,6 +293,7 @@ export class Chat extends EventTarget {
     if (conversation.loaded || conversation.begun) conversation.receive(message);
     conversation.updateLast(message);
     if (!message.mine) {
+      this.typing.receive(peer, "0");
       // The list may already include the message: the server stores it before it delivers it.
       if (message.time > conversation.listed) conversation.unread += 1;
       conversation.online = true;

@@ -1,12 +1,13 @@
 /** The settings dialog: preferences, password, logout. */
 import { setPassword } from "./api.js";
+import { blockedList } from "./blocking.js";
 import { dialog, h, iconButton, passwordField } from "./dom.js";
 import { toast } from "./notices.js";
 import { prefer, preferences } from "./preferences.js";
 import { LANGUAGES, passwordProblem, reason, t } from "./texts.js";
 
 /** Open the settings. `changed()`: called after a new language. `logOut()`: called by the button. */
-export async function openSettings(me, { changed, logOut }) {
+export async function openSettings(chat, { changed, logOut }) {
   for (let again = true; again; ) {
     const result = await dialog({ class: "sheet", "aria-label": t.settings }, (close) => [
       h("header", {}, h("h2", {}, t.settings), iconButton("close", t.close, () => close())),
@@ -14,27 +15,14 @@ export async function openSettings(me, { changed, logOut }) {
       choice(t.scheme, "scheme", t.schemes),
       toggle(t.sound, "sound"),
       "Notification" in globalThis && toggle(t.notify, "notify", permitted),
-      passwordForm(me),
+      passwordForm(chat.me),
+      blockedList(chat),
       h("button", { type: "button", class: "danger wide", onclick: () => close("logOut") }, t.logOut),
     ].filter(Boolean));
     again = result === "again";
     if (again) changed();
     else if (result === "logOut") await logOut();
   }
-}
-
-/** Ask a question. Resolves with true for `yes`, null otherwise. */
-export function question(title, text, yes) {
-  return dialog({ class: "question", role: "alertdialog", "aria-label": title }, (close) => [
-    h("h2", {}, title),
-    h("p", {}, text),
-    h(
-      "div",
-      { class: "answers" },
-      h("button", { type: "button", class: "quiet", onclick: () => close() }, t.cancel),
-      h("button", { type: "button", class: "danger", onclick: () => close(true) }, yes),
-    ),
-  ]);
 }
 
 function choice(label, name, choices, then = () => {}) {

@@ -6,7 +6,8 @@ import { SESSION_ENDED } from "./connection.js";
 import { h } from "./dom.js";
 import { announce, closeNotifications, notify, sound, title, toast } from "./notices.js";
 import { plainName } from "./plain.js";
-import { openSettings, question } from "./settings.js";
+import { question } from "./question.js";
+import { openSettings } from "./settings.js";
 import { Side } from "./side.js";
 import { Talk } from "./talk.js";
 import { reason, t } from "./texts.js";
@@ -212,7 +213,7 @@ export class Shell {
       this.talk.render();
       this.#update();
     };
-    await openSettings(this.#chat.me, { changed, logOut: () => this.#logOut() });
+    await openSettings(this.#chat, { changed, logOut: () => this.#logOut() });
     if (document.activeElement === document.body) this.side.settings.focus(); // the focused element was replaced
   }
 

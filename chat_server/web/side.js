@@ -96,10 +96,12 @@ export class Side {
     const mine = Boolean(waiting) || last?.mine;
     const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : "");
     const online = this.#chat.online(peer);
+    const typing = this.#chat.typing.has(peer);
     row.name.classList.toggle("online", Boolean(online));
     row.presence.textContent = [online && t.online, unread && t.unread(unread)].filter(Boolean).join(", ");
     row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
-    row.text.replaceChildren(
+    if (typing) row.text.replaceChildren(h("em", { class: "typing" }, t.typing(peer)));
+    else row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
       ...(!draft && mine ? [icon(stateOf(waiting ? { ...waiting, waiting: true } : last))] : []),
       h("bdi", {}, plainText(!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),

@@ -1,8 +1,9 @@
 /** The view of one conversation: header, messages, composer. */
+import { offerBlocking } from "./blocking.js";
 import { EVERYBODY } from "./chat.js";
 import { avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { Messages } from "./messages.js";
-import { question } from "./settings.js";
+import { question } from "./question.js";
 import { reason, t } from "./texts.js";
 
 export class Talk {
@@ -41,7 +42,15 @@ export class Talk {
     this.composer = h("form", { class: "composer", onsubmit: (event) => this.#submit(event) }, this.text, send, this.error);
     this.noPeer = h("div", { class: "no-peer" }, h("p", {}, t.choose));
     const back = iconButton("back", t.back, () => this.#options.back(), { class: "icon-button back" });
-    this.header = h("header", { class: "bar" }, back, this.face, h("div", { class: "heading" }, this.title, this.presence));
+    this.menu = iconButton("more", t.menu, () => void this.#offerMenu(), { "aria-haspopup": "dialog" });
+    this.header = h(
+      "header",
+      { class: "bar" },
+      back,
+      this.face,
+      h("div", { class: "heading" }, this.title, this.presence),
+      this.menu,
+    );
     this.messages.render();
     this.element.replaceChildren(this.noPeer, this.header, this.messages.element, this.hint, this.composer);
     this.show(this.#peer);
@@ -49,7 +58,10 @@ export class Talk {
 
   /** Show the conversation with `peer`; null shows none. */
   show(peer) {
-    if (peer !== this.#peer) this.#warned = false;
+    if (peer !== this.#peer) {
+      this.#warned = false;
+      this.#chat.typing.stop();
+    }
     this.#peer = peer;
     const everybody = peer === EVERYBODY;
     for (const part of [this.header, this.messages.element, this.hint]) part.hidden = !peer;
@@ -80,13 +92,17 @@ export class Talk {
   update() {
     if (!this.#peer) return;
     const { confirmed, refused, why } = this.#chat.conversation(this.#peer);
+    const blocked = this.#chat.blocked.has(this.#peer);
     const online = this.#chat.online(this.#peer);
     const everybody = this.#peer === EVERYBODY;
     this.#name(confirmed ? (everybody ? t.everybody : this.#peer) : "");
-    this.presence.textContent = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
+    const typing = this.#chat.typing.has(this.#peer);
+    const state = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
+    this.presence.textContent = typing ? t.typing(this.#peer) : state;
     this.presence.classList.toggle("online", Boolean(online));
-    this.hint.textContent = why ? reason(why) : refused ? t.limited(this.#peer) : "";
-    this.#offer(confirmed && why !== "no_such_user");
+    this.hint.textContent = blocked ? t.isBlocked(this.#peer) : why ? reason(why) : refused ? t.limited(this.#peer) : "";
+    this.menu.hidden = everybody || !confirmed || why === "no_such_user";
+    this.#offer(confirmed && why !== "no_such_user" && !blocked);
     this.messages.update();
   }
 
@@ -110,6 +126,13 @@ export class Talk {
     this.error.textContent = "";
     this.#grow();
     this.#options.draft(this.#peer, this.text.value);
+    if (this.#peer !== EVERYBODY) this.#chat.typing.wrote(this.#peer, this.text.value.trim());
+  }
+
+  async #offerMenu() {
+    const { left, bottom } = this.menu.getBoundingClientRect();
+    await offerBlocking(this.#chat, this.#peer, { x: left, y: bottom });
+    if (document.activeElement === document.body) this.menu.focus();
   }
 
   #grow() {
@@ -134,6 +157,7 @@ export class Talk {
       this.error.textContent = t.tooLong(size, this.#options.limits.text);
     }
     if (problem || !(await this.#confirmBroadcast())) return;
+    this.#chat.typing.sent();
     this.text.value = "";
     this.#wrote();
     this.messages.follow();

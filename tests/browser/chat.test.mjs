@@ -563,3 +563,61 @@ test("unread messages beyond the bound are counted again", async (t) => {
   await readAll();
   assert.equal(socket().of(7).length, 2);
 });
+
+const typing = (content) => ({ from: "2", to: "1", op_type: 40025, content });
+
+test("a peer who is typing is shown until a 0, a message or a silence", async (t) => {
+  const { chat, socket } = await connected(t, { times: { shown: 30 } });
+  await socket().says(typing("1"));
+  assert.equal(chat.typing.has("2"), true);
+  await socket().says(typing("0"));
+  assert.equal(chat.typing.has("2"), false);
+  await socket().says(typing("1"), live("a", 1));
+  assert.equal(chat.typing.has("2"), false);
+  await socket().says(typing("1"));
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  assert.equal(chat.typing.has("2"), false);
+});
+
+test("typing is sent once in a while, and its end once", async (t) => {
+  const { chat, socket } = await connected(t, { times: { repeat: 30, pause: 60 } });
+  for (const text of ["h", "he", "hel"]) chat.typing.wrote("2", text);
+  assert.deepEqual(socket().of(8), ["1"]);
+  chat.typing.wrote("2", "");
+  chat.typing.wrote("2", "");
+  assert.deepEqual(socket().of(8), ["1", "0"]);
+  chat.typing.wrote("2", "a");
+  await new Promise((resolve) => setTimeout(resolve, 90));
+  assert.deepEqual(socket().of(8), ["1", "0", "1", "0"]);
+  chat.typing.wrote("2", "b");
+  chat.typing.wrote("3", "c");
+  assert.deepEqual(socket().of(8), ["1", "0", "1", "0", "1", "0", "1"]);
+});
+
+test("a refused op 8 answers no other request", async (t) => {
+  const { chat, socket } = await connected(t);
+  chat.typing.wrote("nobody", "a");
+  await chat.send("2", "hello");
+  await socket().says({ op_type: 40024, reason: "no_such_user", content: "no" });
+  assert.equal(chat.waiting("2").length, 1);
+});
+
+test("blocked users are read at each connection, and a late list does not undo a change", async (t) => {
+  const answers = [];
+  const blocking = {
+    blocked: () => new Promise((resolve) => answers.push(resolve)),
+    block: async () => ({ ok: true }),
+    unblock: async () => ({ ok: false, reason: "store_away" }),
+  };
+  const { chat } = await connected(t, { blocking });
+  answers.shift()({ ok: true, data: ["2"] });
+  await settled();
+  assert.deepEqual(chat.blocked.names, ["2"]);
+  void chat.blocked.load();
+  await chat.blocked.change("3", true);
+  answers.shift()({ ok: true, data: ["2"] });
+  await settled();
+  assert.deepEqual(chat.blocked.names, ["2", "3"]);
+  assert.equal((await chat.blocked.change("2", false)).reason, "store_away");
+  assert.equal(chat.blocked.has("2"), true);
+});

@@ -1,0 +1,49 @@
+/** The views for blocking: the menu of a conversation, and the list in the settings. */
+import { arrange, dialog, h, nameOf } from "./dom.js";
+import { toast } from "./notices.js";
+import { question } from "./question.js";
+import { reason, t } from "./texts.js";
+
+/** Show the menu of a conversation at a place on the screen, and do what is chosen. */
+export async function offerBlocking(chat, peer, place) {
+  const blocked = chat.blocked.has(peer);
+  const build = (close) => [
+    h(
+      "button",
+      { type: "button", onclick: () => close(true) },
+      blocked ? t.unblock(peer) : t.block(peer),
+      h("small", {}, blocked ? t.unblockEffect : t.blockEffect),
+    ),
+  ];
+  if (!(await dialog({ class: "actions", "aria-label": t.menu }, build, place))) return;
+  if (blocked || (await question(t.blockTitle(peer), t.blockEffect, t.blockNow))) await change(chat, peer, !blocked);
+}
+
+/** The list of blocked users, each with a button that unblocks. */
+export function blockedList(chat) {
+  const list = h("ul", {});
+  const empty = h("p", {}, t.noBlocked);
+  const row = (name) => {
+    const unblock = async () => {
+      await change(chat, name, false);
+      update();
+      (list.querySelector("button") ?? section).focus(); // the focused row is gone
+    };
+    const button = h("button", { type: "button", class: "quiet", "aria-label": t.unblock(name), onclick: unblock }, t.unblockNow);
+    return h("li", {}, nameOf(name), button);
+  };
+  const update = () => {
+    arrange(list, chat.blocked.names.map(row));
+    empty.hidden = chat.blocked.names.length > 0;
+  };
+  const heading = h("h3", { id: "blocked" }, t.blockedUsers);
+  const section = h("section", { class: "blocked", tabindex: "-1", "aria-labelledby": "blocked" }, heading, h("p", {}, t.blockEffect), list, empty);
+  void chat.blocked.load().then(update);
+  update();
+  return section;
+}
+
+async function change(chat, name, block) {
+  const answer = await chat.blocked.change(name, block);
+  toast(answer.ok ? (block ? t.blocked(name) : t.unblocked(name)) : reason(answer.reason === "too_many" ? "too_many_blocked" : answer.reason));
+}
