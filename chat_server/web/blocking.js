@@ -27,7 +27,7 @@ export function blockedList(chat) {
     const unblock = async () => {
       await change(chat, name, false);
       update();
-      (list.querySelector("button") ?? section).focus(); // the focused row is gone
+      (list.querySelector("button") ?? section).focus(); // the focused row was removed
     };
     const button = h("button", { type: "button", class: "quiet", "aria-label": t.unblock(name), onclick: unblock }, t.unblockNow);
     return h("li", {}, nameOf(name), button);

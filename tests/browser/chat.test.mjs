@@ -596,7 +596,7 @@ test("typing is sent once in a while, and its end once", async (t) => {
 
 test("a refused op 8 answers no other request", async (t) => {
   const { chat, socket } = await connected(t);
-  chat.typing.wrote("nobody", "a");
+  chat.typing.wrote("unknown", "a");
   await chat.send("2", "hello");
   await socket().says({ op_type: 40024, reason: "no_such_user", content: "no" });
   assert.equal(chat.waiting("2").length, 1);
