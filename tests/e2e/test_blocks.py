@@ -137,7 +137,7 @@ async def test_invalid_messages_are_refused_as_before(server: ServerHandle) -> N
         assert [await raw_answer(two, content) for content in contents] == before
 
 
-async def test_a_refused_message_is_neither_stored_nor_delivered_nor_counted(server: ServerHandle) -> None:
+async def test_a_refused_message_is_not_stored_delivered_or_counted(server: ServerHandle) -> None:
     async with server.chat("1", to="3") as one, server.chat("3", to="1", sync=True) as three:
         await block(server, "1", "3")
         for number in range(3 * LIMIT):
@@ -148,7 +148,7 @@ async def test_a_refused_message_is_neither_stored_nor_delivered_nor_counted(ser
         assert [(await three.send("hello"))["op_type"] for _ in range(LIMIT + 1)] == [40018] * LIMIT + [40020]
 
 
-async def test_a_retry_of_an_earlier_message_is_acknowledged_as_offline(server: ServerHandle) -> None:
+async def test_a_retry_of_an_earlier_message_is_answered_as_offline(server: ServerHandle) -> None:
     async with server.chat("2", to="1") as two:
         sent = await two.send("m1\nhello")
         assert sent["op_type"] == 40019

@@ -66,7 +66,7 @@ async def test_one_start_passes_in_two_seconds(setup: Setup) -> None:
         assert (await two.receive())["content"] == "1"
 
 
-async def test_a_socket_is_tracked_in_a_bounded_number_of_conversations(tmp_path: Path) -> None:
+async def test_a_socket_is_tracked_in_sixteen_conversations(tmp_path: Path) -> None:
     names = [f"u{number}" for number in range(TRACKED + 1)]
     async with serving(tmp_path, users=("1", *names), StrangerLimit=0) as server, server.chat("1") as one:
         for name in names:

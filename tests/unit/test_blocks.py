@@ -12,7 +12,7 @@ from chat_server.service.blocks import Blocks
 from chat_server.utils.errors import StoreUnavailable
 
 
-class Store:
+class BlockStoreStub:
     """A store of blocks in memory. `held` lookups have read the store, and wait before they return."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Store:
 
 @pytest.fixture
 def store() -> Any:
-    return Store()
+    return BlockStoreStub()
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def test_a_store_that_is_away_leaves_states_unknown(store: Any, blocks: Bl
     assert await blocks.states([("c", "d")]) == {("c", "d"): False}
 
 
-async def test_a_change_that_fails_counts_as_a_block_until_the_next_refresh(store: Any, blocks: Blocks) -> None:
+async def test_a_change_that_fails_counts_as_a_block_until_a_refresh(store: Any, blocks: Blocks) -> None:
     store.away = True
     for change in (blocks.block, blocks.unblock):
         with pytest.raises(StoreUnavailable):
