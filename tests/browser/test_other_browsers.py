@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from tests.browser import webdriver
-from tests.browser.webdriver import ENTER, ESCAPE, Page
+from tests.browser.webdriver import ENTER, ESCAPE, BrowserPage
 from tests.harness import PASSWORD, ServerHandle
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the server
@@ -22,7 +22,7 @@ CONTENT_HEIGHT = """((dialog) => {
 
 
 @pytest_asyncio.fixture(loop_scope="session", params=[webdriver.firefox, webdriver.webkit])
-async def page(request: pytest.FixtureRequest, tmp_path: Path, server: ServerHandle) -> AsyncIterator[Page]:
+async def page(request: pytest.FixtureRequest, tmp_path: Path, server: ServerHandle) -> AsyncIterator[BrowserPage]:
     """The page of alice, who is logged in. Fails at the end if the browser logged an error."""
     folder = tmp_path / "browser"
     folder.mkdir()
@@ -37,7 +37,7 @@ async def page(request: pytest.FixtureRequest, tmp_path: Path, server: ServerHan
         assert not await page.errors()
 
 
-async def test_the_list_and_a_conversation_work(page: Page, server: ServerHandle) -> None:
+async def test_the_list_and_a_conversation_work(page: BrowserPage, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice", sync=True) as bob:
         await bob.send("m1\nAre you there?")
         await page.click(".conversations a", "Are you there?")
@@ -51,7 +51,7 @@ async def test_the_list_and_a_conversation_work(page: Page, server: ServerHandle
         await page.sees(".conversations a", "Good")
 
 
-async def test_settings_fit_their_content_and_change_language(page: Page) -> None:
+async def test_settings_fit_their_content_and_change_language(page: BrowserPage) -> None:
     await page.click(".side .icon-button")
     await page.sees("dialog h2", "Settings")
     height = (await page.box("dialog"))["height"]

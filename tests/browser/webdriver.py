@@ -34,7 +34,7 @@ RECORD_ERRORS = """
 """
 
 
-class Page(ABC):
+class BrowserPage(ABC):
     """The only window of a browser."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ def _find(selector: str, text: str) -> str:
     return f"[...document.querySelectorAll({json.dumps(selector)})].find({accepts})"
 
 
-class _Firefox(Page):
+class _Firefox(BrowserPage):
     def __init__(self, socket: websockets.ClientConnection) -> None:
         self._socket = socket
         self._sent = 0
@@ -129,7 +129,7 @@ class _Firefox(Page):
         return message["result"]
 
 
-class _WebKit(Page):
+class _WebKit(BrowserPage):
     def __init__(self, client: httpx.AsyncClient, session: str) -> None:
         self._client = client
         self._session = session
@@ -162,7 +162,7 @@ def _value(response: httpx.Response) -> Any:
 
 
 @asynccontextmanager
-async def firefox(folder: Path) -> AsyncIterator[Page]:
+async def firefox(folder: Path) -> AsyncIterator[BrowserPage]:
     """A headless Firefox with its profile in `folder`."""
     (folder / "user.js").write_text(MOUSE)
     arguments = ("--headless", "--remote-debugging-port=0", "--profile", str(folder))
@@ -177,7 +177,7 @@ async def firefox(folder: Path) -> AsyncIterator[Page]:
 
 
 @asynccontextmanager
-async def webkit(folder: Path) -> AsyncIterator[Page]:
+async def webkit(folder: Path) -> AsyncIterator[BrowserPage]:
     """A MiniBrowser of WebKitGTK with its profile in `folder`. It needs a screen, which Xvfb provides."""
     driver, xvfb = needs.program("WebKitWebDriver"), needs.program("Xvfb")
     screen, port = folder / "screen", servers.free_port()

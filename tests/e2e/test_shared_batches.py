@@ -47,7 +47,7 @@ async def stored(server: ServerHandle, sender: str) -> list[str]:
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_an_error_of_the_store_neither_affects_nor_repeats_other_messages(
+async def test_a_store_error_affects_and_repeats_no_other_message(
     server: ServerHandle, sockets: list[raw.RawSocket], monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     add, calls = SqliteMessages.add, []
@@ -88,7 +88,7 @@ async def test_an_error_while_answering_affects_one_request(
     assert [answer["op_type"] for answer in again] == [40019]
 
 
-async def test_requests_that_could_not_be_scheduled_stop_no_other_requests(
+async def test_a_failed_start_of_a_task_stops_no_other_request(
     server: ServerHandle, sockets: list[raw.RawSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(self: Dispatcher, work: Coroutine[Any, Any, None]) -> None:

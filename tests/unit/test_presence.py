@@ -200,7 +200,7 @@ async def test_waiting_changes_are_bounded(setup: PresenceSetup) -> None:
     assert setup.presence.waiting() == MAX_WAITING
 
 
-async def test_a_user_who_changes_repeatedly_displaces_no_waiting_change(
+async def test_a_repeated_change_displaces_no_waiting_change(
     setup: PresenceSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence, "MAX_WAITING", 2)
