@@ -16,6 +16,7 @@ from typing import NoReturn
 
 # Program or preloaded library -> its Debian packages.
 PACKAGES = {
+    "bash": "bash",
     "caddy": "caddy",
     "chromium": "chromium fonts-noto-cjk fonts-noto-color-emoji",
     "firefox-esr": "firefox-esr",
@@ -26,6 +27,7 @@ PACKAGES = {
     "mariadbd": "mariadb-server",
     "nginx": "nginx-light",
     "redis-server": "redis-server",
+    "setpriv": "util-linux",
     "strace": "strace",
     "WebKitWebDriver": "webkit2gtk-driver xvfb",
     "Xvfb": "xvfb",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chat_server import app
+from tests import needs
 from tests.e2e.commands import SHORT_TIMES, Deployment
 from tests.harness import (
     PASSWORD,
@@ -112,6 +113,8 @@ async def test_a_folder_that_others_can_access_is_reported(tmp_path: Path) -> No
 @pytest.mark.parametrize("spoilt", ["folder", "file", "log", "read-only folder"])
 async def test_missing_access_to_the_folder_is_reported(tmp_path: Path, spoilt: str) -> None:
     """The error must not report damage, because a backup would not help."""
+    if POWERLESS:
+        needs.program(POWERLESS[0])
     deployment = Deployment(tmp_path / "data")
     async with subprocess_server(deployment.folder, users=("1",)) as server:
         server.kill()

@@ -66,7 +66,12 @@ def clone(tmp_path: Path) -> Path:
 async def shell(command: str, folder: Path, **environ: str) -> Process:
     """Start bash with these lines."""
     return await asyncio.create_subprocess_exec(
-        "bash", "-ec", command, cwd=folder, env={**CLEAN_ENVIRON, **environ}, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        *(needs.program("bash"), "-ec", command),
+        cwd=folder,
+        env={**CLEAN_ENVIRON, **environ},
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
 
 

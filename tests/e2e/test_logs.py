@@ -150,7 +150,7 @@ async def stop(server: SubprocessServer) -> list[str]:
 
 
 async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=0.2) as server:
+    async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=1) as server:
         tokens = await cause_all_events(server, tmp_path / "data")
         lines = await stop(server)
     check_no_secret(lines, tokens)
@@ -167,7 +167,7 @@ async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) ->
 
 
 async def test_release_lines_are_json_and_contain_no_secret(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=0.2) as server:
+    async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=1) as server:
         tokens = await cause_all_events(server, tmp_path / "data")
         lines = await stop(server)
     check_no_secret(lines, tokens)
@@ -187,7 +187,7 @@ async def test_debug_level_lines_contain_no_secret(tmp_path: Path, caplog: pytes
     """This includes the lines of aiohttp and asyncio."""
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
-    async with serving(tmp_path, StoreTimeout=0.2) as server:
+    async with serving(tmp_path, StoreTimeout=1) as server:
         tokens = await cause_all_events(server, tmp_path)
     records = [record for record in caplog.records if not record.name.startswith(CLIENTS)]
     assert {record.name.partition(".")[0] for record in records} >= {"chat_server", "asyncio"}

@@ -11,8 +11,8 @@ from tests.harness import ChatClient, Frame, ServerHandle, serving, wait_until
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
-    """A server with the users 1 to 3 and without a contact limit."""
-    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0) as server:
+    """A server with the users 1 to 3, without a contact limit, and without pings that confirm no delivery."""
+    async with serving(tmp_path, users=("1", "2", "3"), StrangerLimit=0, HeartbeatSeconds=3600) as server:
         yield server
 
 

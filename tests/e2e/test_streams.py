@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import needs
 from tests.e2e.commands import Deployment
 from tests.e2e.http_helpers import try_login
 from tests.harness import (
@@ -177,7 +178,7 @@ async def test_repeated_errors_are_counted(tmp_path: Path) -> None:
 async def piped(deployment: Deployment, pipeline: str, **environ: str) -> tuple[int | None, str, str]:
     """Run a shell pipeline with run.py as $RUN; return the exit code of run.py, the output and the errors."""
     child = await asyncio.create_subprocess_exec(
-        *("bash", "-c", f"{pipeline}; exit ${{PIPESTATUS[0]}}"),
+        *(needs.program("bash"), "-c", f"{pipeline}; exit ${{PIPESTATUS[0]}}"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -43,4 +43,4 @@ def test_the_threshold_applies_if_nothing_is_missing(tmp_path: Path) -> None:
 def test_an_unknown_name_cannot_be_hidden(tmp_path: Path) -> None:
     code, output = run(tmp_path, *ON_REDIS, CHAT_TEST_HIDE="redis")
     assert code != 0
-    assert "CHAT_TEST_HIDE: unknown: redis; known: all caddy chromium" in output
+    assert "CHAT_TEST_HIDE: unknown: redis; known: all bash caddy chromium" in output
