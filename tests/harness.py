@@ -38,10 +38,9 @@ PASSWORD = "secret1"
 NODE = str(Path(playwright.__file__).with_name("driver") / "node")
 # The longest wait, in seconds, for an expected event. It is generous because a busy machine is slow.
 TIMEOUT = 60.0
-# The environment of a child process without coverage, which takes CPU time. aiohttp loads the certificate authorities
-# of the system when it is imported: a fifth of the CPU time of a start, and no test needs them.
-UNCOUNTED_ENVIRON = {"PATH": os.environ["PATH"], "SSL_CERT_FILE": os.devnull}
-# The environment of a child process: only these and the variables that coverage needs to measure the process.
+# The environment of a child process without coverage, which takes CPU time.
+UNCOUNTED_ENVIRON = {"PATH": os.environ["PATH"]}
+# The environment of a child process: only PATH and the variables that coverage needs to measure the process.
 CLEAN_ENVIRON = UNCOUNTED_ENVIRON | {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
 # Cheap password hashes, and no limits: a test of a limit sets it.
 DEFAULTS = {
