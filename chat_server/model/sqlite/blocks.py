@@ -3,11 +3,9 @@
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 
-import msgspec
-
 from chat_server.model.blocks import MAX_BLOCKED, Block, BlockResult
 from chat_server.model.users import State
-from chat_server.utils.sqlite import Database, fetch_json
+from chat_server.utils.sqlite import Database, fetch_json, to_json
 
 _INSERT = "INSERT INTO blocks (user, blocked) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _PRESENT = "SELECT count(*) FROM users WHERE name IN (?, ?) AND state != ?"
@@ -45,7 +43,7 @@ class SqliteBlocks:
 
     async def existing(self, blocks: Sequence[Block]) -> set[Block]:
         def job(connection: sqlite3.Connection) -> set[Block]:
-            found = fetch_json(connection, "user, blocked", _EXISTING, (msgspec.json.encode(blocks).decode(),))
+            found = fetch_json(connection, "user, blocked", _EXISTING, (to_json(blocks),))
             return {(blocker, blocked) for blocker, blocked in found}
 
         return await self._database.read(job)

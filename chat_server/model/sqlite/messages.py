@@ -11,7 +11,7 @@ from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message,
 from chat_server.model.sqlite import statements as sql
 from chat_server.utils.digest import digest, is_text_of
 from chat_server.utils.errors import Duplicate
-from chat_server.utils.sqlite import Database, chunks, fetch_json
+from chat_server.utils.sqlite import Database, chunks, fetch_json, to_json
 
 # The numbers of this many conversations stay in memory, so that adding a message needs no look-up.
 CACHED_NUMBERS = 65536
@@ -61,7 +61,7 @@ class SqliteMessages:
         else:
             added = [self._earlier(tx, row) or Added(row[0]) for row in rows]
         new = [(message, row) for message, row, one in zip(batch, rows, added, strict=True) if one.new]
-        tx.execute(sql.RAISE, (_json(_conversation_rows(new)),))
+        tx.execute(sql.RAISE, (to_json(_conversation_rows(new)),))
         return added
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
@@ -127,7 +127,7 @@ class SqliteMessages:
         def job(tx: sqlite3.Connection) -> tuple[set[str], list[str]]:
             found = find(tx)
             unread = {message.id: message.time for message in found if not message.read}
-            tx.execute(sql.MARK, (_json(list(unread.values())),))
+            tx.execute(sql.MARK, (to_json(list(unread.values())),))
             return {message.id for message in found}, [id for id in dict.fromkeys(ids) if id in unread]
 
         # Write only if something changes, because all other writes wait for this one.
@@ -138,7 +138,7 @@ class SqliteMessages:
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         def job(tx: sqlite3.Connection) -> set[int]:
-            (unread,) = tx.execute(sql.UNREAD_TIMES, (_json(times),)).fetchone()
+            (unread,) = tx.execute(sql.UNREAD_TIMES, (to_json(times),)).fetchone()
             tx.execute(sql.MARK, (unread,))
             return set(msgspec.json.decode(unread))
 
@@ -263,11 +263,11 @@ class SqliteMessages:
         """As `_add_batches`, with one statement; None if an id was used before."""
         messages = [message for batch in batches for message in batch]
         rows = self._message_rows(tx, messages)
-        encoded = _json(rows)
+        encoded = to_json(rows)
         if "\\u0000" in encoded:  # SQLite would end a JSON string there
             return None
         try:
-            tx.execute(sql.ADD_BATCH, (encoded, _json(_conversation_rows(zip(messages, rows, strict=True)))))
+            tx.execute(sql.ADD_BATCH, (encoded, to_json(_conversation_rows(zip(messages, rows, strict=True)))))
         except sqlite3.IntegrityError:
             return None
         return [[Added(message.time) for message in batch] for batch in batches]
@@ -341,10 +341,6 @@ def _conversation_rows(new: Iterable[tuple[Message, _MessageRow]]) -> list[_Conv
     return list(rows.values())
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
 def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], on_conflict: str) -> int:
     """Insert rows with few statements. Returns how many rows were inserted or updated."""
     changed = 0
@@ -367,7 +363,7 @@ def _message(names: Sequence[str], time: int, side: int, id: str, text: str, rea
 
 def _find_keys(connection: sqlite3.Connection, conv: int | None, keys: Sequence[tuple[int, str]]) -> list[_Found]:
     """Return the messages that exist under these keys (side, id), with one statement."""
-    return [_Found(*row) for row in fetch_json(connection, sql.BY_KEYS_COLUMNS, sql.BY_KEYS, (_json(keys), conv))]
+    return [_Found(*row) for row in fetch_json(connection, sql.BY_KEYS_COLUMNS, sql.BY_KEYS, (to_json(keys), conv))]
 
 
 def _delete_first(

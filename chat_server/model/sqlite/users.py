@@ -3,12 +3,10 @@
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 
-import msgspec
-
 from chat_server.model.sqlite.blocks import SqliteBlocks
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate
-from chat_server.utils.sqlite import Database, fetch_json
+from chat_server.utils.sqlite import Database, fetch_json, to_json
 
 
 class SqliteUsers:
@@ -38,7 +36,7 @@ class SqliteUsers:
     async def enabled(self, names: Sequence[str]) -> set[str]:
         def job(connection: sqlite3.Connection) -> set[str]:
             query = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?)) AND state = 0"
-            values = (msgspec.json.encode(names).decode(),)
+            values = (to_json(names),)
             return {name for (name,) in fetch_json(connection, "name", query, values)}
 
         return await self._database.read(job)
