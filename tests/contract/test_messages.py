@@ -615,6 +615,15 @@ async def test_a_retry_does_not_raise_a_conversation_above_newer_ones(
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3", "2"]
 
 
+async def test_a_batch_out_of_order_is_listed_by_its_newest_message(
+    messages: MessageStore, writer: Contributor
+) -> None:
+    late = writer.message("late")
+    await writer.add("between", sender="1", receiver="3")
+    await messages.add([writer.message("newest"), late])
+    assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "3"]
+
+
 # --- purging
 
 

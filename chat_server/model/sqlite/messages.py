@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain, islice
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -334,7 +335,7 @@ class SqliteMessages:
 def _conversation_rows(new: Iterable[tuple[Message, _MessageRow]]) -> list[_ConversationRow]:
     """Return the rows of the conversations of new messages, each with its newest time."""
     rows: dict[tuple[str, str], _ConversationRow] = {}
-    for message, (time, conv, side, *_) in new:
+    for message, (time, conv, side, *_) in sorted(new, key=itemgetter(1)):  # by time
         sender, receiver = message.sender, message.receiver
         rows[sender, receiver] = (sender, receiver, conv, side, time)
         rows[receiver, sender] = (receiver, sender, conv, 1 - side, time)
