@@ -4,6 +4,7 @@ import hashlib
 
 import msgspec
 
+from chat_server.migrate.advice import NOT_EMPTY, RETRY
 from chat_server.model.blocks import PAGE, ExportableBlocks
 from chat_server.utils.errors import StartError
 
@@ -15,7 +16,7 @@ async def copy_blocks(source: ExportableBlocks, target: ExportableBlocks) -> str
         await target.put(page)
     (count, digest), copied = await _digest(source), await _digest(target)
     if copied != (count, digest):
-        raise StartError(f"blocks differ: {count} in the source, {copied[0]} in the target; run the same command again")
+        raise StartError(f"blocks differ: {count} in the source, {copied[0]} in the target; {RETRY}")
     return f"blocks: {count}, the same on both sides (digest of blocks {digest})"
 
 
@@ -24,10 +25,7 @@ async def _refuse_others(source: ExportableBlocks, target: ExportableBlocks) -> 
     async for page in target.pages(PAGE):
         if other := set(page) - await source.existing(page):
             blocker, blocked = min(other)
-            raise StartError(
-                f"in the target, {blocker!r} blocks {blocked!r}, but not in the source: the target must be empty, or "
-                "hold an earlier, unfinished copy of the same source"
-            )
+            raise StartError(f"in the target, {blocker!r} blocks {blocked!r}, but not in the source: {NOT_EMPTY}")
 
 
 async def _digest(blocks: ExportableBlocks) -> tuple[int, str]:

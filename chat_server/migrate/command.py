@@ -10,13 +10,14 @@ import uvloop
 
 from chat_server.backends import open_exportable
 from chat_server.conf import Settings, load
+from chat_server.migrate.advice import RETRY
 from chat_server.migrate.go_import import GoImport
 from chat_server.migrate.shared import SharedStores, shared_stores
 from chat_server.migrate.store_copy import StoreCopy
 from chat_server.utils.clock import Clock
 from chat_server.utils.errors import StartError, StoreUnavailable
 
-RETRY = "run the same command again to continue"
+CONTINUE = f"{RETRY} to continue"
 
 
 def run(options: argparse.Namespace, target: Settings) -> None:
@@ -67,6 +68,6 @@ async def _until_stopped(work: Callable[[Callable[[str], None]], Coroutine[Any, 
     try:
         await task
     except asyncio.CancelledError:
-        raise StartError(f"{reasons[0]}; {RETRY}" if reasons else "cancelled") from None
+        raise StartError(f"{reasons[0]}; {CONTINUE}" if reasons else "cancelled") from None
     except StoreUnavailable as error:
-        raise StartError(f"{error}; {RETRY}") from error
+        raise StartError(f"{error}; {CONTINUE}") from error

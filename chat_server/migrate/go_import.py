@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from chat_server.backends import ExportableStores
 from chat_server.conf import Settings
+from chat_server.migrate.advice import RETRY
 from chat_server.migrate.checksum import ConversationDigest, TotalDigest
 from chat_server.migrate.go_source import SEPARATOR, GoDocument, GoSource
 from chat_server.migrate.jobs import as_async, for_each, progress_bar
@@ -27,7 +28,6 @@ DAY = 86400
 # The messages of a second start at an offset that depends on the conversation, in the first half of the second.
 SPREAD = MICROSECONDS // 2
 
-RETRY = "run the same command again"
 
 Pair = tuple[str, str]
 

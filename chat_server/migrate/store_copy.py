@@ -12,6 +12,7 @@ from tqdm import tqdm
 from chat_server.backends import ExportableStores
 from chat_server.cache.contacts import ExportableContacts
 from chat_server.cache.sessions import ExportableSessions, SessionRecord
+from chat_server.migrate.advice import NOT_EMPTY, RETRY
 from chat_server.migrate.blocks import copy_blocks
 from chat_server.migrate.checksum import ConversationDigest, TotalDigest
 from chat_server.migrate.jobs import for_each, progress_bar
@@ -24,8 +25,6 @@ from chat_server.utils.errors import Duplicate, StartError
 
 # Data that expires within this time is not compared, because it may expire meanwhile. In microseconds.
 SOON = 60 * MICROSECONDS
-NOT_EMPTY = "use a target that is empty, or has an unfinished copy of the same source"
-RETRY = "run the same command again"
 
 
 class StoreCopy:
