@@ -48,7 +48,7 @@ class Answers:
             allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
             for other in self._registry.sockets(receiver):
                 other.send(allowed_again)
-        others = [other for other in self._registry.sockets(socket.user) if other.sync and other is not socket]
+        others = self._registry.sync_sockets(socket.user, without=socket)
         statuses = []
         for request, result in zip(batch.requests, batch.results, strict=True):
             try:

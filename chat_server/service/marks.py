@@ -138,19 +138,16 @@ class Marks:
 
     async def _notify_read(self, reads: Sequence[tuple[Socket, str, list[str]]]) -> None:
         """Tell sync sockets which messages (ids) of an author each socket has read, but no author whom it blocks."""
-        blocks = [(by.user, author) for by, author, ids in reads if ids and any(self._listeners(author, by))]
+        listeners = self._registry.sync_sockets
+        blocks = [(by.user, author) for by, author, ids in reads if ids and listeners(author, without=by)]
         blocked = await self._blocks.states(blocks) if blocks else {}
         for by, author, ids in reads:
             users = (by.user, author) if blocked.get((by.user, author)) is False else (by.user,)
             self._notify(by, users, author, Status.MARKED_READ, ids)
 
-    def _listeners(self, user: str, by: Socket) -> list[Socket]:
-        """The sync sockets of `user`, without the socket `by`."""
-        return [socket for socket in self._registry.sockets(user) if socket.sync and socket is not by]
-
     def _notify(self, by: Socket, users: Sequence[str], other: str, status: Status, lines: list[str]) -> None:
         """Tell the other sync sockets of `users` what the socket `by` did to the conversation with `other`."""
-        listeners = [socket for user in users for socket in self._listeners(user, by)]
+        listeners = [socket for user in users for socket in self._registry.sync_sockets(user, without=by)]
         for start in range(0, len(lines) if listeners else 0, MAX_PAGE):
             frame = self._frames.notice(by.user, other, status, lines[start : start + MAX_PAGE])
             for socket in listeners:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 from chat_server.model.messages import MessageStore
 from chat_server.service.blocks import Blocks
@@ -82,8 +83,7 @@ class Presence:
     def changed_for(self, user: str, peer: str) -> None:
         """Note that `user` has blocked or unblocked `peer`, who then sees `user` go offline or come online."""
         if user in self._online:
-            if len(self._changed_for) >= MAX_WAITING:
-                del self._changed_for[next(iter(self._changed_for))]
+            _make_room(self._changed_for, user)
             self._changed_for.setdefault(user, set()).add(peer)
 
     async def push(self) -> None:
@@ -113,7 +113,7 @@ class Presence:
     async def _listening_peers(self, user: str) -> dict[str, bool]:
         """Return the peers of `user` who have sync sockets, and whether `user` does not block them."""
         peers = await self._messages.newest_peers(user, PEERS)
-        blocks = [(user, peer) for peer in peers if any(socket.sync for socket in self._registry.sockets(peer))]
+        blocks = [(user, peer) for peer in peers if self._registry.sync_sockets(peer)]
         states = await self._blocks.states(blocks, cache=False)
         if len(states) < len(blocks):
             raise StoreUnavailable("the blocks of the user cannot be looked up")
@@ -127,13 +127,17 @@ class Presence:
             self._announce(user)
 
     def _announce(self, user: str) -> None:
-        if len(self._changed) >= MAX_WAITING and user not in self._changed:
-            del self._changed[next(iter(self._changed))]
+        _make_room(self._changed, user)
         self._changed[user] = None
 
     def _send(self, recipient: str, users: dict[str, bool]) -> None:
         lines = [f"{'+' if visible and self.online(user, recipient) else '-'}{user}" for user, visible in users.items()]
         frame = self._frames.answer(recipient, Status.PRESENCE, "\n".join(lines))
-        for socket in self._registry.sockets(recipient):
-            if socket.sync:
-                socket.offer(frame)
+        for socket in self._registry.sync_sockets(recipient):
+            socket.offer(frame)
+
+
+def _make_room(waiting: dict[str, Any], user: str) -> None:
+    """Drop the oldest change if there are MAX_WAITING and `user` is not among them."""
+    if len(waiting) >= MAX_WAITING and user not in waiting:
+        del waiting[next(iter(waiting))]

@@ -98,6 +98,10 @@ class Registry:
         """The open sockets of `user`."""
         return self._sockets.get(user, ())
 
+    def sync_sockets(self, user: str, without: Socket | None = None) -> list[Socket]:
+        """The open sync sockets of `user`, except the socket `without`."""
+        return [socket for socket in self.sockets(user) if socket.sync and socket is not without]
+
     def online(self, user: str) -> bool:
         """Whether `user` has a socket open."""
         return user in self._sockets

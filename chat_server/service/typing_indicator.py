@@ -44,9 +44,8 @@ class TypingIndicator:
             blocks = await self._blocks.states([(me, peer), (peer, me)])
             if list(blocks.values()) == [False, False]:
                 frame = self._frames.typing(me, peer, request.content)
-                for receiver in self._registry.sockets(peer):
-                    if receiver.sync:
-                        receiver.offer(frame)
+                for receiver in self._registry.sync_sockets(peer):
+                    receiver.offer(frame)
         return Answer(Status.TYPING, "", silent=True)
 
 

@@ -217,6 +217,23 @@ async def test_a_repeated_change_displaces_no_waiting_change(
     assert sorted(line for lines in b.new_frames() for line in lines) == ["+a", "+c"]
 
 
+async def test_a_repeated_block_displaces_no_waiting_change(
+    setup: PresenceSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "MAX_WAITING", 2)
+    for user in "abc":
+        await setup.users.add(User(user, "hash"))
+    await setup.chats("ab", "cb")
+    b, *_ = (setup.open(user) for user in "bac")
+    await setup.push_all()
+    assert sorted(*b.new_frames()) == ["+a", "+c"]
+    for user in "acc":  # the last is a retry
+        await setup.blocks.block(user, "b")
+        setup.presence.changed_for(user, "b")
+    await setup.push_all()
+    assert sorted(*b.new_frames()) == ["-a", "-c"]
+
+
 async def test_a_frame_states_the_presence_at_the_time_of_sending(
     setup: PresenceSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
