@@ -190,7 +190,7 @@ async def test_a_message_costs_few_function_calls(tmp_path: Path, in_flight: int
         server.process.send_signal(signal.SIGUSR1)
         await asyncio.gather(*(send(sender, rounds) for sender in senders))
         server.process.send_signal(signal.SIGUSR1)
-        await wait_until(count.exists)
+        await wait_until(lambda: count.exists() and bool(count.read_text()))  # it exists before it is written
         assert int(count.read_text()) / (pairs * rounds * in_flight) <= limit
 
 
