@@ -64,6 +64,8 @@ class ChatSettings(Group, frozen=True):
     stranger_window: Days = 3
     max_text_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 16384
     broadcasts_per_minute: Count = 30
+    group_members: Annotated[int, Meta(ge=1, le=1000)] = 200
+    groups_per_user: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
 class SocketSettings(Group, frozen=True):

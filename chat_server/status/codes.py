@@ -57,6 +57,18 @@ class Status(IntEnum):
     LOGOUT_FAILED = 41014
     LOGGED_OUT = 41015
 
+    GROUP_CREATE_FAILED = 42000
+    GROUP_CREATED = 42001
+    GROUP_ADD_FAILED = 42002
+    GROUP_ADDED = 42003
+    GROUP_REMOVE_FAILED = 42004
+    GROUP_REMOVED = 42005
+    GROUP_DELETE_FAILED = 42006
+    GROUP_DELETED = 42007
+    GROUP_MEMBERS_FAILED = 42008
+    GROUP_MEMBERS = 42009
+    GROUP_CHANGED = 42011
+
     BLOCK_FAILED = 43000
     BLOCKED = 43001
     UNBLOCK_FAILED = 43002
@@ -88,6 +100,9 @@ class Reason(StrEnum):
     BAD_NAME = "bad_name"
     BAD_PASSWORD = "bad_password"  # noqa: S105 - a reason, not a secret
     USER_EXISTS = "user_exists"
+    GROUP_EXISTS = "group_exists"
+    NO_SUCH_GROUP = "no_such_group"
+    GROUP_FULL = "group_full"
     WRONG_PASSWORD = "wrong_password"  # noqa: S105 - a reason, not a secret
     NOT_LOGGED_IN = "not_logged_in"
     NOT_YOURS = "not_yours"

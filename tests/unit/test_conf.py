@@ -38,6 +38,8 @@ DEFAULTS = {
     "FramesPerSecond": "200",
     "FramesBurst": "1000",
     "BroadcastsPerMinute": "30",
+    "GroupMembers": "200",
+    "GroupsPerUser": "100",
     "SocketsPerUser": "32",
     "SocketsPerAddress": "0",
     "LoginFailures": "10",

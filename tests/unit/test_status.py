@@ -63,6 +63,17 @@ CODES = {
     41013: "already logged in",
     41014: "logout failed",
     41015: "logged out",
+    42000: "creating the group failed",
+    42001: "group created",
+    42002: "adding members failed",
+    42003: "members added",
+    42004: "removing the member failed",
+    42005: "member removed",
+    42006: "deleting the group failed",
+    42007: "group deleted",
+    42008: "group members failed",
+    42009: "group members",
+    42011: "group changed",
     43000: "block failed",
     43001: "blocked",
     43002: "unblock failed",
@@ -106,7 +117,7 @@ def test_the_table_of_codes_equals_the_enum() -> None:
 
 
 def test_the_page_mentions_only_known_codes() -> None:
-    assert {int(code) for code in re.findall(r"\b4[0134]\d{3}\b", PROTOCOL)} == {
+    assert {int(code) for code in re.findall(r"\b4[01234]\d{3}\b", PROTOCOL)} == {
         status.value for status in Status if status > 999
     }
 
