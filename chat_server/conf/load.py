@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from chat_server.conf.origins import canonical
-from chat_server.conf.settings import SECTIONS, Group, Settings, StoreSettings
+from chat_server.conf.settings import SECTIONS, Settings, SettingsGroup, StoreSettings
 
 # The text of a value and its source: ("8081", "config.ini").
 Entry = tuple[str, str]
@@ -171,7 +171,9 @@ def _keys(section: str) -> dict[str, str]:
     }
 
 
-def _load_group(section: str, group: type[Group], entries: Mapping[str, Entry], path: Path | None) -> Group:
+def _load_group(
+    section: str, group: type[SettingsGroup], entries: Mapping[str, Entry], path: Path | None
+) -> SettingsGroup:
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(group):
         if (entry := entries.get(field.encode_name.lower())) is not None:

@@ -16,11 +16,11 @@ Text = Annotated[str, Meta(min_length=1)]
 Minutes = Annotated[float, Meta(ge=0.02, le=1_000_000)]
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+class SettingsGroup(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     """A group of settings. The key in config.ini is the field name in pascal case, or the explicit `name`."""
 
 
-class ServerSettings(Group, frozen=True):
+class ServerSettings(SettingsGroup, frozen=True):
     """[service]: addresses, origins, proxies and language of the server. `request_timeout` in seconds."""
 
     app_mode: Literal["debug", "release"] = "debug"
@@ -34,7 +34,7 @@ class ServerSettings(Group, frozen=True):
     metrics_port: Port = 0
 
 
-class StoreSettings(Group, frozen=True):
+class StoreSettings(SettingsGroup, frozen=True):
     """[service]: settings of all stores. Timeouts in seconds; `message_days` in days, 0 keeps all messages."""
 
     data_dir: Path = Path("data")
@@ -43,7 +43,7 @@ class StoreSettings(Group, frozen=True):
     message_days: Annotated[float, Meta(ge=0, le=36500)] = 0
 
 
-class AccountSettings(Group, frozen=True):
+class AccountSettings(SettingsGroup, frozen=True):
     """[service]: users, passwords and sessions. `login_window` in minutes, `password_wait` in seconds."""
 
     password_cost: Annotated[int, Meta(ge=4, le=16)] = 12
@@ -57,7 +57,7 @@ class AccountSettings(Group, frozen=True):
     password_wait: Duration = 10
 
 
-class ChatSettings(Group, frozen=True):
+class ChatSettings(SettingsGroup, frozen=True):
     """[service]: limits of messages. `stranger_window` in days."""
 
     stranger_limit: Annotated[int, Meta(ge=0, le=1000)] = 5
@@ -68,7 +68,7 @@ class ChatSettings(Group, frozen=True):
     groups_per_user: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
-class SocketSettings(Group, frozen=True):
+class SocketSettings(SettingsGroup, frozen=True):
     """[service]: limits of a socket. Sizes in bytes, `frames_per_second` as a rate, `frames_burst` in frames."""
 
     heartbeat_seconds: Annotated[float, Meta(ge=0.05, le=3600)] = 30
@@ -81,7 +81,7 @@ class SocketSettings(Group, frozen=True):
     compress: bool = False
 
 
-class MySQLSettings(Group, frozen=True):
+class MySQLSettings(SettingsGroup, frozen=True):
     """[mysql]: the store of users. A `db_host` that begins with / is the path of a Unix socket."""
 
     db: Literal["embedded", "mysql"] = "embedded"
@@ -94,7 +94,7 @@ class MySQLSettings(Group, frozen=True):
     db_tls_ca: str = ""
 
 
-class RedisSettings(Group, frozen=True):
+class RedisSettings(SettingsGroup, frozen=True):
     """[redis]: the store of sessions, counters and limits."""
 
     redis_db: Literal["embedded", "redis"] = "embedded"
@@ -104,7 +104,7 @@ class RedisSettings(Group, frozen=True):
     redis_prefix: Text = "chat_server:"
 
 
-class MongoDBSettings(Group, frozen=True):
+class MongoDBSettings(SettingsGroup, frozen=True):
     """[MongoDB]: the store of messages."""
 
     mongodb: Literal["embedded", "mongodb"] = field(name="MongoDb", default="embedded")
@@ -130,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-SECTIONS: dict[str, dict[str, type[Group]]] = {
+SECTIONS: dict[str, dict[str, type[SettingsGroup]]] = {
     "service": {
         "server": ServerSettings,
         "stores": StoreSettings,

@@ -58,7 +58,7 @@ class GroupStore(Protocol):
     async def create(
         self, number: int, name: str, owner: str, users: Sequence[str], limits: GroupLimits
     ) -> Group | GroupRefusal:
-        """Create a group of the owner and the users, all of whom join at the time `number`.
+        """Create a group of the owner and the users, who all join at the time `number`.
 
         Duplicates, and the owner among the users, are skipped. Raises Duplicate if the number is in use.
         """
@@ -94,7 +94,7 @@ class GroupStore(Protocol):
         ...
 
     async def numbers_of(self, user: str) -> list[int]:
-        """Return the numbers of all groups of which `user` is a member."""
+        """Return the numbers of all groups that have the member `user`."""
         ...
 
     async def deleted(self, count: int) -> list[int]:
