@@ -21,7 +21,7 @@ from typing import NamedTuple
 from chat_server.backends import open_exportable
 from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import load
-from chat_server.model.messages import Record
+from chat_server.model.messages import Pair, Record
 from chat_server.model.users import User
 from chat_server.utils.clock import MICROSECONDS, Clock
 from tests import needs, servers
@@ -118,7 +118,7 @@ async def _fill(path: Path, messages: int) -> None:
             await stores.sessions.put([SessionRecord(number.to_bytes(32, "big"), one, now + 86400 * MICROSECONDS)])
             for begin in range(0, size, LONG):
                 await stores.messages.put(_records(one, other, first, begin, min(size, begin + LONG)))
-            await stores.messages.update_last(one, other)
+            await stores.messages.update_last(Pair(one, other))
             first += size
 
 

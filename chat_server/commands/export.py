@@ -7,7 +7,7 @@ import msgspec
 
 from chat_server.backends import ExportableStores
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
-from chat_server.model.messages import Record
+from chat_server.model.messages import Pair, Record
 from chat_server.model.users import User
 
 Line = dict[str, Any]
@@ -33,7 +33,7 @@ async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     for digest, expires in sessions.items():
         yield {"kind": "session", "digest": digest.hex(), "expires": expires // 1000}
     async for peer in stores.messages.peers(user.name):
-        async for records in read_pages(stores.messages, user.name, peer):
+        async for records in read_pages(stores.messages, Pair(user.name, peer)):
             for record in records:
                 yield _message(record)
     counters = {

@@ -14,6 +14,7 @@ from chat_server.backends import ExportableStores, open_alongside
 from chat_server.commands.export import export
 from chat_server.conf import Settings
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
+from chat_server.model.messages import Pair
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
 from chat_server.utils.clock import Clock
@@ -270,7 +271,7 @@ class UserAdmin:
     async def _count_messages(self, name: str) -> str:
         conversations = messages = 0
         async for peer in self._stores.messages.peers(name):
-            count = sum([len(page) async for page in read_pages(self._stores.messages, name, peer)])
+            count = sum([len(page) async for page in read_pages(self._stores.messages, Pair(name, peer))])
             conversations += count > 0
             messages += count
         return f"{messages} messages in {conversations} conversations"
@@ -278,9 +279,9 @@ class UserAdmin:
     async def _erase_messages(self, name: str) -> str:
         conversations = messages = 0
         async for peer in self._stores.messages.peers(name):
-            count = erased = await self._stores.messages.erase(name, peer, ERASE_BATCH)
+            count = erased = await self._stores.messages.erase(Pair(name, peer), ERASE_BATCH)
             while erased == ERASE_BATCH:
-                erased = await self._stores.messages.erase(name, peer, ERASE_BATCH)
+                erased = await self._stores.messages.erase(Pair(name, peer), ERASE_BATCH)
                 count += erased
             conversations += count > 0
             messages += count

@@ -5,17 +5,17 @@ from collections.abc import Iterable
 
 import msgspec
 
-from chat_server.model.messages import Record
+from chat_server.model.messages import ConversationKey, Record
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class ConversationDigest:
-    """A digest of one conversation: its users and every stored record, in order of time."""
+    """A digest of one conversation: its key and every stored record, in order of time."""
 
-    def __init__(self, one: str, other: str) -> None:
+    def __init__(self, key: ConversationKey) -> None:
         self.count = 0
-        self._hash = hashlib.sha256(_encode((one, other)))
+        self._hash = hashlib.sha256(_encode(key))
 
     def add(self, records: Iterable[Record]) -> None:
         """Add the next records."""

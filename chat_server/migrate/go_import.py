@@ -17,7 +17,7 @@ from chat_server.migrate.jobs import as_async, for_each, progress_bar
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
 from chat_server.migrate.skip_report import SkipReport
 from chat_server.migrate.spool import GoMessage, MessageSpool, UserSpool
-from chat_server.model.messages import Message, Record
+from chat_server.model.messages import Message, Pair, Record
 from chat_server.model.users import User
 from chat_server.service.frames import is_id
 from chat_server.service.names import is_name, normal
@@ -27,9 +27,6 @@ from chat_server.utils.errors import Duplicate, StartError
 DAY = 86400
 # The messages of a second start at an offset that depends on the conversation, in the first half of the second.
 SPREAD = MICROSECONDS // 2
-
-
-Pair = tuple[str, str]
 
 
 class GoImport:
@@ -107,7 +104,7 @@ class GoImport:
             count = await self._source.count_documents(collection)
             if owner := self._find_owner(collection, count):
                 low, high = sorted(owner)
-                owned.setdefault((low, high), []).append((collection, owner))
+                owned.setdefault(Pair(low, high), []).append((collection, owner))
                 total += count
         with progress_bar("messages", total) as bar:
             await for_each(as_async(sorted(owned)), lambda pair: self._import_conversation(pair, owned[pair], bar))
@@ -123,12 +120,12 @@ class GoImport:
         cuts = [at for at in range(len(body)) if body.startswith(SEPARATOR, at)]
         splits = [(body[:at], body[at + len(SEPARATOR) :]) for at in cuts]
         owners = [
-            (one, other)
+            Pair(one, other)
             for sender, receiver in splits
             if (one := self._users.find(sender)) and (other := self._users.find(receiver))
         ]
         if not owners and self._unregistered and len(splits) == 1:
-            owners = [(normal(sender), normal(receiver)) for sender, receiver in splits]
+            owners = [Pair(normal(sender), normal(receiver)) for sender, receiver in splits]
             owners = [pair for pair in owners if is_name(pair[0]) and is_name(pair[1])]
         label = f"{collection} ({count})"
         if len(owners) == 1 and owners[0][0] != owners[0][1]:
@@ -151,14 +148,14 @@ class GoImport:
                     for document in page:
                         self._spool_message(spool, collection, sender, receiver, document)
                     bar.update(len(page))
-            expected, stored, last = ConversationDigest(*pair), ConversationDigest(*pair), 0
+            expected, stored, last = ConversationDigest(pair), ConversationDigest(pair), 0
             for messages in spool.pages():
                 last = await self._store_page(pair, messages, last, expected, stored)
         finally:
             spool.close()
         if not last:
             return
-        await self._target.messages.update_last(*pair)
+        await self._target.messages.update_last(pair)
         if expected.value() != stored.value():
             raise StartError(f"the conversation of {pair[0]!r} and {pair[1]!r} differs from the Go database; {RETRY}")
         self._digest.add(stored)
@@ -233,7 +230,7 @@ class GoImport:
         if new:
             expected.add(new)
             new_times = {record.time for record in new}
-            async for records in read_pages(messages, *pair, (new[0].time - 1, new[-1].time)):
+            async for records in read_pages(messages, pair, (new[0].time - 1, new[-1].time)):
                 stored.add(record for record in records if record.time in new_times)
         return max(last, *times)
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import AsyncIterator, Sequence
 
-from chat_server.model.messages import ExportableMessages, Record
+from chat_server.model.messages import ConversationKey, ExportableMessages, Record
 
 # Records in memory at a time, for each conversation that is being read.
 PAGE_SIZE = 1000
@@ -11,7 +11,7 @@ MAX_TIME = 2**62  # later than every message, in microseconds
 
 
 async def read_pages(
-    messages: ExportableMessages, one: str, other: str, bounds: Sequence[int] = (0, MAX_TIME)
+    messages: ExportableMessages, key: ConversationKey, bounds: Sequence[int] = (0, MAX_TIME)
 ) -> AsyncIterator[list[Record]]:
     """Yield the records of a conversation after the first time in `bounds` up to the last one, in order of time.
 
@@ -20,7 +20,7 @@ async def read_pages(
     """
     for after, until in itertools.pairwise(bounds):
         start = after
-        while page := await messages.records(one, other, start, until, PAGE_SIZE):
+        while page := await messages.records(key, start, until, PAGE_SIZE):
             yield page
             start = page[-1].time
             if len(page) < PAGE_SIZE:

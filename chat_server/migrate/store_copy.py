@@ -18,7 +18,7 @@ from chat_server.migrate.checksum import ConversationDigest, TotalDigest
 from chat_server.migrate.jobs import for_each, progress_bar
 from chat_server.migrate.record_pages import MAX_TIME, PAGE_SIZE, read_pages
 from chat_server.migrate.shared import SharedStores
-from chat_server.model.messages import ExportableMessages
+from chat_server.model.messages import ExportableMessages, Pair
 from chat_server.model.users import ExportableUsers, User
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import Duplicate, StartError
@@ -105,7 +105,7 @@ class _MessageCopy:
         await self._refuse_other_conversations()
         total = await self._source.count()
         with progress_bar("messages", total) as bar:
-            await for_each(self._source.pairs(), lambda pair: self._copy_conversation(*pair, bar))
+            await for_each(self._source.pairs(), lambda pair: self._copy_conversation(pair, bar))
         count = self._digest.messages
         if await self._target.count() != count:
             await self._refuse_other_conversations()
@@ -117,44 +117,46 @@ class _MessageCopy:
 
     async def _refuse_other_conversations(self) -> None:
         """Raise StartError for a conversation that only the target has."""
-        async for one, other in self._target.pairs():
-            in_source = await self._source.records(one, other, 0, MAX_TIME, 1)
-            if not in_source and await self._target.records(one, other, 0, MAX_TIME, 1):
-                raise StartError(f"the conversation of {one!r} and {other!r} is not in the source: {NOT_EMPTY}")
+        async for pair in self._target.pairs():
+            in_source = await self._source.records(pair, 0, MAX_TIME, 1)
+            if not in_source and await self._target.records(pair, 0, MAX_TIME, 1):
+                raise StartError(f"{_describe(pair)} is not in the source: {NOT_EMPTY}")
 
-    async def _copy_conversation(self, one: str, other: str, bar: "tqdm[None]") -> None:
-        digest, bounds = ConversationDigest(one, other), [0]
-        async for page in read_pages(self._source, one, other):
+    async def _copy_conversation(self, pair: Pair, bar: "tqdm[None]") -> None:
+        digest, bounds = ConversationDigest(pair), [0]
+        async for page in read_pages(self._source, pair):
             stored = {
-                record.time: record
-                for record in await self._target.records(one, other, bounds[-1], page[-1].time, PAGE_SIZE)
+                record.time: record for record in await self._target.records(pair, bounds[-1], page[-1].time, PAGE_SIZE)
             }
             if new := [record for record in page if stored.get(record.time) != record]:
                 try:
                     await self._target.put(new)
                 except Duplicate as error:
-                    where = f"the conversation of {one!r} and {other!r}"
                     raise StartError(
-                        f"{where}: {error} is already used by another message in the target; {NOT_EMPTY}"
+                        f"{_describe(pair)}: {error} is already used by another message in the target; {NOT_EMPTY}"
                     ) from error
             digest.add(page)
             bounds.append(page[-1].time)
             bar.update(len(page))
         if digest.count:
-            await self._target.update_last(one, other)
-        await self._compare(one, other, digest, bounds)
+            await self._target.update_last(pair)
+        await self._compare(pair, digest, bounds)
 
-    async def _compare(self, one: str, other: str, digest: ConversationDigest, bounds: list[int]) -> None:
+    async def _compare(self, pair: Pair, digest: ConversationDigest, bounds: list[int]) -> None:
         """Read the conversation back from the target and compare it."""
-        written = ConversationDigest(one, other)
-        async for page in read_pages(self._target, one, other, [*bounds, MAX_TIME]):
+        written = ConversationDigest(pair)
+        async for page in read_pages(self._target, pair, [*bounds, MAX_TIME]):
             written.add(page)
         if written.value() != digest.value():
             raise StartError(
-                f"the conversation of {one!r} and {other!r} differs: {digest.count} messages in the source, "
+                f"{_describe(pair)} differs: {digest.count} messages in the source, "
                 f"{written.count} in the target; {RETRY}"
             )
         self._digest.add(written)
+
+
+def _describe(pair: Pair) -> str:
+    return f"the conversation of {pair.one!r} and {pair.other!r}"
 
 
 # --- sessions and contacts

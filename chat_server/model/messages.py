@@ -1,13 +1,34 @@
 """The interface of a message store, and its records."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 
+class Pair(NamedTuple):
+    """The conversation of two users, in either order."""
+
+    one: str
+    other: str
+
+
+class GroupKey(NamedTuple):
+    """The conversation of a group. The number keys its messages; the name becomes the receiver of each message."""
+
+    number: int
+    name: str
+
+
+ConversationKey = Pair | GroupKey
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A message. `time` is in microseconds since the epoch and unique among all messages."""
+    """A message. `time` is in microseconds since the epoch and unique among all messages.
+
+    `group` is the number of the group in whose conversation it is, and `receiver` then the name of the group. In such
+    a message, stores return `read` as False: each member has a read position instead.
+    """
 
     sender: str
     receiver: str
@@ -15,6 +36,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     text: str
     time: int
     read: bool = False
+    group: int = 0
 
 
 class Added(msgspec.Struct, frozen=True, gc=False):
@@ -31,15 +53,21 @@ class Added(msgspec.Struct, frozen=True, gc=False):
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """A conversation as one user sees it: its newest message and the number of unread messages from the peer."""
+    """A conversation as one user sees it: its newest message and the number of unread messages from others.
+
+    `peer` is the other user or the name of the group. A group without visible messages has no `last`; `time` is then
+    the time of joining, otherwise that of the newest message.
+    """
 
     peer: str
-    last: Message
+    last: Message | None
     unread: int
+    time: int
+    group: int = 0
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A message as it is stored. The `text` of a deleted message is its salted digest."""
+    """A message as it is stored. The `text` of a deleted message is its salted digest; `group` as in Message."""
 
     sender: str
     receiver: str
@@ -47,6 +75,7 @@ class Record(msgspec.Struct, frozen=True):
     text: str | bytes
     time: int
     read: bool
+    group: int = 0
 
 
 # Within a conversation, sender and id identify a message.
@@ -58,10 +87,14 @@ MAX_UNREAD = 1000  # the count of unread messages stops here (protocol section 2
 class MessageStore(Protocol):
     """Durable messages and conversations. Every method raises StoreUnavailable if the store fails.
 
-    A conversation belongs to a pair of users, in both directions. An id is unique per sender and receiver. A deleted
-    message leaves a tombstone: its id, its time and a salted digest of its text. The id stays used and remains a valid
-    position, but no page contains the message. Pages are lists in order of time. Only the cost of `skip` grows with
-    the number of stored messages.
+    A conversation belongs to a pair of users, in both directions, or to a group. An id is unique per sender and
+    conversation. A deleted message leaves a tombstone: its id, its time and a salted digest of its text. The id stays
+    used and remains a valid position, but no page contains the message. Pages are lists in order of time; those of a
+    group contain only messages after the time `since`. Only the cost of `skip` grows with the number of stored
+    messages.
+
+    Messages between two users are unread or read. In a group, each member has a read position instead, the time up to
+    which all messages are read; a member without a stored one has read the messages up to the time of joining.
     """
 
     async def newest(self) -> int:
@@ -71,36 +104,61 @@ class MessageStore(Protocol):
     async def add(self, batch: Sequence[Message]) -> list[Added]:
         """Store messages as unread, in this order. They are durable on return; the results are in the same order.
 
-        An id that its sender has already used with the receiver is stored once, even if both arrive together.
+        An id that its sender has already used in the conversation is stored once, even if both arrive together.
         """
         ...
+
+    async def time_of(self, key: ConversationKey, sender: str, id: str) -> int | None:
+        """Return the time of a message of the conversation, also of a tombstone; None if it does not exist."""
+        ...
+
+    async def skip(self, key: ConversationKey, skip: int, count: int, since: int = 0) -> list[Message]:
+        """Return at most `count` messages after the `skip` oldest (protocol section 2, `S-N`)."""
+        ...
+
+    async def before(self, key: ConversationKey, time: int, count: int, since: int = 0) -> list[Message]:
+        """Return the `count` messages just before `time`."""
+        ...
+
+    async def after(self, key: ConversationKey, time: int, count: int) -> list[Message]:
+        """Return the `count` messages just after `time`."""
+        ...
+
+    async def delete(self, key: ConversationKey, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
+        """For each list of alternative keys, delete the first message that exists.
+
+        A tombstone ends the search: a repeated request must not delete another message with the same id.
+        Returns the deleted keys, None where there was nothing to delete.
+        """
+        ...
+
+    async def purge(self, before: int, limit: int) -> int:
+        """Remove at most `limit` messages older than `before`, leaving no tombstones. Returns how many."""
+        ...
+
+    async def erase(self, key: ConversationKey, limit: int) -> int:
+        """Remove at most `limit` messages of the conversation, leaving no tombstones. Returns how many.
+
+        If there were fewer, the conversation itself is removed too, with the read positions of a group.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    # --- conversations of two users
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
         """Return for each message what is stored under its id, or None."""
         ...
 
-    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
+    async def recent(self, pair: Pair, count: int) -> list[tuple[str, int]]:
         """Return sender and time of the newest `count` messages, tombstones included, the newest first."""
         ...
 
-    async def has_written(self, sender: str, receiver: str) -> bool:
-        """Whether a message from `sender` to `receiver` is stored, tombstones included."""
-        ...
-
-    async def time_of(self, one: str, other: str, sender: str, id: str) -> int | None:
-        """Return the time of a message of the conversation, also of a tombstone; None if it does not exist."""
-        ...
-
-    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
-        """Return at most `count` messages after the `skip` oldest (protocol section 2, `S-N`)."""
-        ...
-
-    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        """Return the `count` messages just before `time`."""
-        ...
-
-    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        """Return the `count` messages just after `time`."""
+    async def have_written(self, senders: Sequence[str], receiver: str) -> set[str]:
+        """Return which of these users have sent a message to `receiver`, tombstones included."""
         ...
 
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
@@ -115,16 +173,8 @@ class MessageStore(Protocol):
         """Mark the messages of these times, whose delivery is confirmed. Returns those that were unread until now."""
         ...
 
-    async def delete(self, one: str, other: str, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
-        """For each list of alternative keys, delete the first message that exists.
-
-        A tombstone ends the search: a repeated request must not delete another message with the same id.
-        Returns the deleted keys, None where there was nothing to delete.
-        """
-        ...
-
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
-        """Return at most `count` of the user's conversations whose newest message is older than `before`.
+        """Return at most `count` of the user's conversations with other users, with newest messages before `before`.
 
         The newest comes first. Conversations that consist of tombstones are left out.
         """
@@ -144,23 +194,8 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def purge(self, before: int, limit: int) -> int:
-        """Remove at most `limit` messages older than `before`, leaving no tombstones. Returns how many."""
-        ...
-
     def peers(self, user: str) -> AsyncIterator[str]:
         """Iterate over the users with whom `user` has conversations, including those without any message left."""
-        ...
-
-    async def erase(self, one: str, other: str, limit: int) -> int:
-        """Remove at most `limit` messages of the conversation, leaving no tombstones. Returns how many.
-
-        If there were fewer, the conversation itself is removed too.
-        """
-        ...
-
-    async def ping(self) -> None:
-        """Return if the store answers."""
         ...
 
 
@@ -171,11 +206,11 @@ class ExportableMessages(MessageStore, Protocol):
         """Return the number of messages, tombstones included; after a crash of the database an estimate."""
         ...
 
-    def pairs(self) -> AsyncIterator[tuple[str, str]]:
-        """Iterate over the conversations as pairs of users, the lesser name first. Some may have no message."""
+    def pairs(self) -> AsyncIterator[Pair]:
+        """Iterate over the conversations of two users, the lesser name first. Some may have no message."""
         ...
 
-    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+    async def records(self, key: ConversationKey, after: int, until: int, count: int) -> list[Record]:
         """Return the first `count` messages after the time `after` and up to `until`, tombstones included."""
         ...
 
@@ -183,11 +218,11 @@ class ExportableMessages(MessageStore, Protocol):
         """Store messages of one conversation as they are, replacing earlier states of the same messages.
 
         Raises Duplicate if another message already has one of the times, or one of the ids of a sender; some of the
-        other messages may then be stored. After the last call, call `update_last`.
+        other messages may then be stored. After the last call for a pair, call `update_last`.
         """
         ...
 
-    async def update_last(self, one: str, other: str) -> None:
+    async def update_last(self, pair: Pair) -> None:
         """Move the conversation to the time of its newest message in the list; if all are tombstones, of the newest."""
         ...
 

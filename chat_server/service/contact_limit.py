@@ -12,12 +12,12 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from chat_server.cache.contacts import ContactRecord, ContactState, ContactStore, Decision, Permission, rebuild
-from chat_server.model.messages import Added, Message, MessageStore
+from chat_server.model.messages import Added, Message, MessageStore, Pair
 from chat_server.utils.errors import StoreUnavailable
 
 Tx = TypeVar("Tx")
 Tx_contra = TypeVar("Tx_contra", contravariant=True)
-Pair = tuple[str, str]  # two users, the lesser name first
+SortedPair = tuple[str, str]  # two users, the lesser name first
 
 # Pairs per request to the user store when the cache is refreshed; each names up to two users.
 REFRESHED_PAIRS = 500
@@ -45,7 +45,7 @@ class SendStrategy(Protocol):
         """
         ...
 
-    async def are_free(self, pair: Pair, now: int) -> bool:
+    async def are_free(self, pair: SortedPair, now: int) -> bool:
         """Whether the counters know that the two users write without a limit at `now`. Raises StoreUnavailable."""
         ...
 
@@ -112,7 +112,7 @@ class ContactCache:
     def __init__(self, window: int, most: int) -> None:
         self._window = window
         self._most = most
-        self._pairs: dict[Pair, tuple[int, int]] = {}  # -> free until, tell the counters from
+        self._pairs: dict[SortedPair, tuple[int, int]] = {}  # -> free until, tell the counters from
 
     def lookup(self, one: str, other: str, now: int) -> int:
         """UNKNOWN, DUE or FREE at `now`."""
@@ -138,11 +138,11 @@ class ContactCache:
             del self._pairs[next(iter(self._pairs))]
         self._pairs[pair] = (now + self._window, now + self._window // 50)
 
-    def pairs(self) -> Sequence[Pair]:
+    def pairs(self) -> Sequence[SortedPair]:
         """The cached pairs."""
         return list(self._pairs)
 
-    def forget(self, pairs: Iterable[Pair]) -> None:
+    def forget(self, pairs: Iterable[SortedPair]) -> None:
         """Drop these pairs."""
         for pair in pairs:
             self._pairs.pop(pair, None)
@@ -157,7 +157,7 @@ class Unlimited:
     async def add(self, batch: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         return [Outcome(added) for added in await self._messages.add(batch)]
 
-    async def are_free(self, pair: Pair, now: int) -> bool:
+    async def are_free(self, pair: SortedPair, now: int) -> bool:
         return True
 
 
@@ -166,8 +166,8 @@ class MessagesInTransaction(Protocol[Tx_contra]):
 
     def add_in(self, tx: Tx_contra, batch: Sequence[Message]) -> list[Added]: ...
     def find_in(self, tx: Tx_contra, message: Message) -> Added | None: ...
-    def recent_in(self, tx: Tx_contra, one: str, other: str, count: int) -> list[tuple[str, int]]: ...
-    def has_written_in(self, tx: Tx_contra, sender: str, receiver: str) -> bool: ...
+    def recent_in(self, tx: Tx_contra, pair: Pair, count: int) -> list[tuple[str, int]]: ...
+    def have_written_in(self, tx: Tx_contra, senders: Sequence[str], receiver: str) -> set[str]: ...
 
 
 class ContactsInTransaction(Protocol[Tx_contra]):
@@ -177,7 +177,7 @@ class ContactsInTransaction(Protocol[Tx_contra]):
         self, tx: Tx_contra, sender: str, receiver: str, now: int, rebuilt: ContactState | None = None
     ) -> Decision: ...
     def allow_in(self, tx: Tx_contra, one: str, other: str, now: int) -> None: ...
-    async def peek(self, pairs: Sequence[Pair]) -> list[ContactRecord]: ...
+    async def peek(self, pairs: Sequence[SortedPair]) -> list[ContactRecord]: ...
 
 
 class SameDatabase(Generic[Tx]):
@@ -203,7 +203,7 @@ class SameDatabase(Generic[Tx]):
     async def add(self, batch: Sequence[Message], free: Sequence[bool]) -> list[Outcome]:
         return await self._write(lambda tx: [self._add(tx, *each) for each in zip(batch, free, strict=True)])
 
-    async def are_free(self, pair: Pair, now: int) -> bool:
+    async def are_free(self, pair: SortedPair, now: int) -> bool:
         return _are_free(await self._contacts.peek([pair]), now)
 
     def _add(self, tx: Tx, message: Message, free: bool) -> Outcome:
@@ -226,9 +226,10 @@ class SameDatabase(Generic[Tx]):
         return decision
 
     def _rebuild(self, tx: Tx, message: Message) -> ContactState:
-        one, other = message.sender, message.receiver
-        recent = self._messages.recent_in(tx, one, other, self._limit + 1)
-        answered = self._messages.has_written_in(tx, *_silent_first(recent, one, other))
+        pair = Pair(message.sender, message.receiver)
+        recent = self._messages.recent_in(tx, pair, self._limit + 1)
+        silent, writer = _silent_first(recent, pair)
+        answered = bool(self._messages.have_written_in(tx, [silent], writer))
         return rebuild(recent, answered, message.time, self._limit, self._window)
 
 
@@ -252,7 +253,7 @@ class SeparateStores:
         limited = iter(await self._to_limited([message for message, known in each if not known]))
         return [next(to_free if known else limited) for known in free]
 
-    async def are_free(self, pair: Pair, now: int) -> bool:
+    async def are_free(self, pair: SortedPair, now: int) -> bool:
         return _are_free(await self._contacts.peek([pair]), now)
 
     async def _to_free(self, batch: Sequence[Message]) -> list[Outcome]:
@@ -297,9 +298,10 @@ class SeparateStores:
         return decision
 
     async def _rebuild(self, message: Message) -> ContactState:
-        one, other = message.sender, message.receiver
-        recent = await self._messages.recent(one, other, self._limit + 1)
-        answered = await self._messages.has_written(*_silent_first(recent, one, other))
+        pair = Pair(message.sender, message.receiver)
+        recent = await self._messages.recent(pair, self._limit + 1)
+        silent, writer = _silent_first(recent, pair)
+        answered = bool(await self._messages.have_written([silent], writer))
         return rebuild(recent, answered, message.time, self._limit, self._window)
 
 
@@ -307,6 +309,6 @@ def _are_free(records: Sequence[ContactRecord], now: int) -> bool:
     return any(not record.state.sender and now < record.state.until for record in records)
 
 
-def _silent_first(recent: Sequence[tuple[str, int]], one: str, other: str) -> tuple[str, str]:
+def _silent_first(recent: Sequence[tuple[str, int]], pair: Pair) -> Pair:
     """The two users: first the one who did not write the newest message, then the one who did."""
-    return (other, one) if recent and recent[0][0] == one else (one, other)
+    return Pair(pair.other, pair.one) if recent and recent[0][0] == pair.one else pair

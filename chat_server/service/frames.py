@@ -150,6 +150,8 @@ class Frames:
 
     def conversation(self, conversation: Conversation, online: bool) -> bytes:
         """A conversation: its last message, the number of unread ones, and whether the peer is online."""
+        if conversation.last is None:
+            raise NotImplementedError("groups without messages")
         last = self._stored(conversation.last, Status.CONVERSATIONS)
         return _encode(msgspec.structs.replace(last, unread=conversation.unread, online=online))
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from chat_server.model.messages import MessageKey, MessageStore
+from chat_server.model.messages import MessageKey, MessageStore, Pair
 from chat_server.service.answers import Answer
 from chat_server.service.blocks import Blocks
 from chat_server.service.frames import Frames, Request, is_id
@@ -130,7 +130,7 @@ class Marks:
         peer = await self._peers.of(socket, request, failed)
         lines = _lines(failed, request.content)
         async with self._change_lock.hold(socket.user):
-            deleted = await self._messages.delete(socket.user, peer, names_of(lines, socket.user, peer))
+            deleted = await self._messages.delete(Pair(socket.user, peer), names_of(lines, socket.user, peer))
         notice = [f"{'>' if name[0] == socket.user else '<'}{name[1]}" for name in deleted if name]
         self._notify(socket, (socket.user, peer), peer, Status.DELETED, notice)
         _refuse_missing(failed, [line for line, name in zip(lines, deleted, strict=True) if not name])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from chat_server.model.messages import Conversation, Message, MessageStore
+from chat_server.model.messages import Conversation, Message, MessageStore, Pair
 from chat_server.service.answers import Answer
 from chat_server.service.frames import Frames, Request
 from chat_server.service.marks import MAX_PAGE, Marks, names_of
@@ -61,7 +61,7 @@ class Pages:
         until = page[-1].time if page else 0
 
         async def read_on(last: Message, most: int) -> list[Message]:
-            page = await self._messages.after(me, peer, last.time, most)
+            page = await self._messages.after(Pair(me, peer), last.time, most)
             return [message for message in page if message.time <= until]
 
         count = await self._stream(socket, page, len(page), read_on, self._frames.stored)
@@ -73,14 +73,14 @@ class Pages:
         if match := _SKIP.fullmatch(content):
             digits = match[1].lstrip("0") or "0"
             skip = int(digits) if len(digits) < 19 else LATEST
-            return await self._messages.skip(me, peer, skip, _count(failed, match[2]))
+            return await self._messages.skip(Pair(me, peer), skip, _count(failed, match[2]))
         if match := _NEWEST.fullmatch(content):
             count = _count(failed, match[1])
             before = LATEST if match[2] is None else await self._place(me, peer, match[2])
-            return await self._messages.before(me, peer, before, count)
+            return await self._messages.before(Pair(me, peer), before, count)
         if match := _AFTER.fullmatch(content):
             count = _count(failed, match[1])
-            return await self._messages.after(me, peer, await self._place(me, peer, match[2]), count)
+            return await self._messages.after(Pair(me, peer), await self._place(me, peer, match[2]), count)
         raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
 
     async def unread(self, socket: Socket, request: Request) -> Answer:
@@ -126,7 +126,7 @@ class Pages:
             return page
 
         async def read_on(last: Conversation, most: int) -> list[Conversation]:
-            return await read(last.last.time, most)
+            return await read(last.time, most)
 
         def encode(one: Conversation) -> bytes:
             return self._frames.conversation(one, one.peer in online and self._presence.online(one.peer, me))
@@ -168,7 +168,7 @@ class Pages:
         if not choices:
             raise Refused(Status.HISTORY_FAILED, Reason.BAD_ID, f"no valid id: {marker[:80]}")
         for sender, id in choices:
-            if (time := await self._messages.time_of(me, peer, sender, id)) is not None:
+            if (time := await self._messages.time_of(Pair(me, peer), sender, id)) is not None:
                 return time
         raise Refused(Status.HISTORY_FAILED, Reason.NO_SUCH_MESSAGE, f"no such message: {marker}")
 
@@ -183,7 +183,8 @@ def _fitting(page: Sequence[Message | Conversation]) -> int:
     """The number of items at the beginning of a page that have PIECE characters together; at least one."""
     size = 0
     for number, one in enumerate(page):
-        size += len((one.last if isinstance(one, Conversation) else one).text)
+        message = one.last if isinstance(one, Conversation) else one
+        size += len(message.text) if message else 0
         if number and size > PIECE:
             return number
     return len(page)

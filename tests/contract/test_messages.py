@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageStore
+from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageStore, Pair
 from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
 
 END = 2**62
+PAIR = Pair("1", "2")
 TEXTS = [
     *("hello", " ", "\n", "a\nb\r\nc\n", "\0", "a\0b", "'", '"', "\\", "`", "''; DROP TABLE messages; --"),
     *("$", "$ne", '{"$ne": 1}', "a.b", ".", "%", "_", "*", "?", "[a]", "{}", "null", "1", "1.0", "0x1f", "1e400"),
@@ -47,7 +48,7 @@ class Contributor:
         return run
 
     async def all(self, one: str = "1", other: str = "2") -> list[Message]:
-        return await self.store.after(one, other, 0, 10_000)
+        return await self.store.after(Pair(one, other), 0, 10_000)
 
 
 @pytest.fixture
@@ -63,6 +64,10 @@ async def following(store: MessageStore, user: str, peer: str, count: int) -> li
     return await store.conversations(user, before, count)
 
 
+def listing(peer: str, last: Message, unread: int) -> Conversation:
+    return Conversation(peer, last, unread, last.time)
+
+
 def ids(page: Sequence[Message]) -> list[str]:
     return [message.id for message in page]
 
@@ -73,26 +78,26 @@ def ids(page: Sequence[Message]) -> list[str]:
 async def test_added_messages_are_stored_unread_in_order(messages: MessageStore, writer: Contributor) -> None:
     run = [writer.message(f"m{number}", text) for number, text in enumerate(TEXTS)]
     assert await messages.add(run) == [Added(message.time) for message in run]
-    assert await messages.after("1", "2", 0, 1000) == run
-    assert await messages.before("2", "1", END, 1000) == run
-    assert await messages.skip("1", "2", 0, 1000) == run
+    assert await messages.after(PAIR, 0, 1000) == run
+    assert await messages.before(Pair("2", "1"), END, 1000) == run
+    assert await messages.skip(PAIR, 0, 1000) == run
     assert await messages.unread("1", "2", 0, 1000) == run
 
 
 async def test_an_empty_store_has_no_messages(messages: MessageStore) -> None:
     assert await messages.add([]) == []
     assert await messages.newest() == 0
-    assert await messages.skip("1", "2", 0, 10) == []
-    assert await messages.before("1", "2", END, 10) == []
-    assert await messages.after("1", "2", 0, 10) == []
+    assert await messages.skip(PAIR, 0, 10) == []
+    assert await messages.before(PAIR, END, 10) == []
+    assert await messages.after(PAIR, 0, 10) == []
     assert await messages.unread("1", "2", 0, 10) == []
-    assert await messages.recent("1", "2", 10) == []
-    assert not await messages.has_written("1", "2")
-    assert await messages.time_of("1", "2", "1", "m") is None
+    assert await messages.recent(PAIR, 10) == []
+    assert await messages.have_written(["1"], "2") == set()
+    assert await messages.time_of(PAIR, "1", "m") is None
     assert await messages.mark("1", "2", ["m"]) == (set(), [])
     assert await messages.mark_delivered([]) == set()
     assert await messages.mark_delivered([1, 2]) == set()
-    assert await messages.delete("1", "2", [[("1", "m"), ("2", "m")]]) == [None]
+    assert await messages.delete(PAIR, [[("1", "m"), ("2", "m")]]) == [None]
     assert await messages.conversations("1", END, 10) == []
     assert await messages.purge(END, 10) == 0
 
@@ -101,7 +106,7 @@ async def test_newest_includes_deleted_messages(messages: MessageStore, writer: 
     await writer.add("a", "b")
     [newest] = await writer.add("c", sender="3", receiver="4")
     assert await messages.newest() == newest.time
-    await messages.delete("3", "4", [[("3", "c")]])
+    await messages.delete(Pair("3", "4"), [[("3", "c")]])
     assert await messages.newest() == newest.time
 
 
@@ -131,7 +136,7 @@ async def test_a_retry_is_recognized_by_any_text_and_after_deletion(
     await messages.add([first])
     assert await messages.add([writer.message("m", text)]) == [Added(first.time, new=False)]
     assert not (await messages.add([writer.message("m", text + "x")]))[0].same
-    await messages.delete("1", "2", [[("1", "m")]])
+    await messages.delete(PAIR, [[("1", "m")]])
     assert await messages.add([writer.message("m", text)]) == [Added(first.time, new=False, unread=False)]
     assert not (await messages.add([writer.message("m", text + "x")]))[0].same
 
@@ -185,17 +190,17 @@ async def test_an_id_is_unique_per_direction_of_a_conversation(messages: Message
     assert await messages.add(run) == [Added(message.time) for message in run]
     assert await writer.all() == run[:2]
     for message in run:
-        time = await messages.time_of(message.sender, message.receiver, message.sender, "m")
+        time = await messages.time_of(Pair(message.sender, message.receiver), message.sender, "m")
         assert time == message.time
 
 
 async def test_an_id_is_exactly_that_id(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add(*IDS)
     for message in run:
-        assert await messages.time_of("1", "2", "1", message.id) == message.time
+        assert await messages.time_of(PAIR, "1", message.id) == message.time
         assert await messages.mark("1", "2", [message.id]) == ({message.id}, [message.id])
     for message in run:
-        assert await messages.delete("1", "2", [[("1", message.id)]]) == [("1", message.id)]
+        assert await messages.delete(PAIR, [[("1", message.id)]]) == [("1", message.id)]
 
 
 async def test_conversations_never_mix_for_any_names(messages: MessageStore, writer: Contributor) -> None:
@@ -229,7 +234,7 @@ async def test_cancelling_a_caller_does_not_affect_others(messages: MessageStore
 
 async def test_stored_returns_existing_messages(messages: MessageStore, writer: Contributor) -> None:
     first, deleted = await writer.add("m", "deleted")
-    await messages.delete("1", "2", [[("1", "deleted")]])
+    await messages.delete(PAIR, [[("1", "deleted")]])
     assert await messages.stored(
         [
             writer.message("m", first.text),
@@ -259,25 +264,28 @@ async def test_recent_returns_sender_and_time_newest_first(messages: MessageStor
     ]
     await writer.add("e", sender="1", receiver="3")
     newest_first = [(message.sender, message.time) for message in run[::-1]]
-    assert await messages.recent("1", "2", 10) == newest_first
-    assert await messages.recent("2", "1", 3) == newest_first[:3]
+    assert await messages.recent(PAIR, 10) == newest_first
+    assert await messages.recent(Pair("2", "1"), 3) == newest_first[:3]
 
 
 async def test_a_deleted_message_still_counts_as_written(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
-    await messages.delete("1", "2", [[("1", "b")], [("1", "c")]])
+    await messages.delete(PAIR, [[("1", "b")], [("1", "c")]])
     expected = [("1", message.time) for message in run[::-1]]
-    assert await messages.recent("1", "2", 10) == expected
-    assert await messages.recent("1", "2", 2) == expected[:2]
-    await messages.delete("1", "2", [[("1", "a")]])
-    assert await messages.has_written("1", "2")
+    assert await messages.recent(PAIR, 10) == expected
+    assert await messages.recent(PAIR, 2) == expected[:2]
+    await messages.delete(PAIR, [[("1", "a")]])
+    assert await messages.have_written(["1"], "2") == {"1"}
 
 
-async def test_has_written_covers_one_direction(messages: MessageStore, writer: Contributor) -> None:
+async def test_have_written_covers_one_direction(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a")
-    assert await messages.has_written("1", "2")
-    assert not await messages.has_written("2", "1")
-    assert not await messages.has_written("1", "3")
+    await writer.add("b", sender="3", receiver="2")
+    await writer.add("c", sender="2", receiver="4")
+    assert await messages.have_written(["4", "3", "1", "unknown", "2"], "2") == {"1", "3"}
+    assert await messages.have_written(["1", "2"], "1") == set()
+    assert await messages.have_written(["1"], "3") == set()
+    assert await messages.have_written([], "2") == set()
 
 
 # --- pages
@@ -286,21 +294,21 @@ async def test_has_written_covers_one_direction(messages: MessageStore, writer: 
 async def test_time_of_depends_on_sender_and_conversation(messages: MessageStore, writer: Contributor) -> None:
     [mine] = await writer.add("m")
     [other] = await writer.add("m", sender="2", receiver="1")
-    assert await messages.time_of("1", "2", "1", "m") == mine.time
-    assert await messages.time_of("2", "1", "1", "m") == mine.time
-    assert await messages.time_of("1", "2", "2", "m") == other.time
-    assert await messages.time_of("1", "3", "1", "m") is None
-    assert await messages.time_of("1", "2", "1", "M") is None
+    assert await messages.time_of(PAIR, "1", "m") == mine.time
+    assert await messages.time_of(Pair("2", "1"), "1", "m") == mine.time
+    assert await messages.time_of(PAIR, "2", "m") == other.time
+    assert await messages.time_of(Pair("1", "3"), "1", "m") is None
+    assert await messages.time_of(PAIR, "1", "M") is None
 
 
 async def test_a_tombstone_stays_a_position_and_is_in_no_page(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c", "d")
-    await messages.delete("1", "2", [[("1", "b")]])
-    time = await messages.time_of("1", "2", "1", "b")
+    await messages.delete(PAIR, [[("1", "b")]])
+    time = await messages.time_of(PAIR, "1", "b")
     assert time == run[1].time
-    assert ids(await messages.before("1", "2", time, 10)) == ["a"]
-    assert ids(await messages.after("1", "2", time, 10)) == ["c", "d"]
-    assert ids(await messages.skip("1", "2", 1, 10)) == ["c", "d"]
+    assert ids(await messages.before(PAIR, time, 10)) == ["a"]
+    assert ids(await messages.after(PAIR, time, 10)) == ["c", "d"]
+    assert ids(await messages.skip(PAIR, 1, 10)) == ["c", "d"]
     assert ids(await messages.unread("1", "2", 0, 10)) == ["a", "c", "d"]
 
 
@@ -309,9 +317,9 @@ async def test_pages_contain_both_directions_with_sender_and_read(messages: Mess
     await messages.mark("2", "1", ["n"])
     expected = [mine, Message("2", "1", "n", other.text, other.time, read=True)]
     for page in (
-        messages.skip("1", "2", 0, 5),
-        messages.before("2", "1", END, 5),
-        messages.after("1", "2", 0, 5),
+        messages.skip(PAIR, 0, 5),
+        messages.before(Pair("2", "1"), END, 5),
+        messages.after(PAIR, 0, 5),
     ):
         assert await page == expected
 
@@ -319,7 +327,7 @@ async def test_pages_contain_both_directions_with_sender_and_read(messages: Mess
 async def test_skipping_everything_returns_an_empty_page(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b")
     for skip in (2, 3, 10**15, 2**62):
-        assert await messages.skip("1", "2", skip, 10) == []
+        assert await messages.skip(PAIR, skip, 10) == []
 
 
 people = (f"p{number}" for number in range(10**9))
@@ -345,23 +353,23 @@ async def test_pages_match_a_list_model(
         if fate == "read":
             await messages.mark(message.sender, message.receiver, [message.id])
         if fate == "deleted":
-            await messages.delete(one, other, [[(message.sender, message.id)]])
+            await messages.delete(Pair(one, other), [[(message.sender, message.id)]])
         else:
             model.append(msgspec.structs.replace(message, read=fate == "read"))
     for look, at, count in looks:
         time = 0 if at < 0 else run[at].time if at < len(run) else END
         if look == "skip":
-            assert await messages.skip(other, one, max(at, 0), count) == model[max(at, 0) :][:count]
+            assert await messages.skip(Pair(other, one), max(at, 0), count) == model[max(at, 0) :][:count]
         elif look == "before":
-            assert await messages.before(one, other, time, count) == [m for m in model if m.time < time][-count:]
+            assert await messages.before(Pair(one, other), time, count) == [m for m in model if m.time < time][-count:]
         elif look == "after":
-            assert await messages.after(other, one, time, count) == [m for m in model if m.time > time][:count]
+            assert await messages.after(Pair(other, one), time, count) == [m for m in model if m.time > time][:count]
         elif look == "unread":
             unread = [m for m in model if m.sender == one and not m.read and m.time > time]
             assert await messages.unread(one, other, time, count) == unread[:count]
         else:
             mine = [m for m in model if m.sender == other and not m.read]
-            expected = [Conversation(other, model[-1], len(mine))] if model else []
+            expected = [listing(other, model[-1], len(mine))] if model else []
             assert await messages.conversations(one, END, count) == expected
 
 
@@ -390,14 +398,14 @@ async def test_mark_affects_one_direction_of_one_conversation(messages: MessageS
 
 async def test_a_deleted_message_cannot_be_marked(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b")
-    await messages.delete("1", "2", [[("1", "a")]])
+    await messages.delete(PAIR, [[("1", "a")]])
     assert await messages.mark("1", "2", ["a", "b"]) == ({"b"}, ["b"])
 
 
 async def test_mark_delivered_returns_each_message_once(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
     await messages.mark("1", "2", ["b"])
-    await messages.delete("1", "2", [[("1", "c")]])
+    await messages.delete(PAIR, [[("1", "c")]])
     times = [message.time for message in run]
     assert await messages.mark_delivered(times) == {run[0].time}
     assert await messages.mark_delivered(times) == set()
@@ -434,8 +442,7 @@ async def test_delete_takes_the_first_existing_alternative(messages: MessageStor
     await writer.add("both", "mine")
     await writer.add("both", "other", sender="2", receiver="1")
     assert await messages.delete(
-        "1",
-        "2",
+        PAIR,
         [
             [("1", "both"), ("2", "both")],
             [("1", "other"), ("2", "other")],
@@ -449,7 +456,7 @@ async def test_delete_takes_the_first_existing_alternative(messages: MessageStor
 async def test_delete_affects_both_users_of_one_conversation_once(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("m")
     await writer.add("m", sender="1", receiver="3")
-    deleted = await asyncio.gather(*(messages.delete("2", "1", [[("1", "m")]]) for _ in range(5)))
+    deleted = await asyncio.gather(*(messages.delete(Pair("2", "1"), [[("1", "m")]]) for _ in range(5)))
     assert sorted(deleted, key=str) == [[("1", "m")], [None], [None], [None], [None]]
     assert await writer.all("1", "2") == []
     assert await messages.unread("1", "2", 0, 10) == []
@@ -459,7 +466,7 @@ async def test_delete_affects_both_users_of_one_conversation_once(messages: Mess
 async def test_the_id_of_a_deleted_message_stays_used(messages: MessageStore, writer: Contributor) -> None:
     """A retry is acknowledged, but not stored or delivered."""
     [first] = await writer.add("m")
-    await messages.delete("1", "2", [[("1", "m")]])
+    await messages.delete(PAIR, [[("1", "m")]])
     assert await messages.add([writer.message("m", first.text), writer.message("m", "other")]) == [
         Added(first.time, new=False, same=True, unread=False),
         Added(first.time, new=False, same=False, unread=False),
@@ -479,7 +486,7 @@ async def test_conversations_list_newest_first_with_last_and_unread(
     [to_two] = await writer.add("e")
     await writer.add("f", sender="2", receiver="3")
     await messages.mark("2", "1", ["a"])
-    expected = [Conversation("2", to_two, 1), Conversation("4", from_four, 1), Conversation("3", to_three, 0)]
+    expected = [listing("2", to_two, 1), listing("4", from_four, 1), listing("3", to_three, 0)]
     assert await messages.conversations("1", END, 10) == expected
     assert await messages.conversations("1", END, 2) == expected[:2]
     assert await following(messages, "1", "2", 10) == expected[1:]
@@ -525,7 +532,7 @@ async def test_conversations_match_a_list_model(
             model += batch
         elif kind == "delete":
             for message in [model.pop(n) for n in numbers if n < len(model)]:
-                await messages.delete(message.sender, message.receiver, [[(message.sender, message.id)]])
+                await messages.delete(Pair(message.sender, message.receiver), [[(message.sender, message.id)]])
         elif model:
             before = sorted(message.time for message in model)[min(numbers[0], len(model) - 1)]
             await messages.purge(before, 1000)
@@ -535,7 +542,7 @@ async def test_conversations_match_a_list_model(
         expected = listed(model, user)
         for number, conversation in enumerate(expected):
             assert await following(messages, user, conversation.peer, 10) == expected[number + 1 :]
-            assert await messages.conversations(user, conversation.last.time, 10) == expected[number + 1 :]
+            assert await messages.conversations(user, conversation.time, 10) == expected[number + 1 :]
 
 
 def listed(model: Sequence[Message], user: str) -> list[Conversation]:
@@ -544,14 +551,12 @@ def listed(model: Sequence[Message], user: str) -> list[Conversation]:
     for message in sorted(model, key=lambda one: one.time, reverse=True):
         if user in (message.sender, message.receiver):
             by_peer.setdefault(message.receiver if message.sender == user else message.sender, []).append(message)
-    return [
-        Conversation(peer, mine[0], sum(message.receiver == user for message in mine)) for peer, mine in by_peer.items()
-    ]
+    return [listing(peer, mine[0], sum(message.receiver == user for message in mine)) for peer, mine in by_peer.items()]
 
 
 async def test_the_last_message_is_the_newest_remaining_one(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c")
-    await messages.delete("1", "2", [[("1", "c")]])
+    await messages.delete(PAIR, [[("1", "c")]])
     assert [one.last for one in await messages.conversations("2", END, 10)] == [run[1]]
     assert [one.unread for one in await messages.conversations("2", END, 10)] == [2]
 
@@ -559,7 +564,7 @@ async def test_the_last_message_is_the_newest_remaining_one(messages: MessageSto
 async def test_a_conversation_of_tombstones_is_not_listed(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", sender="1", receiver="3")
     await writer.add("b")
-    await messages.delete("1", "2", [[("1", "b")]])
+    await messages.delete(PAIR, [[("1", "b")]])
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["3"]
     assert [one.peer for one in await messages.conversations("1", END, 1)] == ["3"]
     assert await messages.conversations("2", END, 10) == []
@@ -570,14 +575,14 @@ async def test_a_conversation_of_tombstones_is_not_listed(messages: MessageStore
 async def test_a_page_continues_after_an_emptied_conversation(messages: MessageStore, writer: Contributor) -> None:
     for peer in ("4", "3", "2"):
         await writer.add("m", sender="1", receiver=peer)
-    await messages.delete("1", "3", [[("1", "m")]])
+    await messages.delete(Pair("1", "3"), [[("1", "m")]])
     assert [one.peer for one in await following(messages, "1", "3", 10)] == ["4"]
     assert [one.peer for one in await messages.conversations("1", END, 10)] == ["2", "4"]
 
 
 async def test_purge_hides_a_conversation_of_newer_tombstones(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b")
-    await messages.delete("1", "2", [[("1", "b")]])
+    await messages.delete(PAIR, [[("1", "b")]])
     assert await messages.purge(run[1].time, 100) == 1
     assert await messages.conversations("1", END, 10) == []
     assert await following(messages, "1", "2", 10) == []
@@ -629,12 +634,12 @@ async def test_a_batch_out_of_order_is_listed_by_its_newest_message(
 
 async def test_purge_removes_old_messages_without_tombstones(messages: MessageStore, writer: Contributor) -> None:
     run = await writer.add("a", "b", "c", "d")
-    await messages.delete("1", "2", [[("1", "b")]])
+    await messages.delete(PAIR, [[("1", "b")]])
     assert await messages.purge(run[2].time, 100) == 2
     assert ids(await writer.all()) == ["c", "d"]
     assert await messages.purge(run[2].time, 100) == 0
     for id in ("a", "b"):
-        assert await messages.time_of("1", "2", "1", id) is None
+        assert await messages.time_of(PAIR, "1", id) is None
     assert [one.new for one in await messages.add([writer.message("b"), writer.message("a", "other")])] == [True, True]
     assert ids(await messages.unread("1", "2", 0, 10)) == ["c", "d", "b", "a"]
 
@@ -653,7 +658,7 @@ async def test_purge_removes_empty_conversations(messages: MessageStore, writer:
     assert await messages.conversations("2", END, 10) == []
     with pytest.raises(KeyError):
         await following(messages, "1", "2", 10)
-    assert not await messages.has_written("1", "2")
+    assert await messages.have_written(["1"], "2") == set()
     [again] = await writer.add("a", sender="2", receiver="1")
     assert [one.last for one in await messages.conversations("1", END, 1)] == [again]
     assert await writer.all() == [again]
@@ -675,29 +680,29 @@ async def test_peers_include_senders_and_receivers(messages: MessageStore, write
 
 async def test_peers_include_conversations_of_tombstones(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a")
-    await messages.delete("1", "2", [[("1", "a")]])
+    await messages.delete(PAIR, [[("1", "a")]])
     assert [peer async for peer in messages.peers("2")] == ["1"]
 
 
 async def test_erase_removes_messages_and_tombstones_in_steps(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b", "c")
     await writer.add("a", "b", sender="2", receiver="1")
-    await messages.delete("1", "2", [[("1", "b")], [("2", "a")]])
+    await messages.delete(PAIR, [[("1", "b")], [("2", "a")]])
     [other] = await writer.add("a", receiver="3")
-    assert [await messages.erase("2", "1", 2) for _ in range(3)] == [2, 2, 1]
+    assert [await messages.erase(Pair("2", "1"), 2) for _ in range(3)] == [2, 2, 1]
     assert await writer.all() == []
-    assert await messages.recent("1", "2", 10) == []
+    assert await messages.recent(PAIR, 10) == []
     assert [peer async for peer in messages.peers("1")] == ["3"]
     assert [peer async for peer in messages.peers("2")] == []
     assert await writer.all("1", "3") == [other]
-    assert await messages.erase("1", "2", 2) == 0
+    assert await messages.erase(PAIR, 2) == 0
 
 
 async def test_an_erased_conversation_starts_again(messages: MessageStore, writer: Contributor) -> None:
     """A cached conversation number must not survive."""
     await writer.add("a", "b")
-    assert await messages.erase("1", "2", 10) == 2
-    assert not await messages.has_written("1", "2")
+    assert await messages.erase(PAIR, 10) == 2
+    assert await messages.have_written(["1"], "2") == set()
     again = await writer.add("a", "c", sender="2", receiver="1")
     assert await writer.all() == again
     assert [(one.peer, one.unread) for one in await messages.conversations("1", END, 10)] == [("2", 2)]
@@ -720,21 +725,21 @@ message = Message("1", "2", "m", "text", 1)
         lambda store: store.newest(),
         lambda store: store.add([message]),
         lambda store: store.stored([message]),
-        lambda store: store.recent("1", "2", 1),
-        lambda store: store.has_written("1", "2"),
-        lambda store: store.time_of("1", "2", "1", "m"),
-        lambda store: store.skip("1", "2", 0, 1),
-        lambda store: store.before("1", "2", 1, 1),
-        lambda store: store.after("1", "2", 1, 1),
+        lambda store: store.recent(PAIR, 1),
+        lambda store: store.have_written(["1"], "2"),
+        lambda store: store.time_of(PAIR, "1", "m"),
+        lambda store: store.skip(PAIR, 0, 1),
+        lambda store: store.before(PAIR, 1, 1),
+        lambda store: store.after(PAIR, 1, 1),
         lambda store: store.unread("1", "2", 0, 1),
         lambda store: store.mark("1", "2", ["m"]),
         lambda store: store.mark_delivered([1]),
-        lambda store: store.delete("1", "2", [[("1", "m")]]),
+        lambda store: store.delete(PAIR, [[("1", "m")]]),
         lambda store: store.conversations("1", END, 1),
         lambda store: store.newest_peers("1", 1),
         lambda store: store.purge(1, 1),
         lambda store: anext(store.peers("1")),
-        lambda store: store.erase("1", "2", 1),
+        lambda store: store.erase(PAIR, 1),
         lambda store: store.ping(),
     ],
 )

@@ -12,7 +12,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from chat_server.model import mongodb
-from chat_server.model.messages import Added, Message, Record
+from chat_server.model.messages import Added, Message, Pair, Record
 from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.lease import always
@@ -141,30 +141,30 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
         so_far("add")
     await store.stored(run)
     so_far("stored")
-    time = run[4].time
+    time, pair = run[4].time, Pair("a", "b")
     calls: dict[str, list[Sequence[Any]]] = {
         "newest": [()],
-        "recent": [("a", "b", 6)],
-        "has_written": [("a", "b"), ("c", "a")],
-        "time_of": [("a", "b", "a", "m0"), ("a", "b", "a", "none")],
-        "skip": [("a", "b", 2, 3)],
-        "before": [("a", "b", time, 3)],
-        "after": [("a", "b", time, 3)],
+        "recent": [(pair, 6)],
+        "have_written": [(["a"], "b"), (["c", "b"], "a")],
+        "time_of": [(pair, "a", "m0"), (pair, "a", "none")],
+        "skip": [(pair, 2, 3)],
+        "before": [(pair, time, 3)],
+        "after": [(pair, time, 3)],
         "unread": [("a", "b", 0, 3)],
         "mark": [("a", "b", ["m1", "none"])],
         "mark_delivered": [([time, 1],)],
         "conversations": [("a", 2**62, 1), ("a", 2**62, 5)],
         "newest_peers": [("a", 1), ("unknown", 200)],
         "listed_at": [("a", "b"), ("a", "unknown")],
-        "delete": [("a", "b", [[("a", "m8"), ("b", "m8")], [("b", "m0")], [("a", "none")]])],
+        "delete": [(pair, [[("a", "m8"), ("b", "m8")], [("b", "m0")], [("a", "none")]])],
         "ping": [()],
         "count": [()],
-        "records": [("a", "b", 0, mongodb.LATEST, 5)],
-        "update_last": [("a", "b")],
+        "records": [(pair, 0, mongodb.LATEST, 5)],
+        "update_last": [(pair,)],
         "used_times": [([time, 1],)],
         "put": [([Record("a", "b", f"m{n}", "text", run[n].time, True) for n in range(3)],)],
         "purge": [(time, 2), (time, 100)],
-        "erase": [("a", "b", 2), ("a", "b", 100)],
+        "erase": [(pair, 2), (pair, 100)],
     }
     for name, arguments in calls.items():
         for each in arguments:
@@ -239,7 +239,7 @@ async def test_a_retry_waits_until_a_majority_stored_the_message(
     assert update["update"] == "chat_messages"
     assert [change["q"] for change in update["updates"]] == [{"_id": {"$in": [first.time]}}]
     assert update["writeConcern"] == {"w": "majority", "j": True}
-    assert await store.after("a", "b", 0, 9) == [first]
+    assert await store.after(Pair("a", "b"), 0, 9) == [first]
 
 
 async def test_op_7_skips_emptied_conversations_without_queries(
@@ -249,7 +249,7 @@ async def test_op_7_skips_emptied_conversations_without_queries(
     emptied = [Message("a", f"b{number}", "m", "text", timeline.next()) for number in range(30)]
     await store.add([kept, *emptied])
     for message in emptied:
-        await store.delete("a", message.receiver, [[("a", "m")]])
+        await store.delete(Pair("a", message.receiver), [[("a", "m")]])
     heard.sent.clear()
     assert [one.peer for one in await store.conversations("a", 2**62, 1)] == ["z"]
     assert [next(iter(command)) for command in heard.sent] == ["find"] * 3  # inboxes, last message, unread messages
@@ -289,7 +289,7 @@ async def test_a_message_with_a_used_time_is_not_acknowledged(store: mongodb.Mon
         await store.add([second])
     second = Message("c", "d", "m", "text", timeline.next())
     assert await store.add([second]) == [Added(second.time)]
-    assert await store.after("a", "b", 0, 9) == [first]
+    assert await store.after(Pair("a", "b"), 0, 9) == [first]
 
 
 @pytest.mark.skipif("CHAT_TEST_MONGODB" not in os.environ, reason="needs a server that explains: CHAT_TEST_MONGODB")

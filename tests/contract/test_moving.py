@@ -7,13 +7,14 @@ import pytest
 
 from chat_server.cache.contacts import ContactRecord, ContactState, ContactStore, ExportableContacts, Permission
 from chat_server.cache.sessions import ExportableSessions, SessionRecord, SessionStore
-from chat_server.model.messages import ExportableMessages, Message, MessageStore, Record
+from chat_server.model.messages import ExportableMessages, Message, MessageStore, Pair, Record
 from chat_server.model.users import ExportableUsers, State, User, UserStore
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.digest import digest
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 
 EVER = 2**62
+PAIR = Pair("1", "2")
 T = 1_700_000_000_000_000
 
 
@@ -66,14 +67,14 @@ async def test_put_and_records_preserve_messages_and_tombstones(messages: Messag
     ]
     await store.put(there[:3])
     await store.put(there[3:])
-    await store.update_last("1", "2")
-    assert await store.records("2", "1", 0, EVER, 10) == there
-    assert await store.records("1", "2", 0, EVER, 2) == there[:2]
-    assert await store.records("1", "2", T + 1, T + 4, 10) == there[1:4]
+    await store.update_last(PAIR)
+    assert await store.records(Pair("2", "1"), 0, EVER, 10) == there
+    assert await store.records(PAIR, 0, EVER, 2) == there[:2]
+    assert await store.records(PAIR, T + 1, T + 4, 10) == there[1:4]
     assert await store.count() == 5
     assert [pair async for pair in store.pairs()] == [("1", "2")]
     assert await store.used_times([T + 1, T + 4, T + 5]) == {T + 1, T + 4}
-    assert [message.time for message in await store.after("1", "2", 0, 10)] == [T + 1, T + 3, T + 6]
+    assert [message.time for message in await store.after(PAIR, 0, 10)] == [T + 1, T + 3, T + 6]
     assert [message.time for message in await store.unread("1", "2", 0, 10)] == [T + 1, T + 6]
     [tombstone] = await store.stored([Message("2", "1", "m2", "deleted", EVER)])
     assert tombstone
@@ -91,7 +92,7 @@ async def test_put_replaces_an_earlier_state_of_a_message(messages: MessageStore
     ]
     await store.put(now)
     await store.put(now)
-    assert await store.records("1", "2", 0, EVER, 10) == now
+    assert await store.records(PAIR, 0, EVER, 10) == now
     assert await store.count() == 4
 
 
@@ -109,7 +110,7 @@ async def test_put_refuses_to_replace_another_message(messages: MessageStore, ot
     await store.put([record("1", "2", 1)])
     with pytest.raises(Duplicate):
         await store.put([other])
-    assert await store.records("1", "2", 0, EVER, 10) == [record("1", "2", 1)]
+    assert await store.records(PAIR, 0, EVER, 10) == [record("1", "2", 1)]
     assert await store.count() == 1
 
 
@@ -119,7 +120,7 @@ async def test_update_last_lists_a_conversation_at_its_newest_message(messages: 
     await store.put([record("1", "3", 5)])
     await store.put([record("1", "4", 7, digest("deleted"))])
     for other in ("2", "3", "4"):
-        await store.update_last("1", other)
+        await store.update_last(Pair("1", other))
     assert [conversation.peer for conversation in await store.conversations("1", 2**62, 10)] == ["3", "2"]
     assert [pair async for pair in store.pairs()] == [("1", "2"), ("1", "3"), ("1", "4")]
     await store.add([Message("2", "1", "new", "new", T + 10)])
@@ -186,8 +187,8 @@ async def test_unavailable_messages_raise_store_unavailable(messages_away: Messa
     await _all_fail(
         store.count(),
         store.put([record("1", "2", 1)]),
-        store.update_last("1", "2"),
-        store.records("1", "2", 0, EVER, 1),
+        store.update_last(PAIR),
+        store.records(PAIR, 0, EVER, 1),
         store.used_times([1]),
         anext(store.pairs()),
     )

@@ -13,7 +13,7 @@ import pytest
 from chat_server.backends import ExportableStores, open_exportable
 from chat_server.conf import Settings, load
 from chat_server.migrate.record_pages import MAX_TIME
-from chat_server.model.messages import Record
+from chat_server.model.messages import Pair, Record
 from chat_server.utils.clock import Clock
 from tests import servers
 from tests.harness import CommandResult, run_command
@@ -167,10 +167,10 @@ async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
         }
 
 
-async def all_records(stores: ExportableStores, pair: tuple[str, str], count: int) -> list[Record]:
+async def all_records(stores: ExportableStores, pair: Pair, count: int) -> list[Record]:
     """Return all stored records of a conversation, read in pages of `count`."""
     records: list[Record] = []
-    while page := await stores.messages.records(*pair, records[-1].time if records else 0, MAX_TIME, count):
+    while page := await stores.messages.records(pair, records[-1].time if records else 0, MAX_TIME, count):
         records += page
     return records
 

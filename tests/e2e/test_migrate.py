@@ -17,7 +17,7 @@ import pytest
 from chat_server.backends import ExportableStores, open_exportable
 from chat_server.cache.contacts import ContactRecord, ContactState
 from chat_server.cache.sessions import SessionRecord
-from chat_server.model.messages import Message, Record
+from chat_server.model.messages import Message, Pair, Record
 from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
 from chat_server.utils.digest import digest
@@ -72,7 +72,9 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
                 run.append(Message(sender, receiver, id, TEXTS[index % len(TEXTS)], time := time + 1))
             await stores.messages.add(run)
             await stores.messages.mark(one, other, [message.id for message in run[2:5]])
-            await stores.messages.delete(one, other, [[(run[4].sender, run[4].id)], [(run[-1].sender, run[-1].id)]])
+            await stores.messages.delete(
+                Pair(one, other), [[(run[4].sender, run[4].id)], [(run[-1].sender, run[-1].id)]]
+            )
         await only_deleted(stores, time)
         now = Clock().now()
         await stores.sessions.put(
@@ -89,7 +91,7 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
 async def only_deleted(stores: ExportableStores, time: int) -> None:
     """Write a conversation with deleted messages only."""
     await stores.messages.add([Message("a@b", "é", "gone", "gone", time + 1)])
-    await stores.messages.delete("a@b", "é", [[("a@b", "gone")]])
+    await stores.messages.delete(Pair("a@b", "é"), [[("a@b", "gone")]])
 
 
 async def large_source(configs: ConfigFiles) -> tuple[Path, Path]:
@@ -155,7 +157,7 @@ async def test_a_second_migration_copies_changes_of_the_source(configs: ConfigFi
     await migrate_successfully(source, target)
     async with open_exportable([load_settings(source)], Clock(), print) as [stores]:
         await stores.messages.mark("1", "a", ["m.1", "m:1", "m-1"])
-        await stores.messages.delete("1", "a", [[("1", "M-1")], [("1", "m:1")]])
+        await stores.messages.delete(Pair("1", "a"), [[("1", "M-1")], [("1", "m:1")]])
         await stores.messages.add([Message("1", "a", "late", "late", T + 10**6)])
     await migrate_successfully(source, target)
     assert await stored_data(target) == await stored_data(source)
@@ -329,7 +331,7 @@ async def embedded_stores(folder: Path, name: str, user: str = "", *records: Rec
             await stores.users.put([User(user, HASH)])
         for record in records:
             await stores.messages.put([record])
-            await stores.messages.update_last(record.sender, record.receiver)
+            await stores.messages.update_last(Pair(record.sender, record.receiver))
     return path
 
 

@@ -12,7 +12,7 @@ import pytest
 from bson import ObjectId
 
 from chat_server.backends import open_exportable
-from chat_server.model.messages import Message
+from chat_server.model.messages import Message, Pair
 from chat_server.utils.clock import MICROSECONDS, Clock
 from tests.e2e.migration import ConfigFiles, configs, databases, load_settings, migrate, refused_migration, stored_data
 from tests.harness import PASSWORD, serving
@@ -143,7 +143,7 @@ async def test_a_second_import_adds_only_new_data(configs: ConfigFiles) -> None:
     with configs.mongodb() as database:
         database["p1SEP2p"].insert_one(doc("m4", "four", T + 4))
     async with open_exportable([load_settings(target)], Clock(), print) as [stores]:
-        await stores.messages.delete("1", "2", [[("1", "m1")]])
+        await stores.messages.delete(Pair("1", "2"), [[("1", "m1")]])
         await stores.messages.add([Message("2", "1", "new", "written here", Clock().now())])
     assert "messages: 3 in 1 conversations; 1 new" in await import_go(source, target)
     assert [id for _, id, _, _ in await texts(target, "1", "2")] == ["m1", "m3", "m4", "new"]

@@ -10,7 +10,7 @@ import pytest
 from chat_server.backends import SCHEMAS
 from chat_server.cache.contacts import ContactState, Decision
 from chat_server.cache.sqlite import SqliteContacts
-from chat_server.model.messages import Added, Message, MessageStore
+from chat_server.model.messages import Added, Message, MessageStore, Pair
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.service.contact_limit import Outcome, SeparateStores
 from chat_server.utils.clock import MICROSECONDS, Timeline
@@ -35,7 +35,7 @@ class FailingMessages:
         self.abandoned: list[Message] = []
         self.gate: asyncio.Event | None = None
         self.looked_up = asyncio.Event()
-        self.recent, self.has_written = messages.recent, messages.has_written
+        self.recent, self.have_written = messages.recent, messages.have_written
 
     async def stored(self, messages: Sequence[Message]) -> list[Added | None]:
         found = await self._messages.stored(messages)
@@ -115,7 +115,7 @@ class TwoDatabases:
             await self.send(id)
 
     async def stored_ids(self, other: str = "b") -> list[str]:
-        return [message.id for message in await self._kept.after("a", other, 0, 100)]
+        return [message.id for message in await self._kept.after(Pair("a", other), 0, 100)]
 
     async def expire(self) -> int:
         """Delete all messages as expired."""

@@ -11,7 +11,7 @@ import pytest
 
 from chat_server.backends import SCHEMAS
 from chat_server.cache.sqlite import MAX_CALLERS, SqliteSessions
-from chat_server.model.messages import Message
+from chat_server.model.messages import Message, Pair
 from chat_server.model.sqlite import SqliteMessages
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.metrics import StoreMetrics
@@ -152,17 +152,18 @@ async def test_concurrent_session_lookups_share_queries(tmp_path: Path) -> None:
 
 def reads(store: Store, middle: Message) -> dict[str, Callable[[], Awaitable[Any]]]:
     """Return every read whose cost must not grow with the number of stored messages."""
-    messages, (one, other) = store.messages, (middle.sender, middle.receiver)
+    messages, pair = store.messages, Pair(middle.sender, middle.receiver)
+    one, other = pair
     return {
-        "the newest": lambda: messages.before(one, other, END, 20),
-        "those before": lambda: messages.before(one, other, middle.time, 20),
-        "those after": lambda: messages.after(one, other, middle.time, 20),
+        "the newest": lambda: messages.before(pair, END, 20),
+        "those before": lambda: messages.before(pair, middle.time, 20),
+        "those after": lambda: messages.after(pair, middle.time, 20),
         "unread": lambda: messages.unread(one, other, middle.time, 20),
         "none unread": lambda: messages.unread(other, one, 0, 20),
-        "the time of an id": lambda: messages.time_of(one, other, one, middle.id),
+        "the time of an id": lambda: messages.time_of(pair, one, middle.id),
         "a retry": lambda: messages.stored([middle]),
-        "for the contact limit": lambda: messages.recent(one, other, 6),
-        "whether one has written": lambda: messages.has_written(one, other),
+        "for the contact limit": lambda: messages.recent(pair, 6),
+        "whether one has written": lambda: messages.have_written([one, other], other),
         "conversations": lambda: messages.conversations(one, END, 20),
         "newest peers": lambda: messages.newest_peers(one, 200),
         "the newest time": messages.newest,
@@ -190,7 +191,7 @@ async def test_emptied_conversations_cost_op_7_nothing(store: Store) -> None:
     emptied = [Message("a0", f"peer{number}", "m", "gone", store.timeline.next()) for number in range(1000)]
     await store.messages.add(emptied)
     for message in emptied:
-        await store.messages.delete("a0", message.receiver, [[("a0", "m")]])
+        await store.messages.delete(Pair("a0", message.receiver), [[("a0", "m")]])
     assert await store.steps(conversations) <= 1.1 * few
 
 

@@ -177,7 +177,7 @@ def test_a_conversation_extends_its_last_message(message: Message, unread: int, 
         "unread": unread,
         "online": online,
     }
-    assert encoded(frames.conversation(Conversation("2", message, unread), online)) == expected
+    assert encoded(frames.conversation(Conversation("2", message, unread, message.time), online)) == expected
 
 
 @given(names, statuses, texts)

@@ -8,7 +8,7 @@ import pymongo
 from bson import Int64
 from pymongo.errors import BulkWriteError
 
-from chat_server.model.messages import Message
+from chat_server.model.messages import Message, Pair
 from chat_server.model.mongodb.connection import Calls
 from chat_server.model.mongodb.documents import CONVERSATIONS, EARLIEST, Document, inbox_key
 from chat_server.utils.clock import MICROSECONDS
@@ -52,7 +52,7 @@ class MongoConversations:
             ]
         )
 
-    async def set_last(self, one: str, other: str, last: int) -> None:
+    async def set_last(self, pair: Pair, last: int) -> None:
         """Set `last` of both inboxes, creating them if necessary."""
         await self._write(
             [
@@ -61,13 +61,13 @@ class MongoConversations:
                     {"$set": {"user": user, "peer": peer, "last": Int64(last)}},
                     upsert=True,
                 )
-                for user, peer in ((one, other), (other, one))
+                for user, peer in (pair, pair[::-1])
             ]
         )
 
-    async def replace_last(self, one: str, other: str, old: int, new: int) -> None:
+    async def replace_last(self, pair: Pair, old: int, new: int) -> None:
         """Set `last` of both inboxes to `new` if it is still `old`."""
-        query = {"_id": {"$in": [inbox_key(one, other), inbox_key(other, one)]}, "last": Int64(old)}
+        query = {"_id": {"$in": [inbox_key(*pair), inbox_key(*pair[::-1])]}, "last": Int64(old)}
         await self._call(self.collection.update_many(query, {"$set": {"last": Int64(new)}}))
 
     async def listed(self, user: str, before: int, count: int) -> list[Document]:
@@ -105,11 +105,11 @@ class MongoConversations:
         async for inbox in self._inboxes(inbox_key(user, ""), inbox_key(user, LAST_KEY)):
             yield inbox["peer"]
 
-    async def pairs(self) -> AsyncIterator[tuple[str, str]]:
+    async def pairs(self) -> AsyncIterator[Pair]:
         """Iterate over the conversations as pairs of users, the lesser name first."""
         async for inbox in self._inboxes("", LAST_KEY):
             if inbox["user"] < inbox["peer"]:
-                yield inbox["user"], inbox["peer"]
+                yield Pair(inbox["user"], inbox["peer"])
 
     async def _inboxes(self, after: str, before: str) -> AsyncIterator[Document]:
         """Iterate over the inboxes between two keys, in order."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from bson import Binary, Int64
 
-from chat_server.model.messages import Added, Message, Record
+from chat_server.model.messages import Added, ConversationKey, Message, Pair, Record
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.digest import is_text_of
 
@@ -17,8 +17,11 @@ PROBE = "chat_probe"  # exists only while --check probes an empty database
 EARLIEST, LATEST = Int64(0), Int64(2**62)  # no message has these times: every range query has two bounds
 
 
-def conversation_key(one: str, other: str) -> str:
+def conversation_key(key: ConversationKey) -> str:
     """Return the key of a conversation. It is unique, because no name contains a slash (service.names.is_name)."""
+    if not isinstance(key, Pair):
+        raise NotImplementedError("messages of groups")
+    one, other = key
     return f"{one}/{other}" if one < other else f"{other}/{one}"
 
 
@@ -29,7 +32,7 @@ def inbox_key(user: str, peer: str) -> str:
 
 def unread_messages(sender: str, receiver: str) -> Document:
     """Return the query for the unread messages from `sender` to `receiver`."""
-    return {"to": receiver, "conv": conversation_key(sender, receiver), "read": False}
+    return {"to": receiver, "conv": conversation_key(Pair(sender, receiver)), "read": False}
 
 
 def to_document(message: Message | Record) -> Document:
@@ -39,7 +42,7 @@ def to_document(message: Message | Record) -> Document:
         text = {"digest": Binary(message.text), "deleted": True}
     return {
         "_id": Int64(message.time),
-        "conv": conversation_key(message.sender, message.receiver),
+        "conv": conversation_key(Pair(message.sender, message.receiver)),
         "from": message.sender,
         "to": message.receiver,
         "mid": message.id,

@@ -10,7 +10,16 @@ from bson import Binary, Int64
 from pymongo.errors import BulkWriteError
 
 from chat_server.conf import MongoDBSettings
-from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageKey, Record
+from chat_server.model.messages import (
+    MAX_UNREAD,
+    Added,
+    Conversation,
+    ConversationKey,
+    Message,
+    MessageKey,
+    Pair,
+    Record,
+)
 from chat_server.model.mongodb.connection import Calls, address
 from chat_server.model.mongodb.conversations import MongoConversations
 from chat_server.model.mongodb.documents import (
@@ -92,33 +101,34 @@ class MongoMessages:
         documents = await self._durable(messages)
         return [earlier_message(document, message) for document, message in zip(documents, messages, strict=True)]
 
-    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
+    async def recent(self, pair: Pair, count: int) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []
         for deleted in (False, True):
-            query = {"conv": conversation_key(one, other), "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+            query = {"conv": conversation_key(pair), "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
             documents = await self._call(
                 self._messages.find(query, {"from": 1}).sort("_id", -1).limit(count).to_list(count)
             )
             found += [(document["from"], int(document["_id"])) for document in documents]
         return sorted(found, key=lambda entry: entry[1], reverse=True)[:count]
 
-    async def has_written(self, sender: str, receiver: str) -> bool:
-        query = {"conv": conversation_key(sender, receiver), "from": sender}
-        return await self._call(self._messages.find_one(query, {"_id": 1})) is not None
+    async def have_written(self, senders: Sequence[str], receiver: str) -> set[str]:
+        queries = [{"conv": conversation_key(Pair(sender, receiver)), "from": sender} for sender in senders]
+        found = await asyncio.gather(*(self._call(self._messages.find_one(query, {"from": 1})) for query in queries))
+        return {document["from"] for document in found if document}
 
-    async def time_of(self, one: str, other: str, sender: str, id: str) -> int | None:
-        query = {"conv": conversation_key(one, other), "from": sender, "mid": id}
+    async def time_of(self, key: ConversationKey, sender: str, id: str) -> int | None:
+        query = {"conv": conversation_key(key), "from": sender, "mid": id}
         document = await self._call(self._messages.find_one(query, {"_id": 1}))
         return int(document["_id"]) if document else None
 
-    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
-        return await self._page(one, other, EARLIEST, LATEST, 1, count, skip=skip)
+    async def skip(self, key: ConversationKey, skip: int, count: int, since: int = 0) -> list[Message]:
+        return await self._page(key, since, LATEST, 1, count, skip=skip)
 
-    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        return (await self._page(one, other, EARLIEST, Int64(time), -1, count))[::-1]
+    async def before(self, key: ConversationKey, time: int, count: int, since: int = 0) -> list[Message]:
+        return (await self._page(key, since, time, -1, count))[::-1]
 
-    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        return await self._page(one, other, Int64(time), LATEST, 1, count)
+    async def after(self, key: ConversationKey, time: int, count: int) -> list[Message]:
+        return await self._page(key, time, LATEST, 1, count)
 
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
         query = {**unread_messages(sender, receiver), "_id": {"$gt": Int64(after), "$lt": LATEST}}
@@ -128,7 +138,7 @@ class MongoMessages:
     async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
         if not ids:
             return set(), []
-        conv = conversation_key(sender, receiver)
+        conv = conversation_key(Pair(sender, receiver))
         query = {"conv": conv, "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
         async with self._marking:
             documents = await self._call(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
@@ -146,8 +156,8 @@ class MongoMessages:
                 await self._mark_times([document["_id"] for document in documents])
         return {int(document["_id"]) for document in documents}
 
-    async def delete(self, one: str, other: str, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
-        return [await self._delete_first(conversation_key(one, other), alternatives) for alternatives in keys]
+    async def delete(self, key: ConversationKey, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
+        return [await self._delete_first(conversation_key(key), alternatives) for alternatives in keys]
 
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
         page: list[Conversation] = []
@@ -185,11 +195,11 @@ class MongoMessages:
     def peers(self, user: str) -> AsyncIterator[str]:
         return self._conversations.peers(user)
 
-    async def erase(self, one: str, other: str, limit: int) -> int:
-        query = {"conv": conversation_key(one, other)}
+    async def erase(self, key: ConversationKey, limit: int) -> int:
+        query = {"conv": conversation_key(key)}
         removed = await self._remove(self._messages.find(query, {"_id": 1}).limit(limit), limit)
-        if removed < limit:
-            await self._conversations.remove([inbox_key(one, other), inbox_key(other, one)])
+        if removed < limit and isinstance(key, Pair):
+            await self._conversations.remove([inbox_key(*key), inbox_key(*key[::-1])])
         return removed
 
     async def ping(self) -> None:
@@ -202,14 +212,14 @@ class MongoMessages:
     async def count(self) -> int:
         return int(await self._call(self._messages.estimated_document_count()))
 
-    def pairs(self) -> AsyncIterator[tuple[str, str]]:
+    def pairs(self) -> AsyncIterator[Pair]:
         return self._conversations.pairs()
 
-    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+    async def records(self, key: ConversationKey, after: int, until: int, count: int) -> list[Record]:
         found: list[Record] = []
         for deleted in (False, True):
             time = {"$gt": Int64(after), "$lte": Int64(until)}
-            query = {"conv": conversation_key(one, other), "deleted": deleted, "_id": time}
+            query = {"conv": conversation_key(key), "deleted": deleted, "_id": time}
             documents = await self._call(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
             found += [to_record(document) for document in documents]
         return sorted(found, key=lambda record: record.time)[:count]
@@ -233,10 +243,10 @@ class MongoMessages:
                 raise Duplicate("a time or an id") from another
         await self._expect_lease()
 
-    async def update_last(self, one: str, other: str) -> None:
-        newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
-        last = newest[0].time if newest else -(await self.recent(one, other, 1))[0][1]
-        await self._conversations.set_last(one, other, last)
+    async def update_last(self, pair: Pair) -> None:
+        newest = await self._page(pair, 0, LATEST, -1, 1)
+        last = newest[0].time if newest else -(await self.recent(pair, 1))[0][1]
+        await self._conversations.set_last(pair, last)
 
     async def used_times(self, times: Sequence[int]) -> set[int]:
         query = {"_id": {"$in": [Int64(time) for time in times]}}
@@ -280,7 +290,7 @@ class MongoMessages:
         for message in messages:
             ids.setdefault((message.sender, message.receiver), []).append(message.id)
         query = [
-            {"conv": conversation_key(sender, receiver), "from": sender, "mid": {"$in": mids}}
+            {"conv": conversation_key(Pair(sender, receiver)), "from": sender, "mid": {"$in": mids}}
             for (sender, receiver), mids in ids.items()
         ]
         documents = await self._call(self._messages.find({"$or": query}).to_list(None)) if query else []
@@ -292,7 +302,7 @@ class MongoMessages:
             if confirmed.matched_count < len(documents):
                 raise StoreUnavailable(f"{self._call.name}: it rolled back what it had stored")
         found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
-        return [found.get((conversation_key(m.sender, m.receiver), m.sender, m.id)) for m in messages]
+        return [found.get((conversation_key(Pair(m.sender, m.receiver)), m.sender, m.id)) for m in messages]
 
     def _duplicates(self, error: BulkWriteError) -> list[int]:
         """Return which writes of a batch failed as duplicates. Raises StoreUnavailable if anything else failed."""
@@ -308,19 +318,20 @@ class MongoMessages:
     # --- shared by several methods
 
     async def _page(
-        self, one: str, other: str, after: Int64, before: Int64, order: int, count: int, *, skip: int = 0
+        self, key: ConversationKey, after: int, before: int, order: int, count: int, *, skip: int = 0
     ) -> list[Message]:
-        query = {"conv": conversation_key(one, other), "deleted": False, "_id": {"$gt": after, "$lt": before}}
+        time = {"$gt": Int64(after), "$lt": Int64(before)}
+        query = {"conv": conversation_key(key), "deleted": False, "_id": time}
         cursor = self._messages.find(query).sort("_id", order).skip(skip).limit(count)
         return [to_message(document) for document in await self._call(cursor.to_list(count))]
 
     async def _conversation(self, user: str, peer: str) -> Conversation | None:
-        last = await self._page(user, peer, EARLIEST, LATEST, -1, 1)
+        last = await self._page(Pair(user, peer), 0, LATEST, -1, 1)
         if not last:
             return None
         query = {**unread_messages(peer, user), "_id": {"$gt": EARLIEST, "$lt": LATEST}}
         unread = await self._call(self._messages.find(query, {"_id": 1}).limit(MAX_UNREAD).to_list(MAX_UNREAD))
-        return Conversation(peer, last[0], len(unread))
+        return Conversation(peer, last[0], len(unread), last[0].time)
 
     async def _mark_times(self, times: Sequence[Int64]) -> None:
         await self._call(self._messages.update_many({"_id": {"$in": list(times)}}, {"$set": {"read": True}}))
@@ -345,10 +356,10 @@ class MongoMessages:
 
     async def _move_conversation(self, deleted: Document) -> None:
         """After a deletion, list the conversation at its newest remaining message, or hide it if there is none."""
-        one, other = deleted["from"], deleted["to"]
-        newest = await self._page(one, other, EARLIEST, LATEST, -1, 1)
+        pair = Pair(deleted["from"], deleted["to"])
+        newest = await self._page(pair, 0, LATEST, -1, 1)
         last = newest[0].time if newest else -deleted["_id"]
-        await self._conversations.replace_last(one, other, deleted["_id"], last)
+        await self._conversations.replace_last(pair, deleted["_id"], last)
 
     async def _remove(self, cursor: Any, limit: int) -> int:
         """Remove the messages that a query finds, at most `limit`. Returns how many there were."""
@@ -360,7 +371,7 @@ class MongoMessages:
     async def _remove_empty(self, before: int, limit: int) -> None:
         """Remove old inboxes without messages. Deletions can move an inbox back in time, so each one is checked."""
         for inbox in await self._conversations.older(before, limit):
-            conv = conversation_key(inbox["user"], inbox["peer"])
+            conv = conversation_key(Pair(inbox["user"], inbox["peer"]))
             if await self._call(self._messages.find_one({"conv": conv}, {"_id": 1})) is None:
                 await self._conversations.remove([inbox["_id"]])
 

@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageKey, Record
+from chat_server.model.messages import (
+    MAX_UNREAD,
+    Added,
+    Conversation,
+    ConversationKey,
+    Message,
+    MessageKey,
+    Pair,
+    Record,
+)
 from chat_server.model.sqlite import statements as sql
 from chat_server.utils.digest import digest, is_text_of
 from chat_server.utils.errors import Duplicate
@@ -70,49 +79,47 @@ class SqliteMessages:
 
     def find_in(self, tx: sqlite3.Connection, message: Message) -> Added | None:
         """Return what is stored under the id of `message`, None if nothing is."""
-        conv = _conversation(tx, message.sender, message.receiver)
+        conv = _conversation(tx, Pair(message.sender, message.receiver))
         side = int(message.sender > message.receiver)
         return self._earlier(tx, (message.time, conv, side, message.id, message.text)) if conv else None
 
-    async def recent(self, one: str, other: str, count: int) -> list[tuple[str, int]]:
-        return await self._database.read(lambda connection: self.recent_in(connection, one, other, count))
+    async def recent(self, pair: Pair, count: int) -> list[tuple[str, int]]:
+        return await self._database.read(lambda connection: self.recent_in(connection, pair, count))
 
-    def recent_in(self, connection: sqlite3.Connection, one: str, other: str, count: int) -> list[tuple[str, int]]:
+    def recent_in(self, connection: sqlite3.Connection, pair: Pair, count: int) -> list[tuple[str, int]]:
         """As `recent`."""
-        names, conv = sorted((one, other)), _conversation(connection, one, other)
+        names, conv = _names(pair), _conversation(connection, pair)
         rows = [row for deleted in (0, 1) for row in connection.execute(sql.RECENT, (conv, deleted, count))]
         return [(names[side], time) for time, side in sorted(rows, reverse=True)[:count]]
 
-    async def has_written(self, sender: str, receiver: str) -> bool:
-        return await self._database.read(lambda connection: self.has_written_in(connection, sender, receiver))
+    async def have_written(self, senders: Sequence[str], receiver: str) -> set[str]:
+        return await self._database.read(lambda connection: self.have_written_in(connection, senders, receiver))
 
-    def has_written_in(self, connection: sqlite3.Connection, sender: str, receiver: str) -> bool:
-        """As `has_written`."""
-        values = (_conversation(connection, sender, receiver), int(sender > receiver))
-        found = connection.execute("SELECT 1 FROM messages WHERE conv = ? AND side = ? LIMIT 1", values)
-        return found.fetchone() is not None
+    def have_written_in(self, connection: sqlite3.Connection, senders: Sequence[str], receiver: str) -> set[str]:
+        """As `have_written`."""
+        return {sender for (sender,) in connection.execute(sql.HAVE_WRITTEN, (to_json(senders), receiver))}
 
-    async def time_of(self, one: str, other: str, sender: str, id: str) -> int | None:
+    async def time_of(self, key: ConversationKey, sender: str, id: str) -> int | None:
         def job(connection: sqlite3.Connection) -> int | None:
-            values = (_conversation(connection, one, other), int(sender != min(one, other)), id)
+            values = (_conversation(connection, key), int(sender != _names(key)[0]), id)
             row = connection.execute(sql.BY_ID, values).fetchone()
             return row[0] if row else None
 
         return await self._database.read(job)
 
-    async def skip(self, one: str, other: str, skip: int, count: int) -> list[Message]:
-        return await self._page(one, other, "ORDER BY time LIMIT ? OFFSET ?", (count, skip), slow=True)
+    async def skip(self, key: ConversationKey, skip: int, count: int, since: int = 0) -> list[Message]:
+        return await self._page(key, since, "ORDER BY time LIMIT ? OFFSET ?", (count, skip), slow=True)
 
-    async def before(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        page = await self._page(one, other, "AND time < ? ORDER BY time DESC LIMIT ?", (time, count))
+    async def before(self, key: ConversationKey, time: int, count: int, since: int = 0) -> list[Message]:
+        page = await self._page(key, since, "AND time < ? ORDER BY time DESC LIMIT ?", (time, count))
         return page[::-1]
 
-    async def after(self, one: str, other: str, time: int, count: int) -> list[Message]:
-        return await self._page(one, other, "AND time > ? ORDER BY time LIMIT ?", (time, count))
+    async def after(self, key: ConversationKey, time: int, count: int) -> list[Message]:
+        return await self._page(key, time, "ORDER BY time LIMIT ?", (count,))
 
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
-            values = (_conversation(connection, sender, receiver), int(sender > receiver), after, count)
+            values = (_conversation(connection, Pair(sender, receiver)), int(sender > receiver), after, count)
             page = fetch_json(connection, "id, text, time", sql.UNREAD, values)
             return [Message(sender, receiver, *row) for row in page]
 
@@ -122,7 +129,7 @@ class SqliteMessages:
         keys = [(int(sender > receiver), id) for id in ids]
 
         def find(connection: sqlite3.Connection) -> list[_Found]:
-            found = _find_keys(connection, _conversation(connection, sender, receiver), keys)
+            found = _find_keys(connection, _conversation(connection, Pair(sender, receiver)), keys)
             return [message for message in found if not message.deleted]
 
         def job(tx: sqlite3.Connection) -> tuple[set[str], list[str]]:
@@ -145,12 +152,12 @@ class SqliteMessages:
 
         return await self._database.write(job)
 
-    async def delete(self, one: str, other: str, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
-        low = min(one, other)
+    async def delete(self, key: ConversationKey, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
+        low, _ = _names(key)
         sides = [(int(sender != low), id) for alternatives in keys for sender, id in alternatives]
 
         def find(connection: sqlite3.Connection) -> list[_Found]:
-            return _find_keys(connection, _conversation(connection, one, other), sides)
+            return _find_keys(connection, _conversation(connection, key), sides)
 
         def job(tx: sqlite3.Connection) -> list[MessageKey | None]:
             found = {(message.side, message.id): message for message in find(tx)}
@@ -163,7 +170,10 @@ class SqliteMessages:
     async def conversations(self, user: str, before: int, count: int) -> list[Conversation]:
         def job(connection: sqlite3.Connection) -> list[Conversation]:
             listed = fetch_json(connection, sql.LISTED_COLUMNS, sql.LISTED, (MAX_UNREAD, user, before, count))
-            return [Conversation(peer, _message(sorted((user, peer)), *last), unread) for peer, *last, unread in listed]
+            return [
+                Conversation(peer, _message(sorted((user, peer)), *last), unread, last[0])
+                for peer, *last, unread in listed
+            ]
 
         return await self._database.read(job)
 
@@ -197,11 +207,11 @@ class SqliteMessages:
                 yield peer
             after = page[-1][0]
 
-    async def erase(self, one: str, other: str, limit: int) -> int:
+    async def erase(self, key: ConversationKey, limit: int) -> int:
         delete = "DELETE FROM messages WHERE time IN (SELECT time FROM messages WHERE conv = ? LIMIT ?)"
 
         def job(tx: sqlite3.Connection) -> int:
-            conv = _conversation(tx, one, other)
+            conv = _conversation(tx, key)
             removed = tx.execute(delete, (conv, limit)).rowcount
             if removed < limit:
                 tx.execute("DELETE FROM conversations WHERE conv = ?", (conv,))
@@ -218,17 +228,17 @@ class SqliteMessages:
         [[count]] = await self._database.fetch("SELECT count(*) FROM messages", ())
         return int(count)
 
-    async def pairs(self) -> AsyncIterator[tuple[str, str]]:
+    async def pairs(self) -> AsyncIterator[Pair]:
         after = ("", "")
         while page := await self._database.fetch(sql.PAIRS, (*after, PAGE)):
             for pair in page:
-                yield pair
+                yield Pair(*pair)
             after = page[-1]
 
-    async def records(self, one: str, other: str, after: int, until: int, count: int) -> list[Record]:
+    async def records(self, key: ConversationKey, after: int, until: int, count: int) -> list[Record]:
         def job(connection: sqlite3.Connection) -> list[Record]:
-            names = sorted((one, other))
-            rows = connection.execute(sql.RECORDS, (_conversation(connection, one, other), after, until, count))
+            names = _names(key)
+            rows = connection.execute(sql.RECORDS, (_conversation(connection, key), after, until, count))
             return [
                 Record(names[side], names[1 - side], id, text, time, bool(read)) for time, side, id, text, read in rows
             ]
@@ -238,11 +248,11 @@ class SqliteMessages:
     async def put(self, records: Sequence[Record]) -> None:
         await self._database.write(lambda tx: self._put(tx, records))
 
-    async def update_last(self, one: str, other: str) -> None:
+    async def update_last(self, pair: Pair) -> None:
         def job(tx: sqlite3.Connection) -> None:
-            for user in (one, other):
+            for user in pair:
                 tx.execute(sql.EXACT_TOP, (user,))
-            tx.execute(sql.UPDATE_LAST, (_conversation(tx, one, other),))
+            tx.execute(sql.UPDATE_LAST, (_conversation(tx, pair),))
 
         await self._database.write(job)
 
@@ -306,7 +316,7 @@ class SqliteMessages:
         pair = (sender, receiver) if sender < receiver else (receiver, sender)
         number = self._numbers.get(pair)
         if number is None:
-            number = _conversation(tx, *pair) or message.time
+            number = _conversation(tx, Pair(*pair)) or message.time
             if len(self._numbers) >= CACHED_NUMBERS:
                 del self._numbers[next(iter(self._numbers))]
             self._numbers[pair] = number
@@ -322,11 +332,13 @@ class SqliteMessages:
         return Added(time, new=False, same=is_text_of(stored, text), unread=not read)
 
     async def _page(
-        self, one: str, other: str, rest: str, values: tuple[int, ...], *, slow: bool = False
+        self, key: ConversationKey, since: int, rest: str, values: tuple[int, ...], *, slow: bool = False
     ) -> list[Message]:
+        """Return the messages after the time `since` that the `rest` of a query selects."""
+
         def job(connection: sqlite3.Connection) -> list[Message]:
-            names, conv = sorted((one, other)), _conversation(connection, one, other)
-            page = fetch_json(connection, sql.PAGE_COLUMNS, sql.PAGE + rest, (conv, *values))
+            names, conv = _names(key), _conversation(connection, key)
+            page = fetch_json(connection, sql.PAGE_COLUMNS, sql.PAGE + rest, (conv, since, *values))
             return [_message(names, *row) for row in page]
 
         return await self._database.read(job, slow=slow)
@@ -352,9 +364,16 @@ def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...
     return changed
 
 
-def _conversation(connection: sqlite3.Connection, one: str, other: str) -> int | None:
+def _names(key: ConversationKey) -> list[str]:
+    """Return the sender of each side."""
+    if not isinstance(key, Pair):
+        raise NotImplementedError("messages of groups")
+    return sorted(key)
+
+
+def _conversation(connection: sqlite3.Connection, key: ConversationKey) -> int | None:
     """Return the number of a conversation, None if there is none. In a query, None matches nothing."""
-    row = connection.execute(sql.CONVERSATION, (one, other)).fetchone()
+    row = connection.execute(sql.CONVERSATION, _names(key)).fetchone()
     return row[0] if row else None
 
 

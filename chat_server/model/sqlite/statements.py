@@ -9,10 +9,13 @@ BY_ID = "SELECT time, text, read FROM messages WHERE conv = ? AND side = ? AND i
 # --- pages
 
 PAGE_COLUMNS = _COLUMNS
-PAGE = f"SELECT {_COLUMNS} FROM messages WHERE conv = ? AND deleted = 0 "  # noqa: S608 - constants only
+PAGE = f"SELECT {_COLUMNS} FROM messages WHERE conv = ? AND deleted = 0 AND time > ? "  # noqa: S608 - constants only
 UNREAD = """SELECT time, id, text FROM messages
     WHERE conv = ? AND side = ? AND read = 0 AND time > ? ORDER BY time LIMIT ?"""
 RECENT = "SELECT time, side FROM messages WHERE conv = ? AND deleted = ? ORDER BY time DESC LIMIT ?"
+HAVE_WRITTEN = """SELECT sender.value FROM json_each(?1) AS sender
+    WHERE EXISTS (SELECT 1 FROM conversations AS c CROSS JOIN messages AS m
+        WHERE c.user = ?2 AND c.peer = sender.value AND m.conv = c.conv AND m.side = 1 - c.side)"""
 LISTED_COLUMNS = f"peer, {_COLUMNS}, unread"
 LISTED = f"""SELECT peer, m.time, m.side, m.id, m.text, m.read, (SELECT count(*) FROM
             (SELECT 1 FROM messages WHERE conv = c.conv AND side = 1 - c.side AND read = 0 LIMIT ?1)) AS unread
