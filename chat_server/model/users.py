@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from chat_server.model.blocks import BlockStore, ExportableBlocks
+from chat_server.model.groups import ExportableGroups, GroupStore
 
 
 class State(IntEnum):
@@ -33,6 +34,11 @@ class UserStore(Protocol):
         """The blocks between these users, stored with them."""
         ...
 
+    @property
+    def groups(self) -> GroupStore:
+        """The groups of these users, stored with them."""
+        ...
+
     async def add(self, user: User) -> None:
         """Add a user. Raises Duplicate if the name is taken, even if both arrive together."""
         ...
@@ -54,7 +60,10 @@ class UserStore(Protocol):
         ...
 
     async def remove(self, name: str) -> bool:
-        """Remove the user, so that the name is free; False if there is no such user. Call `blocks.forget` before."""
+        """Remove the user, so that the name is free; False if there is no such user.
+
+        Call `blocks.forget` before, and remove the user from all groups.
+        """
         ...
 
     async def ping(self) -> None:
@@ -68,6 +77,11 @@ class ExportableUsers(UserStore, Protocol):
     @property
     def blocks(self) -> ExportableBlocks:
         """The blocks between these users."""
+        ...
+
+    @property
+    def groups(self) -> ExportableGroups:
+        """The groups of these users."""
         ...
 
     async def count(self) -> int:

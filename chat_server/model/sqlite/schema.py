@@ -2,6 +2,8 @@
 
 from chat_server.utils.sqlite import Schema
 
+# groups: `name` is NULL once the group is deleted
+# members: of the groups that are not deleted; `since` is the time of joining
 USERS_SCHEMA = Schema(
     "users",
     (
@@ -10,6 +12,10 @@ USERS_SCHEMA = Schema(
         """CREATE TABLE blocks (user TEXT NOT NULL, blocked TEXT NOT NULL, PRIMARY KEY (user, blocked))
             STRICT, WITHOUT ROWID""",
         "CREATE INDEX blocks_by_blocked ON blocks (blocked)",
+        "CREATE TABLE groups (number INTEGER PRIMARY KEY, name TEXT UNIQUE, owner TEXT NOT NULL) STRICT",
+        """CREATE TABLE members (number INTEGER NOT NULL, user TEXT NOT NULL, since INTEGER NOT NULL,
+            PRIMARY KEY (number, user)) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX members_by_user ON members (user)",
     ),
 )
 

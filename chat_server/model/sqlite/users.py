@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 
 from chat_server.model.sqlite.blocks import SqliteBlocks
+from chat_server.model.sqlite.groups import SqliteGroups
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate
 from chat_server.utils.sqlite import Database, fetch_json, to_json
@@ -15,6 +16,7 @@ class SqliteUsers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.blocks = SqliteBlocks(database)
+        self.groups = SqliteGroups(database)
 
     async def add(self, user: User) -> None:
         def job(tx: sqlite3.Connection) -> None:
