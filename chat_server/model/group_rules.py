@@ -20,8 +20,7 @@ class JoinFacts(NamedTuple):
 
 def check_size(members: int, joining: Sequence[str], limits: GroupLimits) -> GroupRefusal | None:
     """Return a refusal if the users `joining` do not fit into a group of `members` members."""
-    full = bool(joining) and members + len(joining) > limits.members
-    return GroupRefusal(GroupProblem.GROUP_FULL) if full else None
+    return GroupRefusal(GroupProblem.GROUP_FULL) if members + len(joining) > limits.members else None
 
 
 def check_joining(by: str, joining: Sequence[str], facts: JoinFacts, limits: GroupLimits) -> GroupRefusal | None:

@@ -14,6 +14,8 @@ from pymysql.constants import ER
 
 from chat_server.conf import MySQLSettings
 from chat_server.model.mysql_blocks import MySQLBlocks, Rows
+from chat_server.model.mysql_groups import MySQLGroups
+from chat_server.model.mysql_schema import PROBE, SCHEMA_PROBE, STEPS, applied_steps, upgrade
 from chat_server.model.users import State, User
 from chat_server.utils.errors import Duplicate, StartError, StoreMisconfigured, StoreUnavailable, cause
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
@@ -23,24 +25,9 @@ T = TypeVar("T")
 
 # Connections at most. A login uses one for a moment.
 POOL = 8
-# utf8mb4_bin compares names byte by byte: A is not a.
-STEPS = (
-    """CREATE TABLE chat_users (
-        name VARCHAR(64) NOT NULL PRIMARY KEY,
-        password VARBINARY(255) NOT NULL
-    ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
-    "ALTER TABLE chat_users ADD COLUMN state TINYINT NOT NULL DEFAULT 0",
-    """CREATE TABLE IF NOT EXISTS chat_blocks (
-        user VARBINARY(256) NOT NULL,
-        blocked VARBINARY(256) NOT NULL,
-        PRIMARY KEY (user, blocked),
-        KEY chat_blocks_by_blocked (blocked)
-    ) ENGINE=InnoDB""",  # UTF-8, compared byte by byte: a collation would ignore spaces at the end
-)
 # The collation ignores trailing spaces: "a " equals "a". So the bytes are compared as well; the index is still used.
 _BY_NAME = "WHERE name = %s AND CAST(name AS BINARY) = CAST(%s AS BINARY)"
 _GET = f"SELECT name, password, state FROM chat_users {_BY_NAME}"  # noqa: S608 - constants only
-_SCHEMA_LOCK = "chat_server schema"
 # Error codes that the server will return again until an operator changes something.
 _MISTAKES = {
     ER.ACCESS_DENIED_ERROR: "DbUser or DbPassWord is wrong",
@@ -61,18 +48,6 @@ _REFUSALS = dict.fromkeys(_READ_ONLY, "it is read-only") | {
     ER.CON_COUNT_ERROR: "it has too many connections (max_connections)",
     ER.LOCK_WAIT_TIMEOUT: "no answer in time",
 }
-# Every kind of statement that the server executes on users and blocks. No user name contains a slash.
-_PROBE = (
-    "INSERT INTO chat_users (name, password, state) VALUES (%(name)s, '', 0)",
-    "SELECT name, password, state FROM chat_users WHERE name = %(name)s",
-    "UPDATE chat_users SET state = 1 WHERE name = %(name)s",
-    "DELETE FROM chat_users WHERE name = %(name)s",
-    "INSERT INTO chat_blocks (user, blocked) VALUES (%(name)s, %(name)s)",
-    "SELECT user, blocked FROM chat_blocks WHERE user = %(name)s",
-    "DELETE FROM chat_blocks WHERE user = %(name)s",
-)
-# They always fail; the error shows whether the account has the rights.
-_SCHEMA_PROBE = ("CREATE TABLE chat_probe LIKE chat_nothing", "ALTER TABLE chat_nothing ADD COLUMN nothing INT")
 
 
 class MySQLUsers:
@@ -87,6 +62,7 @@ class MySQLUsers:
         self._timeout = timeout
         self._watch = watch
         self.blocks = MySQLBlocks(self._execute, self._run)
+        self.groups = MySQLGroups(self._execute, self._run)
 
     async def add(self, user: User) -> None:
         try:
@@ -198,7 +174,7 @@ async def connect(
     pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
-            await _prepare(connection, timeout, alongside)
+            await upgrade(connection, timeout, alongside)
             if not alongside:
                 await _probe_writes(connection)
     except BaseException:
@@ -213,9 +189,9 @@ async def probe(config: MySQLSettings, timeout: float) -> str:
     pool = make_pool(config)
     try:
         async with opening(config, timeout), borrowed(pool) as connection:
-            done = await _schema_step(connection)
+            done = await applied_steps(connection)
             if done < len(STEPS):
-                await _try(connection, _SCHEMA_PROBE, {}, passes=(ER.NO_SUCH_TABLE,))
+                await _try(connection, SCHEMA_PROBE, {}, passes=(ER.NO_SUCH_TABLE,))
             missing = (ER.NO_SUCH_TABLE, ER.BAD_FIELD_ERROR) if done < len(STEPS) else ()
             await _probe_writes(connection, passes=missing)
             if done == len(STEPS):
@@ -229,18 +205,19 @@ async def probe(config: MySQLSettings, timeout: float) -> str:
 
 
 async def _probe_writes(connection: aiomysql.Connection, *, commit: bool = False, passes: Sequence[int] = ()) -> None:
-    """Add, read, change and delete a user with an impossible name, in one transaction.
+    """Add, read, change and delete a user, a block and a group with impossible names, in one transaction.
 
     `commit` also proves that a transaction can become durable: on a full disk, only the commit fails.
     Errors with the codes `passes` are expected.
     """
     await connection.begin()
-    await _try(connection, _PROBE, {"name": f"/{secrets.token_hex(8)}"}, passes)
+    impossible = {"name": f"/{secrets.token_hex(8)}", "number": -secrets.randbits(62)}
+    await _try(connection, PROBE, impossible, passes)
     await (connection.commit() if commit else connection.rollback())
 
 
 async def _try(
-    connection: aiomysql.Connection, statements: Sequence[str], values: dict[str, str], passes: Sequence[int]
+    connection: aiomysql.Connection, statements: Sequence[str], values: dict[str, object], passes: Sequence[int]
 ) -> None:
     """Execute the statements. Errors with the codes `passes` are expected."""
     async with connection.cursor() as cursor:
@@ -250,40 +227,6 @@ async def _try(
             except pymysql.err.MySQLError as error:
                 if _code(error) not in passes:
                     raise
-
-
-async def _schema_step(connection: aiomysql.Connection) -> int:
-    """Return how many steps were applied. Raises StartError if a later version made the schema."""
-    async with connection.cursor() as cursor:
-        if not await cursor.execute("SHOW TABLES LIKE 'chat_schema'"):
-            return 0
-        await cursor.execute("SELECT coalesce(max(step), 0) FROM chat_schema")
-        [done] = await cursor.fetchone()
-    if done > len(STEPS):
-        raise StartError(
-            f"[mysql] the schema was made by a newer chat_server (step {done}, this one knows {len(STEPS)}); "
-            "run the newer one, or restore a backup"
-        )
-    return int(done)
-
-
-async def _prepare(connection: aiomysql.Connection, timeout: float, alongside: bool) -> None:
-    """Apply the missing steps of the schema. A lock lets one process at a time do so."""
-    async with connection.cursor() as cursor:
-        await cursor.execute("SELECT GET_LOCK(%s, %s)", (_SCHEMA_LOCK, timeout))
-        if (await cursor.fetchone())[0] != 1:
-            raise TimeoutError("another process holds the schema's lock")
-        try:
-            done = await _schema_step(connection)
-            if not done:
-                await cursor.execute("CREATE TABLE IF NOT EXISTS chat_schema (step INT NOT NULL PRIMARY KEY)")
-            if alongside and 0 < done < len(STEPS):
-                raise StartError("[mysql] the schema is that of an earlier chat_server; start this one first")
-            for number, step in enumerate(STEPS[done:], done + 1):
-                await cursor.execute(step)
-                await cursor.execute("INSERT INTO chat_schema (step) VALUES (%s)", (number,))
-        finally:
-            await cursor.execute("SELECT RELEASE_LOCK(%s)", (_SCHEMA_LOCK,))
 
 
 def make_pool(config: MySQLSettings) -> aiomysql.Pool:

@@ -85,8 +85,8 @@ async def on_mysql(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIt
     config = servers.mysql_config(_server("mysql"))
     users = await mysql.connect(config, 20)
     try:
-        await users._execute("DELETE FROM chat_users")
-        await users._execute("DELETE FROM chat_blocks")
+        for table in ("chat_users", "chat_blocks", "chat_groups", "chat_members"):
+            await users._execute(f"DELETE FROM {table}")
         if away:
             users._timeout = 0.0
         yield users

@@ -96,7 +96,9 @@ class ConfigFiles:
     def clear(self) -> None:
         """Drop the tables and databases of this test: the servers outlive it, and other tests use the same names."""
         with self.mysql() as cursor:
-            cursor.execute("DROP TABLE IF EXISTS chat_users, chat_blocks, chat_schema, chat_demo_user")
+            cursor.execute(
+                "DROP TABLE IF EXISTS chat_users, chat_blocks, chat_groups, chat_members, chat_schema, chat_demo_user"
+            )
         if self.mongodb_server is None:
             with self.mongodb() as database:
                 database.client.drop_database(database.name)

@@ -7,7 +7,7 @@ import bcrypt
 import pymysql
 import pytest
 
-from chat_server.model import mysql
+from chat_server.model.mysql_schema import STEPS
 from tests import servers
 from tests.e2e.commands import Deployment, check_wrong_password, message_texts
 from tests.e2e.http_helpers import try_login
@@ -74,8 +74,8 @@ async def test_only_a_server_upgrades_the_first_mysql_schema(
         host="127.0.0.1", port=databases[0].port, user="chat", password="secret", database="chat_demo", autocommit=True
     )
     with connection, connection.cursor() as cursor:
-        cursor.execute("DROP TABLE IF EXISTS chat_users, chat_blocks, chat_schema")
-        cursor.execute(mysql.STEPS[0])
+        cursor.execute("DROP TABLE IF EXISTS chat_users, chat_blocks, chat_groups, chat_members, chat_schema")
+        cursor.execute(STEPS[0])
         cursor.execute("CREATE TABLE chat_schema (step INT NOT NULL PRIMARY KEY)")
         cursor.execute("INSERT INTO chat_schema (step) VALUES (1)")
         hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4))

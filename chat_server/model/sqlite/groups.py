@@ -61,6 +61,8 @@ class SqliteGroups:
             if group is None or by not in group.members:
                 return GroupRefusal(GroupProblem.NO_SUCH_GROUP)
             joining = [user for user in dict.fromkeys(users) if user not in group.members]
+            if not joining:
+                return group
             if refusal := _check(tx, by, len(group.members), joining, limits):
                 return refusal
             tx.executemany(_JOIN, [(number, user, since) for user in joining])
