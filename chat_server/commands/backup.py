@@ -52,5 +52,5 @@ def _summary(contents: Contents) -> str:
     steps = ", ".join(f"{part} {step}" for part, step in sorted(contents.steps.items()))
     return (
         f"{rows.get('users', 0)} users, {rows.get('messages', 0)} messages in {rows.get('conversations', 0) // 2} "
-        f"conversations, {rows.get('sessions', 0)} sessions (schema: {steps})"
+        f"conversations and {rows.get('groups', 0)} groups, {rows.get('sessions', 0)} sessions (schema: {steps})"
     )

@@ -78,7 +78,7 @@ async def test_a_backup_of_a_busy_server_is_complete(deployment: Deployment) -> 
     held = texts(file)
     assert before <= len(held) <= after + 1
     assert held == acked[: len(held)]
-    assert f"2 users, {len(held)} messages in 1 conversations, 2 sessions" in output
+    assert f"2 users, {len(held)} messages in 1 conversations and 0 groups, 2 sessions" in output
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert {path.name for path in file.parent.iterdir()} == {"data", "copy.db"}
     assert "sound; 2 users" in await deployment.run("verify", file)
