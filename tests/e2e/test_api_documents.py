@@ -91,6 +91,28 @@ def test_check_frame_rejects_a_frame_with_a_missing_key() -> None:
             api_schemas.check_frame(json.dumps({other: value for other, value in ANSWER.items() if other != key}))
 
 
+CHANGE = {"from": "System", "to": "#team", "type": 1, "op_type": 42011, "content": "+1\n!1", "msg": "changed"}
+READ = {"from": "1", "to": "#team", "type": 2, "op_type": 40007, "content": "a/2", "msg": "read"}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (CHANGE, {"to": "1"}),
+        (CHANGE, {"from": "1"}),
+        (CHANGE, {"content": "1"}),
+        (CHANGE, {"content": ""}),
+        (READ, {"content": "a"}),
+        (READ, {"to": "2"}),
+        (READ | {"op_type": 40013, "content": "a/1\na/2"}, {"content": ">a"}),
+    ],
+)
+def test_check_frame_tells_events_of_groups_from_others(right: dict[str, object], wrong: dict[str, object]) -> None:
+    api_schemas.check_frame(json.dumps(right))
+    with pytest.raises(AssertionError):
+        api_schemas.check_frame(json.dumps(right | wrong))
+
+
 def test_is_valid_request_tells_valid_from_invalid_requests() -> None:
     for right in ('{"op_type": 1}', '{"op_type": 7, "content": "-1", "from": "", "to": "2", "type": 1, "more": 1}'):
         assert api_schemas.is_valid_request(right)
