@@ -47,7 +47,7 @@ async def test_schemathesis_finds_no_error(tmp_path: Path) -> None:
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
     async with subprocess_server(
-        tmp_path / "data", LoginFailures=1_000_000, LoginFailuresPerAddress=1_000_000
+        tmp_path / "data", LoginFailures=1_000_000, LoginFailuresPerAddress=1_000_000, GroupsPerUser=1000
     ) as server:
         await server.add_users("1")
         command = [
@@ -70,7 +70,7 @@ async def test_schemathesis_finds_no_error(tmp_path: Path) -> None:
         async with asyncio.timeout(6 * TIMEOUT):
             output, _ = await run.communicate()
     assert run.returncode == 0, output.decode()
-    assert "10 selected / 10 total" in output.decode()
+    assert "15 selected / 15 total" in output.decode()
 
 
 # --- the checks of the descriptions detect errors
