@@ -159,14 +159,18 @@ async def test_the_first_conversation_works_as_printed(clone: Path, name: str) -
             await terminal.read({"from": "System", "op_type": 40003})
             return terminal
 
-        registered = await run_lines(block(page, "curl ").replace(PORT, port), clone)
+        registered = await run_lines(block(page, "curl -d").replace(PORT, port), clone)
         assert registered.count('"status":41001') == 2
         one, two = [await open_terminal(login) for login in logins]
-        for number, (terminal, text) in enumerate(zip("12212", lines, strict=True)):
+        for number, (terminal, text) in enumerate(zip("1221212", lines, strict=True)):
             if number == 3:
                 await two.close()
             if number == 4:
                 two = await open_terminal(logins[1])
+            if number == 5:
+                await one.close()
+                token, _, _ = logins[0].partition(".venv/bin/python -m websockets")
+                one = await open_terminal(token + block(page, "curl -H"))
             reader = one if terminal == "1" else two
             for sign, content in session_lines(text):
                 if sign == ">":
