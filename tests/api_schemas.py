@@ -123,6 +123,8 @@ def _flatten(name: str, schema: Any, closed: bool) -> Any:
     if "properties" in flat:
         flat["properties"] = {field: _flatten(name, of, closed) for field, of in flat["properties"].items()}
         flat |= {"additionalProperties": False} if closed else {}
+    if "items" in flat:
+        flat["items"] = _flatten(name, flat["items"], closed)
     return flat
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import CLEAN_ENVIRON, NODE, ROOT, ServerHandle, subprocess_server, wait_until
+from tests.harness import CLEAN_ENVIRON, NODE, ROOT, ServerHandle, SubprocessServer, subprocess_server, wait_until
 from tests.servers import free_port
 
 MAX_LINES = 22
@@ -97,7 +97,7 @@ async def register_users(server: ServerHandle) -> None:
 
 
 async def check_recovery(
-    server: ServerHandle, data: Path, outputs: Sequence[Path], hellos: Sequence[str], *, to: str
+    server: SubprocessServer, data: Path, outputs: Sequence[Path], hellos: Sequence[str], *, to: str
 ) -> None:
     """Wait for the hellos, kill the server, and wait for what user 2 sends `to` while the examples are disconnected."""
     await wait_until(lambda: all(sorted(lines(printed)) == hellos for printed in outputs))
