@@ -7,6 +7,7 @@ import msgspec
 
 from chat_server.backends import ExportableStores
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
+from chat_server.model.groups import PAGE, Group
 from chat_server.model.messages import Pair, Record
 from chat_server.model.users import User
 
@@ -24,6 +25,10 @@ async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     yield {"kind": "user", "name": user.name, "state": user.state.name.lower(), "password_hash": user.password}
     for blocked in await stores.users.blocks.blocked_by(user.name):  # not the users who block this one
         yield {"kind": "block", "user": blocked}
+    groups = await _groups_of(stores, user.name)
+    for group in groups:
+        since = group.members[user.name] // 1000
+        yield {"kind": "membership", "group": group.name, "owner": group.owner == user.name, "since": since}
     sessions = {  # a dict, because a session may be read twice
         session.digest: session.expires
         async for page in stores.sessions.pages(PAGE_SIZE)
@@ -45,6 +50,16 @@ async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     for pair, state in counters.items():
         times = {"started": state.started // 1000, "until": state.until // 1000}
         yield {"kind": "counter", "between": pair, **msgspec.to_builtins(state), **times}
+
+
+async def _groups_of(stores: ExportableStores, user: str) -> list[Group]:
+    numbers = await stores.users.groups.numbers_of(user)
+    groups = [
+        group
+        for start in range(0, len(numbers), PAGE)
+        for group in await stores.users.groups.get(numbers[start : start + PAGE])
+    ]
+    return [group for group in groups if user in group.members]  # a running server may change them meanwhile
 
 
 def _message(record: Record) -> Line:

@@ -213,23 +213,25 @@ class UserAdmin:
 
         The state REMOVED stops logins and reserves the name. Once running servers know it, they refuse messages to
         the name. Then the messages are deleted, and last the name, so that its next owner finds no data. Blocks by
-        other users stay while the user's sockets may be open, and with `keep` as long as the name.
+        other users stay while the user's sockets may be open, and with `keep` as long as the name. The user leaves all
+        groups: no member can add a removed user again.
         """
         user = await self._get(name)
         await self._users.set_state(name, State.REMOVED)
         while user.password and not await self._users.set_password(name, user.password, ""):
             user = await self._get(name)
         ended = await self._end_sessions(name)
+        left = await self._leave_groups(name)
         await self._users.blocks.forget(name, by_others=False)
         if keep:
-            print(f"removed {name}; {ended}; kept {await self._count_messages(name)}; the name stays reserved")
+            print(f"removed {name}; {ended}; {left}; kept {await self._count_messages(name)}; the name stays reserved")
             return
         await self._wait_for_servers()
         deleted = await self._erase_messages(name)
         limits = await self._forget_contact_limits(name)
         await self._users.blocks.forget(name, by_others=True)
         await self._users.remove(name)
-        print(f"removed {name}; {ended}; deleted {deleted} and {limits} contact limits; the name is free")
+        print(f"removed {name}; {ended}; {left}; deleted {deleted} and {limits} contact limits; the name is free")
 
     # --- helpers
 
@@ -259,6 +261,13 @@ class UserAdmin:
         count = await self._stores.sessions.end_others(name)
         within = f", their sockets close within {self._settings.sockets.heartbeat_seconds:g} s"
         return f"{count} sessions ended{'' if self._no_server else within}"
+
+    async def _leave_groups(self, name: str) -> str:
+        """Remove the user from all groups, and return a summary. A group without other members is deleted."""
+        numbers = await self._users.groups.numbers_of(name)
+        for number in numbers:
+            await self._users.groups.remove(number, name, name)
+        return f"left {len(numbers)} groups"
 
     async def _wait_for_servers(self) -> None:
         """Wait until running servers have read the state of their users again, and have finished all their requests."""

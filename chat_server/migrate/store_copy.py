@@ -15,6 +15,7 @@ from chat_server.cache.sessions import ExportableSessions, SessionRecord
 from chat_server.migrate.advice import NOT_EMPTY, RETRY
 from chat_server.migrate.blocks import copy_blocks
 from chat_server.migrate.checksum import ConversationDigest, TotalDigest
+from chat_server.migrate.groups import copy_groups
 from chat_server.migrate.jobs import for_each, progress_bar
 from chat_server.migrate.record_pages import MAX_TIME, PAGE_SIZE, read_pages
 from chat_server.migrate.shared import SharedStores
@@ -41,6 +42,7 @@ class StoreCopy:
         if not self._shared.users:
             print(await _copy_users(source.users, target.users))
             print(await copy_blocks(source.users.blocks, target.users.blocks))
+            print(await copy_groups(source.users.groups, target.users.groups))
         if not self._shared.messages:
             print(await _MessageCopy(source.messages, target.messages).run())
         if not self._shared.cache:

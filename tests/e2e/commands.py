@@ -8,6 +8,9 @@ from typing import Any
 
 import httpx
 
+from chat_server.backends import ExportableStores, open_exportable
+from chat_server.conf import load
+from chat_server.utils.clock import Clock
 from tests.e2e.http_helpers import check_refusal
 from tests.harness import ChatClient, CommandResult, ServerHandle, run_command, serving
 
@@ -28,6 +31,12 @@ class Deployment:
         """Run a server on these stores in this process."""
         async with serving(self.folder, stores=self.stores, **self.settings, **settings) as server:
             yield server
+
+    @asynccontextmanager
+    async def open_stores(self) -> AsyncIterator[ExportableStores]:
+        """Open these stores in this process, while no server uses them."""
+        async with open_exportable([load(None, self.environ)], Clock(), print) as [stores]:
+            yield stores
 
     @property
     def environ(self) -> dict[str, str]:

@@ -149,6 +149,7 @@ async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
         return {
             "users": sorted([user for page in [p async for p in stores.users.pages(2)] for user in page], key=str),
             "blocks": [block for page in [p async for p in stores.users.blocks.pages(2)] for block in page],
+            "groups": [group for page in [p async for p in stores.users.groups.pages(2)] for group in page],
             "messages": {
                 pair: records
                 async for pair in stores.messages.pairs()

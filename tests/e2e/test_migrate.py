@@ -17,6 +17,7 @@ import pytest
 from chat_server.backends import ExportableStores, open_exportable
 from chat_server.cache.contacts import ContactRecord, ContactState
 from chat_server.cache.sessions import SessionRecord
+from chat_server.model.groups import Group
 from chat_server.model.messages import Message, Pair, Record
 from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
@@ -52,6 +53,11 @@ TEXTS = [
 ]
 IDS = ["m.1", "m:1", "m-1", "M-1", "_", "9" * 64, "a..b", "-"]
 T = 1_700_000_000_000_000
+GROUPS = [
+    Group(T - 9, "#a", "1", dict.fromkeys(NAMES, T - 9) | {"a": T - 5}),
+    Group(T - 8, "#" + "𠮷" * 63, "é", {"é": T - 8, "𠮷" * 64: T - 4}),
+    Group(T - 7, "#A", "A", {"A": T - 7}),
+]
 LEASE = 1.5  # seconds: the lease of a migration with a short lease
 
 
@@ -62,6 +68,7 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
             [User(name, HASH[:-1] + "bcdefghijklmnopqrstuvwxyz"[i], State(i % 3)) for i, name in enumerate(NAMES)]
         )
         await stores.users.blocks.put([(one, other) for one in NAMES for other in NAMES if one < other])
+        await stores.users.groups.put(GROUPS)
         time = T
         for number in range(conversations):
             one, other = NAMES[number % len(NAMES)], NAMES[(number * 3 + 2) % len(NAMES)]
@@ -107,9 +114,9 @@ async def wait_copied(database: Any, count: int) -> None:
 
 
 def printed_digests(out: str) -> list[str]:
-    """Return the digests of blocks and of messages in the output of the command."""
-    found = re.findall(r"digest (?:of blocks )?(\w{32})\)", out)
-    assert len(found) == 2
+    """Return the digests of blocks, groups and messages in the output of the command."""
+    found = re.findall(r"digest (?:of \w+ )?(\w{32})\)", out)
+    assert len(found) == 3
     return found
 
 
@@ -129,6 +136,7 @@ async def test_a_migration_to_servers_and_back_changes_nothing(configs: ConfigFi
     assert printed_digests(output) == printed_digests(reverse_output)
     assert f"users: {len(NAMES)}" in output
     assert "blocks: 78, the same on both sides" in output
+    assert "groups: 3, the same on both sides" in output
     assert "messages: 25 in 4 conversations" in output
     assert f"sessions: {len(NAMES)}" in reverse_output
     assert "contact limits: 2" in reverse_output
@@ -379,6 +387,27 @@ async def test_a_target_with_another_block_is_refused(tmp_path: Path) -> None:
     async with open_exportable([load_settings(target)], Clock(), print) as [stores]:
         await stores.users.blocks.put([("1", "2")])
     assert "in the target, '1' blocks '2'" in await refused_migration("--from", source, "--config", target)
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        (Group(T + 1, "#b", "1", {"1": T}), "the group '#b' of the target is missing in the source"),
+        (Group(T + 1, "#a", "1", {"1": T}), "the group '#a' of the target is missing in the source"),
+        (Group(T, "#b", "1", {"1": T}), "the group '#b' of the target has another name, owner or members"),
+        (Group(T, "#a", "1", {"1": T, "2": T}), "the group '#a' of the target has another name, owner or members"),
+    ],
+)
+async def test_a_target_with_another_group_is_refused(tmp_path: Path, group: Group, reason: str) -> None:
+    """The error names the group. A deleted one is refused too."""
+    source, target = [await embedded_stores(tmp_path, name, "1") for name in ("source", "target")]
+    async with open_exportable([load_settings(source), load_settings(target)], Clock(), print) as [one, other]:
+        await one.users.groups.put([Group(T, "#a", "1", {"1": T})])
+        await other.users.groups.put([group])
+    assert reason in await refused_migration("--from", source, "--config", target)
+    async with open_exportable([load_settings(target)], Clock(), print) as [other]:
+        await other.users.groups.delete(group.number, "1")
+    assert "the target has a deleted group" in await refused_migration("--from", source, "--config", target)
 
 
 @pytest.mark.parametrize("key", ["mysql", "mongodb", "redis"])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from chat_server.model.groups import Group
+from chat_server.model.users import User
 from tests.e2e.commands import Deployment, check_wrong_password, message_texts
 from tests.e2e.http_helpers import check_refusal, is_valid_session, post, try_login
 from tests.harness import CLEAN_ENVIRON, PASSWORD, ROOT, ChatClient, run_py, wait_until
@@ -277,6 +279,21 @@ async def _refuses(chat: ChatClient) -> bool:
     return (await chat.send("x")).get("reason") == "no_such_user"
 
 
+@pytest.mark.parametrize("messages", ["keep", "delete"])
+async def test_a_removed_user_leaves_all_groups(deployment: Deployment, messages: str) -> None:
+    """The owner is succeeded; a group without other members is deleted."""
+    async with deployment.open_stores() as stores:
+        await stores.users.put([User(name, "hash") for name in ("1", "2", "3")])
+        groups = [Group(1, "#own", "1", {"1": 1, "2": 5, "3": 4}), Group(2, "#alone", "1", {"1": 2})]
+        await stores.users.groups.put([*groups, Group(3, "#member", "2", {"2": 3, "1": 3})])
+    out = await deployment.run("user", "remove", "1", "--messages", messages)
+    assert "; left 3 groups; " in out
+    async with deployment.open_stores() as stores:
+        left = [Group(1, "#own", "3", {"2": 5, "3": 4}), Group(3, "#member", "2", {"2": 3})]
+        assert await stores.users.groups.get([1, 2, 3]) == left
+        assert await stores.users.groups.deleted(10) == [2]
+
+
 async def test_remove_needs_a_decision_about_the_messages(deployment: Deployment) -> None:
     code, _, err = await deployment.command("user", "remove", "1")
     assert code == 2
@@ -310,10 +327,17 @@ async def test_an_export_contains_all_data_of_only_this_user(deployment: Deploym
             await two.send("m\nnone of 1's business")
         await post(server, "/user/block", server.tokens["1"], user_name="3")
         await post(server, "/user/block", server.tokens["3"], user_name="1")
+    async with deployment.open_stores() as stores:
+        group = Group(5_000_001, "#team", "1", {"1": 5_000_001, "2": 6_000_000})
+        await stores.users.groups.put([group, Group(7_000_000, "#other", "2", {"2": 7_000_000, "1": 8_000_000})])
+        await stores.users.groups.put([Group(9_000_000, "#foreign", "2", {"2": 9_000_000})])
+    async with deployment.serving():
         lines = await deployment.export_user("1")
     kinds = [line["kind"] for line in lines]
-    assert kinds == ["user", "block", "session", *["message"] * 3, "counter"]
+    assert kinds == ["user", "block", *["membership"] * 2, "session", *["message"] * 3, "counter"]
     assert lines.pop(1) == {"kind": "block", "user": "3"}
+    assert lines.pop(1) == {"kind": "membership", "group": "#team", "owner": True, "since": 5000}
+    assert lines.pop(1) == {"kind": "membership", "group": "#other", "owner": False, "since": 8000}
     assert lines[0] | {"password_hash": ""} == {"kind": "user", "name": "1", "state": "enabled", "password_hash": ""}
     hello = {"kind": "message", "from": "1", "to": "2", "id": "hello-1-2", "read": False, "deleted": False}
     assert lines[2] | {"time": 0} == {**hello, "text": "hello", "time": 0}
