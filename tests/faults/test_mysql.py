@@ -1,6 +1,7 @@
 """Outages of MySQL: known users chat on, no user counts as unknown, and the server recovers."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from chat_server.model.groups import Group, GroupLimits
 from chat_server.model.mysql import POOL, connect
+from chat_server.model.users import User
 from chat_server.utils.errors import StoreUnavailable
 from tests import servers
 from tests.e2e.http_helpers import post, send_request, try_login
@@ -182,5 +185,33 @@ async def test_every_lookup_in_a_frozen_mysql_times_out(mysql: DatabaseServer) -
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await asyncio.gather(*(look_up(number * 0.0007) for number in range(3 * POOL)))
             await look_up(0)
+    finally:
+        await users.close()
+
+
+async def test_a_change_that_a_deadlock_ends_runs_again(mysql: DatabaseServer) -> None:
+    """Another program locks a group, then a user; the store locks them in the opposite order."""
+    users = await connect(servers.mysql_config(mysql), 20)
+    owner, *new = unique_names(4)
+    number, limits = time.time_ns(), GroupLimits(100, 100)
+    try:
+        for name in (owner, *new):
+            await users.add(User(name, "hash"))
+        assert isinstance(await users.groups.create(number, f"#{owner}", owner, [], limits), Group)
+        connection = pymysql.connect(
+            host="127.0.0.1", port=mysql.port, user="chat", password="secret", database="chat_demo"
+        )
+        with closing(connection), connection.cursor() as cursor:
+            # Of two transactions, MySQL ends the one that has changed fewer rows.
+            cursor.executemany("INSERT INTO chat_blocks VALUES (%s, %s)", [(f"/{n}", owner) for n in range(100)])
+            cursor.execute("SELECT 1 FROM chat_groups WHERE number = %s FOR UPDATE", (number,))
+            adding = asyncio.create_task(users.groups.add(number, owner, new, number + 1, limits))
+            await asyncio.sleep(0.5)
+            lock = "SELECT 1 FROM chat_users WHERE name = %s FOR UPDATE"
+            assert await asyncio.to_thread(cursor.execute, lock, (new[0],)) == 1
+            assert not adding.done()
+            connection.rollback()
+        added = await adding
+        assert added == Group(number, f"#{owner}", owner, {owner: number} | dict.fromkeys(new, number + 1))
     finally:
         await users.close()
