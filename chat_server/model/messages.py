@@ -1,6 +1,6 @@
 """The interface of a message store, and its records."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -64,6 +64,20 @@ class Conversation(msgspec.Struct, frozen=True):
     unread: int
     time: int
     group: int = 0
+
+
+class GroupView(NamedTuple):
+    """The conversation of a group as a member sees it: the messages sent after `since`, the time of joining."""
+
+    key: GroupKey
+    since: int
+
+
+class Confirmed(NamedTuple):
+    """The times of messages of a group that a member has received, in order, and the member's time of joining."""
+
+    since: int
+    times: Sequence[int]
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -198,6 +212,32 @@ class MessageStore(Protocol):
         """Iterate over the users with whom `user` has conversations, including those without any message left."""
         ...
 
+    # --- groups
+
+    async def newest_with_id(self, group: GroupKey, id: str) -> tuple[str, int] | None:
+        """Return sender and time of the newest message with this id, also of a tombstone; None if there is none."""
+        ...
+
+    async def group_conversations(self, user: str, views: Sequence[GroupView]) -> list[Conversation]:
+        """Return these groups, in any order, as the member `user` sees them; `unread` as in op 7."""
+        ...
+
+    async def positions(self, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Return for each of these groups the stored read positions by user; former members may be among them."""
+        ...
+
+    async def move_position(self, number: int, user: str, time: int) -> bool:
+        """Move the read position of a member forward to `time`. Returns False if it was there or later."""
+        ...
+
+    async def advance(self, number: int, confirmed: Mapping[str, Confirmed]) -> dict[str, int]:
+        """Move the read position of each user past the confirmed messages, but past no other message by others.
+
+        The user's own messages and tombstones count as read. Returns, for each user whose position passed confirmed
+        messages, the time of the last of them.
+        """
+        ...
+
 
 class ExportableMessages(MessageStore, Protocol):
     """What a migration needs in addition: reading and writing messages as they are stored."""
@@ -220,6 +260,10 @@ class ExportableMessages(MessageStore, Protocol):
         Raises Duplicate if another message already has one of the times, or one of the ids of a sender; some of the
         other messages may then be stored. After the last call for a pair, call `update_last`.
         """
+        ...
+
+    async def put_positions(self, number: int, positions: Mapping[str, int]) -> None:
+        """Store read positions as they are."""
         ...
 
     async def update_last(self, pair: Pair) -> None:

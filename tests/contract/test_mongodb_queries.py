@@ -12,7 +12,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from chat_server.model import mongodb
-from chat_server.model.messages import Added, Message, Pair, Record
+from chat_server.model.messages import Added, Confirmed, GroupKey, GroupView, Message, Pair, Record
 from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.lease import always
@@ -20,19 +20,26 @@ from tests import servers
 from tests.contract.conftest import _server
 from tests.faults.stores import unique_names
 
+Filter = Mapping[str, Any]
+
 # The indexes of each collection, and those whose keys are unique.
-INDEXES = {
-    "chat_messages": [("_id",), ("conv", "from", "mid"), ("conv", "deleted", "_id"), ("to", "conv", "_id")],
+INDEXES: dict[str, list[tuple[str, ...]]] = {
+    "chat_messages": [
+        *[("_id",), ("conv", "from", "mid"), ("conv", "deleted", "_id"), ("to", "conv", "_id")],
+        ("conv", "mid", "_id"),
+    ],
     "chat_conversations": [("_id",), ("user", "last"), ("last",)],
+    "chat_positions": [("_id",)],
 }
 UNIQUE = {("_id",), ("conv", "from", "mid")}
-PARTIAL = ("to", "conv", "_id")  # where read is false
+PARTIAL: dict[tuple[str, ...], Filter] = {
+    ("to", "conv", "_id"): {"read": False},
+    ("conv", "mid", "_id"): {"group": True},
+}
 QUERIES = ("find", "update", "delete", "aggregate", "count", "distinct", "findAndModify")
 # Commands that touch no stored documents, or only those that they contain.
 HARMLESS = {"insert", "getMore", "killCursors", "ping", "hello", "ismaster", "endSessions", "dropDatabase"}
 HARMLESS |= {"createIndexes", "listIndexes", "dropIndexes", "listCollections"}
-
-Filter = Mapping[str, Any]
 
 
 def reach(collection: str, query: Filter) -> tuple[bool, str | None]:
@@ -44,11 +51,11 @@ def reach(collection: str, query: Filter) -> tuple[bool, str | None]:
     ranges = {key for key in query if key not in equal and not key.startswith("$")}
     found: list[tuple[bool, str | None]] = []
     for index in INDEXES[collection]:
-        if index == PARTIAL and query.get("read") is not False:
+        if any(query.get(key) is not value for key, value in PARTIAL.get(index, {}).items()):
             continue
         prefix = next((n for n, key in enumerate(index) if key not in equal), len(index))
         ranged = index[prefix] if prefix < len(index) and index[prefix] in ranges else None
-        if ranges <= {ranged} and (prefix or ranged):
+        if ranges <= {ranged} and (prefix or (ranged and not equal)):
             found.append((index in UNIQUE and prefix == len(index), ranged))
     assert found, f"no index for {query}"
     for key in ranges:
@@ -142,14 +149,20 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
     await store.stored(run)
     so_far("stored")
     time, pair = run[4].time, Pair("a", "b")
+    group = GroupKey(run[0].time, "#group")
+    written = [Message(user, "#group", "m0", "text", timeline.next(), group=group.number) for user in ("a", "b", "c")]
+    for _ in range(2):
+        await store.add(written)
+        so_far("add")
+    confirmed = {user: Confirmed(0, [message.time for message in written]) for user in ("a", "b", "d")}
     calls: dict[str, list[Sequence[Any]]] = {
         "newest": [()],
         "recent": [(pair, 6)],
         "have_written": [(["a"], "b"), (["c", "b"], "a")],
         "time_of": [(pair, "a", "m0"), (pair, "a", "none")],
-        "skip": [(pair, 2, 3)],
-        "before": [(pair, time, 3)],
-        "after": [(pair, time, 3)],
+        "skip": [(pair, 2, 3), (group, 2, 3, time)],
+        "before": [(pair, time, 3), (group, written[2].time, 3, time)],
+        "after": [(pair, time, 3), (group, time, 3)],
         "unread": [("a", "b", 0, 3)],
         "mark": [("a", "b", ["m1", "none"])],
         "mark_delivered": [([time, 1],)],
@@ -163,8 +176,14 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
         "update_last": [(pair,)],
         "used_times": [([time, 1],)],
         "put": [([Record("a", "b", f"m{n}", "text", run[n].time, True) for n in range(3)],)],
+        "newest_with_id": [(group, "m0"), (group, "none")],
+        "group_conversations": [("a", [GroupView(group, time)]), ("a", [])],
+        "positions": [([group.number, 1],)],
+        "move_position": [(group.number, "c", time), (group.number, "c", 1)],
+        "advance": [(group.number, confirmed), (group.number, confirmed)],
+        "put_positions": [(group.number, {"a": 1, "e": 1}), (group.number, {})],
         "purge": [(time, 2), (time, 100)],
-        "erase": [(pair, 2), (pair, 100)],
+        "erase": [(pair, 2), (pair, 100), (group, 2), (group, 100)],
     }
     for name, arguments in calls.items():
         for each in arguments:
@@ -183,7 +202,7 @@ async def test_every_query_is_bounded_by_an_index_and_only_skip_skips(used: dict
         for command in commands:
             check(command)
             assert not command.get("skip") or name == "skip", command
-    public = {name for name in vars(mongodb.MongoMessages) if not name.startswith("_")}
+    public = {name for name in dir(mongodb.MongoMessages) if not name.startswith("_")}
     assert public == set(used), "a method that the test does not call"
 
 
@@ -212,6 +231,7 @@ async def test_the_tests_know_all_indexes(store: mongodb.MongoMessages, used: di
             "limit": 1,
         },
         {"find": "chat_messages", "filter": {"to": "a", "conv": "a/b", "_id": {"$gt": 1, "$lt": 2}, "read": True}},
+        {"find": "chat_messages", "filter": {"mid": "m", "conv": "#1", "_id": {"$gt": 1, "$lt": 2}}, "limit": 1},
         {"find": "chat_messages", "filter": {"$or": [{"_id": 1}, {"read": False}]}},
         {"find": "chat_messages", "filter": {"mid": {"$regex": "m"}, "conv": "a/b"}, "limit": 1},
         {"update": "chat_messages", "updates": [{"q": {"conv": "a/b"}}]},

@@ -10,10 +10,9 @@ from pymongo.errors import BulkWriteError
 
 from chat_server.model.messages import Message, Pair
 from chat_server.model.mongodb.connection import Calls
-from chat_server.model.mongodb.documents import CONVERSATIONS, EARLIEST, Document, inbox_key
+from chat_server.model.mongodb.documents import CONVERSATIONS, EARLIEST, LAST_KEY, Document, inbox_key
 from chat_server.utils.clock import MICROSECONDS
 
-LAST_KEY = "\U0010ffff"  # greater than every inbox key, because no name begins with it
 # Inboxes are iterated in pages of this size.
 PAGE = 1000
 # An inbox without messages is hidden only if it is older than this, in microseconds: no write is under way then.
@@ -37,7 +36,7 @@ class MongoConversations:
         await self._call(self.collection.create_index([("last", 1)]))  # for remove_expired
 
     async def touch(self, messages: Sequence[Message]) -> None:
-        """Raise `last` for messages that are about to be stored."""
+        """Raise `last` for messages between users that are about to be stored."""
         newest: dict[tuple[str, str], int] = {}
         for message in sorted(messages, key=lambda message: message.time):
             newest[message.sender, message.receiver] = newest[message.receiver, message.sender] = message.time

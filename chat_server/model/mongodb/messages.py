@@ -15,6 +15,7 @@ from chat_server.model.messages import (
     Added,
     Conversation,
     ConversationKey,
+    GroupKey,
     Message,
     MessageKey,
     Pair,
@@ -25,16 +26,18 @@ from chat_server.model.mongodb.conversations import MongoConversations
 from chat_server.model.mongodb.documents import (
     EARLIEST,
     LATEST,
-    MESSAGES,
     Document,
     conversation_key,
+    conversation_of,
     earlier_message,
     inbox_key,
+    pair_key,
     to_document,
     to_message,
     to_record,
     unread_messages,
 )
+from chat_server.model.mongodb.group_messages import MongoGroupMessages
 from chat_server.model.mongodb.probe import probe_writes
 from chat_server.utils.batch import Batcher
 from chat_server.utils.digest import digest
@@ -52,7 +55,7 @@ EXPIRY = "at_1"  # the index by which messages expire
 MIN_LISTED = 200
 
 
-class MongoMessages:
+class MongoMessages(MongoGroupMessages):
     """MessageStore on MongoDB. The time of a message is its _id; `timeout` in seconds bounds every call.
 
     `held` says whether this process still holds the lease on the database; without it, nothing counts as stored.
@@ -67,11 +70,10 @@ class MongoMessages:
         watch: StoreMetrics = NO_STORE_METRICS,
         name: str = "MongoDB",
     ) -> None:
-        self._call = Calls(timeout, name, watch)
+        super().__init__(database, Calls(timeout, name, watch))
         self._held = held
         self._watch = watch
         self._database = database
-        self._messages = database[MESSAGES]
         self._conversations = MongoConversations(database, self._call)
         self._marking = asyncio.Lock()  # one caller at a time, so that only one of them marks a message
         self._adding: Batcher[Sequence[Message], list[Added]] = Batcher(
@@ -86,6 +88,8 @@ class MongoMessages:
         await self._call(self._messages.create_index(by_id, unique=True))
         await self._call(self._messages.create_index(by_time))
         await self._call(self._messages.create_index(unread, partialFilterExpression={"read": False}))
+        of_groups = [("conv", 1), ("mid", 1), ("_id", 1)]
+        await self._call(self._messages.create_index(of_groups, partialFilterExpression={"group": True}))
         await self._conversations.prepare()
         await self._expire_after(days)
 
@@ -104,7 +108,7 @@ class MongoMessages:
     async def recent(self, pair: Pair, count: int) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []
         for deleted in (False, True):
-            query = {"conv": conversation_key(pair), "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+            query = {"conv": pair_key(*pair), "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
             documents = await self._call(
                 self._messages.find(query, {"from": 1}).sort("_id", -1).limit(count).to_list(count)
             )
@@ -112,7 +116,7 @@ class MongoMessages:
         return sorted(found, key=lambda entry: entry[1], reverse=True)[:count]
 
     async def have_written(self, senders: Sequence[str], receiver: str) -> set[str]:
-        queries = [{"conv": conversation_key(Pair(sender, receiver)), "from": sender} for sender in senders]
+        queries = [{"conv": pair_key(sender, receiver), "from": sender} for sender in senders]
         found = await asyncio.gather(*(self._call(self._messages.find_one(query, {"from": 1})) for query in queries))
         return {document["from"] for document in found if document}
 
@@ -138,7 +142,7 @@ class MongoMessages:
     async def mark(self, sender: str, receiver: str, ids: Sequence[str]) -> tuple[set[str], list[str]]:
         if not ids:
             return set(), []
-        conv = conversation_key(Pair(sender, receiver))
+        conv = pair_key(sender, receiver)
         query = {"conv": conv, "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
         async with self._marking:
             documents = await self._call(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
@@ -198,7 +202,9 @@ class MongoMessages:
     async def erase(self, key: ConversationKey, limit: int) -> int:
         query = {"conv": conversation_key(key)}
         removed = await self._remove(self._messages.find(query, {"_id": 1}).limit(limit), limit)
-        if removed < limit and isinstance(key, Pair):
+        if removed < limit and isinstance(key, GroupKey):
+            await self._remove_positions(key.number)
+        elif removed < limit:
             await self._conversations.remove([inbox_key(*key), inbox_key(*key[::-1])])
         return removed
 
@@ -260,8 +266,8 @@ class MongoMessages:
         messages = [message for batch in batches for message in batch]
         earlier = await self.stored(messages)
         new = [message for message, known in zip(messages, earlier, strict=True) if not known]
-        if new:
-            await self._conversations.touch(new)
+        if between_users := [message for message in new if not message.group]:
+            await self._conversations.touch(between_users)
         inserted = iter(await self._insert(new) if new else [])
         added = iter([known or next(inserted) for known in earlier])
         await self._expect_lease()
@@ -288,11 +294,8 @@ class MongoMessages:
         """Return for each message the document with its id, or None. The documents are durable."""
         ids: dict[tuple[str, str], list[str]] = {}
         for message in messages:
-            ids.setdefault((message.sender, message.receiver), []).append(message.id)
-        query = [
-            {"conv": conversation_key(Pair(sender, receiver)), "from": sender, "mid": {"$in": mids}}
-            for (sender, receiver), mids in ids.items()
-        ]
+            ids.setdefault((conversation_of(message), message.sender), []).append(message.id)
+        query = [{"conv": conv, "from": sender, "mid": {"$in": mids}} for (conv, sender), mids in ids.items()]
         documents = await self._call(self._messages.find({"$or": query}).to_list(None)) if query else []
         if documents:
             # A document that was only read may still be rolled back. A write waits until everything before it is
@@ -302,7 +305,7 @@ class MongoMessages:
             if confirmed.matched_count < len(documents):
                 raise StoreUnavailable(f"{self._call.name}: it rolled back what it had stored")
         found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
-        return [found.get((conversation_key(Pair(m.sender, m.receiver)), m.sender, m.id)) for m in messages]
+        return [found.get((conversation_of(m), m.sender, m.id)) for m in messages]
 
     def _duplicates(self, error: BulkWriteError) -> list[int]:
         """Return which writes of a batch failed as duplicates. Raises StoreUnavailable if anything else failed."""
@@ -316,14 +319,6 @@ class MongoMessages:
             raise StoreUnavailable(f"{self._call.name}: the lease was not renewed in time")
 
     # --- shared by several methods
-
-    async def _page(
-        self, key: ConversationKey, after: int, before: int, order: int, count: int, *, skip: int = 0
-    ) -> list[Message]:
-        time = {"$gt": Int64(after), "$lt": Int64(before)}
-        query = {"conv": conversation_key(key), "deleted": False, "_id": time}
-        cursor = self._messages.find(query).sort("_id", order).skip(skip).limit(count)
-        return [to_message(document) for document in await self._call(cursor.to_list(count))]
 
     async def _conversation(self, user: str, peer: str) -> Conversation | None:
         last = await self._page(Pair(user, peer), 0, LATEST, -1, 1)
@@ -350,7 +345,8 @@ class MongoMessages:
                 )
             )
             if result.modified_count:
-                await self._move_conversation(document)
+                if "group" not in document:
+                    await self._move_conversation(document)
                 return sender, id
         return None
 
@@ -371,7 +367,7 @@ class MongoMessages:
     async def _remove_empty(self, before: int, limit: int) -> None:
         """Remove old inboxes without messages. Deletions can move an inbox back in time, so each one is checked."""
         for inbox in await self._conversations.older(before, limit):
-            conv = conversation_key(Pair(inbox["user"], inbox["peer"]))
+            conv = pair_key(inbox["user"], inbox["peer"])
             if await self._call(self._messages.find_one({"conv": conv}, {"_id": 1})) is None:
                 await self._conversations.remove([inbox["_id"]])
 

@@ -13,24 +13,25 @@ from chat_server.model.messages import (
     Added,
     Conversation,
     ConversationKey,
+    GroupKey,
     Message,
     MessageKey,
     Pair,
     Record,
 )
 from chat_server.model.sqlite import statements as sql
+from chat_server.model.sqlite.conversations import pair_number, rows_of
+from chat_server.model.sqlite.group_messages import SqliteGroupMessages
+from chat_server.model.sqlite.numbers import MessageRow, Numbers
 from chat_server.utils.digest import digest, is_text_of
 from chat_server.utils.errors import Duplicate
 from chat_server.utils.sqlite import Database, chunks, fetch_json, to_json
 
-# The numbers of this many conversations stay in memory, so that adding a message needs no look-up.
-CACHED_NUMBERS = 65536
 # Conversations are iterated in pages of this size.
 PAGE = 1000
 # Rows per INSERT statement, at most.
 MAX_ROWS = 64
 
-_MessageRow = tuple[int, int, int, str, str]  # time, conv, side, id, text
 _ConversationRow = tuple[str, str, int, int, int]  # user, peer, conv, side, last
 
 
@@ -44,17 +45,15 @@ class _Found(NamedTuple):
     deleted: int
 
 
-class SqliteMessages:
+class SqliteMessages(SqliteGroupMessages):
     """MessageStore on the embedded database.
 
     Methods that end in `_in` work on the connection of a job, so that a caller can combine several in one transaction.
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        # (lesser name, greater name) -> number. Only the writer thread uses it. After a rollback, the number of a new
-        # conversation may stay here; the conversation's rows are then written with its next message.
-        self._numbers: dict[tuple[str, str], int] = {}
+        super().__init__(database)
+        self._numbers = Numbers()
 
     async def newest(self) -> int:
         [[newest]] = await self._database.fetch("SELECT max(time) FROM messages", ())
@@ -65,11 +64,12 @@ class SqliteMessages:
 
     def add_in(self, tx: sqlite3.Connection, batch: Sequence[Message]) -> list[Added]:
         """As `add`."""
-        rows = self._message_rows(tx, batch)
-        if _insert(tx, sql.MESSAGES, rows, sql.ON_USED_ID) == len(rows):
+        rows = self._numbers.rows(tx, batch)
+        if _insert(tx, sql.MESSAGES, [(*row, row[1] < 0) for row in rows], sql.ON_USED_ID) == len(rows):
             added = [Added(message.time) for message in batch]
         else:
-            added = [self._earlier(tx, row) or Added(row[0]) for row in rows]
+            each = zip(rows, batch, strict=True)
+            added = [_earlier(tx, row[1], row[2], message) or Added(message.time) for row, message in each]
         new = [(message, row) for message, row, one in zip(batch, rows, added, strict=True) if one.new]
         tx.execute(sql.RAISE, (to_json(_conversation_rows(new)),))
         return added
@@ -79,16 +79,16 @@ class SqliteMessages:
 
     def find_in(self, tx: sqlite3.Connection, message: Message) -> Added | None:
         """Return what is stored under the id of `message`, None if nothing is."""
-        conv = _conversation(tx, Pair(message.sender, message.receiver))
+        conv = pair_number(tx, (message.sender, message.receiver))
         side = int(message.sender > message.receiver)
-        return self._earlier(tx, (message.time, conv, side, message.id, message.text)) if conv else None
+        return _earlier(tx, conv, side, message) if conv else None
 
     async def recent(self, pair: Pair, count: int) -> list[tuple[str, int]]:
         return await self._database.read(lambda connection: self.recent_in(connection, pair, count))
 
     def recent_in(self, connection: sqlite3.Connection, pair: Pair, count: int) -> list[tuple[str, int]]:
         """As `recent`."""
-        names, conv = _names(pair), _conversation(connection, pair)
+        names, conv = sorted(pair), pair_number(connection, pair)
         rows = [row for deleted in (0, 1) for row in connection.execute(sql.RECENT, (conv, deleted, count))]
         return [(names[side], time) for time, side in sorted(rows, reverse=True)[:count]]
 
@@ -101,8 +101,8 @@ class SqliteMessages:
 
     async def time_of(self, key: ConversationKey, sender: str, id: str) -> int | None:
         def job(connection: sqlite3.Connection) -> int | None:
-            values = (_conversation(connection, key), int(sender != _names(key)[0]), id)
-            row = connection.execute(sql.BY_ID, values).fetchone()
+            rows = rows_of(connection, key)
+            row = connection.execute(sql.BY_ID, (rows.number, rows.side(sender), id)).fetchone()
             return row[0] if row else None
 
         return await self._database.read(job)
@@ -119,7 +119,7 @@ class SqliteMessages:
 
     async def unread(self, sender: str, receiver: str, after: int, count: int) -> list[Message]:
         def job(connection: sqlite3.Connection) -> list[Message]:
-            values = (_conversation(connection, Pair(sender, receiver)), int(sender > receiver), after, count)
+            values = (pair_number(connection, (sender, receiver)), int(sender > receiver), after, count)
             page = fetch_json(connection, "id, text, time", sql.UNREAD, values)
             return [Message(sender, receiver, *row) for row in page]
 
@@ -129,7 +129,7 @@ class SqliteMessages:
         keys = [(int(sender > receiver), id) for id in ids]
 
         def find(connection: sqlite3.Connection) -> list[_Found]:
-            found = _find_keys(connection, _conversation(connection, Pair(sender, receiver)), keys)
+            found = _find_keys(connection, pair_number(connection, (sender, receiver)), keys)
             return [message for message in found if not message.deleted]
 
         def job(tx: sqlite3.Connection) -> tuple[set[str], list[str]]:
@@ -153,17 +153,20 @@ class SqliteMessages:
         return await self._database.write(job)
 
     async def delete(self, key: ConversationKey, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
-        low, _ = _names(key)
-        sides = [(int(sender != low), id) for alternatives in keys for sender, id in alternatives]
+        wanted = {name for alternatives in keys for name in alternatives}
 
-        def find(connection: sqlite3.Connection) -> list[_Found]:
-            return _find_keys(connection, _conversation(connection, key), sides)
+        def find(connection: sqlite3.Connection) -> dict[MessageKey, _Found]:
+            rows = rows_of(connection, key)
+            senders = {rows.side(sender): sender for sender, _ in wanted}
+            sides = {sender: side for side, sender in senders.items() if side is not None}
+            found = _find_keys(connection, rows.number, [(sides[name], id) for name, id in wanted if name in sides])
+            return {(senders[message.side], message.id): message for message in found}
 
         def job(tx: sqlite3.Connection) -> list[MessageKey | None]:
-            found = {(message.side, message.id): message for message in find(tx)}
-            return [_delete_first(tx, found, low, alternatives) for alternatives in keys]
+            found = find(tx)
+            return [_delete_first(tx, found, alternatives) for alternatives in keys]
 
-        if all(message.deleted for message in await self._database.read(find)):
+        if all(message.deleted for message in (await self._database.read(find)).values()):
             return [None] * len(keys)
         return await self._database.write(job)
 
@@ -211,9 +214,12 @@ class SqliteMessages:
         delete = "DELETE FROM messages WHERE time IN (SELECT time FROM messages WHERE conv = ? LIMIT ?)"
 
         def job(tx: sqlite3.Connection) -> int:
-            conv = _conversation(tx, key)
+            conv = rows_of(tx, key).number
             removed = tx.execute(delete, (conv, limit)).rowcount
-            if removed < limit:
+            if removed < limit and isinstance(key, GroupKey):
+                self._numbers.erase_senders(tx, -key.number)
+                tx.execute("DELETE FROM group_positions WHERE conv = ?", (conv,))
+            elif removed < limit:
                 tx.execute("DELETE FROM conversations WHERE conv = ?", (conv,))
             return removed
 
@@ -237,11 +243,10 @@ class SqliteMessages:
 
     async def records(self, key: ConversationKey, after: int, until: int, count: int) -> list[Record]:
         def job(connection: sqlite3.Connection) -> list[Record]:
-            names = _names(key)
-            rows = connection.execute(sql.RECORDS, (_conversation(connection, key), after, until, count))
-            return [
-                Record(names[side], names[1 - side], id, text, time, bool(read)) for time, side, id, text, read in rows
-            ]
+            rows = rows_of(connection, key)
+            query = sql.RECORDS.format(sender=rows.sender)
+            found = connection.execute(query, (rows.number, after, until, count))
+            return [Record(*rows.fields(*row)) for row in found]
 
         return await self._database.read(job)
 
@@ -252,7 +257,7 @@ class SqliteMessages:
         def job(tx: sqlite3.Connection) -> None:
             for user in pair:
                 tx.execute(sql.EXACT_TOP, (user,))
-            tx.execute(sql.UPDATE_LAST, (_conversation(tx, pair),))
+            tx.execute(sql.UPDATE_LAST, (pair_number(tx, pair),))
 
         await self._database.write(job)
 
@@ -271,9 +276,9 @@ class SqliteMessages:
     def _add_new_batches(
         self, tx: sqlite3.Connection, batches: Sequence[Sequence[Message]]
     ) -> list[list[Added]] | None:
-        """As `_add_batches`, with one statement; None if an id was used before."""
+        """As `_add_batches`, with one statement; None if an id was used before, or a sender is new in a group."""
         messages = [message for batch in batches for message in batch]
-        rows = self._message_rows(tx, messages)
+        rows = self._numbers.rows(tx, messages)
         encoded = to_json(rows)
         if "\\u0000" in encoded:  # SQLite would end a JSON string there
             return None
@@ -283,53 +288,26 @@ class SqliteMessages:
             return None
         return [[Added(message.time) for message in batch] for batch in batches]
 
-    def _message_rows(self, tx: sqlite3.Connection, messages: Sequence[Message]) -> list[_MessageRow]:
-        return [
-            (message.time, self._number(tx, message), int(message.sender > message.receiver), message.id, message.text)
-            for message in messages
-        ]
-
     def _put(self, tx: sqlite3.Connection, records: Sequence[Record]) -> None:
         rows = [
-            (
-                *(record.time, self._number(tx, record), int(record.sender > record.receiver), record.id),
-                *(record.text, record.read, isinstance(record.text, bytes)),
-            )
-            for record in records
+            (*row, record.read or row[1] < 0, isinstance(record.text, bytes))
+            for row, record in zip(self._numbers.rows(tx, records), records, strict=True)
         ]
-        first, conv = records[0], rows[0][1]
-        pair = tuple(sorted((first.sender, first.receiver)))
-        if tx.execute(sql.OTHER_PAIR, (conv, *pair)).fetchone():  # a new conversation would get a number that is in use
-            self._numbers.clear()
-            raise Duplicate("a time")
-        for user, peer in ((first.sender, first.receiver), (first.receiver, first.sender)):
-            tx.execute(sql.NEW_PAIR, (user, peer, conv, int(user > peer), first.time))
+        if not records[0].group:
+            self._put_pair(tx, records[0], rows[0][1])
         try:
             if tx.executemany(sql.PUT, rows).rowcount != len(rows):
                 raise Duplicate("a time")
         except sqlite3.IntegrityError as error:
             raise Duplicate("an id") from error
 
-    def _number(self, tx: sqlite3.Connection, message: Message | Record) -> int:
-        """Return the number of the conversation. A new one is numbered by the time of its first message."""
-        sender, receiver = message.sender, message.receiver
-        pair = (sender, receiver) if sender < receiver else (receiver, sender)
-        number = self._numbers.get(pair)
-        if number is None:
-            number = _conversation(tx, Pair(*pair)) or message.time
-            if len(self._numbers) >= CACHED_NUMBERS:
-                del self._numbers[next(iter(self._numbers))]
-            self._numbers[pair] = number
-        return number
-
-    def _earlier(self, tx: sqlite3.Connection, row: _MessageRow) -> Added | None:
-        """Return what another message stored under the id of `row`; None if there is none, or it is this one."""
-        new_time, conv, side, id, text = row
-        found = tx.execute(sql.BY_ID, (conv, side, id)).fetchone()
-        if found is None or found[0] == new_time:
-            return None
-        time, stored, read = found
-        return Added(time, new=False, same=is_text_of(stored, text), unread=not read)
+    def _put_pair(self, tx: sqlite3.Connection, first: Record, conv: int) -> None:
+        pair = tuple(sorted((first.sender, first.receiver)))
+        if tx.execute(sql.OTHER_PAIR, (conv, *pair)).fetchone():  # a new conversation would get a number that is in use
+            self._numbers.forget_pairs()
+            raise Duplicate("a time")
+        for user, peer in ((first.sender, first.receiver), (first.receiver, first.sender)):
+            tx.execute(sql.NEW_PAIR, (user, peer, conv, int(user > peer), first.time))
 
     async def _page(
         self, key: ConversationKey, since: int, rest: str, values: tuple[int, ...], *, slow: bool = False
@@ -337,20 +315,32 @@ class SqliteMessages:
         """Return the messages after the time `since` that the `rest` of a query selects."""
 
         def job(connection: sqlite3.Connection) -> list[Message]:
-            names, conv = _names(key), _conversation(connection, key)
-            page = fetch_json(connection, sql.PAGE_COLUMNS, sql.PAGE + rest, (conv, since, *values))
-            return [_message(names, *row) for row in page]
+            rows = rows_of(connection, key)
+            query = sql.PAGE.format(sender=rows.sender) + rest
+            page = fetch_json(connection, sql.PAGE_COLUMNS, query, (rows.number, since, *values))
+            return [Message(*rows.fields(*row)) for row in page]
 
         return await self._database.read(job, slow=slow)
 
 
-def _conversation_rows(new: Iterable[tuple[Message, _MessageRow]]) -> list[_ConversationRow]:
-    """Return the rows of the conversations of new messages, each with its newest time."""
+def _earlier(tx: sqlite3.Connection, conv: int, side: int | None, message: Message) -> Added | None:
+    """Return what another message stored under the id of `message`; None if there is none, or it is this one."""
+    found = tx.execute(sql.BY_ID, (conv, side, message.id)).fetchone()
+    if found is None or found[0] == message.time:
+        return None
+    time, text, read = found
+    unread = isinstance(text, str) if message.group else not read
+    return Added(time, new=False, same=is_text_of(text, message.text), unread=unread)
+
+
+def _conversation_rows(new: Iterable[tuple[Message, MessageRow]]) -> list[_ConversationRow]:
+    """Return the rows of the conversations of two users with new messages, each with its newest time."""
     rows: dict[tuple[str, str], _ConversationRow] = {}
     for message, (time, conv, side, *_) in sorted(new, key=itemgetter(1)):  # by time
-        sender, receiver = message.sender, message.receiver
-        rows[sender, receiver] = (sender, receiver, conv, side, time)
-        rows[receiver, sender] = (receiver, sender, conv, 1 - side, time)
+        if side is not None and conv > 0:
+            sender, receiver = message.sender, message.receiver
+            rows[sender, receiver] = (sender, receiver, conv, side, time)
+            rows[receiver, sender] = (receiver, sender, conv, 1 - side, time)
     return list(rows.values())
 
 
@@ -364,19 +354,6 @@ def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...
     return changed
 
 
-def _names(key: ConversationKey) -> list[str]:
-    """Return the sender of each side."""
-    if not isinstance(key, Pair):
-        raise NotImplementedError("messages of groups")
-    return sorted(key)
-
-
-def _conversation(connection: sqlite3.Connection, key: ConversationKey) -> int | None:
-    """Return the number of a conversation, None if there is none. In a query, None matches nothing."""
-    row = connection.execute(sql.CONVERSATION, _names(key)).fetchone()
-    return row[0] if row else None
-
-
 def _message(names: Sequence[str], time: int, side: int, id: str, text: str, read: int) -> Message:
     return Message(names[side], names[1 - side], id, text, time, bool(read))
 
@@ -387,17 +364,16 @@ def _find_keys(connection: sqlite3.Connection, conv: int | None, keys: Sequence[
 
 
 def _delete_first(
-    tx: sqlite3.Connection, found: dict[tuple[int, str], _Found], low: str, alternatives: Sequence[MessageKey]
+    tx: sqlite3.Connection, found: dict[MessageKey, _Found], alternatives: Sequence[MessageKey]
 ) -> MessageKey | None:
     """Delete the first message that exists; None if there is none, or it is a tombstone already."""
-    for sender, id in alternatives:
-        key = (int(sender != low), id)
+    for key in alternatives:
         if message := found.get(key):
             if message.deleted:
                 return None
             found[key] = message._replace(deleted=1)  # the request may contain the key twice
             _make_tombstone(tx, message.time)
-            return sender, id
+            return key
     return None
 
 

@@ -21,9 +21,10 @@ USERS_SCHEMA = Schema(
 
 # messages:
 #   time   the key: unique and increasing, so that a page is a range of an index
-#   conv   the number of the conversation: the time of its first message
-#   side   the sender: 0 for the lesser name of the pair, 1 for the greater
+#   conv   the number of the conversation: the time of its first message; for a group its number, negative
+#   side   the sender: 0 for the lesser name of the pair, 1 for the greater; in a group its number in group_senders
 #   text   the text; for a deleted message its salted digest, a blob
+#   read   always 1 in a group, so that messages_unread contains no message of a group
 # conversations: one row per user and peer
 #   last   the time of the newest message; negative once all messages are deleted, so that op 7 does not read the row.
 #          In the first row of a user's list it may be earlier, but it stays the greatest of the list: op 7 needs only
@@ -31,6 +32,8 @@ USERS_SCHEMA = Schema(
 # batches: inserting the rows of both tables here, as JSON, stores a whole batch with one statement
 # raised: inserting rows of `conversations` here moves them to the time of a new message. The row that was first until
 #         then gets its exact time, so that all rows but the first are always exact
+# group_senders: the number of each user who has written in a group, also after leaving it
+# group_positions: the time up to which a member has read a group
 MESSAGES_SCHEMA = Schema(
     "messages",
     (
@@ -84,6 +87,32 @@ MESSAGES_SCHEMA = Schema(
             INSERT INTO messages (time, conv, side, id, text)
                 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
                     json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.messages);
+            INSERT INTO raised (user, peer, conv, side, last)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.conversations)
+                WHERE json_extract(value, '$[1]') IS NOT (SELECT peer FROM conversations
+                    WHERE user = json_extract(value, '$[0]') AND last > 0 ORDER BY last DESC LIMIT 1);
+        END""",
+        """CREATE TABLE group_senders (
+            conv INTEGER NOT NULL,
+            user TEXT NOT NULL,
+            side INTEGER NOT NULL,
+            PRIMARY KEY (conv, user)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE UNIQUE INDEX group_senders_by_side ON group_senders (conv, side)",
+        """CREATE TABLE group_positions (
+            conv INTEGER NOT NULL,
+            user TEXT NOT NULL,
+            position INTEGER NOT NULL,
+            PRIMARY KEY (conv, user)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX messages_of_groups ON messages (conv, id) WHERE conv < 0",
+        "DROP TRIGGER batches_stored",
+        """CREATE TRIGGER batches_stored INSTEAD OF INSERT ON batches BEGIN
+            INSERT INTO messages (time, conv, side, id, text, read)
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+                    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[1]') < 0
+                    FROM json_each(new.messages);
             INSERT INTO raised (user, peer, conv, side, last)
                 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
                     json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(new.conversations)

@@ -1,6 +1,7 @@
 """The SQL of the message store."""
 
 _COLUMNS = "time, side, id, text, read"
+SENDER = "(SELECT user FROM group_senders AS s WHERE s.conv = messages.conv AND s.side = messages.side)"  # of a group
 _NEWEST = "SELECT time FROM messages WHERE conv = {conv} AND deleted = {deleted} ORDER BY time DESC LIMIT 1"
 
 CONVERSATION = "SELECT conv FROM conversations WHERE user = ? AND peer = ?"
@@ -8,8 +9,10 @@ BY_ID = "SELECT time, text, read FROM messages WHERE conv = ? AND side = ? AND i
 
 # --- pages
 
-PAGE_COLUMNS = _COLUMNS
-PAGE = f"SELECT {_COLUMNS} FROM messages WHERE conv = ? AND deleted = 0 AND time > ? "  # noqa: S608 - constants only
+# `{sender}` is the attribute of PairRows or GroupRows.
+_ROW = "time, {sender} AS sender, id, text, read"
+PAGE_COLUMNS = "time, sender, id, text, read"
+PAGE = f"SELECT {_ROW} FROM messages WHERE conv = ? AND deleted = 0 AND time > ? "  # noqa: S608 - constants only
 UNREAD = """SELECT time, id, text FROM messages
     WHERE conv = ? AND side = ? AND read = 0 AND time > ? ORDER BY time LIMIT ?"""
 RECENT = "SELECT time, side FROM messages WHERE conv = ? AND deleted = ? ORDER BY time DESC LIMIT ?"
@@ -42,7 +45,7 @@ REMOVE_IF_EMPTY = """DELETE FROM conversations
 
 # --- adding
 
-MESSAGES, ON_USED_ID = "messages (time, conv, side, id, text)", "(conv, side, id) DO NOTHING"
+MESSAGES, ON_USED_ID = "messages (time, conv, side, id, text, read)", "(conv, side, id) DO NOTHING"
 _TOP = "SELECT peer FROM conversations WHERE user = {user} AND last > 0 ORDER BY last DESC LIMIT 1"
 RAISE = f"""INSERT INTO raised (user, peer, conv, side, last)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
@@ -50,11 +53,45 @@ RAISE = f"""INSERT INTO raised (user, peer, conv, side, last)
     WHERE json_extract(value, '$[1]') IS NOT ({_TOP.format(user="json_extract(value, '$[0]')")})"""  # noqa: S608
 ADD_BATCH = "INSERT INTO batches (messages, conversations) VALUES (?, ?)"
 
+# --- groups
+
+SIDE = "SELECT side FROM group_senders WHERE conv = ? AND user = ?"
+NEW_SENDER = """INSERT INTO group_senders (conv, user, side)
+    SELECT ?1, ?2, coalesce(max(side) + 1, 0) FROM group_senders WHERE conv = ?1 RETURNING side"""
+NEWEST_WITH_ID = f"""SELECT {SENDER}, time FROM messages
+    WHERE conv = ? AND conv < 0 AND id = ? ORDER BY time DESC LIMIT 1"""  # noqa: S608
+GROUPS_LISTED_COLUMNS = "key, time, sender, id, text, unread"
+GROUPS_LISTED = f"""WITH g AS MATERIALIZED (SELECT key, v.conv, v.since, s.side,
+            max(v.since, coalesce(p.position, 0)) AS position
+        FROM (SELECT key, json_extract(value, '$[0]') AS conv, json_extract(value, '$[1]') AS since
+            FROM json_each(?2)) AS v
+        LEFT JOIN group_senders AS s ON s.conv = v.conv AND s.user = ?1
+        LEFT JOIN group_positions AS p ON p.conv = v.conv AND p.user = ?1)
+    SELECT key, time, {SENDER} AS sender, messages.id AS id, text, (SELECT count(*) FROM
+            (SELECT side FROM messages WHERE conv = g.conv AND deleted = 0 AND time > g.position ORDER BY time LIMIT ?3)
+            WHERE side IS NOT g.side) AS unread
+    FROM g LEFT JOIN messages ON time = (SELECT time FROM messages
+        WHERE conv = g.conv AND deleted = 0 AND time > g.since ORDER BY time DESC LIMIT 1)"""  # noqa: S608
+POSITIONS = "SELECT conv, user, position FROM group_positions WHERE conv IN (SELECT value FROM json_each(?))"
+POSITIONS_OF = """SELECT user, position FROM group_positions
+    WHERE conv = ? AND user IN (SELECT value FROM json_each(?))"""
+PUT_POSITIONS = """INSERT INTO group_positions (conv, user, position)
+    SELECT ?1, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?2)
+    WHERE true ON CONFLICT (conv, user) DO UPDATE SET position = excluded.position"""
+MOVE_POSITIONS = f"{PUT_POSITIONS} WHERE position < excluded.position RETURNING user"
+RANGES_COLUMNS = "json(rows)"
+RANGES = f"""SELECT (SELECT json_group_array(json_array(time, sender))
+        FROM (SELECT time, {SENDER} AS sender FROM messages
+        WHERE conv = ?1 AND deleted = 0 AND time > json_extract(range.value, '$[0]')
+            AND time <= json_extract(range.value, '$[1]') ORDER BY time LIMIT ?2)) AS rows
+    FROM json_each(?3) AS range LIMIT -1"""  # noqa: S608
+
 # --- migration
 
-_RANGE = f"""SELECT * FROM (SELECT {_COLUMNS} FROM messages
-    WHERE conv = ?1 AND deleted = {{}} AND time > ?2 AND time <= ?3 ORDER BY time LIMIT ?4)"""  # noqa: S608
-RECORDS = " UNION ALL ".join(_RANGE.format(deleted) for deleted in (0, 1)) + " ORDER BY time LIMIT ?4"
+_RECORDS = f"""SELECT * FROM (SELECT {_ROW} FROM messages
+    WHERE conv = ?1 AND deleted = {{deleted}} AND time > ?2 AND time <= ?3 ORDER BY time LIMIT ?4)"""  # noqa: S608
+RECORDS = " UNION ALL ".join(_RECORDS.replace("{deleted}", f"{deleted}") for deleted in (0, 1))
+RECORDS += " ORDER BY time LIMIT ?4"
 PAIRS = """SELECT user, peer FROM conversations
     WHERE (user, peer) > (?, ?) AND user < peer ORDER BY user, peer LIMIT ?"""
 PUT = """INSERT INTO messages (time, conv, side, id, text, read, deleted) VALUES (?, ?, ?, ?, ?, ?, ?)
