@@ -13,28 +13,18 @@ from chat_server.api.connection_manager import ConnectionManager
 from chat_server.api.dispatcher import Dispatcher
 from chat_server.api.endpoints import HttpEndpoints
 from chat_server.api.envelope import Envelope
+from chat_server.api.group_endpoints import GroupEndpoints
 from chat_server.api.health import Health
 from chat_server.api.limits import SLOTS
 from chat_server.api.middleware import error_middleware, origin_middleware
 from chat_server.api.page import Page
 from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.runner import listening
-from chat_server.backends import Stores, by_backend, open_stores
+from chat_server.backends import by_backend, open_stores
 from chat_server.conf import ServerSettings, Settings
-from chat_server.service.accounts import DAY, Accounts
-from chat_server.service.answers import Answers
-from chat_server.service.blocking import Blocking
-from chat_server.service.blocks import Blocks
-from chat_server.service.broadcast import Broadcasts
-from chat_server.service.contact_limit import ContactCache, ContactLimit
-from chat_server.service.frames import Frames
-from chat_server.service.marks import Marks
-from chat_server.service.pages import Pages
-from chat_server.service.peers import Peers
-from chat_server.service.presence import ROUND_SECONDS, Presence
-from chat_server.service.registry import Registry
-from chat_server.service.sending import Sending
-from chat_server.service.typing_indicator import TypingIndicator
+from chat_server.service.presence import ROUND_SECONDS
+from chat_server.service.services import Services
+from chat_server.service.stores import Stores
 from chat_server.status import Status
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
@@ -45,8 +35,19 @@ log = logging.getLogger(__name__)
 
 # The largest HTTP body, in bytes: a name and two passwords need far less.
 MAX_BODY = 16384
-# Pairs of users that are cached as free of the contact limit: about 20 MiB.
-CACHED_PAIRS = 65536
+# The status of a failure of each POST endpoint.
+FAILURES = {
+    "/user/register": Status.REGISTER_FAILED,
+    "/user/login": Status.LOGIN_FAILED,
+    "/user/set_password": Status.SET_PASSWORD_FAILED,
+    "/user/logout": Status.LOGOUT_FAILED,
+    "/user/block": Status.BLOCK_FAILED,
+    "/user/unblock": Status.UNBLOCK_FAILED,
+    "/group/create": Status.GROUP_CREATE_FAILED,
+    "/group/add": Status.GROUP_ADD_FAILED,
+    "/group/remove": Status.GROUP_REMOVE_FAILED,
+    "/group/delete": Status.GROUP_DELETE_FAILED,
+}
 # Seconds between two deletions of expired data. Deleted texts must leave the disk within a minute.
 SWEEP_SECONDS = 30
 # Seconds between two probes of the stores while metrics are on.
@@ -112,31 +113,16 @@ async def _application(
     metrics: Metrics,
 ) -> AsyncIterator[web.Application]:
     """Create the services, the routes and the periodic tasks; stop them when the context closes."""
-    registry = Registry()
-    frames = Frames(settings.server.language)
-    blocks = Blocks(stores.users.blocks)
-    presence = Presence(stores.messages, blocks, registry, frames, clock)
-    registry.changed = presence.changed
-    accounts = Accounts(settings.accounts, stores.users, stores.sessions, stores.rates, passwords, registry)
-    peers, messages = Peers(accounts), stores.messages
-    cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)
-    limit = ContactLimit(messages, stores.sending, cache)
-    sending = Sending(settings.chat, peers, blocks, messages, limit, timeline)
-    marks = Marks(peers, blocks, messages, registry, frames, timeline)
-    dispatcher = Dispatcher(
-        sending,
-        Pages(peers, messages, marks, presence, frames, timeline),
-        marks,
-        Broadcasts(settings.chat, stores.rates, registry, frames, timeline),
-        TypingIndicator(peers, limit, blocks, registry, frames, clock),
-        Answers(registry, frames, metrics),
-    )
+    services = Services(settings, stores, passwords, clock, timeline, metrics)
+    accounts, registry, presence = services.accounts, services.registry, services.presence
+    dispatcher = Dispatcher(services)
     proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)
     health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
     for store, names in by_backend(settings).items():
         metrics.add_health(store, partial(health.is_up, names))
-    blocking = Blocking(blocks, sending.settle, presence)
-    endpoints = HttpEndpoints(accounts, blocking, envelope, proxy_policy, health, settings.server.request_timeout)
+    timeout = settings.server.request_timeout
+    endpoints = HttpEndpoints(accounts, services.blocking, envelope, proxy_policy, health, timeout)
+    group_endpoints = GroupEndpoints(services.groups, endpoints.session, envelope, timeout)
     page = Page(
         {
             "max-text": settings.chat.max_text_bytes,
@@ -148,11 +134,12 @@ async def _application(
     sockets = ConnectionManager(
         settings.sockets,
         accounts,
+        services.peers,
         stores.sessions,
         registry,
-        frames,
+        services.frames,
         proxy_policy,
-        Events(dispatcher.add, marks.confirm, registry.leave, metrics.add_slow_reader),
+        Events(dispatcher.add, services.confirmations.confirm, registry.leave, metrics.add_slow_reader),
         page.fallback_page,
     )
     metrics.add_gauge("chat_sockets", "Open sockets.", sockets.open)
@@ -163,58 +150,29 @@ async def _application(
     metrics.add_gauge("chat_outbox_bytes", "Bytes waiting to be read by clients.", sockets.waiting)
     metrics.add_gauge("chat_passwords_waiting", "Passwords waiting to be hashed.", lambda: passwords.waiting)
 
-    failures = {
-        "/user/register": Status.REGISTER_FAILED,
-        "/user/login": Status.LOGIN_FAILED,
-        "/user/set_password": Status.SET_PASSWORD_FAILED,
-        "/user/logout": Status.LOGOUT_FAILED,
-        "/user/block": Status.BLOCK_FAILED,
-        "/user/unblock": Status.UNBLOCK_FAILED,
-    }
     application = web.Application(
-        middlewares=[origin_middleware(proxy_policy, envelope, failures), error_middleware(envelope)],
+        middlewares=[origin_middleware(proxy_policy, envelope, FAILURES), error_middleware(envelope)],
         client_max_size=MAX_BODY,
     )
-    application.add_routes(
-        [
-            web.get("/ping", endpoints.ping),
-            web.get("/health", endpoints.health),
-            web.get("/openapi.json", endpoints.openapi),
-            web.post("/user/register", endpoints.register),
-            web.post("/user/login", endpoints.login),
-            web.post("/user/set_password", endpoints.set_password),
-            web.post("/user/logout", endpoints.logout),
-            web.post("/user/block", endpoints.block),
-            web.post("/user/unblock", endpoints.unblock),
-            web.get("/user/blocked", endpoints.blocked),
-            web.get("/chat/test", sockets.upgrade, allow_head=False),
-            web.get("/", page.get_page),
-            web.get("/sw.js", page.get_worker),
-            web.get("/web/{version}/{name}", page.get_file),
-        ]
-    )
+    application.add_routes(_routes(endpoints, group_endpoints, sockets, page))
 
     async def close_sockets() -> None:
         await sockets.end()
         await dispatcher.finish()
-        await marks.flush()
+        await services.confirmations.flush()
 
     async def shut_down(_: web.Application) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS):
                 await asyncio.gather(close_sockets(), accounts.close())
 
-    async def refresh() -> None:  # another process may have disabled or removed users
-        await accounts.refresh()
-        await limit.refresh(accounts.not_enabled)
-        await blocks.refresh()
-
     application.on_shutdown.append(shut_down)
     periodic = [
         asyncio.create_task(_repeat(sockets.heartbeat, settings.sockets.heartbeat_seconds / SLOTS)),
-        asyncio.create_task(_repeat(refresh, settings.sockets.heartbeat_seconds)),
+        asyncio.create_task(_repeat(services.refresh, settings.sockets.heartbeat_seconds)),
         asyncio.create_task(_repeat(presence.push, ROUND_SECONDS)),
         asyncio.create_task(_repeat(stores.delete_expired, SWEEP_SECONDS)),
+        asyncio.create_task(_repeat(services.deleted_groups.erase, SWEEP_SECONDS)),
         asyncio.create_task(metrics.measure_loop_lag()),
     ]
     if settings.server.metrics_port:  # a scrape reads the latest result and never waits for a store
@@ -225,6 +183,32 @@ async def _application(
         for task in periodic:
             task.cancel()
         await asyncio.gather(*periodic, health.close(), return_exceptions=True)
+
+
+def _routes(
+    endpoints: HttpEndpoints, group_endpoints: GroupEndpoints, sockets: ConnectionManager, page: Page
+) -> list[web.RouteDef]:
+    return [
+        web.get("/ping", endpoints.ping),
+        web.get("/health", endpoints.health),
+        web.get("/openapi.json", endpoints.openapi),
+        web.post("/user/register", endpoints.register),
+        web.post("/user/login", endpoints.login),
+        web.post("/user/set_password", endpoints.set_password),
+        web.post("/user/logout", endpoints.logout),
+        web.post("/user/block", endpoints.block),
+        web.post("/user/unblock", endpoints.unblock),
+        web.get("/user/blocked", endpoints.blocked),
+        web.post("/group/create", group_endpoints.create),
+        web.post("/group/add", group_endpoints.add),
+        web.post("/group/remove", group_endpoints.remove),
+        web.post("/group/delete", group_endpoints.delete),
+        web.get("/group/members", group_endpoints.members),
+        web.get("/chat/test", sockets.upgrade, allow_head=False),
+        web.get("/", page.get_page),
+        web.get("/sw.js", page.get_worker),
+        web.get("/web/{version}/{name}", page.get_file),
+    ]
 
 
 async def _repeat(work: Callable[[], Awaitable[object]], seconds: float) -> None:

@@ -13,13 +13,14 @@ import msgspec
 
 from chat_server.cache.contacts import ContactStore, ExportableContacts
 from chat_server.cache.rates import RateStore
-from chat_server.cache.sessions import ExportableSessions, SessionStore
+from chat_server.cache.sessions import ExportableSessions
 from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteContacts, SqliteRates, SqliteSessions, sweep
 from chat_server.conf import Settings
 from chat_server.model.messages import ExportableMessages, MessageStore
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessages, SqliteUsers
-from chat_server.model.users import ExportableUsers, UserStore
+from chat_server.model.users import ExportableUsers
 from chat_server.service.contact_limit import SameDatabase, SendStrategy, SeparateStores, Unlimited
+from chat_server.service.stores import Stores
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.lease import LEASE_SECONDS, Lease, LeaseStore
@@ -34,17 +35,6 @@ SCHEMAS = (USERS_SCHEMA, MESSAGES_SCHEMA, CACHE_SCHEMA)
 DAY = 86400
 # Seconds between two attempts to reach a store at startup.
 RETRY_SECONDS = 0.5
-
-
-class Stores(msgspec.Struct, frozen=True):
-    """The stores of a server. `delete_expired` deletes all expired data, and is called again and again."""
-
-    users: UserStore
-    messages: MessageStore
-    sessions: SessionStore
-    rates: RateStore
-    sending: SendStrategy
-    delete_expired: Callable[[], Awaitable[None]]
 
 
 class ExportableStores(msgspec.Struct, frozen=True):

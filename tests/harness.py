@@ -93,6 +93,7 @@ class ChatClient:
         self.peer = peer
         self._frames: deque[Frame] = deque()
         self._presence: deque[Frame] = deque()
+        self._changes: deque[Frame] = deque()
 
     async def put(self, op_type: int, content: str = "", **keys: Any) -> None:
         """Send a request; do not wait for the answer."""
@@ -103,7 +104,7 @@ class ChatClient:
         await self.connection.send(text)
 
     async def receive(self) -> Frame:
-        """Return the next frame except presence (40027), which may arrive at any time."""
+        """Return the next frame except presence (40027) and changes of groups (42011), which may arrive at any time."""
         return await self._next(self._frames)
 
     async def receive_presence(self) -> list[str]:
@@ -112,13 +113,19 @@ class ChatClient:
         assert (frame["from"], frame["to"], frame["type"]) == ("System", self.user, 1), frame
         return sorted(frame["content"].split("\n"))
 
+    async def receive_change(self) -> tuple[str, list[str]]:
+        """Return the group and the lines of the next 42011."""
+        frame = await self._next(self._changes)
+        assert (frame["from"], frame["type"]) == ("System", 1), frame
+        return frame["to"], frame["content"].split("\n")
+
     async def _next(self, queue: deque[Frame]) -> Frame:
         async with asyncio.timeout(TIMEOUT):
             while not queue:
                 text = await self.connection.recv(decode=True)
                 api_schemas.check_frame(text)
                 frame: Frame = json.loads(text)
-                (self._presence if frame["op_type"] == 40027 else self._frames).append(frame)
+                {40027: self._presence, 42011: self._changes}.get(frame["op_type"], self._frames).append(frame)
         return queue.popleft()
 
     async def ask(self, op_type: int, content: str = "", **keys: Any) -> list[Frame]:
@@ -143,8 +150,12 @@ class ChatClient:
         return await self.answer(1, content, type=1, **keys)
 
     async def expect_nothing(self) -> None:
-        """Fail if an unread frame other than presence exists."""
+        """Fail if an unread frame other than presence and changes of groups exists."""
         await self._expect_none(self._frames)
+
+    async def expect_no_change(self) -> None:
+        """Fail if an unread change of a group exists."""
+        await self._expect_none(self._changes)
 
     async def expect_no_presence(self) -> None:
         """Fail if an unread presence frame exists."""

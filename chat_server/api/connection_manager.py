@@ -17,7 +17,8 @@ from chat_server.cache.sessions import SessionStore
 from chat_server.conf import SocketSettings
 from chat_server.service.accounts import Accounts, Session
 from chat_server.service.frames import Frames
-from chat_server.service.names import normal
+from chat_server.service.names import GROUP_SIGN, normal
+from chat_server.service.peers import Peers
 from chat_server.service.registry import Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
@@ -34,6 +35,7 @@ class ConnectionManager:
         self,
         config: SocketSettings,
         accounts: Accounts,
+        peers: Peers,
         sessions: SessionStore,
         registry: Registry,
         frames: Frames,
@@ -43,6 +45,7 @@ class ConnectionManager:
     ) -> None:
         self._config = config
         self._accounts = accounts
+        self._peers = peers
         self._sessions = sessions
         self._registry = registry
         self._frames = frames
@@ -85,7 +88,9 @@ class ConnectionManager:
         if normal(request.query.get("uid", "")) != session.user:
             raise Refused(failed, Reason.NOT_YOURS, "uid is not the user who is logged in", field="uid")
         peer = normal(request.query.get("to_uid", ""))
-        if peer and not await self._accounts.exists(peer, removed=True):
+        if peer[:1] == GROUP_SIGN:
+            await self._peers.group(session.user, peer, Status.NO_SUCH_USER, "to_uid")
+        elif peer and not await self._accounts.exists(peer, removed=True):
             raise Refused(Status.NO_SUCH_USER, Reason.NO_SUCH_USER, "no such user as to_uid", field="to_uid")
         address = self._proxy_policy.client_address(request)
         self._reserve(session.user, address)

@@ -2,21 +2,19 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from chat_server.api.connection import Connection
 from chat_server.api.inbox import BAD_FRAME
-from chat_server.api.limits import LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
+from chat_server.api.limits import DELIVERIES_AT_ONCE, LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
 from chat_server.service import frames
-from chat_server.service.answers import INTERNAL, SENDING_FAILED, Answer, Answers
-from chat_server.service.broadcast import Broadcasts
+from chat_server.service.answers import INTERNAL, SENDING_FAILED, Answer
 from chat_server.service.frames import SEND, Request
-from chat_server.service.marks import Marks
-from chat_server.service.pages import Pages
-from chat_server.service.sending import Batch, Sending
-from chat_server.service.typing_indicator import TypingIndicator
+from chat_server.service.sending import Batch
+from chat_server.service.services import Services
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import ConcurrencyLimiter
@@ -36,30 +34,24 @@ class Op(NamedTuple):
 class Dispatcher:
     """Works on the requests of all sockets and has them answered, those of each socket in order."""
 
-    def __init__(
-        self,
-        sending: Sending,
-        pages: Pages,
-        marks: Marks,
-        broadcasts: Broadcasts,
-        typing_indicator: TypingIndicator,
-        answers: Answers,
-    ) -> None:
-        self._sending = sending
-        self._answers = answers
+    def __init__(self, services: Services) -> None:
+        self._sending = services.sending
+        self._answers = services.answers
         self._ops = {
-            frames.HISTORY: Op(pages.history, Status.HISTORY_FAILED),
-            frames.UNREAD: Op(pages.unread, Status.HISTORY_FAILED),
-            frames.MARK_READ: Op(marks.mark_read, Status.MARK_READ_FAILED),
-            frames.DELETE: Op(marks.delete, Status.DELETE_FAILED),
-            frames.BROADCAST: Op(broadcasts.broadcast, Status.SEND_FAILED),
-            frames.CONVERSATIONS: Op(pages.conversations, Status.CONVERSATIONS_FAILED),
-            frames.TYPING: Op(typing_indicator.typing, Status.TYPING_FAILED),
+            frames.HISTORY: Op(services.pages.history, Status.HISTORY_FAILED),
+            frames.UNREAD: Op(services.pages.unread, Status.HISTORY_FAILED),
+            frames.MARK_READ: Op(services.marks.mark_read, Status.MARK_READ_FAILED),
+            frames.DELETE: Op(services.marks.delete, Status.DELETE_FAILED),
+            frames.BROADCAST: Op(services.broadcasts.broadcast, Status.SEND_FAILED),
+            frames.CONVERSATIONS: Op(services.conversations.conversations, Status.CONVERSATIONS_FAILED),
+            frames.TYPING: Op(services.typing.typing, Status.TYPING_FAILED),
         }
         self._loop = asyncio.get_running_loop()
         self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_TIMEOUT)
         self._ready: list[Connection] = []
         self._scheduled = False  # the next loop iteration begins with the requests of _ready
+        self._due: deque[Sends] = deque()  # stored, but not answered yet
+        self._answering = False  # a call of _answer is scheduled
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, connection: Connection) -> None:
@@ -72,8 +64,8 @@ class Dispatcher:
 
     async def finish(self) -> None:
         """Wait until no request is in work."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks or self._due:
+            await asyncio.wait(self._tasks) if self._tasks else await asyncio.sleep(0)
 
     async def _work(self) -> None:
         """Begin with the requests of all ready connections, and send together what can be sent together."""
@@ -111,9 +103,10 @@ class Dispatcher:
         """Store these batches together and have them answered; then go on with the next sends of their connections."""
         while batches:
             await self._store([batch for _, batch in batches], large)
-            # Pipelining: the next sends go to the store at once. In the next loop iteration, while the store works on
-            # them, these are answered. Other requests wait until the sends before them are answered.
-            self._loop.call_soon(self._answer, batches)
+            # Pipelining: the next sends go to the store at once. From the next loop iteration on, while the store works
+            # on them, these are answered. Other requests wait until the sends before them are answered.
+            self._due.extend(batches)
+            self._schedule_answers()
             batches = self._take([one for one, _ in batches if one.inbox.next_is_send()])
             large = False  # `_take` begins large batches in tasks of their own
 
@@ -136,8 +129,18 @@ class Dispatcher:
         for batch in batches:
             batch.results = [refused] * len(batch.requests)
 
-    def _answer(self, batches: list[Sends]) -> None:
-        for connection, batch in batches:
+    def _schedule_answers(self) -> None:
+        if self._due and not self._answering:
+            self._loop.call_soon(self._answer)
+            self._answering = True
+
+    def _answer(self) -> None:
+        """Answer stored batches in order, as many as one loop iteration may have deliveries."""
+        self._answering = False
+        deliveries = 0
+        while self._due and deliveries < DELIVERIES_AT_ONCE:
+            connection, batch = self._due.popleft()
+            deliveries += batch.deliveries
             try:
                 self._answers.sent(batch)
             except Exception:
@@ -145,6 +148,7 @@ class Dispatcher:
             finally:
                 self._sending.finish(batch)
                 self._done(connection)
+        self._schedule_answers()
 
     async def _do(self, connection: Connection, request: Request) -> None:
         """Do what a request asks for that is no send, and answer it."""

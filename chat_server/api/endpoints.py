@@ -88,7 +88,7 @@ class HttpEndpoints:
 
     async def set_password(self, request: web.Request) -> web.Response:
         """POST /user/set_password"""
-        session = await self._session(request)
+        session = await self.session(request)
         fields = await read_body(request, NewPassword, Status.SET_PASSWORD_FAILED, self._timeout)
         await self._accounts.set_password(
             session,
@@ -101,7 +101,7 @@ class HttpEndpoints:
 
     async def logout(self, request: web.Request) -> web.Response:
         """POST /user/logout"""
-        session = await self._session(request)
+        session = await self.session(request)
         fields = await read_body(request, UserName, Status.LOGOUT_FAILED, self._timeout)
         await self._accounts.logout(session, fields.user_name)
         response = self._envelope.success(Status.LOGGED_OUT)
@@ -111,22 +111,23 @@ class HttpEndpoints:
 
     async def block(self, request: web.Request) -> web.Response:
         """POST /user/block"""
-        session = await self._session(request)
+        session = await self.session(request)
         fields = await read_body(request, UserName, Status.BLOCK_FAILED, self._timeout)
         await self._blocking.block(session.user, fields.user_name)
         return self._envelope.success(Status.BLOCKED)
 
     async def unblock(self, request: web.Request) -> web.Response:
         """POST /user/unblock"""
-        session = await self._session(request)
+        session = await self.session(request)
         fields = await read_body(request, UserName, Status.UNBLOCK_FAILED, self._timeout)
         await self._blocking.unblock(session.user, fields.user_name)
         return self._envelope.success(Status.UNBLOCKED)
 
     async def blocked(self, request: web.Request) -> web.Response:
         """GET /user/blocked"""
-        session = await self._session(request)
+        session = await self.session(request)
         return self._envelope.success(Status.BLOCKED_USERS, await self._blocking.blocked(session.user))
 
-    async def _session(self, request: web.Request) -> Session:
+    async def session(self, request: web.Request) -> Session:
+        """The session of a request. Raises Refused, StoreUnavailable."""
         return await self._accounts.session(self._proxy_policy.session_tokens(request))

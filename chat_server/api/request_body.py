@@ -1,6 +1,7 @@
 """The bodies of HTTP requests, as typed records. A body is hostile input."""
 
 import asyncio
+import re
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -11,9 +12,12 @@ from chat_server.status import Reason, Refused, Status
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
+# Fields of a form. A form repeats the key of a list.
+MAX_FIELDS = 1024
+
 
 async def read_body(request: web.Request, kind: type[Body], failed: Status, timeout: float) -> Body:
-    """Read a JSON or form body into a record of type `kind`.
+    """Read a JSON or form body into a record of type `kind`, whose fields are strings and lists of strings.
 
     Raises Refused (400, 413 or 415); missing or wrong fields have the status `failed`. A body that takes longer than
     `timeout` seconds gets 400, and aiohttp closes the connection.
@@ -34,8 +38,10 @@ async def read_body(request: web.Request, kind: type[Body], failed: Status, time
         if content_type == "application/json":
             fields = msgspec.json.decode(data)
         else:
-            pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=32, errors="strict")
-            fields = dict(pairs)
+            pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
+            lists = {field.name for field in msgspec.structs.fields(kind) if field.type == list[str]}
+            fields = {name: [value for key, value in pairs if key == name] for name in lists}
+            fields |= {name: value for name, value in pairs if name not in lists}
     except TimeoutError:
         why = f"the body did not arrive within {timeout:g} s"
         raise Refused(Status.BAD_REQUEST, Reason.BAD_REQUEST, why) from None
@@ -45,9 +51,7 @@ async def read_body(request: web.Request, kind: type[Body], failed: Status, time
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        # "Object missing required field `password`", "Expected `str`, got `int` - at `$.password`"
-        field = next(
-            (field for field in kind.__struct_fields__ if f"`{field}`" in str(error) or f".{field}`" in str(error)),
-            None,
-        )
-        raise Refused(failed, Reason.BAD_REQUEST, str(error), field=field) from None
+        # "Object missing required field `password`", "Expected `str`, got `int` - at `$.password`" or `$.users[...]`
+        why = str(error)
+        field = next((name for name in kind.__struct_fields__ if re.search(rf"(`|\$\.){name}[`\[]", why)), None)
+        raise Refused(failed, Reason.BAD_REQUEST, why, field=field) from None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from chat_server.service.frames import SEND, Frames, given_id
+from chat_server.service.live_groups import LiveGroup
 from chat_server.service.registry import Delivery, Registry, Socket
 from chat_server.service.sending import Batch, Sent
 from chat_server.status import Reason, Refused, Status
@@ -55,7 +56,10 @@ class Answers:
                 if isinstance(result, Refused):
                     status = self._refuse(socket, result, given_id(request.content))
                 else:
-                    status = self._deliver_and_acknowledge(socket, result, others)
+                    peer = batch.receivers[request.to]
+                    status = self._deliver_and_acknowledge(
+                        socket, result, others, peer if isinstance(peer, LiveGroup) else None
+                    )
             except Exception:  # only this request fails: those before it are answered already
                 log.exception("frame failed", extra={"op": SEND})
                 status = self._refuse(socket, SENDING_FAILED, given_id(request.content))
@@ -76,23 +80,41 @@ class Answers:
         socket.send(self._frames.refusal(socket.user, refused, id))
         return refused.status
 
-    def _deliver_and_acknowledge(self, socket: Socket, sent: Sent, others: Sequence[Socket]) -> Status:
-        """`others` are the sync sockets of the sender's other devices."""
+    def _deliver_and_acknowledge(
+        self, socket: Socket, sent: Sent, others: Sequence[Socket], group: LiveGroup | None
+    ) -> Status:
+        """Deliver to the receiver or to the members of `group`; `others` are sync sockets of the sender's devices."""
         message, added = sent.message, sent.added
         time = added.time  # of a retry that of the first message, which is the one that is stored
-        receivers = () if sent.blocked else self._registry.sockets(message.receiver)
-        status = _ONLINE if receivers else _OFFLINE
+        if group:
+            receivers, online = self._members(group, message.sender, time)
+        else:
+            receivers = () if sent.blocked else self._registry.sockets(message.receiver)
+            online = bool(receivers)
         if added.new or (added.unread and time not in self._delivered):
             frame = self._frames.live(message, time)
             if receivers:
-                delivery = Delivery(message.sender, message.id, time)
+                delivery = Delivery(message.sender, message.id, time, group)
                 for receiver in receivers:
                     receiver.deliver(frame, delivery)
                 self._delivered.add(time)
             for other in others:
                 other.send(frame)
+        status = _ONLINE if online else _OFFLINE
         socket.send(self._frames.acknowledgement(socket.user, status, message.id, time))
         return status
+
+    def _members(self, group: LiveGroup, sender: str, time: int) -> tuple[Sequence[Socket], bool]:
+        """The sockets of the other members who may read a message, and whether the sender sees anyone online."""
+        users = self._registry.online_among(group.members)
+        receivers = [
+            receiver
+            for user in users
+            if user != sender and group.members[user] < time
+            for receiver in self._registry.sockets(user)
+        ]
+        blocks = group.blocks.get(sender)  # None if a member has just joined or left: who blocks is not known now
+        return receivers, blocks is not None and not (users - blocks.by_others <= {sender})
 
 
 class RecentNumbers:

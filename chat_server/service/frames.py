@@ -144,16 +144,25 @@ class Frames:
         frame = Frame(sender=sender, to=receiver, op_type=Status.RECEIVED, content="", msg="")
         return _json(frame).removesuffix(b'"","msg":""}')
 
-    def stored(self, message: Message) -> bytes:
-        """A message of the history."""
-        return _encode(self._stored(message, Status.HISTORY))
+    def stored(self, message: Message, *, read: bool | None = None) -> bytes:
+        """A message of the history; `read` replaces what the message says."""
+        return _encode(self._stored(message, Status.HISTORY, message.read if read is None else read))
 
-    def conversation(self, conversation: Conversation, online: bool) -> bytes:
-        """A conversation: its last message, the number of unread ones, and whether the peer is online."""
-        if conversation.last is None:
-            raise NotImplementedError("groups without messages")
-        last = self._stored(conversation.last, Status.CONVERSATIONS)
-        return _encode(msgspec.structs.replace(last, unread=conversation.unread, online=online))
+    def conversation(self, conversation: Conversation, user: str, *, online: bool, read: bool) -> bytes:
+        """A conversation of `user`: its last message, whether that is read, how many are unread, who is online."""
+        if last := conversation.last:
+            frame = self._stored(last, Status.CONVERSATIONS, read)
+        else:
+            frame = Frame(
+                sender=user,
+                to=conversation.peer,
+                type=STORED,
+                op_type=Status.CONVERSATIONS,
+                content="",
+                msg=self._texts[Status.CONVERSATIONS],
+                time=conversation.time // 1000,
+            )
+        return _encode(msgspec.structs.replace(frame, unread=conversation.unread, online=online))
 
     def notice(self, sender: str, to: str, status: Status, lines: list[str]) -> bytes:
         """A change of messages by another device, with one id per line."""
@@ -187,7 +196,7 @@ class Frames:
             )
         )
 
-    def _stored(self, message: Message, status: Status) -> Frame:
+    def _stored(self, message: Message, status: Status, read: bool) -> Frame:
         return Frame(
             sender=message.sender,
             to=message.receiver,
@@ -197,5 +206,5 @@ class Frames:
             msg=self._texts[status],
             id=message.id,
             time=message.time // 1000,
-            read=message.read,
+            read=read,
         )

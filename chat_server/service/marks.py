@@ -1,170 +1,128 @@
-"""Ops 4 and 5, mark as read and delete; and marks for deliveries that a pong confirmed (protocol sections 2 and 3)."""
+"""Ops 4 and 5, mark as read and delete (protocol section 2)."""
 
-import asyncio
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from chat_server.model.messages import MessageKey, MessageStore, Pair
+from chat_server.model.messages import MessageStore
 from chat_server.service.answers import Answer
-from chat_server.service.blocks import Blocks
-from chat_server.service.frames import Frames, Request, is_id
-from chat_server.service.peers import Peers
-from chat_server.service.registry import Delivery, Registry, Socket
+from chat_server.service.frames import Request
+from chat_server.service.live_groups import LiveGroup
+from chat_server.service.notices import Notices
+from chat_server.service.peers import Peers, View
+from chat_server.service.references import MAX_PAGE, References, names_of, refuse_missing
+from chat_server.service.registry import Socket
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.clock import Timeline
-from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import KeyedLock
-
-log = logging.getLogger(__name__)
-
-MAX_PAGE = 200  # messages of a page, and ids of a request or of a notice (protocol section 2)
-# Confirmed deliveries wait for others, in seconds: a transaction for each would cost as much as one for each message.
-MARK_DELAY = 0.05
-# Sockets with confirmed deliveries per call to the store. Fewer than a batch of messages brings would fall behind.
-MARKED_SOCKETS = 8192
 
 
 class Marks:
     """Marks messages as read and deletes them. The ops raise Refused, StoreUnavailable."""
 
     def __init__(
-        self,
-        peers: Peers,
-        blocks: Blocks,
-        messages: MessageStore,
-        registry: Registry,
-        frames: Frames,
-        timeline: Timeline,
+        self, peers: Peers, references: References, messages: MessageStore, notices: Notices, timeline: Timeline
     ) -> None:
         self._peers = peers
-        self._blocks = blocks
+        self._references = references
         self._messages = messages
-        self._registry = registry
-        self._frames = frames
+        self._notices = notices
         self._timeline = timeline
         self._change_lock = KeyedLock()  # by user: one request is worked on at a time, however many sockets ask
-        self._confirmed: list[tuple[Socket, list[Delivery]]] = []  # not stored yet
-        self._taken = self._done = 0  # entries of `_confirmed` so far, and those that were stored or failed
-        self._timer: asyncio.TimerHandle | None = None
-        self._storing: asyncio.Task[None] | None = None
-
-    def confirm(self, socket: Socket, deliveries: Iterable[Delivery]) -> None:
-        """A pong proved that these messages arrived: mark them as read soon."""
-        fresh = [delivery for delivery in deliveries if not delivery.confirmed]
-        for delivery in fresh:
-            delivery.confirmed = True
-        if fresh:
-            self._confirmed.append((socket, fresh))
-            self._taken += 1
-            if self._timer is None and self._storing is None:
-                self._timer = asyncio.get_running_loop().call_later(MARK_DELAY, self._start)
-
-    async def flush(self) -> None:
-        """Store the marks of all deliveries confirmed so far."""
-        target = self._taken
-        while self._done < target:
-            await asyncio.wait((self._storing or self._start(),))
-
-    def _start(self) -> asyncio.Task[None]:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-        self._storing = asyncio.create_task(self._store_confirmed())
-        return self._storing
-
-    async def _store_confirmed(self) -> None:
-        batch, self._confirmed = self._confirmed[:MARKED_SOCKETS], self._confirmed[MARKED_SOCKETS:]
-        try:
-            changed = await self._messages.mark_delivered([delivery.time for _, some in batch for delivery in some])
-            reads = []
-            for socket, deliveries in batch:
-                by_sender: dict[str, list[str]] = {}
-                for delivery in deliveries:
-                    if delivery.time in changed:
-                        by_sender.setdefault(delivery.sender, []).append(delivery.id)
-                reads += [(socket, sender, ids) for sender, ids in by_sender.items()]
-            await self._notify_read(reads)
-        except StoreUnavailable as error:  # the messages stay unread: op 3 returns them again
-            log.warning("deliveries not marked", extra={"why": str(error)})
-        except Exception:  # no caller awaits the result
-            log.exception("marking failed", extra={"marks": len(batch)})
-        finally:
-            self._storing = None
-            self._done += len(batch)
-            if self._confirmed:
-                self._timer = asyncio.get_running_loop().call_later(MARK_DELAY, self._start)
 
     async def mark_read(self, socket: Socket, request: Request) -> Answer:
         """Op 4: mark messages to me as read."""
         failed = Status.MARK_READ_FAILED
-        peer = await self._peers.of(socket, request, failed)
+        view = await self._peers.view(socket, request, failed)
         if request.content == "*":
-            count = await self._mark_all(socket, peer)
+            count = await (
+                self._move_to_newest(socket, view, view.group) if view.group else self._mark_all(socket, view)
+            )
             return Answer(Status.MARKED_READ, str(count))
         lines = _lines(failed, request.content)
-        choices = names_of(lines, socket.user, peer)
-        # Only messages sent to me can be marked: of the names that a line may mean, those from the peer.
-        ids = [next((id for sender, id in names if sender == peer), None) for names in choices]
-        async with self._change_lock.hold(socket.user):
-            found, changed = await self._messages.mark(peer, socket.user, [id for id in ids if id])
-        await self._notify_read([(socket, peer, changed)])
-        _refuse_missing(failed, [line for line, id in zip(lines, ids, strict=True) if id not in found])
+        if view.group:
+            await self._move(socket, view, view.group, lines)
+        else:
+            await self._mark(socket, view, lines)
         return Answer(Status.MARKED_READ, request.content)
 
-    async def _mark_all(self, socket: Socket, peer: str) -> int:
+    async def _mark(self, socket: Socket, view: View, lines: Sequence[str]) -> None:
+        # Only messages sent to me can be marked: of the names that a line may mean, those from the peer.
+        ids = [next((id for sender, id in names_of(view, line) if sender == view.name), None) for line in lines]
+        async with self._change_lock.hold(socket.user):
+            found, changed = await self._messages.mark(view.name, socket.user, [id for id in ids if id])
+        await self._notices.read([(socket, view.name, changed)])
+        missing = [line for line, id in zip(lines, ids, strict=True) if id not in found]
+        refuse_missing(Status.MARK_READ_FAILED, view, missing)
+
+    async def _mark_all(self, socket: Socket, view: View) -> int:
         until, after, count = self._timeline.next(), 0, 0
         while True:
-            page = await self._messages.unread(peer, socket.user, after, MAX_PAGE)
+            page = await self._messages.unread(view.name, socket.user, after, MAX_PAGE)
             page = [message for message in page if message.time < until]
             async with self._change_lock.hold(socket.user):
-                _, changed = await self._messages.mark(peer, socket.user, [message.id for message in page])
-            await self._notify_read([(socket, peer, changed)])
+                _, changed = await self._messages.mark(view.name, socket.user, [message.id for message in page])
+            await self._notices.read([(socket, view.name, changed)])
             count += len(changed)
             if len(page) < MAX_PAGE:
                 return count
             after = page[-1].time
 
-    async def delete(self, socket: Socket, request: Request) -> Answer:
-        """Op 5: delete messages of the conversation, for both."""
-        failed = Status.DELETE_FAILED
-        peer = await self._peers.of(socket, request, failed)
-        lines = _lines(failed, request.content)
+    async def _move(self, socket: Socket, view: View, group: LiveGroup, lines: Sequence[str]) -> None:
+        """Move the read position forward to the newest of these messages."""
         async with self._change_lock.hold(socket.user):
-            deleted = await self._messages.delete(Pair(socket.user, peer), names_of(lines, socket.user, peer))
-        notice = [f"{'>' if name[0] == socket.user else '<'}{name[1]}" for name in deleted if name]
-        self._notify(socket, (socket.user, peer), peer, Status.DELETED, notice)
-        _refuse_missing(failed, [line for line, name in zip(lines, deleted, strict=True) if not name])
+            found = [await self._references.find(view, line) for line in lines]
+            newest = max((one for one in found if one), key=lambda one: one.time, default=None)
+            moved = newest and await self._messages.move_position(group.key.number, socket.user, newest.time)
+        if newest and moved:
+            self._notices.position(socket, group, newest.sender, newest.id)
+        missing = [line for line, one in zip(lines, found, strict=True) if not one]
+        refuse_missing(Status.MARK_READ_FAILED, view, missing)
+
+    async def _move_to_newest(self, socket: Socket, view: View, group: LiveGroup) -> int:
+        """Move the read position to the newest message. Returns the number of unread messages, as op 7 counts them."""
+        async with self._change_lock.hold(socket.user):
+            [conversation] = await self._messages.group_conversations(socket.user, [group.view(socket.user)])
+            newest = conversation.last
+            if not newest or not await self._messages.move_position(group.key.number, socket.user, newest.time):
+                return 0
+        self._notices.position(socket, group, newest.sender, newest.id)
+        return conversation.unread
+
+    async def delete(self, socket: Socket, request: Request) -> Answer:
+        """Op 5: delete messages of the conversation, for everyone in it."""
+        failed = Status.DELETE_FAILED
+        view = await self._peers.view(socket, request, failed)
+        lines = _lines(failed, request.content)
+        if view.group:
+            await self._delete_in_group(socket, view, view.group, lines)
+        else:
+            async with self._change_lock.hold(socket.user):
+                deleted = await self._messages.delete(view.key, [names_of(view, line) for line in lines])
+            self._notices.deleted(socket, view.name, deleted)
+            refuse_missing(failed, view, [line for line, key in zip(lines, deleted, strict=True) if not key])
         return Answer(Status.DELETED, request.content)
 
-    async def _notify_read(self, reads: Sequence[tuple[Socket, str, list[str]]]) -> None:
-        """Tell sync sockets which messages (ids) of an author each socket has read, but no author whom it blocks."""
-        listeners = self._registry.sync_sockets
-        blocks = [(by.user, author) for by, author, ids in reads if ids and listeners(author, without=by)]
-        blocked = await self._blocks.states(blocks) if blocks else {}
-        for by, author, ids in reads:
-            users = (by.user, author) if blocked.get((by.user, author)) is False else (by.user,)
-            self._notify(by, users, author, Status.MARKED_READ, ids)
-
-    def _notify(self, by: Socket, users: Sequence[str], other: str, status: Status, lines: list[str]) -> None:
-        """Tell the other sync sockets of `users` what the socket `by` did to the conversation with `other`."""
-        listeners = [socket for user in users for socket in self._registry.sync_sockets(user, without=by)]
-        for start in range(0, len(lines) if listeners else 0, MAX_PAGE):
-            frame = self._frames.notice(by.user, other, status, lines[start : start + MAX_PAGE])
-            for socket in listeners:
-                socket.send(frame)
-
-
-def names_of(lines: Sequence[str], me: str, peer: str) -> list[list[MessageKey]]:
-    """The messages that each line may name, in the order of search: `>ID` mine, `<ID` the peer's, `ID` either.
-
-    A line without a valid id names none.
-    """
-    names = []
-    for line in lines:
-        senders = {">": [me], "<": [peer]}.get(line[:1], [me, peer])
-        id = line[1:] if line[:1] in ("<", ">") else line
-        names.append([(sender, id) for sender in senders] if is_id(id) else [])
-    return names
+    async def _delete_in_group(self, socket: Socket, view: View, group: LiveGroup, lines: Sequence[str]) -> None:
+        failed = Status.DELETE_FAILED
+        found = [await self._references.find(view, line) for line in lines]
+        async with group.deleting:  # after the answer to its removal, a former member deletes nothing more
+            view.check(failed)
+            foreign = [
+                line
+                for line, one in zip(lines, found, strict=True)
+                if one and socket.user not in (one.sender, group.owner)
+            ]
+            keys = [
+                [(one.sender, one.id)] if one and line not in foreign else []
+                for line, one in zip(lines, found, strict=True)
+            ]
+            deleted = await self._messages.delete(view.key, keys)
+        self._notices.deleted_in_group(
+            socket, group, [one for one, key in zip(found, deleted, strict=True) if one and key]
+        )
+        if foreign:
+            named = ", ".join(line[:80] for line in foreign)
+            raise Refused(failed, Reason.NOT_YOURS, f"only the sender and the owner of the group may delete: {named}")
+        refuse_missing(failed, view, [line for line, key in zip(lines, deleted, strict=True) if not key])
 
 
 def _lines(failed: Status, content: str) -> list[str]:
@@ -176,11 +134,3 @@ def _lines(failed: Status, content: str) -> list[str]:
     if len(lines) > MAX_PAGE:
         raise Refused(failed, Reason.TOO_LONG, f"more than {MAX_PAGE} ids")
     return lines
-
-
-def _refuse_missing(failed: Status, missing: Sequence[str]) -> None:
-    if missing:
-        named = ", ".join(line[:80] for line in missing)
-        if all(is_id(line.removeprefix(">").removeprefix("<")) for line in missing):
-            raise Refused(failed, Reason.NO_SUCH_MESSAGE, f"no such message: {named}")
-        raise Refused(failed, Reason.BAD_ID, f"no such message, or no valid id: {named}")

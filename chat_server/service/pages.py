@@ -1,190 +1,152 @@
-"""Ops 2, 3 and 7: pages of stored messages and conversations (protocol section 2)."""
+"""Ops 2 and 3: pages of stored messages (protocol section 2)."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
 
-from chat_server.model.messages import Conversation, Message, MessageStore, Pair
+from chat_server.model.messages import Message, MessageStore
 from chat_server.service.answers import Answer
+from chat_server.service.confirmations import Confirmations
 from chat_server.service.frames import Frames, Request
-from chat_server.service.marks import MAX_PAGE, Marks, names_of
-from chat_server.service.names import normal
-from chat_server.service.peers import Peers, check_from
-from chat_server.service.presence import Presence
+from chat_server.service.live_groups import LiveGroup
+from chat_server.service.page_stream import NEWEST, PageStream, count_of
+from chat_server.service.peers import Peers, View
+from chat_server.service.references import LATEST, MAX_PAGE, References, names_of
 from chat_server.service.registry import Socket
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.clock import Timeline
-from chat_server.utils.locks import KeyedLock
-
-T = TypeVar("T", Message, Conversation)
-
-# Characters of a page that are kept for its reader at a time. The largest page has 200 texts of 16 KiB: 3 MiB, for each
-# socket that does not read.
-PIECE = 32768
-LATEST = 2**62  # after every message's time, and more than there can be
 
 # They match in linear time: no two adjacent unbounded repetitions can match the same character.
 _SKIP = re.compile(r"([0-9]+)-([0-9]{1,3})")
-_NEWEST = re.compile(r"-([0-9]{1,3})(?:@(.+))?", re.DOTALL)
 _AFTER = re.compile(r"\+([0-9]{1,3})@(.+)", re.DOTALL)
-_COUNT = re.compile(r"[0-9]{1,3}")
+
+FAILED = Status.HISTORY_FAILED
 
 
 class Pages:
-    """Streams pages to the socket that asks, at the pace of its reader. The methods raise Refused, StoreUnavailable."""
+    """Sends pages to the socket that asks. The ops raise Refused, StoreUnavailable."""
 
     def __init__(
         self,
         peers: Peers,
+        references: References,
         messages: MessageStore,
-        marks: Marks,
-        presence: Presence,
+        confirmations: Confirmations,
+        stream: PageStream,
         frames: Frames,
         timeline: Timeline,
     ) -> None:
         self._peers = peers
+        self._references = references
         self._messages = messages
-        self._marks = marks
-        self._presence = presence
+        self._confirmations = confirmations
+        self._stream = stream
         self._frames = frames
         self._timeline = timeline
-        self._page_lock = KeyedLock()  # by user: one page is read at a time, however many sockets ask
 
     async def history(self, socket: Socket, request: Request) -> Answer:
         """Op 2: a page of the conversation."""
-        failed = Status.HISTORY_FAILED
-        peer = await self._peers.of(socket, request, failed)
-        await self._marks.flush()
-        me = socket.user
-        async with self._page_lock.hold(me):
-            page = await self._page(me, peer, request.content)
+        view = await self._peers.view(socket, request, FAILED)
+        await self._confirmations.flush()
+        async with self._stream.lock(socket.user):
+            page = await self._page(view, request.content)
         until = page[-1].time if page else 0
 
         async def read_on(last: Message, most: int) -> list[Message]:
-            page = await self._messages.after(Pair(me, peer), last.time, most)
+            page = await self._messages.after(view.key, last.time, most)
             return [message for message in page if message.time <= until]
 
-        count = await self._stream(socket, page, len(page), read_on, self._frames.stored)
+        encode = await self._encoder(view)
+        count = await self._stream.send(socket, page, len(page), read_on, encode, lambda: view.check(FAILED))
         return Answer(Status.HISTORY, str(count))
 
-    async def _page(self, me: str, peer: str, content: str) -> list[Message]:
-        """The messages that `content` names (protocol section 2, op 2). Raises Refused."""
-        failed = Status.HISTORY_FAILED
-        if match := _SKIP.fullmatch(content):
-            digits = match[1].lstrip("0") or "0"
-            skip = int(digits) if len(digits) < 19 else LATEST
-            return await self._messages.skip(Pair(me, peer), skip, _count(failed, match[2]))
-        if match := _NEWEST.fullmatch(content):
-            count = _count(failed, match[1])
-            before = LATEST if match[2] is None else await self._place(me, peer, match[2])
-            return await self._messages.before(Pair(me, peer), before, count)
-        if match := _AFTER.fullmatch(content):
-            count = _count(failed, match[1])
-            return await self._messages.after(Pair(me, peer), await self._place(me, peer, match[2]), count)
-        raise Refused(failed, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
-
     async def unread(self, socket: Socket, request: Request) -> Answer:
-        """Op 3: all unread messages from the peer, or the oldest N, streamed."""
-        failed = Status.HISTORY_FAILED
-        peer = await self._peers.of(socket, request, failed)
-        left = _count(failed, request.content) if request.content else LATEST
-        await self._marks.flush()
+        """Op 3: all unread messages from others, or the oldest N, streamed."""
+        view = await self._peers.view(socket, request, FAILED)
+        left = count_of(FAILED, request.content) if request.content else LATEST
+        await self._confirmations.flush()
         until = self._timeline.next()
+        read = self._unread_in(view.group, view) if view.group else self._unread_of(view)
 
         async def read_on(last: Message | None, most: int) -> list[Message]:
-            page = await self._messages.unread(peer, socket.user, last.time if last else 0, most)
+            page = await read(last, most)
             return [message for message in page if message.time < until]
 
         most = min(left, MAX_PAGE)
-        async with self._page_lock.hold(socket.user):
+        async with self._stream.lock(socket.user):
             page = await read_on(None, most)
-        count = await self._stream(socket, page, left if len(page) == most else len(page), read_on, self._frames.stored)
+        most = left if len(page) == most else len(page)
+        count = await self._stream.send(socket, page, most, read_on, self._frames.stored, lambda: view.check(FAILED))
         return Answer(Status.HISTORY, str(count))
 
-    async def conversations(self, socket: Socket, request: Request) -> Answer:
-        """Op 7: the user's conversations, the newest first."""
-        failed = Status.CONVERSATIONS_FAILED
-        check_from(socket, request)
-        match = _NEWEST.fullmatch(request.content)
-        if not match:
-            raise Refused(failed, Reason.BAD_PAGE, "content is -N or -N@USER, N from 1 to 200")
-        count = _count(failed, match[1])
-        await self._marks.flush()
-        before = LATEST
-        if match[2] is not None:
-            peer = normal(match[2])
-            found = await self._messages.listed_at(socket.user, peer)
-            if found is None:
-                raise Refused(failed, Reason.NO_SUCH_USER, f"there is no conversation with {peer[:80]}")
-            before = found
+    def _unread_of(self, view: View) -> Callable[[Message | None, int], Awaitable[list[Message]]]:
+        async def read(last: Message | None, most: int) -> list[Message]:
+            return await self._messages.unread(view.name, view.user, last.time if last else 0, most)
 
-        me, online = socket.user, set[str]()
+        return read
 
-        async def read(before: int, most: int) -> list[Conversation]:
-            page = await self._messages.conversations(me, before, most)
-            online.update(await self._presence.seen_online(me, [one.peer for one in page]))
-            return page
+    def _unread_in(self, group: LiveGroup, view: View) -> Callable[[Message | None, int], Awaitable[list[Message]]]:
+        """Read the messages by others after the read position.
 
-        async def read_on(last: Conversation, most: int) -> list[Conversation]:
-            return await read(last.time, most)
-
-        def encode(one: Conversation) -> bytes:
-            return self._frames.conversation(one, one.peer in online and self._presence.online(one.peer, me))
-
-        async with self._page_lock.hold(me):
-            page = await read(before, count)
-        count = await self._stream(socket, page, len(page), read_on, encode)
-        return Answer(Status.CONVERSATIONS, str(count))
-
-    async def _stream(
-        self,
-        socket: Socket,
-        page: list[T],
-        most: int,
-        read_on: Callable[[T, int], Awaitable[list[T]]],
-        encode: Callable[[T], bytes],
-    ) -> int:
-        """Send the page and what `read_on` finds after it, at most `most` in all. Returns the number sent.
-
-        Of a page with more than PIECE characters only the beginning is kept until the reader has taken it; then the
-        rest is read again. So a socket that is not read takes little memory, whatever it requests.
+        It also moves the position past the user's own messages that follow it, so that they are read only once.
         """
-        sent = 0
-        while page:
-            piece = page[: _fitting(page)]
-            page.clear()  # the caller refers to this list, too
-            for one in piece:
-                socket.send(encode(one))
-                await socket.drain()
-            sent += len(piece)
-            if sent < most:
-                async with self._page_lock.hold(socket.user):
-                    page = await read_on(piece[-1], min(most - sent, MAX_PAGE, 2 * len(piece)))
-        return sent
 
-    async def _place(self, me: str, peer: str, marker: str) -> int:
+        async def read(last: Message | None, most: int) -> list[Message]:
+            after = last.time if last else await self._position(group, view)
+            while True:
+                page = await self._messages.after(group.key, after, MAX_PAGE)
+                others = [message for message in page if message.sender != view.user][:most]
+                if others or len(page) < MAX_PAGE:
+                    return others
+                after = page[-1].time
+                if not last:
+                    await self._messages.move_position(group.key.number, view.user, after)
+
+        return read
+
+    async def _position(self, group: LiveGroup, view: View) -> int:
+        positions = await self._messages.positions([group.key.number])
+        return max(positions.get(group.key.number, {}).get(view.user, 0), view.since)
+
+    async def _page(self, view: View, content: str) -> list[Message]:
+        """The messages that `content` names (protocol section 2, op 2). Raises Refused."""
+        if match := _SKIP.fullmatch(content):
+            digits = match[1].lstrip("0") or "0"
+            skip = int(digits) if len(digits) < 19 else LATEST
+            return await self._messages.skip(view.key, skip, count_of(FAILED, match[2]), view.since)
+        if match := NEWEST.fullmatch(content):
+            count = count_of(FAILED, match[1])
+            before = LATEST if match[2] is None else await self._place(view, match[2])
+            return await self._messages.before(view.key, before, count, view.since)
+        if match := _AFTER.fullmatch(content):
+            count = count_of(FAILED, match[1])
+            return await self._messages.after(view.key, await self._place(view, match[2]), count)
+        raise Refused(FAILED, Reason.BAD_PAGE, "content is S-N, -N, -N@ID or +N@ID, N from 1 to 200")
+
+    async def _place(self, view: View, reference: str) -> int:
         """The time of the message that a page starts from."""
-        [choices] = names_of([marker], me, peer)
-        if not choices:
-            raise Refused(Status.HISTORY_FAILED, Reason.BAD_ID, f"no valid id: {marker[:80]}")
-        for sender, id in choices:
-            if (time := await self._messages.time_of(Pair(me, peer), sender, id)) is not None:
-                return time
-        raise Refused(Status.HISTORY_FAILED, Reason.NO_SUCH_MESSAGE, f"no such message: {marker}")
+        if not names_of(view, reference):
+            raise Refused(FAILED, Reason.BAD_ID, f"no valid id: {reference[:80]}")
+        if found := await self._references.find(view, reference):
+            return found.time
+        raise Refused(FAILED, Reason.NO_SUCH_MESSAGE, f"no such message: {reference[:160]}")
+
+    async def _encoder(self, view: View) -> Callable[[Message], bytes]:
+        """Encode messages of the history. In a group, read positions say whether a message is read."""
+        if not view.group:
+            return self._frames.stored
+        positions = await self._messages.positions([view.group.key.number])
+        read = ReadPositions(view.group, positions.get(view.group.key.number, {}))
+        return lambda message: self._frames.stored(message, read=read.is_read(view.user, message))
 
 
-def _count(failed: Status, text: str) -> int:
-    if not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_PAGE:
-        raise Refused(failed, Reason.BAD_PAGE, f"N is 1 to {MAX_PAGE}")
-    return int(text)
+class ReadPositions:
+    """Says which messages of a group are read, from the stored read positions of its members."""
 
+    def __init__(self, group: LiveGroup, positions: Mapping[str, int]) -> None:
+        self._positions = {user: max(since, positions.get(user, 0)) for user, since in group.members.items()}
 
-def _fitting(page: Sequence[Message | Conversation]) -> int:
-    """The number of items at the beginning of a page that have PIECE characters together; at least one."""
-    size = 0
-    for number, one in enumerate(page):
-        message = one.last if isinstance(one, Conversation) else one
-        size += len(message.text) if message else 0
-        if number and size > PIECE:
-            return number
-    return len(page)
+    def is_read(self, user: str, message: Message) -> bool:
+        """Whether `user` has read a message by another member, or all others have read one by `user`."""
+        if message.sender != user:
+            return message.time <= self._positions.get(user, 0)
+        return all(message.time <= position for other, position in self._positions.items() if other != user)

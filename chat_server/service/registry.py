@@ -1,10 +1,12 @@
 """The open sockets of this process, by user. A bus between several processes would fit behind this one seam."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from typing import Protocol
 
 import msgspec
+
+from chat_server.service.live_groups import LiveGroup
 
 # A broadcast puts its frame on at most this many sockets per loop iteration: about 0.1 ms of work.
 BROADCAST_STRIDE = 50
@@ -13,12 +15,14 @@ BROADCAST_STRIDE = 50
 class Delivery(msgspec.Struct, gc=False):
     """A message that was put on sockets of its receiver, without its text; `time` in microseconds.
 
-    `confirmed` once a pong of one of these sockets has proven that it arrived (protocol section 3, promise 2).
+    `confirmed` once a pong of one of these sockets has proven that it arrived (protocol section 3, promise 2). A
+    delivery to the members of a `group` is shared by all of them, and not marked so.
     """
 
     sender: str
     id: str
     time: int
+    group: LiveGroup | None = None
     confirmed: bool = False
 
 
@@ -105,6 +109,10 @@ class Registry:
     def online(self, user: str) -> bool:
         """Whether `user` has a socket open."""
         return user in self._sockets
+
+    def online_among(self, users: Mapping[str, object]) -> Set[str]:
+        """Those of the users who have a socket open."""
+        return self._sockets.keys() & users.keys()
 
     def users(self) -> int:
         """How many users have a socket open."""

@@ -1,9 +1,9 @@
-"""Op 1, send to one user: check the requests that arrived together and store them together (protocol section 2)."""
+"""Op 1, send: check the requests that arrived together, and store them together (protocol section 2)."""
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
 import msgspec
 
@@ -12,7 +12,8 @@ from chat_server.model.messages import Added, Message, MessageStore
 from chat_server.service.blocks import Blocks
 from chat_server.service.contact_limit import ContactLimit
 from chat_server.service.frames import Request, match_id, split
-from chat_server.service.peers import Peers, check_from
+from chat_server.service.live_groups import LiveGroup, LiveGroups
+from chat_server.service.peers import Peer, Peers, check_from, no_such_group
 from chat_server.service.registry import Socket
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.clock import Timeline
@@ -40,16 +41,18 @@ class Sent(msgspec.Struct, gc=False):
 class Batch(msgspec.Struct, eq=False):
     """Requests of one socket that are sent together. `send` gives each its result, in order.
 
-    `receivers` has the users that the `to` of the requests name; None where a store must be asked. `direct`: the checks
-    need no store, so the batch may share one call with other batches. `blocked_by`: the receivers who block the sender.
-    `unblocked`: the receivers who had been refused by the contact limit before and may write to the sender again.
-    `answered` is set once the batch is answered, if anything waits for it. `made_ids`: see `made_id`.
+    `receivers` has the users and groups that the `to` of the requests name; None where a store must be asked. `direct`:
+    the checks need no store, so the batch may share one call with other batches. `deliveries`: about how many there
+    will be. `blocked_by`: the receivers who block the sender. `unblocked`: the receivers who had been refused by the
+    contact limit before and may write to the sender again. `answered` is set once the batch is answered, if anything
+    waits for it. `made_ids`: see `made_id`.
     """
 
     socket: Socket
     requests: Sequence[Request]
-    receivers: dict[str, str | Refused | None]
+    receivers: dict[str, Peer | Refused | None]
     direct: bool
+    deliveries: int
     results: Sequence[Sent | Refused] = ()
     blocked_by: Collection[str] = ()
     unblocked: Sequence[str] = ()
@@ -61,6 +64,10 @@ class Batch(msgspec.Struct, eq=False):
         return self.made_ids.setdefault(id(request), secrets.token_hex(12))
 
 
+# Stores messages of a batch and returns their results, in order.
+Store = Callable[[Batch, Sequence[Message]], Awaitable[list[Sent | Refused]]]
+
+
 class Sending:
     """Checks and stores messages."""
 
@@ -68,6 +75,7 @@ class Sending:
         self,
         config: ChatSettings,
         peers: Peers,
+        groups: LiveGroups,
         blocks: Blocks,
         messages: MessageStore,
         limit: ContactLimit,
@@ -75,6 +83,7 @@ class Sending:
     ) -> None:
         self._config = config
         self._peers = peers
+        self._groups = groups
         self._blocks = blocks
         self._messages = messages
         self._limit = limit
@@ -83,18 +92,21 @@ class Sending:
 
     def batch(self, socket: Socket, requests: Sequence[Request]) -> Batch:
         """A batch of these requests of a socket, at least one."""
-        receivers: dict[str, str | Refused | None] = {}
-        user, direct, now = socket.user, True, self._timeline.now()
+        receivers: dict[str, Peer | Refused | None] = {}
+        direct, now, deliveries = True, self._timeline.now(), len(requests)
         for request in requests:
             if request.to not in receivers:
                 receivers[request.to] = peer = self._peers.cached(socket, request.to)
-                direct = (
-                    direct
-                    and peer is not None
-                    and self._blocks.none_between(user, peer)
-                    and self._limit.is_free(user, peer, now)
-                )
-        return Batch(socket, requests, receivers, direct)
+                direct = direct and peer is not None and self._needs_no_store(socket.user, peer, now)
+                if isinstance(peer, LiveGroup):
+                    deliveries += len(requests) * len(peer.members)
+        return Batch(socket, requests, receivers, direct, deliveries)
+
+    def _needs_no_store(self, user: str, peer: Peer, now: int) -> bool:
+        """Whether messages from `user` to `peer` can be checked without asking a store."""
+        if isinstance(peer, LiveGroup):
+            return user in peer.blocks
+        return self._blocks.none_between(user, peer) and self._limit.is_free(user, peer, now)
 
     async def send(self, batches: Sequence[Batch]) -> None:
         """Check each request and store the messages, which are durable when it returns; set the results.
@@ -115,7 +127,7 @@ class Sending:
             for request, time in zip(batch.requests, times)  # noqa: B905 - the next batch goes on with `times`
         ]
         messages = [one for one in checked if type(one) is Message]
-        store = self._store_unless_blocked if first.blocked_by else self._store
+        store = self._store_free if first.direct else self._store_each
         results = await store(first, messages) if messages else []
         if len(results) < len(checked):
             stored = iter(results)
@@ -134,19 +146,25 @@ class Sending:
 
     async def settle(self, *users: str) -> None:
         """Wait until the batches of these users that were checked before the call are answered."""
+        await self._wait([batch for batch in self._in_progress if batch.socket.user in users])
+
+    async def settle_group(self, group: LiveGroup) -> None:
+        """Wait until the batches with messages to the group that were checked before the call are answered."""
+        await self._wait([batch for batch in self._in_progress if group in batch.receivers.values()])
+
+    async def _wait(self, batches: Sequence[Batch]) -> None:
         events = []
-        for batch in self._in_progress:
-            if batch.socket.user in users:
-                batch.answered = batch.answered or asyncio.Event()
-                events.append(batch.answered)
+        for batch in batches:
+            batch.answered = batch.answered or asyncio.Event()
+            events.append(batch.answered)
         for event in events:
             await event.wait()
 
     async def _find_receivers(self, batch: Batch) -> None:
         """Replace each receiver that cannot receive by the refusal, and find those who block the sender."""
         sender, receivers = batch.socket.user, batch.receivers
-        for to, receiver in receivers.items():
-            receivers[to] = receiver or await self._receiver(batch.socket, to)
+        for to in receivers:
+            receivers[to] = await self._receiver(batch.socket, to)
         names = {receiver for receiver in receivers.values() if isinstance(receiver, str)}
         blocks = await self._blocks.states([pair for name in names for pair in ((sender, name), (name, sender))])
         for to, receiver in receivers.items():
@@ -158,9 +176,12 @@ class Sending:
                     receivers[to] = _USERS_AWAY
         batch.blocked_by = {name for name in names if blocks.get((name, sender))}
 
-    async def _receiver(self, socket: Socket, to: str) -> str | Refused:
+    async def _receiver(self, socket: Socket, to: str) -> Peer | Refused:
         try:
-            return await self._peers.find(socket, to, _FAILED)
+            peer = await self._peers.find(socket, to, _FAILED)
+            if isinstance(peer, LiveGroup):
+                await self._groups.look_up_blocks(peer, socket.user)
+            return peer
         except Refused as refused:
             return refused.with_traceback(None)  # which would keep the batch, in a cycle, until the next collection
         except StoreUnavailable:
@@ -174,45 +195,63 @@ class Sending:
                 check_from(batch.socket, request)
             except Refused as refused:
                 return refused.with_traceback(None)
-        if not isinstance(receiver, str):
+        if isinstance(receiver, LiveGroup):
+            if sender not in receiver.members:  # removed meanwhile
+                return no_such_group(_FAILED)
+            name, group = receiver.name, receiver.key.number
+        elif isinstance(receiver, str):
+            name, group = receiver, 0
+        else:
             return receiver or _AWAY
         id, text = split(request.content)
         if id and not match_id(id):
             return _BAD_ID
         if bad := check_text(text, self._config.max_text_bytes):
             return bad
-        return Message(sender, receiver, id or batch.made_id(request), text, time)
+        return Message(sender, name, id or batch.made_id(request), text, time, group=group)
 
-    async def _store(self, first: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+    async def _store_each(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+        """Store the messages of a batch that is not direct, each in its way.
+
+        Those to groups come first: they must be stored in the order of their times, because read positions pass over
+        everything that is older.
+        """
+        ways = [self._way(batch, message) for message in messages]
+        results: dict[Store, Iterator[Sent | Refused]] = {}
+        for way in (self._store_free, self._store_limited, self._find_retries):
+            some = [message for message, its in zip(messages, ways, strict=True) if its == way]
+            results[way] = iter(await way(batch, some) if some else [])
+        return [next(results[way]) for way in ways]
+
+    def _way(self, batch: Batch, message: Message) -> Store:
+        if message.group:
+            return self._store_free
+        return self._find_retries if message.receiver in batch.blocked_by else self._store_limited
+
+    async def _store_free(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+        """Store messages without a contact limit."""
         try:
-            if first.direct:
-                stored = await self._limit.add_free(messages)
-                return [
-                    Sent(one, added) if added.same else _ID_USED for one, added in zip(messages, stored, strict=True)
-                ]
+            stored = await self._limit.add_free(messages)
+        except StoreUnavailable as away:
+            return _not_stored(away, messages)
+        return [Sent(one, added) if added.same else _ID_USED for one, added in zip(messages, stored, strict=True)]
+
+    async def _store_limited(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+        """Store the messages that the contact limit allows."""
+        try:
             decided = list(zip(messages, await self._limit.add(messages), strict=True))
         except StoreUnavailable as away:
-            _log_failures([away] * len(messages))
-            return [_AWAY] * len(messages)
+            return _not_stored(away, messages)
         _log_failures([outcome.added for _, outcome in decided if isinstance(outcome.added, StoreUnavailable)])
-        first.unblocked = [message.receiver for message, outcome in decided if outcome.unblocked]
+        batch.unblocked = [message.receiver for message, outcome in decided if outcome.unblocked]
         return [_result(message, outcome.added) for message, outcome in decided]
 
-    async def _store_unless_blocked(self, first: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
-        """Store the messages to receivers who do not block the sender; of the others, find the retries."""
-        allowed = [message for message in messages if message.receiver not in first.blocked_by]
-        blocked = [message for message in messages if message.receiver in first.blocked_by]
-        stored = iter(await self._store(first, allowed) if allowed else [])
-        found = iter(await self._retries(blocked) if blocked else [])
-        return [next(found if message.receiver in first.blocked_by else stored) for message in messages]
-
-    async def _retries(self, messages: Sequence[Message]) -> list[Sent | Refused]:
-        """Acknowledge the messages that are stored already, and refuse the others as the contact limit does."""
+    async def _find_retries(self, batch: Batch, messages: Sequence[Message]) -> list[Sent | Refused]:
+        """Of messages to users who block the sender, acknowledge the stored ones; refuse the others like the limit."""
         try:
             earlier = await self._messages.stored(messages)
         except StoreUnavailable as away:
-            _log_failures([away] * len(messages))
-            return [_AWAY] * len(messages)
+            return _not_stored(away, messages)
         return [_result(message, added, blocked=True) for message, added in zip(messages, earlier, strict=True)]
 
 
@@ -230,6 +269,11 @@ def _result(message: Message, added: Added | StoreUnavailable | None, *, blocked
     if isinstance(added, Added):
         return Sent(message, added, blocked) if added.same else _ID_USED
     return _AWAY if added else Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
+
+
+def _not_stored(away: StoreUnavailable, messages: Sequence[Message]) -> list[Sent | Refused]:
+    _log_failures([away] * len(messages))
+    return [_AWAY] * len(messages)
 
 
 def _log_failures(errors: Sequence[StoreUnavailable]) -> None:

@@ -1,4 +1,4 @@
-"""Op 8, typing: tell the sync sockets of the other user, but store nothing (docs/protocol.md section 2, Op 8)."""
+"""Op 8, typing: tell the sync sockets of the other users, but store nothing (docs/protocol.md section 2, Op 8)."""
 
 from weakref import WeakKeyDictionary
 
@@ -6,7 +6,8 @@ from chat_server.service.answers import Answer
 from chat_server.service.blocks import Blocks
 from chat_server.service.contact_limit import ContactLimit
 from chat_server.service.frames import Frames, Request
-from chat_server.service.peers import Peers
+from chat_server.service.live_groups import LiveGroup, LiveGroups
+from chat_server.service.peers import Peer, Peers
 from chat_server.service.registry import Registry, Socket
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.clock import Clock
@@ -22,9 +23,17 @@ class TypingIndicator:
     """Passes on who is typing. A request that is accepted gets no answer, whether it was passed on or not."""
 
     def __init__(
-        self, peers: Peers, limit: ContactLimit, blocks: Blocks, registry: Registry, frames: Frames, clock: Clock
+        self,
+        peers: Peers,
+        groups: LiveGroups,
+        limit: ContactLimit,
+        blocks: Blocks,
+        registry: Registry,
+        frames: Frames,
+        clock: Clock,
     ) -> None:
         self._peers = peers
+        self._groups = groups
         self._limit = limit
         self._blocks = blocks
         self._registry = registry
@@ -39,14 +48,26 @@ class TypingIndicator:
         if request.content not in CONTENTS:
             raise Refused(failed, Reason.BAD_FRAME, "content is 1 (typing) or 0 (stopped)", field="content")
         limiter = self._limiters.setdefault(socket, TypingLimiter())
-        passes = limiter.allows(peer, request.content, self._clock.monotonic())
-        if passes and await self._limit.are_contacts(me, peer, self._clock.now()):
-            blocks = await self._blocks.states([(me, peer), (peer, me)])
-            if list(blocks.values()) == [False, False]:
-                frame = self._frames.typing(me, peer, request.content)
-                for receiver in self._registry.sync_sockets(peer):
-                    receiver.offer(frame)
+        to = peer.name if isinstance(peer, LiveGroup) else peer
+        if limiter.allows(to, request.content, self._clock.monotonic()):
+            frame = self._frames.typing(me, to, request.content)
+            for receiver in await self._receivers(me, peer):
+                receiver.offer(frame)
         return Answer(Status.TYPING, "", silent=True)
+
+    async def _receivers(self, me: str, peer: Peer) -> list[Socket]:
+        """The sync sockets of the users who may know that `me` is typing."""
+        if isinstance(peer, LiveGroup):
+            blocks = await self._groups.look_up_blocks(peer, me)
+            if me not in peer.members:  # removed meanwhile
+                return []
+            users = self._registry.online_among(peer.members) - blocks.by_others - blocks.by_member - {me}
+            return [receiver for user in users for receiver in self._registry.sync_sockets(user)]
+        if await self._limit.are_contacts(me, peer, self._clock.now()):
+            states = await self._blocks.states([(me, peer), (peer, me)])
+            if list(states.values()) == [False, False]:
+                return self._registry.sync_sockets(peer)
+        return []
 
 
 class TypingLimiter:

@@ -31,7 +31,7 @@ END = 2**62
 GROUP, OTHER = GroupKey(1_700_000_000_000_000, "#group"), GroupKey(1_700_000_000_000_001, "#other")
 
 
-class Writer:
+class GroupWriter:
     """Writes messages to a group, each with the next time."""
 
     def __init__(self, store: MessageStore, timeline: Timeline) -> None:
@@ -56,8 +56,8 @@ class Writer:
 
 
 @pytest.fixture
-def writer(messages: MessageStore, timeline: Timeline) -> Writer:
-    return Writer(messages, timeline)
+def writer(messages: MessageStore, timeline: Timeline) -> GroupWriter:
+    return GroupWriter(messages, timeline)
 
 
 def ids(page: Sequence[Message]) -> list[str]:
@@ -81,7 +81,7 @@ async def unread(store: MessageStore, user: str, since: int = 0, group: GroupKey
 # --- adding and pages
 
 
-async def test_added_messages_are_in_every_page_in_order(messages: MessageStore, writer: Writer) -> None:
+async def test_added_messages_are_in_every_page_in_order(messages: MessageStore, writer: GroupWriter) -> None:
     run = [
         writer.message(f"m{n}", "abc"[n % 3], text=text)
         for n, text in enumerate(["x", "\0", "名字", "'\"", "y" * 9999])
@@ -94,7 +94,7 @@ async def test_added_messages_are_in_every_page_in_order(messages: MessageStore,
     assert not any(message.read for message in await writer.all())
 
 
-async def test_an_unknown_group_has_no_messages(messages: MessageStore, writer: Writer) -> None:
+async def test_an_unknown_group_has_no_messages(messages: MessageStore, writer: GroupWriter) -> None:
     await writer.add("m")
     await messages.add([Message("a", "b", "m", "text", writer.timeline.next())])
     for page in (messages.after(OTHER, 0, 9), messages.before(OTHER, END, 9), messages.skip(OTHER, 0, 9)):
@@ -111,7 +111,7 @@ async def test_an_unknown_group_has_no_messages(messages: MessageStore, writer: 
     assert ids(await writer.all()) == ["m"]
 
 
-async def test_pages_begin_after_the_time_of_joining(messages: MessageStore, writer: Writer) -> None:
+async def test_pages_begin_after_the_time_of_joining(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("abcabc")
     since = run[2].time
     assert await messages.skip(GROUP, 0, 2, since) == run[3:5]
@@ -122,7 +122,7 @@ async def test_pages_begin_after_the_time_of_joining(messages: MessageStore, wri
     assert await messages.before(GROUP, run[1].time, 9, since) == []
 
 
-async def test_a_retry_is_stored_once_and_stays_unread(messages: MessageStore, writer: Writer) -> None:
+async def test_a_retry_is_stored_once_and_stays_unread(messages: MessageStore, writer: GroupWriter) -> None:
     [first] = await writer.add("m")
     assert await messages.add([writer.message("m")]) == [Added(first.time, new=False)]
     assert await messages.add([writer.message("m", text="other")]) == [Added(first.time, new=False, same=False)]
@@ -136,7 +136,7 @@ async def test_a_retry_is_stored_once_and_stays_unread(messages: MessageStore, w
     assert await writer.all() == []
 
 
-async def test_an_id_is_unique_per_sender_and_group(messages: MessageStore, writer: Writer) -> None:
+async def test_an_id_is_unique_per_sender_and_group(messages: MessageStore, writer: GroupWriter) -> None:
     pair = Message("a", "b", "m", "to b", writer.timeline.next())
     run = [
         writer.message("m"),
@@ -155,7 +155,7 @@ async def test_an_id_is_unique_per_sender_and_group(messages: MessageStore, writ
     ]
 
 
-async def test_a_batch_may_contain_retries_and_new_senders(messages: MessageStore, writer: Writer) -> None:
+async def test_a_batch_may_contain_retries_and_new_senders(messages: MessageStore, writer: GroupWriter) -> None:
     [first] = await writer.add("m")
     run = [writer.message("m"), writer.message("m", "b"), writer.message("m", "b"), writer.message("n", "c")]
     assert await messages.add(run) == [
@@ -167,7 +167,7 @@ async def test_a_batch_may_contain_retries_and_new_senders(messages: MessageStor
     assert await writer.all() == [first, run[1], run[3]]
 
 
-async def test_concurrent_senders_keep_their_names_and_order(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_senders_keep_their_names_and_order(messages: MessageStore, writer: GroupWriter) -> None:
     runs = [[writer.message(f"m{n}", f"user{k}") for n in range(3)] for k in range(30)]
     await asyncio.gather(*map(messages.add, runs))
     assert await writer.all() == [message for run in runs for message in run]
@@ -176,7 +176,7 @@ async def test_concurrent_senders_keep_their_names_and_order(messages: MessageSt
     assert await writer.all(OTHER) == [message for run in runs for message in run]
 
 
-async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer: GroupWriter) -> None:
     run = [writer.message("m", text="text") for _ in range(20)]
     added = [one for [one] in await asyncio.gather(*(messages.add([message]) for message in run))]
     [stored] = await writer.all()
@@ -184,7 +184,7 @@ async def test_concurrent_retries_are_stored_once(messages: MessageStore, writer
     assert {one.time for one in added} == {stored.time}
 
 
-async def test_messages_of_groups_appear_in_no_list_of_pairs(messages: MessageStore, writer: Writer) -> None:
+async def test_messages_of_groups_appear_in_no_list_of_pairs(messages: MessageStore, writer: GroupWriter) -> None:
     [message] = await writer.add("m")
     for user in ("a", "b", GROUP.name):
         assert await messages.conversations(user, END, 9) == []
@@ -204,7 +204,7 @@ async def test_messages_of_groups_appear_in_no_list_of_pairs(messages: MessageSt
 # --- references and deletions
 
 
-async def test_newest_with_id_searches_every_sender(messages: MessageStore, writer: Writer) -> None:
+async def test_newest_with_id_searches_every_sender(messages: MessageStore, writer: GroupWriter) -> None:
     await writer.add("m", "other")
     [second] = await writer.add("m", sender="b")
     await writer.add("m", sender="c", group=OTHER)
@@ -217,7 +217,7 @@ async def test_newest_with_id_searches_every_sender(messages: MessageStore, writ
     assert await messages.newest_with_id(GROUP, "m") == ("c", third.time)
 
 
-async def test_delete_leaves_a_tombstone_of_one_message(messages: MessageStore, writer: Writer) -> None:
+async def test_delete_leaves_a_tombstone_of_one_message(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("abab")
     same = await writer.add("m1", sender="c")
     assert await messages.delete(
@@ -234,7 +234,7 @@ async def test_delete_leaves_a_tombstone_of_one_message(messages: MessageStore, 
 # --- conversations
 
 
-async def test_group_conversations_have_last_and_unread(messages: MessageStore, writer: Writer) -> None:
+async def test_group_conversations_have_last_and_unread(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("abacb")
     [other] = await writer.add("m", sender="b", group=OTHER)
     await messages.move_position(GROUP.number, "a", run[1].time)
@@ -249,7 +249,7 @@ async def test_group_conversations_have_last_and_unread(messages: MessageStore, 
     assert await messages.group_conversations("a", []) == []
 
 
-async def test_a_new_member_sees_only_later_messages(messages: MessageStore, writer: Writer) -> None:
+async def test_a_new_member_sees_only_later_messages(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aab")
     since = run[2].time
     [conversation] = await messages.group_conversations("new", [GroupView(GROUP, since)])
@@ -261,7 +261,7 @@ async def test_a_new_member_sees_only_later_messages(messages: MessageStore, wri
     assert await unread(messages, "back", since) == 1
 
 
-async def test_tombstones_are_neither_last_nor_unread(messages: MessageStore, writer: Writer) -> None:
+async def test_tombstones_are_neither_last_nor_unread(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aaa")
     await messages.delete(GROUP, [[("a", "m1")], [("a", "m2")]])
     [conversation] = await messages.group_conversations("b", [GroupView(GROUP, 0)])
@@ -271,7 +271,7 @@ async def test_tombstones_are_neither_last_nor_unread(messages: MessageStore, wr
     assert (conversation.last, conversation.unread, conversation.time) == (None, 0, 7)
 
 
-async def test_unread_counts_within_the_next_messages(messages: MessageStore, writer: Writer) -> None:
+async def test_unread_counts_within_the_next_messages(messages: MessageStore, writer: GroupWriter) -> None:
     await writer.add("first")
     await writer.add(*(f"own{n}" for n in range(MAX_UNREAD - 3)), sender="b")
     assert await unread(messages, "b") == 1
@@ -283,7 +283,7 @@ async def test_unread_counts_within_the_next_messages(messages: MessageStore, wr
 # --- read positions
 
 
-async def test_a_position_moves_only_forward(messages: MessageStore, writer: Writer) -> None:
+async def test_a_position_moves_only_forward(messages: MessageStore, writer: GroupWriter) -> None:
     assert await messages.move_position(GROUP.number, "a", 5)
     assert not await messages.move_position(GROUP.number, "a", 5)
     assert not await messages.move_position(GROUP.number, "a", 4)
@@ -306,7 +306,7 @@ async def test_concurrent_moves_end_at_the_latest_position(messages: MessageStor
     assert [one for one, time in zip(moved, times, strict=True) if time == 9].count(True) == 1
 
 
-async def test_many_members_have_positions(messages: MessageStore, writer: Writer) -> None:
+async def test_many_members_have_positions(messages: MessageStore, writer: GroupWriter) -> None:
     [message] = await writer.add("m")
     users = [f"user{n:04}" for n in range(1500)]
     confirmed = {user: Confirmed(0, [message.time]) for user in users}
@@ -314,7 +314,7 @@ async def test_many_members_have_positions(messages: MessageStore, writer: Write
     assert await messages.positions([GROUP.number]) == {GROUP.number: dict.fromkeys(users, message.time)}
 
 
-async def test_confirmed_messages_move_the_position(messages: MessageStore, writer: Writer) -> None:
+async def test_confirmed_messages_move_the_position(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aaaa")
     assert await advance(messages, "b", run[:2]) == run[1].time
     assert await unread(messages, "b") == 2
@@ -323,7 +323,7 @@ async def test_confirmed_messages_move_the_position(messages: MessageStore, writ
     assert await unread(messages, "b") == 1
 
 
-async def test_a_position_passes_no_unconfirmed_message(messages: MessageStore, writer: Writer) -> None:
+async def test_a_position_passes_no_unconfirmed_message(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aaaaa")
     assert await advance(messages, "b", [run[1], run[2]]) is None
     assert await unread(messages, "b") == 5
@@ -333,7 +333,7 @@ async def test_a_position_passes_no_unconfirmed_message(messages: MessageStore, 
     assert await advance(messages, "b", [run[3], run[4]]) == run[4].time
 
 
-async def test_own_messages_and_tombstones_count_as_read(messages: MessageStore, writer: Writer) -> None:
+async def test_own_messages_and_tombstones_count_as_read(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("baabba")
     await messages.delete(GROUP, [[("a", "m2")]])
     assert await advance(messages, "b", [run[1]]) == run[1].time
@@ -344,7 +344,7 @@ async def test_own_messages_and_tombstones_count_as_read(messages: MessageStore,
     assert await advance(messages, "c", [run[5]]) == run[5].time
 
 
-async def test_a_long_run_of_own_messages_is_passed_at_once(messages: MessageStore, writer: Writer) -> None:
+async def test_a_long_run_of_own_messages_is_passed_at_once(messages: MessageStore, writer: GroupWriter) -> None:
     """The confirmation after it must not get lost."""
     await writer.add(*(f"own{n}" for n in range(PAGE + 50)), sender="b")
     [last] = await writer.add("last")
@@ -352,7 +352,7 @@ async def test_a_long_run_of_own_messages_is_passed_at_once(messages: MessageSto
     assert await messages.positions([GROUP.number]) == {GROUP.number: {"b": last.time}}
 
 
-async def test_a_position_begins_at_the_time_of_joining(messages: MessageStore, writer: Writer) -> None:
+async def test_a_position_begins_at_the_time_of_joining(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aaa")
     assert await advance(messages, "new", [run[2]], run[1].time) == run[2].time
     assert await advance(messages, "old", [run[2]]) is None
@@ -360,7 +360,7 @@ async def test_a_position_begins_at_the_time_of_joining(messages: MessageStore, 
     assert await advance(messages, "back", [run[2]], run[1].time) == run[2].time
 
 
-async def test_members_advance_independently_in_one_call(messages: MessageStore, writer: Writer) -> None:
+async def test_members_advance_independently_in_one_call(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aabab")
     times = [message.time for message in run]
     await messages.move_position(GROUP.number, "stuck", times[0])
@@ -381,7 +381,7 @@ async def test_members_advance_independently_in_one_call(messages: MessageStore,
     assert "idle" not in positions
 
 
-async def test_concurrent_confirmations_report_a_message_once(messages: MessageStore, writer: Writer) -> None:
+async def test_concurrent_confirmations_report_a_message_once(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("aaa")
     found = await asyncio.gather(*(advance(messages, "b", run) for _ in range(8)))
     assert sorted(found, key=str) == [run[2].time, *[None] * 7]
@@ -402,7 +402,7 @@ groups = (GroupKey(1_800_000_000_000_000 + number, "#model") for number in range
 @given(steps, st.dictionaries(st.sampled_from("abc"), st.integers(0, 5)))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_positions_match_a_set_of_read_messages(
-    messages: MessageStore, writer: Writer, steps: list[tuple[str, Any, list[int]]], joined: Mapping[str, int]
+    messages: MessageStore, writer: GroupWriter, steps: list[tuple[str, Any, list[int]]], joined: Mapping[str, int]
 ) -> None:
     """No position skips a message that was neither confirmed nor marked, and none moves back."""
     group, run, deleted, order = next(groups), list[Message](), set[str](), 0
@@ -443,7 +443,7 @@ async def test_positions_match_a_set_of_read_messages(
 # --- erasing and purging
 
 
-async def test_erase_removes_a_group_in_chunks(messages: MessageStore, writer: Writer) -> None:
+async def test_erase_removes_a_group_in_chunks(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("abcab")
     kept = await writer.add("m", group=OTHER)
     await messages.delete(GROUP, [[("a", "m0")]])
@@ -461,7 +461,7 @@ async def test_erase_removes_a_group_in_chunks(messages: MessageStore, writer: W
     assert await writer.all(OTHER) == kept
 
 
-async def test_an_erased_group_has_no_senders_left(messages: MessageStore, writer: Writer) -> None:
+async def test_an_erased_group_has_no_senders_left(messages: MessageStore, writer: GroupWriter) -> None:
     """A late message must get the name of its sender, although the numbers were removed."""
     await writer.talk("abc")
     await writer.add("cached", sender="c")
@@ -470,7 +470,7 @@ async def test_an_erased_group_has_no_senders_left(messages: MessageStore, write
     assert await writer.all() == late
 
 
-async def test_purge_removes_old_messages_of_groups(messages: MessageStore, writer: Writer) -> None:
+async def test_purge_removes_old_messages_of_groups(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("abab")
     await messages.move_position(GROUP.number, "b", run[2].time)
     assert await messages.purge(run[2].time, 100) == 2
@@ -492,7 +492,7 @@ def record(sender: str, time: int, text: str | bytes = "text", group: GroupKey =
     return Record(sender, group.name, f"m{time}", text, GROUP.number + time, read=False, group=group.number)
 
 
-async def test_put_and_records_preserve_messages_of_groups(messages: MessageStore, writer: Writer) -> None:
+async def test_put_and_records_preserve_messages_of_groups(messages: MessageStore, writer: GroupWriter) -> None:
     store = cast("ExportableMessages", messages)
     there = [record("a", 1, "\0 ' 🙂"), record("b", 2, digest("deleted")), record("a", 3), record("名字", 5)]
     await store.put(there[:2])

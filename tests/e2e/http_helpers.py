@@ -57,6 +57,10 @@ ENDPOINTS = {
     "/user/logout": (("user_name",), 41014),
     "/user/block": (("user_name",), 43000),
     "/user/unblock": (("user_name",), 43002),
+    "/group/create": (("group", "users"), 42000),
+    "/group/add": (("group", "users"), 42002),
+    "/group/remove": (("group", "user_name"), 42004),
+    "/group/delete": (("group",), 42006),
 }
 UPGRADE = {
     "Connection": "Upgrade",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chat_server.service.marks import Marks
+from chat_server.service.confirmations import Confirmations
 from chat_server.service.registry import Delivery
 
 
@@ -27,24 +27,32 @@ class CountingMarkStub:
         return set()
 
 
+class NoticesStub:
+    """Notices without any receiver."""
+
+    async def read(self, reads: list[Any]) -> None: ...
+
+
 async def test_confirmations_of_many_sockets_are_stored_together() -> None:
     none: Any = None
     store: Any = CountingMarkStub()
-    marks = Marks(none, none, store, none, none, none)
+    notices: Any = NoticesStub()
+    confirmations = Confirmations(store, notices)
     for number in range(5000):  # the answers of many sockets to the pings after one batch of messages
-        marks.confirm(none, [Delivery("1", f"m{number}", number)])
-    await marks.flush()
+        confirmations.confirm(none, [Delivery("1", f"m{number}", number)])
+    await confirmations.flush()
     assert store.calls == 1
 
 
 async def test_an_error_while_marking_is_logged_by_the_server(caplog: pytest.LogCaptureFixture) -> None:
     none: Any = None
     store: Any = FailingMarkStub()
-    marks = Marks(none, none, store, none, none, none)
-    marks.confirm(none, [Delivery("1", "m1", 1)])
-    await marks.flush()
+    notices: Any = NoticesStub()
+    confirmations = Confirmations(store, notices)
+    confirmations.confirm(none, [Delivery("1", "m1", 1)])
+    await confirmations.flush()
     gc.collect()  # asyncio would log an error that was never retrieved from its future
     [record] = caplog.records
-    assert (record.name, record.levelno) == ("chat_server.service.marks", logging.ERROR)
+    assert (record.name, record.levelno) == ("chat_server.service.confirmations", logging.ERROR)
     assert record.exc_info
     assert record.exc_info[0] is ZeroDivisionError

@@ -177,7 +177,8 @@ def test_a_conversation_extends_its_last_message(message: Message, unread: int, 
         "unread": unread,
         "online": online,
     }
-    assert encoded(frames.conversation(Conversation("2", message, unread, message.time), online)) == expected
+    conversation = Conversation("2", message, unread, message.time)
+    assert encoded(frames.conversation(conversation, "1", online=online, read=message.read)) == expected
 
 
 @given(names, statuses, texts)

@@ -20,7 +20,7 @@ MEMBERS = [f"user{n}" for n in range(50)]
 IN_FLIGHT = 16
 
 
-class GroupStore(Store):
+class GroupMessagesStore(Store):
     """An embedded message store with a group."""
 
     def sent(self, count: int = IN_FLIGHT, sender: str = "user0", group: GroupKey = GROUP) -> list[Message]:
@@ -41,14 +41,14 @@ class GroupStore(Store):
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[GroupStore]:
+async def store(tmp_path: Path) -> AsyncIterator[GroupMessagesStore]:
     database = Database(tmp_path, timeout=20)
     await database.open(SCHEMAS)
-    yield GroupStore(database)
+    yield GroupMessagesStore(database)
     await database.close()
 
 
-def reads(store: GroupStore, middle: Message, confirmed: list[int]) -> dict[str, Callable[[], Awaitable[Any]]]:
+def reads(store: GroupMessagesStore, middle: Message, confirmed: list[int]) -> dict[str, Callable[[], Awaitable[Any]]]:
     """Return every read whose cost must not grow with the number of stored messages."""
     messages, since = store.messages, middle.time - 10**9
     return {
@@ -64,7 +64,7 @@ def reads(store: GroupStore, middle: Message, confirmed: list[int]) -> dict[str,
     }
 
 
-async def test_reads_of_groups_cost_the_same_with_100000_messages(store: GroupStore) -> None:
+async def test_reads_of_groups_cost_the_same_with_100000_messages(store: GroupMessagesStore) -> None:
     async def steps() -> dict[str, int]:
         await store.read_all()
         await store.messages.add(run := store.sent())
@@ -80,7 +80,7 @@ async def test_reads_of_groups_cost_the_same_with_100000_messages(store: GroupSt
     assert {name: steps for name, steps in many.items() if steps > 1.1 * few[name]} == {}, few
 
 
-async def test_confirming_for_50_members_takes_few_steps(store: GroupStore) -> None:
+async def test_confirming_for_50_members_takes_few_steps(store: GroupMessagesStore) -> None:
     """Members with the same position share the read, and a member with an old unread message costs little."""
     await store.fill(2000)
     positions = {f"stuck{n}": await store.messages.newest() - n for n in range(50)}
@@ -93,7 +93,7 @@ async def test_confirming_for_50_members_takes_few_steps(store: GroupStore) -> N
         assert await store.steps(partial(store.messages.advance, GROUP.number, confirmed)) < most
 
 
-async def test_confirming_takes_one_write(store: GroupStore) -> None:
+async def test_confirming_takes_one_write(store: GroupMessagesStore) -> None:
     await store.messages.add(run := store.sent())
     confirmed = {user: Confirmed(0, [message.time for message in run]) for user in MEMBERS}
     statements = await store.written(lambda: store.messages.advance(GROUP.number, confirmed))
@@ -101,7 +101,7 @@ async def test_confirming_takes_one_write(store: GroupStore) -> None:
     assert await store.written(lambda: store.messages.advance(GROUP.number, confirmed)) == []
 
 
-async def test_a_batch_of_known_senders_is_a_single_statement(store: GroupStore) -> None:
+async def test_a_batch_of_known_senders_is_a_single_statement(store: GroupMessagesStore) -> None:
     await store.fill(50)
     runs = [store.sent(5, user) for user in MEMBERS]
 
@@ -113,7 +113,7 @@ async def test_a_batch_of_known_senders_is_a_single_statement(store: GroupStore)
     assert len([one for one in statements if not one.startswith("SELECT side")]) == 1, statements
 
 
-async def test_reads_of_groups_use_an_index_and_do_not_sort(store: GroupStore) -> None:
+async def test_reads_of_groups_use_an_index_and_do_not_sort(store: GroupMessagesStore) -> None:
     await store.fill(1000)
     await store.messages.add(run := store.sent())
     for name, read in reads(store, run[3], [run[4].time]).items():
@@ -126,7 +126,7 @@ async def test_reads_of_groups_use_an_index_and_do_not_sort(store: GroupStore) -
             )  # g: of GROUPS_LISTED
 
 
-async def test_messages_of_groups_are_in_no_index_of_unread_ones(store: GroupStore) -> None:
+async def test_messages_of_groups_are_in_no_index_of_unread_ones(store: GroupMessagesStore) -> None:
     await store.fill(100)
     query = "SELECT count(*) FROM messages INDEXED BY messages_unread WHERE read = 0"
     assert await store.database.fetch(query, ()) == [(0,)]
@@ -144,7 +144,7 @@ def refuse(_: sqlite3.Connection) -> None:
     raise RefusedError
 
 
-async def test_a_rollback_leaves_no_number_of_a_new_sender(store: GroupStore) -> None:
+async def test_a_rollback_leaves_no_number_of_a_new_sender(store: GroupMessagesStore) -> None:
     """Another sender gets the number that the rolled back transaction had assigned."""
     [lost] = store.sent(1, "lost")
 
@@ -162,7 +162,7 @@ async def test_a_rollback_leaves_no_number_of_a_new_sender(store: GroupStore) ->
     }
 
 
-async def test_a_failing_write_next_to_new_senders_changes_nothing(store: GroupStore) -> None:
+async def test_a_failing_write_next_to_new_senders_changes_nothing(store: GroupMessagesStore) -> None:
     """A batch of writes that rolls back is repeated write by write."""
     runs = [store.sent(2, f"user{n}") for n in range(20)]
     results = await asyncio.gather(
@@ -173,7 +173,7 @@ async def test_a_failing_write_next_to_new_senders_changes_nothing(store: GroupS
     assert await store.messages.after(GROUP, 0, 100) == [message for run in runs for message in run]
 
 
-async def test_a_used_time_assigns_no_number(store: GroupStore) -> None:
+async def test_a_used_time_assigns_no_number(store: GroupMessagesStore) -> None:
     [taken] = store.sent(1, "a")
     await store.messages.add([taken])
     with pytest.raises(StoreUnavailable):

@@ -1,0 +1,105 @@
+"""Marks for deliveries that a pong confirmed (protocol section 3, promise 2)."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+from chat_server.model.messages import Confirmed, MessageStore
+from chat_server.service.live_groups import LiveGroup
+from chat_server.service.notices import Notices
+from chat_server.service.registry import Delivery, Socket
+from chat_server.utils.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+# Confirmed deliveries wait for others, in seconds: a transaction for each would cost as much as one for each message.
+MARK_DELAY = 0.05
+# Sockets with confirmed deliveries per call to the store. Fewer than a batch of messages brings would fall behind.
+MARKED_SOCKETS = 8192
+
+Confirmation = tuple[Socket, list[Delivery]]
+
+
+class Confirmations:
+    """Marks confirmed messages as read, and moves read positions in groups, a short time later and together."""
+
+    def __init__(self, messages: MessageStore, notices: Notices) -> None:
+        self._messages = messages
+        self._notices = notices
+        self._confirmed: list[Confirmation] = []  # not stored yet
+        self._taken = self._done = 0  # entries of `_confirmed` so far, and those that were stored or failed
+        self._timer: asyncio.TimerHandle | None = None
+        self._storing: asyncio.Task[None] | None = None
+
+    def confirm(self, socket: Socket, deliveries: Iterable[Delivery]) -> None:
+        """A pong proved that these messages arrived: mark them as read soon."""
+        fresh = [delivery for delivery in deliveries if not delivery.confirmed]
+        for delivery in fresh:
+            delivery.confirmed = delivery.group is None
+        if fresh:
+            self._confirmed.append((socket, fresh))
+            self._taken += 1
+            if self._timer is None and self._storing is None:
+                self._timer = asyncio.get_running_loop().call_later(MARK_DELAY, self._start)
+
+    async def flush(self) -> None:
+        """Store the marks of all deliveries confirmed so far."""
+        target = self._taken
+        while self._done < target:
+            await asyncio.wait((self._storing or self._start(),))
+
+    def _start(self) -> asyncio.Task[None]:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._storing = asyncio.create_task(self._store())
+        return self._storing
+
+    async def _store(self) -> None:
+        batch, self._confirmed = self._confirmed[:MARKED_SOCKETS], self._confirmed[MARKED_SOCKETS:]
+        try:
+            for mark in (self._mark, self._move_positions):
+                try:
+                    await mark(batch)
+                except StoreUnavailable as error:  # the messages stay unread: op 3 returns them again
+                    log.warning("deliveries not marked", extra={"why": str(error)})
+        except Exception:  # no caller awaits the result
+            log.exception("marking failed", extra={"marks": len(batch)})
+        finally:
+            self._storing = None
+            self._done += len(batch)
+            if self._confirmed:
+                self._timer = asyncio.get_running_loop().call_later(MARK_DELAY, self._start)
+
+    async def _mark(self, batch: Sequence[Confirmation]) -> None:
+        """Mark the messages between two users."""
+        times = [delivery.time for _, some in batch for delivery in some if not delivery.group]
+        if not times:
+            return
+        changed = await self._messages.mark_delivered(times)
+        reads = []
+        for socket, deliveries in batch:
+            by_sender: dict[str, list[str]] = {}
+            for delivery in deliveries:
+                if delivery.time in changed:
+                    by_sender.setdefault(delivery.sender, []).append(delivery.id)
+            reads += [(socket, sender, ids) for sender, ids in by_sender.items()]
+        await self._notices.read(reads)
+
+    async def _move_positions(self, batch: Sequence[Confirmation]) -> None:
+        """Move the read positions of the members of groups."""
+        groups: dict[LiveGroup, dict[str, list[tuple[Socket, Delivery]]]] = {}
+        for socket, deliveries in batch:
+            for delivery in deliveries:
+                if delivery.group:
+                    groups.setdefault(delivery.group, {}).setdefault(socket.user, []).append((socket, delivery))
+        for group, users in groups.items():
+            confirmed = {
+                user: Confirmed(since, sorted([delivery.time for _, delivery in received]))
+                for user, received in users.items()
+                if (since := group.members.get(user)) is not None
+            }
+            reached = await self._messages.advance(group.key.number, confirmed) if confirmed else {}
+            for user, time in reached.items():
+                socket, delivery = next(entry for entry in users[user] if entry[1].time == time)
+                self._notices.position(socket, group, delivery.sender, delivery.id)

@@ -1,0 +1,30 @@
+"""Erase the messages of deleted groups, some at a time."""
+
+from chat_server.model.groups import PAGE, GroupStore
+from chat_server.model.messages import GroupKey, MessageStore
+
+# Messages per call to the store.
+CHUNK = 1000
+
+
+class DeletedGroups:
+    """Erases what deleted groups leave behind. `erase` is called again and again, every half minute.
+
+    A group is forgotten only in the call after the one that erased it: a message that was being stored when the group
+    was deleted, also one whose write the server gave up, is then stored and erased.
+    """
+
+    def __init__(self, groups: GroupStore, messages: MessageStore) -> None:
+        self._groups = groups
+        self._messages = messages
+        self._erased: set[int] = set()
+
+    async def erase(self) -> None:
+        """Erase the messages of at most PAGE deleted groups. Raises StoreUnavailable."""
+        numbers = await self._groups.deleted(PAGE)
+        for number in numbers:
+            while await self._messages.erase(GroupKey(number, ""), CHUNK) == CHUNK:
+                pass
+            if number in self._erased:
+                await self._groups.forget(number)
+        self._erased = set(numbers) - self._erased

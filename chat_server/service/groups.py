@@ -1,0 +1,130 @@
+"""Create and change groups, and tell their members (docs/protocol.md section 1, Groups, and section 2, Sync)."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from chat_server.model.groups import Group, GroupRefusal, GroupStore
+from chat_server.service.additions import Additions
+from chat_server.service.live_groups import LiveGroup, LiveGroups
+from chat_server.service.names import GROUP_RULES, is_group_name, normal
+from chat_server.service.notices import Notices
+from chat_server.service.peers import Peers, no_such_group
+from chat_server.service.presence import Presence
+from chat_server.status import Reason, Refused, Status
+from chat_server.utils.clock import Timeline
+from chat_server.utils.locks import KeyedLock
+
+
+class Member(NamedTuple):
+    """A member of a group as another member sees it; `since`, the time of joining, in milliseconds."""
+
+    user_name: str
+    owner: bool
+    online: bool
+    since: int
+
+
+class Groups:
+    """The requests of users who create and change groups. The methods raise Refused, StoreUnavailable.
+
+    `settle` waits until the messages to a group that are being stored are answered. So nothing is stored or delivered
+    on the strength of the old state once a change is answered.
+    """
+
+    def __init__(
+        self,
+        store: GroupStore,
+        live: LiveGroups,
+        additions: Additions,
+        peers: Peers,
+        settle: Callable[[LiveGroup], Awaitable[None]],
+        presence: Presence,
+        notices: Notices,
+        timeline: Timeline,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._additions = additions
+        self._peers = peers
+        self._settle = settle
+        self._presence = presence
+        self._notices = notices
+        self._timeline = timeline
+        self._change_lock = KeyedLock()  # by name: notices are sent in the order of the changes
+
+    async def create(self, user: str, name: str, users: Sequence[str]) -> None:
+        """Create a group of its owner `user` and of `users`."""
+        failed = Status.GROUP_CREATE_FAILED
+        name = normal(name)
+        if not is_group_name(name):
+            raise Refused(failed, Reason.BAD_NAME, f"group: {GROUP_RULES}", field="group")
+        others = await self._additions.check(failed, user, users)
+        async with self._change_lock.hold(name):
+            await self._apply(
+                failed, await self._store.create(self._timeline.next(), name, user, others, self._additions.limits)
+            )
+
+    async def add(self, user: str, name: str, users: Sequence[str]) -> list[str]:
+        """Add users to a group of `user`. Returns those who were no members before."""
+        failed = Status.GROUP_ADD_FAILED
+        group = await self._find(failed, user, name)
+        others = await self._additions.check(failed, user, users)
+        async with self._change_lock.hold(group.name):
+            since = self._timeline.next()
+            result = await self._store.add(group.key.number, user, others, since, self._additions.limits)
+            await self._apply(failed, result, group)
+            return [other for other in others if isinstance(result, Group) and result.members.get(other) == since]
+
+    async def remove(self, user: str, name: str, other: str) -> None:
+        """Remove a member: any member if `user` is the owner, otherwise `user` alone."""
+        failed = Status.GROUP_REMOVE_FAILED
+        group = await self._find(failed, user, name)
+        async with self._change_lock.hold(group.name):
+            await self._apply(failed, await self._store.remove(group.key.number, user, normal(other)), group)
+
+    async def delete(self, user: str, name: str) -> None:
+        """Delete a group that `user` owns. Its messages are erased later."""
+        failed = Status.GROUP_DELETE_FAILED
+        group = await self._find(failed, user, name)
+        async with self._change_lock.hold(group.name):
+            await self._apply(failed, await self._store.delete(group.key.number, user), group)
+
+    async def members(self, user: str, name: str) -> list[Member]:
+        """Return the members of a group, the longest-standing first."""
+        failed = Status.GROUP_MEMBERS_FAILED
+        group = await self._find(failed, user, name)
+        online = await self._presence.seen_online(user, group.members)
+        if user not in group.members:  # removed meanwhile
+            raise no_such_group(failed, "group")
+        return [
+            Member(member, member == group.owner, member in online, since // 1000)
+            for member, since in sorted(group.members.items(), key=lambda entry: (entry[1], entry[0]))
+        ]
+
+    async def refresh(self, *numbers: int) -> None:
+        """Find what was changed by a command, or by a call that failed, in these groups or in all groups in use."""
+        states = await self._live.refresh(numbers)
+        for group, lines in [self._live.apply(state) for state in states]:  # all before anything waits
+            await self._announce(group, lines)
+
+    async def _find(self, failed: Status, user: str, name: str) -> LiveGroup:
+        return await self._peers.group(user, normal(name), failed, "group")
+
+    async def _apply(self, failed: Status, result: Group | GroupRefusal, group: LiveGroup | None = None) -> None:
+        """Note a change and tell the members, or refuse the request."""
+        if isinstance(result, GroupRefusal):
+            if group:  # an earlier change that seemed to fail may have been stored
+                await self.refresh(group.key.number)
+            raise self._additions.refusal(failed, result)
+        await self._announce(*self._live.apply(result))
+
+    async def _announce(self, group: LiveGroup, lines: Sequence[str]) -> None:
+        """Tell the members what changed, and each former member its own end after everything else."""
+        former = [line for line in lines if line[0] == "-"]
+        if former:
+            await self._settle(group)
+            async with group.deleting:
+                pass
+        self._notices.group_changed(group.members, group.name, lines)
+        for line in former:
+            self._notices.group_changed([line[1:]], group.name, [line])
