@@ -238,6 +238,13 @@ class MessageStore(Protocol):
         """
         ...
 
+    async def erase_sent(self, number: int, user: str, limit: int) -> int:
+        """Remove at most `limit` messages by `user` in a group, leaving no tombstones. Returns how many.
+
+        If there were fewer, the user's read position is removed too.
+        """
+        ...
+
 
 class ExportableMessages(MessageStore, Protocol):
     """What a migration needs in addition: reading and writing messages as they are stored."""

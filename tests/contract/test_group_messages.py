@@ -470,6 +470,37 @@ async def test_an_erased_group_has_no_senders_left(messages: MessageStore, write
     assert await writer.all() == late
 
 
+async def test_erase_sent_removes_the_messages_of_one_sender(messages: MessageStore, writer: GroupWriter) -> None:
+    """In chunks, with tombstones, in one group; then the position. The sender can write again."""
+    run = await writer.talk("ababa")
+    elsewhere = await writer.add("m", group=OTHER)
+    await messages.delete(GROUP, [[("a", "m0")]])
+    for user in "ab":
+        await messages.move_position(GROUP.number, user, run[1].time)
+        await messages.move_position(OTHER.number, user, elsewhere[0].time)
+    assert await messages.erase_sent(GROUP.number, "a", 2) == 2
+    assert await messages.positions([GROUP.number]) == {GROUP.number: dict.fromkeys("ab", run[1].time)}
+    assert [await messages.erase_sent(GROUP.number, "a", 2) for _ in range(2)] == [1, 0]
+    assert await messages.erase_sent(GROUP.number, "unknown", 2) == 0
+    assert await writer.all() == run[1::2]
+    assert await writer.all(OTHER) == elsewhere
+    assert await messages.newest_with_id(GROUP, "m0") is None
+    assert await messages.positions([GROUP.number, OTHER.number]) == {
+        GROUP.number: {"b": run[1].time},
+        OTHER.number: dict.fromkeys("ab", elsewhere[0].time),
+    }
+    again = await writer.add("m0", sender="a")
+    assert await writer.all() == [*run[1::2], *again]
+
+
+async def test_erase_sent_removes_a_position_without_messages(messages: MessageStore, writer: GroupWriter) -> None:
+    [message] = await writer.add("m")
+    await messages.move_position(GROUP.number, "b", message.time)
+    assert await messages.erase_sent(GROUP.number, "b", 2) == 0
+    assert await messages.positions([GROUP.number]) == {GROUP.number: {}}
+    assert await writer.all() == [message]
+
+
 async def test_purge_removes_old_messages_of_groups(messages: MessageStore, writer: GroupWriter) -> None:
     run = await writer.talk("abab")
     await messages.move_position(GROUP.number, "b", run[2].time)
@@ -551,6 +582,7 @@ async def test_put_positions_stores_them_as_they_are(messages: MessageStore) -> 
         lambda store: store.move_position(GROUP.number, "a", 1),
         lambda store: store.advance(GROUP.number, {"a": Confirmed(0, [1])}),
         lambda store: store.erase(GROUP, 1),
+        lambda store: store.erase_sent(GROUP.number, "a", 1),
         lambda store: store.put_positions(GROUP.number, {"a": 1}),
     ],
 )

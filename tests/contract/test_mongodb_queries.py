@@ -182,6 +182,7 @@ async def used(store: mongodb.MongoMessages, heard: Listener, timeline: Timeline
         "move_position": [(group.number, "c", time), (group.number, "c", 1)],
         "advance": [(group.number, confirmed), (group.number, confirmed)],
         "put_positions": [(group.number, {"a": 1, "e": 1}), (group.number, {})],
+        "erase_sent": [(group.number, "a", 1), (group.number, "a", 5)],
         "purge": [(time, 2), (time, 100)],
         "erase": [(pair, 2), (pair, 100), (group, 2), (group, 100)],
     }

@@ -60,6 +60,7 @@ def reads(store: GroupMessagesStore, middle: Message, confirmed: list[int]) -> d
         "conversations": lambda: messages.group_conversations("user1", [GroupView(GROUP, 0)]),
         "positions": lambda: messages.positions([GROUP.number]),
         "advance": lambda: messages.advance(GROUP.number, {user: Confirmed(0, confirmed) for user in MEMBERS}),
+        "the search for traces of a user": lambda: messages.erase_sent(GROUP.number, "unknown", 500),
         "a stuck position": lambda: messages.advance(GROUP.number, {"stuck": Confirmed(0, confirmed)}),
     }
 

@@ -82,6 +82,13 @@ class MongoGroupMessages:
             await self._set_positions({keys[user]: move.position for user, move in moves.items()})
         return {user: move.confirmed for user, move in moves.items() if move.confirmed}
 
+    async def erase_sent(self, number: int, user: str, limit: int) -> int:
+        query = {"conv": group_key(number), "from": user}
+        removed = await self._remove(self._messages.find(query, {"_id": 1}).limit(limit), limit)
+        if removed < limit:
+            await self._call(self._positions.delete_one({"_id": position_key(number, user)}))
+        return removed
+
     async def put_positions(self, number: int, positions: Mapping[str, int]) -> None:
         await self._set_positions({position_key(number, user): time for user, time in positions.items()})
 
@@ -136,6 +143,13 @@ class MongoGroupMessages:
                 await self._call(self._positions.bulk_write(updates, ordered=False))
         except BulkWriteError as error:
             raise self._call.incomplete() from error
+
+    async def _remove(self, cursor: Any, limit: int) -> int:
+        """Remove the messages that a query finds, at most `limit`. Returns how many there were."""
+        times = [document["_id"] for document in await self._call(cursor.to_list(limit))]
+        if times:
+            await self._call(self._messages.delete_many({"_id": {"$in": times}}))
+        return len(times)
 
     async def _remove_positions(self, number: int) -> None:
         bounds = {"$gt": position_key(number, ""), "$lt": position_key(number, LAST_KEY)}

@@ -357,13 +357,6 @@ class MongoMessages(MongoGroupMessages):
         last = newest[0].time if newest else -deleted["_id"]
         await self._conversations.replace_last(pair, deleted["_id"], last)
 
-    async def _remove(self, cursor: Any, limit: int) -> int:
-        """Remove the messages that a query finds, at most `limit`. Returns how many there were."""
-        times = [document["_id"] for document in await self._call(cursor.to_list(limit))]
-        if times:
-            await self._call(self._messages.delete_many({"_id": {"$in": times}}))
-        return len(times)
-
     async def _remove_empty(self, before: int, limit: int) -> None:
         """Remove old inboxes without messages. Deletions can move an inbox back in time, so each one is checked."""
         for inbox in await self._conversations.older(before, limit):

@@ -49,6 +49,18 @@ class SqliteGroupMessages:
         moved = await self._move_positions(number, {user: move.position for user, move in moves.items()})
         return {user: moves[user].confirmed for user in moved if moves[user].confirmed}
 
+    async def erase_sent(self, number: int, user: str, limit: int) -> int:
+        key = (-number, user)  # the row in group_senders stays: servers may have cached the sender's number
+
+        def job(tx: sqlite3.Connection) -> int:
+            removed = tx.execute(sql.ERASE_SENT, (*key, limit)).rowcount
+            if removed < limit:
+                tx.execute(sql.REMOVE_POSITION, key)
+            return removed
+
+        # Write only if something changes, because all other writes wait for this one.
+        return await self._database.write(job) if await self._database.fetch(sql.LEFT_BY, key) else 0
+
     async def put_positions(self, number: int, positions: Mapping[str, int]) -> None:
         values = (-number, to_json(list(positions.items())))
         await self._database.write(lambda tx: tx.execute(sql.PUT_POSITIONS, values))

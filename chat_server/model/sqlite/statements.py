@@ -79,6 +79,11 @@ PUT_POSITIONS = """INSERT INTO group_positions (conv, user, position)
     SELECT ?1, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?2)
     WHERE true ON CONFLICT (conv, user) DO UPDATE SET position = excluded.position"""
 MOVE_POSITIONS = f"{PUT_POSITIONS} WHERE position < excluded.position RETURNING user"
+_SENT = "FROM messages WHERE conv = ?1 AND side = (SELECT side FROM group_senders WHERE conv = ?1 AND user = ?2)"
+LEFT_BY = f"""SELECT 1 {_SENT}
+    UNION ALL SELECT 1 FROM group_positions WHERE conv = ?1 AND user = ?2 LIMIT 1"""  # noqa: S608
+ERASE_SENT = f"DELETE FROM messages WHERE time IN (SELECT time {_SENT} LIMIT ?3)"  # noqa: S608
+REMOVE_POSITION = "DELETE FROM group_positions WHERE conv = ? AND user = ?"
 RANGES_COLUMNS = "json(rows)"
 RANGES = f"""SELECT (SELECT json_group_array(json_array(time, sender))
         FROM (SELECT time, {SENDER} AS sender FROM messages
