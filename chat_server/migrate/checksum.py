@@ -1,7 +1,7 @@
 """Digests by which source and target are compared: one of each conversation, and one of all conversations."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -11,7 +11,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class ConversationDigest:
-    """A digest of one conversation: its key and every stored record, in order of time."""
+    """A digest of one conversation: its key, every stored record in order of time, and a group's read positions."""
 
     def __init__(self, key: ConversationKey) -> None:
         self.count = 0
@@ -23,8 +23,12 @@ class ConversationDigest:
             self._hash.update(_encode(record))
             self.count += 1
 
+    def add_positions(self, positions: Mapping[str, int]) -> None:
+        """Add the read positions of a group, after its records."""
+        self._hash.update(_encode(sorted(positions.items())))
+
     def value(self) -> bytes:
-        """The digest of all records so far."""
+        """The digest of everything so far."""
         return self._hash.digest()
 
 

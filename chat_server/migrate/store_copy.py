@@ -19,7 +19,8 @@ from chat_server.migrate.groups import copy_groups
 from chat_server.migrate.jobs import for_each, progress_bar
 from chat_server.migrate.record_pages import MAX_TIME, PAGE_SIZE, read_pages
 from chat_server.migrate.shared import SharedStores
-from chat_server.model.messages import ExportableMessages, Pair
+from chat_server.model.groups import PAGE, ExportableGroups
+from chat_server.model.messages import ConversationKey, ExportableMessages, GroupKey
 from chat_server.model.users import ExportableUsers, User
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import Duplicate, StartError
@@ -44,7 +45,7 @@ class StoreCopy:
             print(await copy_blocks(source.users.blocks, target.users.blocks))
             print(await copy_groups(source.users.groups, target.users.groups))
         if not self._shared.messages:
-            print(await _MessageCopy(source.messages, target.messages).run())
+            print(await _MessageCopy(source.messages, target.messages, source.users.groups).run())
         if not self._shared.cache:
             print(await _copy_sessions(source.sessions, target.sessions))
             print(await _copy_contacts(source.contacts, target.contacts))
@@ -95,11 +96,15 @@ async def _each(users: ExportableUsers) -> AsyncIterator[User]:
 
 
 class _MessageCopy:
-    """Copies conversations, several at the same time, each page by page, and compares each after its last page."""
+    """Copies conversations, several at the same time, each page by page, and compares each after its last page.
 
-    def __init__(self, source: ExportableMessages, target: ExportableMessages) -> None:
+    `groups` contains the groups of both sides: `copy_groups` has made sure that the target has no others.
+    """
+
+    def __init__(self, source: ExportableMessages, target: ExportableMessages, groups: ExportableGroups) -> None:
         self._source = source
         self._target = target
+        self._groups = groups
         self._digest = TotalDigest()
 
     async def run(self) -> str:
@@ -107,7 +112,7 @@ class _MessageCopy:
         await self._refuse_other_conversations()
         total = await self._source.count()
         with progress_bar("messages", total) as bar:
-            await for_each(self._source.pairs(), lambda pair: self._copy_conversation(pair, bar))
+            await for_each(self._keys(), lambda key: self._copy_conversation(key, bar))
         count = self._digest.messages
         if await self._target.count() != count:
             await self._refuse_other_conversations()
@@ -117,6 +122,13 @@ class _MessageCopy:
             f"(digest {self._digest}){rest}"
         )
 
+    async def _keys(self) -> AsyncIterator[ConversationKey]:
+        async for pair in self._source.pairs():
+            yield pair
+        async for page in self._groups.pages(PAGE):
+            for group in page:
+                yield GroupKey(group.number, group.name)
+
     async def _refuse_other_conversations(self) -> None:
         """Raise StartError for a conversation that only the target has."""
         async for pair in self._target.pairs():
@@ -124,41 +136,53 @@ class _MessageCopy:
             if not in_source and await self._target.records(pair, 0, MAX_TIME, 1):
                 raise StartError(f"{_describe(pair)} is not in the source: {NOT_EMPTY}")
 
-    async def _copy_conversation(self, pair: Pair, bar: "tqdm[None]") -> None:
-        digest, bounds = ConversationDigest(pair), [0]
-        async for page in read_pages(self._source, pair):
+    async def _copy_conversation(self, key: ConversationKey, bar: "tqdm[None]") -> None:
+        digest, bounds = ConversationDigest(key), [0]
+        async for page in read_pages(self._source, key):
             stored = {
-                record.time: record for record in await self._target.records(pair, bounds[-1], page[-1].time, PAGE_SIZE)
+                record.time: record for record in await self._target.records(key, bounds[-1], page[-1].time, PAGE_SIZE)
             }
             if new := [record for record in page if stored.get(record.time) != record]:
                 try:
                     await self._target.put(new)
                 except Duplicate as error:
                     raise StartError(
-                        f"{_describe(pair)}: {error} is already used by another message in the target; {NOT_EMPTY}"
+                        f"{_describe(key)}: {error} is already used by another message in the target; {NOT_EMPTY}"
                     ) from error
             digest.add(page)
             bounds.append(page[-1].time)
             bar.update(len(page))
-        if digest.count:
-            await self._target.update_last(pair)
-        await self._compare(pair, digest, bounds)
+        if isinstance(key, GroupKey):
+            await self._copy_positions(key.number, digest)
+        elif digest.count:
+            await self._target.update_last(key)
+        await self._compare(key, digest, bounds)
 
-    async def _compare(self, pair: Pair, digest: ConversationDigest, bounds: list[int]) -> None:
+    async def _copy_positions(self, number: int, digest: ConversationDigest) -> None:
+        positions = (await self._source.positions([number]))[number]
+        if positions:
+            await self._target.put_positions(number, positions)
+        digest.add_positions(positions)
+
+    async def _compare(self, key: ConversationKey, digest: ConversationDigest, bounds: list[int]) -> None:
         """Read the conversation back from the target and compare it."""
-        written = ConversationDigest(pair)
-        async for page in read_pages(self._target, pair, [*bounds, MAX_TIME]):
+        written = ConversationDigest(key)
+        async for page in read_pages(self._target, key, [*bounds, MAX_TIME]):
             written.add(page)
+        if isinstance(key, GroupKey):
+            written.add_positions((await self._target.positions([key.number]))[key.number])
         if written.value() != digest.value():
             raise StartError(
-                f"{_describe(pair)} differs: {digest.count} messages in the source, "
+                f"{_describe(key)} differs: {digest.count} messages in the source, "
                 f"{written.count} in the target; {RETRY}"
             )
         self._digest.add(written)
 
 
-def _describe(pair: Pair) -> str:
-    return f"the conversation of {pair.one!r} and {pair.other!r}"
+def _describe(key: ConversationKey) -> str:
+    if isinstance(key, GroupKey):
+        return f"the conversation of the group {key.name!r}"
+    return f"the conversation of {key.one!r} and {key.other!r}"
 
 
 # --- sessions and contacts

@@ -13,7 +13,7 @@ import pytest
 from chat_server.backends import ExportableStores, open_exportable
 from chat_server.conf import Settings, load
 from chat_server.migrate.record_pages import MAX_TIME
-from chat_server.model.messages import Pair, Record
+from chat_server.model.messages import ConversationKey, GroupKey, Record
 from chat_server.utils.clock import Clock
 from tests import servers
 from tests.harness import CommandResult, run_command
@@ -150,6 +150,14 @@ async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
             "users": sorted([user for page in [p async for p in stores.users.pages(2)] for user in page], key=str),
             "blocks": [block for page in [p async for p in stores.users.blocks.pages(2)] for block in page],
             "groups": [group for page in [p async for p in stores.users.groups.pages(2)] for group in page],
+            "group messages": {
+                group.number: (
+                    await all_records(stores, GroupKey(group.number, group.name), count),
+                    await stores.messages.positions([group.number]),
+                )
+                async for page in stores.users.groups.pages(2)
+                for group in page
+            },
             "messages": {
                 pair: records
                 async for pair in stores.messages.pairs()
@@ -170,10 +178,10 @@ async def stored_data(path: Path, count: int = 3) -> dict[str, Any]:
         }
 
 
-async def all_records(stores: ExportableStores, pair: Pair, count: int) -> list[Record]:
+async def all_records(stores: ExportableStores, key: ConversationKey, count: int) -> list[Record]:
     """Return all stored records of a conversation, read in pages of `count`."""
     records: list[Record] = []
-    while page := await stores.messages.records(pair, records[-1].time if records else 0, MAX_TIME, count):
+    while page := await stores.messages.records(key, records[-1].time if records else 0, MAX_TIME, count):
         records += page
     return records
 

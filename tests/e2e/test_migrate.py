@@ -18,7 +18,7 @@ from chat_server.backends import ExportableStores, open_exportable
 from chat_server.cache.contacts import ContactRecord, ContactState
 from chat_server.cache.sessions import SessionRecord
 from chat_server.model.groups import Group
-from chat_server.model.messages import Message, Pair, Record
+from chat_server.model.messages import GroupKey, Message, Pair, Record
 from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
 from chat_server.utils.digest import digest
@@ -83,6 +83,7 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
                 Pair(one, other), [[(run[4].sender, run[4].id)], [(run[-1].sender, run[-1].id)]]
             )
         await only_deleted(stores, time)
+        await fill_groups(stores, time + 10)
         now = Clock().now()
         await stores.sessions.put(
             [SessionRecord(bytes([i]) * 32, n, now + 10**9 * (i + 1)) for i, n in enumerate(NAMES)]
@@ -93,6 +94,29 @@ async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
                 ContactRecord("A", "a", ContactState(until=now + 10**9), now + 10**10),
             ]
         )
+
+
+async def fill_groups(stores: ExportableStores, time: int) -> None:
+    """Write messages of members and a former member into the first two groups, some of them deleted, and positions."""
+    for group in GROUPS[:2]:
+        senders = [*group.members, "unknown"]
+        sent = [
+            Message(
+                senders[n % len(senders)],
+                group.name,
+                IDS[n % 8] + str(n // 8),
+                text,
+                time := time + 1,
+                False,
+                group.number,
+            )
+            for n, text in enumerate(TEXTS * 5)
+        ]
+        await stores.messages.add(sent)
+        await stores.messages.delete(
+            GroupKey(group.number, group.name), [[(message.sender, message.id)] for message in sent[::7]]
+        )
+        await stores.messages.put_positions(group.number, {group.owner: sent[3].time, "unknown": sent[9].time})
 
 
 async def only_deleted(stores: ExportableStores, time: int) -> None:
@@ -137,7 +161,7 @@ async def test_a_migration_to_servers_and_back_changes_nothing(configs: ConfigFi
     assert f"users: {len(NAMES)}" in output
     assert "blocks: 78, the same on both sides" in output
     assert "groups: 3, the same on both sides" in output
-    assert "messages: 25 in 4 conversations" in output
+    assert "messages: 105 in 6 conversations" in output
     assert f"sessions: {len(NAMES)}" in reverse_output
     assert "contact limits: 2" in reverse_output
 
