@@ -6,9 +6,9 @@ from typing import Any, BinaryIO
 import msgspec
 
 from chat_server.backends import ExportableStores
-from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
+from chat_server.migrate.record_pages import MAX_TIME, PAGE_SIZE, read_pages
 from chat_server.model.groups import PAGE, Group
-from chat_server.model.messages import Pair, Record
+from chat_server.model.messages import GroupKey, Pair, Record
 from chat_server.model.users import User
 
 Line = dict[str, Any]
@@ -40,7 +40,13 @@ async def _lines(stores: ExportableStores, user: User) -> AsyncIterator[Line]:
     async for peer in stores.messages.peers(user.name):
         async for records in read_pages(stores.messages, Pair(user.name, peer)):
             for record in records:
-                yield _message(record)
+                yield _message(record, read=record.read)
+    for group in groups:
+        key, since = GroupKey(group.number, group.name), group.members[user.name]
+        position = (await stores.messages.positions([group.number]))[group.number].get(user.name, since)
+        async for records in read_pages(stores.messages, key, (since, MAX_TIME)):
+            for record in records:
+                yield _message(record, read=record.sender == user.name or record.time <= position)
     counters = {
         (record.one, record.other): record.state
         async for states in stores.contacts.pages(PAGE_SIZE)
@@ -62,7 +68,7 @@ async def _groups_of(stores: ExportableStores, user: str) -> list[Group]:
     return [group for group in groups if user in group.members]  # a running server may change them meanwhile
 
 
-def _message(record: Record) -> Line:
+def _message(record: Record, *, read: bool) -> Line:
     """A message, or the rest of a deleted one: its digest instead of the text."""
     deleted = isinstance(record.text, bytes)
     text = {"digest": record.text.hex()} if isinstance(record.text, bytes) else {"text": record.text}
@@ -72,7 +78,7 @@ def _message(record: Record) -> Line:
         "to": record.receiver,
         "id": record.id,
         "time": record.time // 1000,
-        "read": record.read,
+        "read": read,
         "deleted": deleted,
         **text,
     }

@@ -6,6 +6,7 @@ import getpass
 import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import uvloop
@@ -14,6 +15,7 @@ from chat_server.backends import ExportableStores, open_alongside
 from chat_server.commands.export import export
 from chat_server.conf import Settings
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
+from chat_server.model.groups import PAGE
 from chat_server.model.messages import Pair
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
@@ -286,15 +288,16 @@ class UserAdmin:
         return f"{messages} messages in {conversations} conversations"
 
     async def _erase_messages(self, name: str) -> str:
-        conversations = messages = 0
-        async for peer in self._stores.messages.peers(name):
-            count = erased = await self._stores.messages.erase(Pair(name, peer), ERASE_BATCH)
-            while erased == ERASE_BATCH:
-                erased = await self._stores.messages.erase(Pair(name, peer), ERASE_BATCH)
-                count += erased
-            conversations += count > 0
-            messages += count
-        return f"{messages} messages in {conversations} conversations"
+        """Erase the conversations with other users, and the user's own messages in groups. Returns a summary.
+
+        All groups are searched, because the user may have left some: a search takes one look-up in an index.
+        """
+        messages = self._stores.messages
+        counts = [await _erase_all(partial(messages.erase, Pair(name, peer))) async for peer in messages.peers(name)]
+        async for page in self._users.groups.pages(PAGE):
+            for group in page:
+                counts.append(await _erase_all(partial(messages.erase_sent, group.number, name)))
+        return f"{sum(counts)} messages in {sum(count > 0 for count in counts)} conversations"
 
     async def _forget_contact_limits(self, name: str) -> int:
         forgotten = set()
@@ -303,3 +306,12 @@ class UserAdmin:
                 await self._stores.contacts.forget(*pair)
                 forgotten.add(pair)
         return len(forgotten)
+
+
+async def _erase_all(erase: Callable[[int], Awaitable[int]]) -> int:
+    """Call `erase` with the largest number of messages to erase, until fewer were left. Returns their number."""
+    count = erased = await erase(ERASE_BATCH)
+    while erased == ERASE_BATCH:
+        erased = await erase(ERASE_BATCH)
+        count += erased
+    return count

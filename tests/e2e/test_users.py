@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from chat_server.model.groups import Group
+from chat_server.model.messages import GroupKey, Message
 from chat_server.model.users import User
 from tests.e2e.commands import Deployment, check_wrong_password, message_texts
 from tests.e2e.http_helpers import check_refusal, is_valid_session, post, try_login
@@ -294,6 +295,30 @@ async def test_a_removed_user_leaves_all_groups(deployment: Deployment, messages
         assert await stores.users.groups.deleted(10) == [2]
 
 
+async def test_messages_in_groups_are_erased_on_request(deployment: Deployment) -> None:
+    """Those of the user, also in a group that the user has left; those of other users stay."""
+    async with deployment.open_stores() as stores:
+        await stores.users.put([User(name, "hash") for name in ("1", "2")])
+        groups = [Group(1, "#one", "2", {"1": 1, "2": 1}), Group(2, "#left", "2", {"2": 2})]
+        await stores.users.groups.put(groups)
+        sent = [(sender, group, str(n)) for n in range(600) for sender in "12" for group in groups]
+        await stores.messages.add(
+            [Message(by, to.name, id, "secret", time, group=to.number) for time, (by, to, id) in enumerate(sent, 10)]
+        )
+        await stores.messages.delete(GroupKey(1, "#one"), [[("1", "5")]])
+        await stores.messages.put_positions(1, {"1": 50, "2": 60})
+    out = await deployment.run("user", "remove", "1", "--messages", "keep")
+    assert "; left 1 groups; kept 0 messages in 0 conversations; " in out
+    assert "deleted 1200 messages in 2 conversations" in await deployment.run(
+        "user", "remove", "1", "--messages", "delete"
+    )
+    async with deployment.open_stores() as stores:
+        for group in groups:
+            records = await stores.messages.records(GroupKey(group.number, group.name), 0, 2**62, 2000)
+            assert [(record.sender, record.id) for record in records] == [("2", str(n)) for n in range(600)]
+        assert await stores.messages.positions([1]) == {1: {"2": 60}}
+
+
 async def test_remove_needs_a_decision_about_the_messages(deployment: Deployment) -> None:
     code, _, err = await deployment.command("user", "remove", "1")
     assert code == 2
@@ -329,12 +354,30 @@ async def test_an_export_contains_all_data_of_only_this_user(deployment: Deploym
         await post(server, "/user/block", server.tokens["3"], user_name="1")
     async with deployment.open_stores() as stores:
         group = Group(5_000_001, "#team", "1", {"1": 5_000_001, "2": 6_000_000})
-        await stores.users.groups.put([group, Group(7_000_000, "#other", "2", {"2": 7_000_000, "1": 8_000_000})])
-        await stores.users.groups.put([Group(9_000_000, "#foreign", "2", {"2": 9_000_000})])
+        other = Group(7_000_000, "#other", "2", {"2": 7_000_000, "1": 8_000_000})
+        await stores.users.groups.put([group, other, Group(9_000_000, "#foreign", "2", {"2": 9_000_000})])
+        sent = [("2", 7_000_000, "early"), ("2", 9_000_000, "foreign"), *[("2", 7_000_000, id) for id in "ab"]]
+        sent += [("1", 7_000_000, "mine"), ("2", 7_000_000, "gone")]
+        names = {7_000_000: "#other", 9_000_000: "#foreign"}
+        times = [7_500_000, 9_500_000, 9_600_000, 9_700_000, 9_800_000, 9_900_000]
+        await stores.messages.add(
+            [Message(by, names[to], id, id, at, group=to) for (by, to, id), at in zip(sent, times, strict=True)]
+        )
+        await stores.messages.delete(GroupKey(7_000_000, "#other"), [[("2", "gone")]])
+        await stores.messages.move_position(7_000_000, "1", 9_600_000)
     async with deployment.serving():
         lines = await deployment.export_user("1")
     kinds = [line["kind"] for line in lines]
-    assert kinds == ["user", "block", *["membership"] * 2, "session", *["message"] * 3, "counter"]
+    assert kinds == ["user", "block", *["membership"] * 2, "session", *["message"] * 7, "counter"]
+    in_group = [(line["from"], line["to"], line["id"], line["time"], line["read"]) for line in lines[8:12]]
+    assert in_group == [
+        ("2", "#other", "a", 9600, True),
+        ("2", "#other", "b", 9700, False),
+        ("1", "#other", "mine", 9800, True),
+        ("2", "#other", "gone", 9900, False),
+    ]
+    assert [line["deleted"] for line in lines[8:12]] == [False, False, False, True]
+    del lines[8:12]
     assert lines.pop(1) == {"kind": "block", "user": "3"}
     assert lines.pop(1) == {"kind": "membership", "group": "#team", "owner": True, "since": 5000}
     assert lines.pop(1) == {"kind": "membership", "group": "#other", "owner": False, "since": 8000}
