@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from chat_server.utils.batch import expect_each, set_results
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
+from chat_server.utils.threads import SingleThreadExecutor
 
 Item = TypeVar("Item")
 
@@ -21,10 +21,10 @@ class _Entry(NamedTuple):
 
 
 class Writer(Generic[Item]):
-    """Hands all items that wait to `work` in `thread`, a pool of one thread, whenever the thread is free.
+    """Hands all items that wait to `work` in `thread` whenever the thread is free.
 
     The thread takes its batches itself, so it never waits for a busy event loop, which gets the results of one batch
-    while the thread works on the next. Other jobs of the pool run between two batches.
+    while the thread works on the next. Other jobs of the thread run between two batches.
     `work` gets 1 to `most` items and returns one result, or exception, for each; an exception that it raises goes to
     all callers. After `timeout` seconds a caller gets StoreUnavailable; if the thread has not begun with the item, it
     is dropped, as is the item of a cancelled caller. Until the thread answers again, new items are refused, so the
@@ -33,7 +33,7 @@ class Writer(Generic[Item]):
 
     def __init__(
         self,
-        thread: ThreadPoolExecutor,
+        thread: SingleThreadExecutor,
         work: Callable[[list[Item]], Sequence[Any]],
         *,
         timeout: float,
@@ -67,7 +67,7 @@ class Writer(Generic[Item]):
         self._waiting.append(entry)
         self._unanswered.append(entry)
         if not self._scheduled:
-            loop.call_soon(self._start, loop)  # with all other items of this loop iteration
+            loop.call_soon(self._start)  # with all other items of this loop iteration
             self._scheduled = True
         if self._alarm is None:
             self._alarm = loop.call_at(entry.since + self._timeout, self._give_up, loop)
@@ -78,14 +78,14 @@ class Writer(Generic[Item]):
         while self._scheduled:
             await asyncio.get_running_loop().run_in_executor(self._thread, time.monotonic)
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start(self) -> None:
         try:
-            self._thread.submit(self._next, loop)
+            self._thread.post(self._next)
         except BaseException:  # without memory for a call; the next submit tries again
             self._scheduled = False
             raise
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _next(self) -> None:
         """Write what waits. Runs in the thread."""
         try:
             batch: list[_Entry] = []
@@ -96,12 +96,12 @@ class Writer(Generic[Item]):
             if batch:
                 began = time.monotonic()
                 results = self._results([entry.item for entry in batch])
-                loop.call_soon_threadsafe(self._answer, batch, results, time.monotonic() - began)
+                batch[0].future.get_loop().call_soon_threadsafe(self._answer, batch, results, time.monotonic() - began)
         finally:
             self._stuck = False
             self._scheduled = False
             if self._waiting:
-                self._thread.submit(self._next, loop)
+                self._thread.post(self._next)
                 self._scheduled = True
 
     def _results(self, items: list[Item]) -> Sequence[Any]:

@@ -3,13 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import StoreMetrics
+from chat_server.utils.threads import SingleThreadExecutor
 from chat_server.utils.writer import Writer
 from tests.harness import TIMEOUT, wait_until
 
@@ -38,8 +38,8 @@ class GatedThreadWork:
 
 
 @pytest.fixture
-async def thread() -> AsyncIterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(1)
+async def thread() -> AsyncIterator[SingleThreadExecutor]:
+    pool = SingleThreadExecutor("writer")
     yield pool
     await asyncio.to_thread(pool.shutdown)
 
@@ -50,7 +50,7 @@ def work() -> GatedThreadWork:
 
 
 @pytest.fixture
-def writer(thread: ThreadPoolExecutor, work: GatedThreadWork) -> Writer[int]:
+def writer(thread: SingleThreadExecutor, work: GatedThreadWork) -> Writer[int]:
     return Writer(thread, work, timeout=TIMEOUT)
 
 
@@ -91,7 +91,7 @@ async def test_the_thread_takes_the_next_batch_without_the_loop(writer: Writer[i
 
 
 async def test_batches_are_bounded_and_other_jobs_run_in_between(
-    thread: ThreadPoolExecutor, work: GatedThreadWork
+    thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
     writer: Writer[int] = Writer(thread, work, timeout=TIMEOUT, most=2)
     first = await start_batch(writer, work)
@@ -111,7 +111,7 @@ async def test_a_failed_item_fails_alone_a_failed_batch_as_a_whole(writer: Write
     assert await writer.submit(4) == 8
 
 
-async def test_missing_results_fail_every_item_of_the_batch(thread: ThreadPoolExecutor) -> None:
+async def test_missing_results_fail_every_item_of_the_batch(thread: SingleThreadExecutor) -> None:
     writer: Writer[int] = Writer(thread, lambda batch: batch[1:], timeout=TIMEOUT)
     results = await asyncio.gather(*map(writer.submit, range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [RuntimeError] * 3
@@ -128,7 +128,7 @@ async def test_a_cancelled_item_is_dropped_without_affecting_others(writer: Writ
 
 
 async def test_items_that_time_out_before_their_batch_are_dropped(
-    thread: ThreadPoolExecutor, work: GatedThreadWork
+    thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
     abandoned = []
 
@@ -145,7 +145,7 @@ async def test_items_that_time_out_before_their_batch_are_dropped(
     assert work.batches == [[0]]
 
 
-async def test_cancelled_items_take_no_place_in_a_batch(thread: ThreadPoolExecutor, work: GatedThreadWork) -> None:
+async def test_cancelled_items_take_no_place_in_a_batch(thread: SingleThreadExecutor, work: GatedThreadWork) -> None:
     writer: Writer[int] = Writer(thread, work, timeout=TIMEOUT, most=2)
     futures = [await start_batch(writer, work), *map(writer.submit, range(1, 6))]
     for future in futures[:4]:
@@ -155,7 +155,7 @@ async def test_cancelled_items_take_no_place_in_a_batch(thread: ThreadPoolExecut
     assert work.batches == [[0], [4, 5]]
 
 
-async def test_items_are_refused_while_the_thread_hangs(thread: ThreadPoolExecutor, work: GatedThreadWork) -> None:
+async def test_items_are_refused_while_the_thread_hangs(thread: SingleThreadExecutor, work: GatedThreadWork) -> None:
     writer: Writer[int] = Writer(thread, work, timeout=0.2, most=1)
     await asyncio.gather(*map(writer.submit, range(3)), return_exceptions=True)
     for number in range(3, 100):
@@ -171,7 +171,7 @@ async def test_items_are_refused_while_the_thread_hangs(thread: ThreadPoolExecut
 
 
 async def test_cancelled_items_do_not_pile_up_while_the_thread_hangs(
-    thread: ThreadPoolExecutor, work: GatedThreadWork
+    thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
     writer: Writer[int] = Writer(thread, work, timeout=0.2)
     (await start_batch(writer, work)).cancel()
@@ -189,7 +189,7 @@ async def test_cancelled_items_do_not_pile_up_while_the_thread_hangs(
 
 
 async def test_waiting_items_are_written_when_the_thread_recovers(
-    thread: ThreadPoolExecutor, work: GatedThreadWork
+    thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
     writer: Writer[int] = Writer(thread, work, timeout=3)
     started, waiting = await start_batch(writer, work), writer.submit(1)
@@ -214,7 +214,7 @@ async def test_waiting_items_are_written_when_the_thread_recovers(
 
 
 async def test_a_timeout_after_the_recovery_refuses_no_new_item(
-    thread: ThreadPoolExecutor, work: GatedThreadWork
+    thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
     writer: Writer[int] = Writer(thread, work, timeout=0.2)
     loop, recovered = asyncio.get_running_loop(), asyncio.Event()

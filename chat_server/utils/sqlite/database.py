@@ -5,6 +5,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from chat_server.utils.sqlite.pool import Pool
 from chat_server.utils.sqlite.schema import Schema, refuse_foreign, refuse_older, upgrade
 from chat_server.utils.sqlite.transactions import BatchJob, FastPath, Job, Write, commit, one_by_one, translated_errors
 from chat_server.utils.sqlite.wal import Checkpointer, rewrite_log
-from chat_server.utils.threads import lower_priority
+from chat_server.utils.threads import SingleThreadExecutor, lower_priority
 from chat_server.utils.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -56,14 +57,13 @@ class Database:
         self._watch = watch
         self._lock: int | None = None
         self._closed = False
-        self._write_thread = Pool(1, "sqlite-writer", timeout)
-        self._read_threads = Pool(READERS - 1, "sqlite-reader", timeout)
-        self._slow_read_thread = Pool(1, "sqlite-slow-reader", timeout, lower_priority)
+        self._write_executor = SingleThreadExecutor("sqlite-writer")
+        self._write_thread = Pool(self._write_executor, timeout)
+        self._read_threads = Pool(ThreadPoolExecutor(READERS - 1, "sqlite-reader"), timeout)
+        self._slow_read_thread = Pool(ThreadPoolExecutor(1, "sqlite-slow-reader", lower_priority), timeout)
         self._connections = Connections(self.path, READERS)
         self._checkpointer = Checkpointer(self._connections)
-        self._writer: Writer[Write] = Writer(
-            self._write_thread.executor, self._write_batch, timeout=timeout, watch=watch
-        )
+        self._writer: Writer[Write] = Writer(self._write_executor, self._write_batch, timeout=timeout, watch=watch)
 
     async def open(self, schemas: Sequence[Schema], *, alongside: bool = False) -> None:
         """Lock the folder, open the file, upgrade the schema. Raises StartError.
@@ -72,7 +72,7 @@ class Database:
         change the schema; SQLite's own locks separate the two processes.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._write_thread.executor, self._open, schemas, alongside)
+        await loop.run_in_executor(self._write_executor, self._open, schemas, alongside)
 
     @property
     def owns_lock(self) -> bool:

@@ -1,9 +1,9 @@
-"""A thread pool that stays bounded while the disk hangs."""
+"""Calls to the threads of the database, bounded while the disk hangs."""
 
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from chat_server.utils.errors import StoreUnavailable
@@ -17,10 +17,10 @@ MAX_ABANDONED = 1024
 
 
 class Pool:
-    """Threads for the embedded database; `timeout` in seconds bounds each call."""
+    """Runs calls in the threads of `executor`; `timeout` in seconds bounds each call."""
 
-    def __init__(self, size: int, name: str, timeout: float, initializer: Callable[[], None] | None = None) -> None:
-        self.executor = ThreadPoolExecutor(size, name, initializer=initializer)
+    def __init__(self, executor: Executor, timeout: float) -> None:
+        self.executor = executor
         self._timeout = timeout
         self._abandoned = 0  # since the threads last caught up
 
