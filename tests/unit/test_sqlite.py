@@ -14,7 +14,7 @@ import pytest
 
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.sqlite import MAX_ABANDONED, READERS, Database, Schema, examine
-from tests.harness import wait_until
+from tests.harness import TIMEOUT, wait_until
 
 THINGS = Schema("things", ("CREATE TABLE things (number INTEGER PRIMARY KEY, text TEXT) STRICT",))
 MORE = Schema(
@@ -187,6 +187,16 @@ async def test_a_long_log_restarts_while_writes_continue(database: Database) -> 
 
     await wait_until(restarted)
     assert await database.read(numbers) == list(range(1, number + 1))
+
+
+async def test_results_do_not_wait_for_a_checkpoint(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(database._checkpointer, "keep_log_short", lambda: ended.wait(TIMEOUT))
+    try:
+        assert await asyncio.wait_for(database.write(adding(1)), TIMEOUT / 2) == 1
+        assert not ended.is_set()
+    finally:
+        ended.set()
 
 
 def log_salt(log: Path) -> bytes:

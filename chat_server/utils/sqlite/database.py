@@ -142,8 +142,8 @@ class Database:
     def _write_batch(self, batch: Sequence[Write]) -> Sequence[Any]:
         with translated_errors():
             results = commit(self._connections.writing(), batch)
-        if self.owns_lock:
-            self._checkpointer.keep_log_short()
+        if self.owns_lock:  # after the callers have their results, and before the next batch
+            self._write_executor.post(self._checkpointer.keep_log_short)
         return results
 
     def _read(self, job: Job[T]) -> T:
