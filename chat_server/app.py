@@ -74,10 +74,11 @@ async def serving(
     passwords = Passwords(settings.accounts.password_cost, settings.accounts.password_wait)
     try:
         async with open_stores(settings, clock, on_takeover, metrics) as stores:
-            try:
-                timeline = Timeline(clock, await stores.messages.newest())
+            try:  # the time of joining a group decides which messages a member may read
+                newest = max(await stores.messages.newest(), await stores.users.groups.newest())
             except StoreUnavailable as error:
                 raise StartError(f"the messages cannot be read ({error}); restore a backup") from error
+            timeline = Timeline(clock, newest)
             if (ahead := timeline.ahead()) > MAX_AHEAD:
                 log.warning("clock behind", extra={"seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port

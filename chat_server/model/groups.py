@@ -55,6 +55,10 @@ class GroupStore(Protocol):
     not its name, until `forget`.
     """
 
+    async def newest(self) -> int:
+        """Return the latest time of joining of all members, 0 if there is none."""
+        ...
+
     async def create(
         self, number: int, name: str, owner: str, users: Sequence[str], limits: GroupLimits
     ) -> Group | GroupRefusal:

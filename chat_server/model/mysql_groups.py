@@ -48,6 +48,10 @@ class MySQLGroups:
         self._execute = execute
         self._run = run
 
+    async def newest(self) -> int:
+        _, rows = await self._execute("SELECT max(since) FROM chat_members")
+        return rows[0][0] or 0
+
     async def create(
         self, number: int, name: str, owner: str, users: Sequence[str], limits: GroupLimits
     ) -> Group | GroupRefusal:

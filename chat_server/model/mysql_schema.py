@@ -28,7 +28,8 @@ STEPS = (
         user VARBINARY(256) NOT NULL,
         since BIGINT NOT NULL,
         PRIMARY KEY (number, user),
-        KEY chat_members_by_user (user)
+        KEY chat_members_by_user (user),
+        KEY chat_members_by_since (since)
     ) ENGINE=InnoDB""",  # of the groups that are not deleted
 )
 # Every kind of statement that the server executes on users, blocks and groups. No user name contains a slash, and no

@@ -56,6 +56,15 @@ async def test_a_created_group_is_found(groups: GroupStore) -> None:
     assert await groups.get([]) == []
 
 
+async def test_the_newest_time_is_that_of_the_last_addition(groups: GroupStore) -> None:
+    assert await groups.newest() == 0
+    await make(groups, 7, "#team", "a")
+    assert await groups.newest() == 7
+    await make(groups, 8, "#other", "a")
+    await groups.add(7, "a", ["A"], 9, MANY)
+    assert await groups.newest() == 9
+
+
 async def test_a_taken_name_is_refused(groups: GroupStore) -> None:
     first = await make(groups, 7, "#team", "a")
     assert await groups.create(8, "#team", "A", [], LIMITS) == refusal(GroupProblem.GROUP_EXISTS)

@@ -35,6 +35,10 @@ class SqliteGroups:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def newest(self) -> int:
+        [[newest]] = await self._database.fetch("SELECT max(since) FROM members", ())
+        return newest or 0
+
     async def create(
         self, number: int, name: str, owner: str, users: Sequence[str], limits: GroupLimits
     ) -> Group | GroupRefusal:

@@ -16,6 +16,7 @@ USERS_SCHEMA = Schema(
         """CREATE TABLE members (number INTEGER NOT NULL, user TEXT NOT NULL, since INTEGER NOT NULL,
             PRIMARY KEY (number, user)) STRICT, WITHOUT ROWID""",
         "CREATE INDEX members_by_user ON members (user)",
+        "CREATE INDEX members_by_since ON members (since)",
     ),
 )
 
