@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from chat_server.model.messages import Conversation, MessageStore
+from chat_server.model.messages import Conversation, GroupView, MessageStore
 from chat_server.service.answers import Answer
 from chat_server.service.confirmations import Confirmations
 from chat_server.service.frames import Frames, Request
@@ -55,12 +55,14 @@ class ConversationList:
         async def read_on(last: Conversation, most: int) -> list[Conversation]:
             return await page.read(last.time, most)
 
-        def encode(one: Conversation) -> bytes:
+        def encode(one: Conversation) -> bytes | None:
+            if not page.is_member(one):  # removed meanwhile
+                return None
             return self._frames.conversation(one, me, online=page.online(one), read=page.is_read(one))
 
         async with self._stream.lock(me):
             first = await page.read(before, count)
-        sent = await self._stream.send(socket, first, len(first), read_on, encode, lambda: None)
+        sent = await self._stream.send(socket, first, len(first), read_on, encode)
         return Answer(Status.CONVERSATIONS, str(sent))
 
     async def _listed_at(self, me: str, peer: str) -> int:
@@ -84,6 +86,7 @@ class ConversationPage:
         self._groups = groups
         self._presence = presence
         self._live: dict[int, LiveGroup] = {}
+        self._times: dict[int, int] = {}  # of the groups, when they were read last
         self._read: dict[int, ReadPositions] = {}
         self._online: set[str] = set()
 
@@ -92,13 +95,23 @@ class ConversationPage:
         me = self._me
         page = await self._messages.conversations(me, before, most)
         self._live = {group.key.number: group for group in await self._groups.of(me)}
-        views = [group.view(me) for group in self._live.values()]
-        if views:
+        if views := self._views(before, most):
             listed = await self._messages.group_conversations(me, views)
+            self._times |= {conversation.group: conversation.time for conversation in listed}
             page += [conversation for conversation in listed if conversation.time < before]
             page = sorted(page, key=lambda one: one.time, reverse=True)[:most]
         await self._look_up(page)
         return page
+
+    def _views(self, before: int, most: int) -> list[GroupView]:
+        """The groups that may belong to the next part: all, until their times are known."""
+        times = {number: self._times.get(number, 0) for number in self._live}
+        earlier = [number for number in sorted(times, key=times.__getitem__, reverse=True) if times[number] < before]
+        return [self._live[number].view(self._me) for number in (earlier[:most] if self._times else earlier)]
+
+    def is_member(self, one: Conversation) -> bool:
+        """Whether the user may still read the conversation."""
+        return not one.group or self._me in self._live[one.group].members
 
     def online(self, one: Conversation) -> bool:
         """Whether the user sees the peer, or another member of the group, as online."""

@@ -38,28 +38,27 @@ class PageStream:
         page: list[T],
         most: int,
         read_on: Callable[[T, int], Awaitable[list[T]]],
-        encode: Callable[[T], bytes],
-        check: Callable[[], None],
+        encode: Callable[[T], bytes | None],
     ) -> int:
         """Send the page and what `read_on` finds after it, at most `most` in all. Returns the number sent.
 
         Of a page with more than PIECE characters only the beginning is kept until the reader has taken it; then the
-        rest is read again. So a socket that is not read takes little memory, whatever it requests. `check` raises
-        Refused as soon as the user may no longer read the conversation; nothing more is sent then.
+        rest is read again. So a socket that is not read takes little memory, whatever it requests. `encode` is called
+        just before an item is sent: it returns None, or raises Refused, if the user may no longer read it.
         """
         sent = 0
         while page:
             piece = page[: _fitting(page)]
             page.clear()  # the caller refers to this list, too
             for one in piece:
-                check()
-                socket.send(encode(one))
-                await socket.drain()
-            sent += len(piece)
-            if sent < most:
+                if frame := encode(one):
+                    socket.send(frame)
+                    sent += 1
+                    await socket.drain()
+            most -= len(piece)
+            if most > 0:
                 async with self.lock(socket.user):
-                    page = await read_on(piece[-1], min(most - sent, MAX_PAGE, 2 * len(piece)))
-        check()
+                    page = await read_on(piece[-1], min(most, MAX_PAGE, 2 * len(piece)))
         return sent
 
 

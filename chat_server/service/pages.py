@@ -56,7 +56,8 @@ class Pages:
             return [message for message in page if message.time <= until]
 
         encode = await self._encoder(view)
-        count = await self._stream.send(socket, page, len(page), read_on, encode, lambda: view.check(FAILED))
+        count = await self._stream.send(socket, page, len(page), read_on, encode)
+        view.check(FAILED)
         return Answer(Status.HISTORY, str(count))
 
     async def unread(self, socket: Socket, request: Request) -> Answer:
@@ -75,7 +76,8 @@ class Pages:
         async with self._stream.lock(socket.user):
             page = await read_on(None, most)
         most = left if len(page) == most else len(page)
-        count = await self._stream.send(socket, page, most, read_on, self._frames.stored, lambda: view.check(FAILED))
+        count = await self._stream.send(socket, page, most, read_on, lambda message: self._encode(view, message))
+        view.check(FAILED)
         return Answer(Status.HISTORY, str(count))
 
     def _unread_of(self, view: View) -> Callable[[Message | None, int], Awaitable[list[Message]]]:
@@ -136,7 +138,12 @@ class Pages:
             return self._frames.stored
         positions = await self._messages.positions([view.group.key.number])
         read = ReadPositions(view.group, positions.get(view.group.key.number, {}))
-        return lambda message: self._frames.stored(message, read=read.is_read(view.user, message))
+        return lambda message: self._encode(view, message, read=read.is_read(view.user, message))
+
+    def _encode(self, view: View, message: Message, *, read: bool | None = None) -> bytes:
+        """Encode a message while the user may read it. Raises Refused."""
+        view.check(FAILED)
+        return self._frames.stored(message, read=read)
 
 
 class ReadPositions:
