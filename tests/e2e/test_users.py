@@ -14,6 +14,7 @@ from chat_server.model.groups import Group
 from chat_server.model.messages import GroupKey, Message
 from chat_server.model.users import User
 from tests.e2e.commands import Deployment, check_wrong_password, message_texts
+from tests.e2e.group_helpers import add, ask_members, create, members
 from tests.e2e.http_helpers import check_refusal, is_valid_session, post, try_login
 from tests.harness import CLEAN_ENVIRON, PASSWORD, ROOT, ChatClient, run_py, wait_until
 
@@ -317,6 +318,27 @@ async def test_messages_in_groups_are_erased_on_request(deployment: Deployment) 
             records = await stores.messages.records(GroupKey(group.number, group.name), 0, 2**62, 2000)
             assert [(record.sender, record.id) for record in records] == [("2", str(n)) for n in range(600)]
         assert await stores.messages.positions([1]) == {1: {"2": 60}}
+
+
+async def test_a_running_server_learns_of_the_members_left(deployment: Deployment) -> None:
+    """The next owner of the name is no member, and finds none of the old messages."""
+    async with deployment.serving(users=("1", "2", "3"), StrangerLimit=0) as server:
+        await create(server, "1", "#team", "2", "3")
+        async with server.chat("2", to="#team", sync=True) as two, server.chat("1", to="#team") as one:
+            await one.send("m\nsecret of 1")
+            assert (await two.receive())["content"] == "m\nsecret of 1"
+            out = await deployment.run("user", "remove", "1", "--messages", "delete")
+            assert "; left 1 groups; deleted 1 messages in 1 conversations" in out
+            assert await two.receive_change() == ("#team", ["-1", "!2"])
+            assert await message_texts(two) == []
+            await two.send("m\nto the others")
+        assert set(await members(server, "2", "#team")) == {"2", "3"}
+        await server.add_users("1")
+        assert (await ask_members(server, "1", "#team")).status_code == 404
+        assert await add(server, "2", "#team", "1") == ["1"]
+        async with server.chat("1", to="#team") as one:
+            assert await message_texts(one) == []
+            assert (await one.send("m\na new message with an old id"))["op_type"] == 40019
 
 
 async def test_remove_needs_a_decision_about_the_messages(deployment: Deployment) -> None:
