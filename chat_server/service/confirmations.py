@@ -101,5 +101,7 @@ class Confirmations:
             }
             reached = await self._messages.advance(group.key.number, confirmed) if confirmed else {}
             for user, time in reached.items():
+                if group.members.get(user) != confirmed[user].since:  # removed meanwhile
+                    continue
                 socket, delivery = next(entry for entry in users[user] if entry[1].time == time)
                 self._notices.position(socket, group, delivery.sender, delivery.id)

@@ -56,7 +56,7 @@ class ConversationList:
             return await page.read(last.time, most)
 
         def encode(one: Conversation) -> bytes | None:
-            if not page.is_member(one):  # removed meanwhile
+            if page.has_left(one):
                 return None
             return self._frames.conversation(one, me, online=page.online(one), read=page.is_read(one))
 
@@ -86,6 +86,7 @@ class ConversationPage:
         self._groups = groups
         self._presence = presence
         self._live: dict[int, LiveGroup] = {}
+        self._since: dict[int, int] = {}
         self._times: dict[int, int] = {}  # of the groups, when they were read last
         self._read: dict[int, ReadPositions] = {}
         self._online: set[str] = set()
@@ -95,6 +96,7 @@ class ConversationPage:
         me = self._me
         page = await self._messages.conversations(me, before, most)
         self._live = {group.key.number: group for group in await self._groups.of(me)}
+        self._since = {number: group.members[me] for number, group in self._live.items()}
         if views := self._views(before, most):
             listed = await self._messages.group_conversations(me, views)
             self._times |= {conversation.group: conversation.time for conversation in listed}
@@ -109,9 +111,9 @@ class ConversationPage:
         earlier = [number for number in sorted(times, key=times.__getitem__, reverse=True) if times[number] < before]
         return [self._live[number].view(self._me) for number in (earlier[:most] if self._times else earlier)]
 
-    def is_member(self, one: Conversation) -> bool:
-        """Whether the user may still read the conversation."""
-        return not one.group or self._me in self._live[one.group].members
+    def has_left(self, one: Conversation) -> bool:
+        """Whether the user has left the group, or joined it again, since it was read."""
+        return bool(one.group) and self._live[one.group].members.get(self._me) != self._since[one.group]
 
     def online(self, one: Conversation) -> bool:
         """Whether the user sees the peer, or another member of the group, as online."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from chat_server.model.messages import MessageStore
+from chat_server.model.messages import GroupView, MessageStore
 from chat_server.service.answers import Answer
 from chat_server.service.frames import Request
 from chat_server.service.live_groups import LiveGroup
@@ -72,6 +72,7 @@ class Marks:
             found = [await self._references.find(view, line) for line in lines]
             newest = max((one for one in found if one), key=lambda one: one.time, default=None)
             moved = newest and await self._messages.move_position(group.key.number, socket.user, newest.time)
+        view.check(Status.MARK_READ_FAILED)
         if newest and moved:
             self._notices.position(socket, group, newest.sender, newest.id)
         missing = [line for line, one in zip(lines, found, strict=True) if not one]
@@ -80,10 +81,13 @@ class Marks:
     async def _move_to_newest(self, socket: Socket, view: View, group: LiveGroup) -> int:
         """Move the read position to the newest message. Returns the number of unread messages, as op 7 counts them."""
         async with self._change_lock.hold(socket.user):
-            [conversation] = await self._messages.group_conversations(socket.user, [group.view(socket.user)])
+            group_view = GroupView(group.key, view.since)
+            [conversation] = await self._messages.group_conversations(socket.user, [group_view])
             newest = conversation.last
-            if not newest or not await self._messages.move_position(group.key.number, socket.user, newest.time):
-                return 0
+            moved = newest and await self._messages.move_position(group.key.number, socket.user, newest.time)
+        view.check(Status.MARK_READ_FAILED)
+        if not newest or not moved:
+            return 0
         self._notices.position(socket, group, newest.sender, newest.id)
         return conversation.unread
 
