@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.http_helpers import check_refusal, send_request, try_upgrade
-from tests.harness import ServerHandle, serving
+from tests.harness import ROOT, ServerHandle, serving
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Accept-Encoding": "gzip, br"}
+WEB = ROOT / "chat_server" / "web"
 MAX_PAGE_BYTES = 100_000  # of the page and all files that it loads
 
 
@@ -94,6 +95,13 @@ async def test_the_icons_of_the_manifest_exist(server: ServerHandle) -> None:
     for icon in icons:
         response = await send_request(server, "GET", path.rpartition("/")[0] + "/" + icon["src"], headers=BROWSER)
         assert (response.status_code, response.headers["Content-Type"]) == (200, icon["type"])
+
+
+async def test_the_page_lists_every_module(server: ServerHandle) -> None:
+    """The service worker stores the files that the page names, and loads no other file without a network."""
+    page = await send_request(server, "GET", "/", headers=BROWSER)
+    listed = {path.rpartition("/")[2] for path in files_of(page.text) if path.endswith(".js")}
+    assert listed == {file.name for file in WEB.glob("*.js")} - {"sw.js"}
 
 
 async def test_the_page_and_its_files_are_small(server: ServerHandle) -> None:
