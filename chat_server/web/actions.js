@@ -1,5 +1,4 @@
 /** The actions of a message: the dialog next to it, and the gestures that open the dialog. */
-import { EVERYBODY } from "./chat.js";
 import { dialog, h } from "./dom.js";
 import { announce, toast } from "./notices.js";
 import { stateOf, stateText } from "./state.js";
@@ -32,7 +31,7 @@ export function onPress(list, act) {
 /** Show the actions of `message` at a place on the screen, and do the chosen one. */
 export async function offerActions(chat, peer, message, { x, y }) {
   if (message.gone || document.querySelector("dialog")) return;
-  const stored = !message.waiting && peer !== EVERYBODY;
+  const stored = !message.waiting && chat.conversation(peer).stored;
   const build = (close) => {
     const button = (value, ...content) => h("button", { type: "button", onclick: () => close(value) }, ...content);
     return [
@@ -52,7 +51,7 @@ export async function offerActions(chat, peer, message, { x, y }) {
 
 /** Delete a stored message for both users. The deletion can be undone for some seconds. */
 export function removeMessage(chat, peer, message) {
-  if (message.waiting || message.gone || peer === EVERYBODY) return;
+  if (message.waiting || message.gone || !chat.conversation(peer).stored) return;
   const undo = chat.remove(peer, message.key);
   announce(t.removed);
   toast(t.removedFor(peer), t.undo, undo);

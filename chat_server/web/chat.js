@@ -12,7 +12,7 @@
 import { Blocked } from "./blocked.js";
 import { now } from "./clock.js";
 import { ALLOWED_AGAIN, Connection, delay, PRESENCE, TYPING } from "./connection.js";
-import { EVERYBODY, messageOf } from "./conversation.js";
+import { EVERYBODY, keyOf, keysDeleted, keysRead, messageOf, peerOf } from "./conversation.js";
 import { Deletions } from "./deletions.js";
 import { HistoryReader } from "./history.js";
 import { Keeper } from "./keeper.js";
@@ -21,7 +21,7 @@ import { Outbox } from "./outbox.js";
 import { RETRYABLE, Sender } from "./sender.js";
 import { Typing } from "./typing.js";
 
-export { EVERYBODY } from "./conversation.js";
+export { EVERYBODY, isShared } from "./conversation.js";
 export { LIMIT } from "./sender.js";
 
 const RECEIVED = 40011;
@@ -117,11 +117,11 @@ export class Chat extends EventTarget {
     return this.#list.get(peer);
   }
 
-  /** The conversations with users, newest first: those with messages, and those opened on this page. */
+  /** The stored conversations, newest first: those with messages, and those opened on this page. */
   list() {
     const time = ({ peer, last, begun, confirmed }) => this.waiting(peer).at(-1)?.at ?? last?.time ?? (confirmed && begun);
     const timed = [...this.conversations.values()].map((one) => ({ one, time: time(one) }));
-    const used = timed.filter(({ one, time }) => time && one.peer !== EVERYBODY);
+    const used = timed.filter(({ one, time }) => time && one.stored);
     return used.sort((one, other) => other.time - one.time).map(({ one }) => one);
   }
 
@@ -220,9 +220,9 @@ export class Chat extends EventTarget {
   /** Mark messages of `peer` as read; `keys` are theirs. */
   async read(peer, keys) {
     const conversation = this.conversation(peer);
-    conversation.markRead(keys);
+    conversation.markRead(keys, false);
     this.#changed(peer);
-    if (peer === EVERYBODY) return;
+    if (!conversation.stored) return;
     for (let start = 0; start < keys.length; start += MAX_KEYS) {
       const some = keys.slice(start, start + MAX_KEYS);
       const done = await this.connection.attempt(() => this.connection.ask(4, peer, some.join("\n")));
@@ -239,7 +239,7 @@ export class Chat extends EventTarget {
     if (!conversation.unread || !conversation.synced || this.connection.state !== "open") return;
     conversation.unread = 0;
     this.#changed(peer);
-    if (peer !== EVERYBODY) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
+    if (conversation.stored) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
   }
 
   /** Delete a message for both users in some seconds. Returns a function that undoes this. */
@@ -260,7 +260,7 @@ export class Chat extends EventTarget {
     void this.blocked.load();
     this.typing.forget();
     for (const conversation of this.conversations.values()) {
-      if (conversation.peer === EVERYBODY) continue;
+      if (!conversation.stored) continue;
       conversation.reconnected();
       if (conversation.peer !== this.#current) conversation.trim(KEPT);
     }
@@ -274,16 +274,14 @@ export class Chat extends EventTarget {
   }
 
   #handle(frame) {
-    const mine = frame.from === this.me;
-    const peer = mine ? frame.to : frame.from;
-    const lines = frame.content.split("\n");
+    const peer = peerOf(frame, this.me);
     if (frame.op_type === ALLOWED_AGAIN) void this.#sender.resend(frame.content);
-    else if (frame.op_type === PRESENCE) this.#list.setPresence(lines);
-    else if (frame.op_type === TYPING) this.typing.receive(peer, frame.content);
-    else if (frame.to === EVERYBODY) this.#receiveBroadcast(frame, mine);
+    else if (frame.op_type === PRESENCE) this.#list.setPresence(frame.content.split("\n"));
+    else if (frame.op_type === TYPING) this.typing.receive(peer, frame.from, frame.content);
+    else if (peer === EVERYBODY) this.#receiveBroadcast(frame);
     else if (frame.op_type === RECEIVED) this.#receive(peer, messageOf(frame, this.me));
-    else if (frame.op_type === READ) this.#markRead(peer, lines, mine);
-    else if (frame.op_type === DELETED) this.#remove(peer, lines, mine);
+    else if (frame.op_type === READ) this.#markRead(peer, frame);
+    else if (frame.op_type === DELETED) this.#remove(peer, frame);
   }
 
   #receive(peer, message) {
@@ -293,7 +291,7 @@ export class Chat extends EventTarget {
     if (conversation.loaded || conversation.begun) conversation.receive(message);
     conversation.updateLast(message);
     if (!message.mine) {
-      this.typing.receive(peer, "0");
+      this.typing.receive(peer, message.from, "0");
       // The list may already include the message: the server stores it before it delivers it.
       if (message.time > conversation.listed) conversation.unread += 1;
       conversation.online = true;
@@ -303,7 +301,8 @@ export class Chat extends EventTarget {
     this.dispatchEvent(new MessageArrived(peer, message));
   }
 
-  #receiveBroadcast({ from, content, time }, mine) {
+  #receiveBroadcast({ from, content, time }) {
+    const mine = from === this.me;
     const conversation = this.conversation(EVERYBODY);
     const message = conversation.addBroadcast({ mine, from, text: content, time, read: mine });
     if (!mine) conversation.unread += 1;
@@ -311,24 +310,23 @@ export class Chat extends EventTarget {
     this.dispatchEvent(new MessageArrived(EVERYBODY, message));
   }
 
-  /** Another device has marked messages as read. */
-  #markRead(peer, ids, mine) {
-    this.conversation(peer).markRead(ids.map((id) => (mine ? "<" : ">") + id));
+  /** Another device, or another user, has read messages. */
+  #markRead(peer, frame) {
+    this.conversation(peer).markRead(keysRead(frame, this.me), frame.from !== this.me);
     this.#changed(peer);
   }
 
-  /** Another device, or the peer, has deleted messages. */
-  #remove(peer, names, mine) {
-    const turned = { ">": "<", "<": ">" };
-    const keys = mine ? names : names.map((name) => turned[name[0]] + name.slice(1));
-    if (peer === this.#current && !mine) this.conversation(peer).removeVisibly(keys);
+  /** Another device, or another user, has deleted messages. */
+  #remove(peer, frame) {
+    const keys = keysDeleted(frame, this.me);
+    if (peer === this.#current && frame.from !== this.me) this.conversation(peer).removeVisibly(keys);
     else this.conversation(peer).remove(keys);
     this.#changed(peer);
     void this.refresh();
   }
 
   async #loadOutbox() {
-    const isUnknown = ({ id, to }) => !this.conversations.get(to)?.has(`>${id}`);
+    const isUnknown = ({ id, to }) => !this.conversations.get(to)?.has(keyOf(this.me, id, this.me));
     for (const message of await this.#outbox.load(isUnknown)) {
       if (message.to === EVERYBODY) message.why ??= "lost"; // a broadcast has no id: a retry might send it twice
       this.conversation(message.to).confirmed = true; // the page accepts no text for an unconfirmed peer
@@ -337,7 +335,7 @@ export class Chat extends EventTarget {
   }
 
   #changed(peer) {
-    if (peer && peer !== EVERYBODY) this.#keeper.keepSoon(this.conversation(peer));
+    if (peer && this.conversation(peer).stored) this.#keeper.keepSoon(this.conversation(peer));
     this.dispatchEvent(new Changed(peer));
   }
 }

@@ -1,6 +1,8 @@
 /**
  * The state of one conversation: its messages in order, and what the list shows. Does not use the DOM.
  *
+ * `peer` names a conversation: it is the other user, or EVERYBODY.
+ *
  * A message is `{key, mine, from, id, text, time, read}`. `key` names it as in the protocol: `>ID` for a message of
  * this user, `<ID` for a message of the peer. Broadcasts have keys `*N`, which are valid on this page only.
  */
@@ -12,10 +14,36 @@ const MAX_BROADCASTS = 500; // the server does not store broadcasts, and a page 
 
 let broadcasts = 0;
 
+/** The conversation to which a frame that `me` received belongs. */
+export function peerOf({ from, to }, me) {
+  return from === me || to === EVERYBODY ? to : from;
+}
+
+/** The key of a message. */
+export function keyOf(from, id, me) {
+  return (from === me ? ">" : "<") + id;
+}
+
 /** The message in a frame that `me` received. */
 export function messageOf({ from, content, id, time, read = false }, me) {
-  const mine = from === me;
-  return { key: (mine ? ">" : "<") + id, mine, from, id, text: content.slice(content.indexOf("\n") + 1), time, read };
+  const text = content.slice(content.indexOf("\n") + 1);
+  return { key: keyOf(from, id, me), mine: from === me, from, id, text, time, read };
+}
+
+/** The keys of the messages that `from` has read (40007): messages of the other user. */
+export function keysRead({ from, content }, me) {
+  return content.split("\n").map((id) => (from === me ? "<" : ">") + id);
+}
+
+/** The keys of the messages that `from` has deleted (40013): the frame has the keys of `from`. */
+export function keysDeleted({ from, content }, me) {
+  const turned = { ">": "<", "<": ">" };
+  return content.split("\n").map((key) => (from === me ? key : turned[key[0]] + key.slice(1)));
+}
+
+/** Whether a conversation has several senders besides this user, so that messages need their names. */
+export function isShared(peer) {
+  return peer === EVERYBODY;
 }
 
 export class Conversation {
@@ -62,8 +90,14 @@ export class Conversation {
 
   constructor(peer) {
     this.peer = peer;
-    // A conversation with everybody has no history on the server.
-    if (peer === EVERYBODY) this.loaded = this.complete = this.synced = this.confirmed = true;
+    /** whether the server stores the messages */
+    this.stored = peer !== EVERYBODY;
+    if (!this.stored) this.loaded = this.complete = this.synced = this.confirmed = true;
+  }
+
+  /** Whether this user cannot write here, permanently. */
+  get closed() {
+    return this.why === "no_such_user";
   }
 
   has(key) {
@@ -170,16 +204,13 @@ export class Conversation {
     this.#retain((message) => !message.gone);
   }
 
-  /** Mark messages as read. Returns how many messages of the peer were unread until now. */
-  markRead(keys) {
-    let changed = 0;
+  /** Mark messages as read. `mine`: whether they are messages of this user. */
+  markRead(keys, mine) {
     for (const key of keys) {
       const message = this.#known.get(key) ?? (this.last?.key === key ? this.last : null);
-      if (!key.startsWith(">") && !message?.read) changed += 1;
+      if (!mine && !message?.read) this.unread = Math.max(0, this.unread - 1);
       if (message) message.read = true;
     }
-    this.unread = Math.max(0, this.unread - changed);
-    return changed;
   }
 
   /** Drop all messages. They are read again when the conversation is opened. */

@@ -1,5 +1,5 @@
 /** Reads the messages of conversations (op 2). Does not use the DOM. */
-import { EVERYBODY, messageOf } from "./conversation.js";
+import { messageOf } from "./conversation.js";
 
 const PAGE = 50;
 const OLDER = 100;
@@ -33,7 +33,7 @@ export class HistoryReader {
 
   /** Read what was missed, in order. Then read the shown messages again, because they may have changed. */
   async sync(conversation) {
-    if (conversation.peer === EVERYBODY) return;
+    if (!conversation.stored) return;
     if (!conversation.loaded || !conversation.cursor) return this.#readNewest(conversation);
     let page;
     let missed = 0;

@@ -1,5 +1,5 @@
 /** The list of conversations (op 7), and the presence of peers. Does not use the DOM. */
-import { Conversation, EVERYBODY, messageOf } from "./conversation.js";
+import { Conversation, EVERYBODY, messageOf, peerOf } from "./conversation.js";
 
 const PAGE = 50;
 const LARGEST_PAGE = 200;
@@ -86,7 +86,7 @@ export class ConversationList {
     this.more = page.frames.length === size;
     this.loaded = true;
     for (const conversation of this.conversations.values()) {
-      if (this.more || peers.has(conversation.peer) || conversation.peer === EVERYBODY) continue;
+      if (this.more || peers.has(conversation.peer) || !conversation.stored) continue;
       conversation.last = null; // all of its messages were deleted
       conversation.unread = 0;
       this.#keeper.keepSoon(conversation);
@@ -97,7 +97,7 @@ export class ConversationList {
   /** Take in one conversation of the list; returns its peer. */
   #add(frame) {
     const last = messageOf(frame, this.#me);
-    const peer = last.mine ? frame.to : frame.from;
+    const peer = peerOf(frame, this.#me);
     const conversation = this.get(peer);
     if (conversation.last?.key !== last.key) this.#keeper.keepSoon(conversation);
     conversation.last = conversation.get(last.key) ?? last;

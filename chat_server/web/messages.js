@@ -3,7 +3,7 @@
  * which moves with the scroll position.
  */
 import { offerActions, onPress, removeMessage } from "./actions.js";
-import { EVERYBODY, LIMIT } from "./chat.js";
+import { isShared, LIMIT } from "./chat.js";
 import { arrange, h, icon, nameOf } from "./dom.js";
 import { formatted, onlyEmoji } from "./format.js";
 import { stateOf, stateText } from "./state.js";
@@ -100,7 +100,7 @@ export class Messages {
     const [start, end] = this.#window(near && !this.#atEnd && !found ? -STEP : 0);
     this.#anchor = this.#atEnd ? null : this.#findAnchor();
     this.#arrange(start, end);
-    const whole = conversation.complete && start === 0 && this.#peer !== EVERYBODY;
+    const whole = conversation.complete && start === 0 && conversation.stored;
     this.beginning.textContent = whole ? t.hello(this.#peer) : "";
     this.loading.hidden = !(conversation.reading || (!conversation.loaded && !conversation.why));
     if (found) this.#toUnread();
@@ -281,7 +281,7 @@ export class Messages {
 
   #bubble(message, before) {
     const { mine, text, time } = message;
-    const named = this.#peer === EVERYBODY && !mine && !together(before, message);
+    const named = isShared(this.#peer) && !mine && !together(before, message);
     const written = h("div", { class: onlyEmoji(text) ? "text emoji" : "text", dir: "auto" }, formatted(text));
     const hour = clock(time);
     const meta = h("span", { class: "meta" }, h("time", { datetime: new Date(time).toISOString() }, hour), mine && state(message));

@@ -1,6 +1,6 @@
 /** Sends the messages of the outbox (ops 1 and 6). Does not use the DOM. */
 import { now } from "./clock.js";
-import { EVERYBODY } from "./conversation.js";
+import { EVERYBODY, keyOf } from "./conversation.js";
 
 /** The only reason for a refusal that ends by itself: the peer has to answer first. */
 export const LIMIT = "refused_by_limit";
@@ -85,7 +85,7 @@ export class Sender {
   async #answered(message, answer) {
     const conversation = this.#list.get(message.to);
     if (STORED.has(answer?.op_type)) {
-      const sent = { key: `>${message.id}`, mine: true, from: this.#me, id: message.id, text: message.text };
+      const sent = { key: keyOf(this.#me, message.id, this.#me), mine: true, from: this.#me, id: message.id, text: message.text };
       Object.assign(sent, { time: answer.time, read: false });
       if (conversation.loaded || conversation.begun) conversation.add([sent]);
       else conversation.updateLast(sent);

@@ -1,6 +1,6 @@
 /** The view with a session: the list next to the conversation, or one of them on a narrow screen. */
 import { logout, serverState } from "./api.js";
-import { EVERYBODY } from "./chat.js";
+import { isShared } from "./chat.js";
 import { synchronise } from "./clock.js";
 import { SESSION_ENDED } from "./connection.js";
 import { h } from "./dom.js";
@@ -10,7 +10,7 @@ import { question } from "./question.js";
 import { openSettings } from "./settings.js";
 import { Side } from "./side.js";
 import { Talk } from "./talk.js";
-import { reason, t } from "./texts.js";
+import { reason, t, titleOf } from "./texts.js";
 
 const CONNECTING_DELAY = 1000; // milliseconds until "Connecting…" is shown
 
@@ -137,11 +137,11 @@ export class Shell {
 
   #arrived({ peer, message }) {
     if (message.mine) return;
-    const name = peer === EVERYBODY ? t.said(t.everybody, message.from) : plainName(peer);
+    const text = isShared(peer) ? t.said(message.from, message.text) : message.text;
     const looked = document.hasFocus() && peer === this.#peer;
     if (looked) announce(t.said(message.from, message.text));
     else sound();
-    if (!document.hasFocus()) void notify(name, message.text, this.#address(peer), () => this.#go(peer));
+    if (!document.hasFocus()) void notify(plainName(titleOf(peer)), text, this.#address(peer), () => this.#go(peer));
   }
 
   #address(peer) {

@@ -1,9 +1,9 @@
 /** The sidebar: the list of conversations, and the field that searches or starts one. */
-import { EVERYBODY } from "./chat.js";
+import { EVERYBODY, isShared } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { plainText } from "./plain.js";
 import { stateOf } from "./state.js";
-import { many, reason, t } from "./texts.js";
+import { many, reason, t, titleOf } from "./texts.js";
 import { moment } from "./times.js";
 
 export class Side {
@@ -70,7 +70,7 @@ export class Side {
 
   update() {
     const wanted = folded(this.find.value);
-    const matches = ({ peer }) => folded(peer === EVERYBODY ? t.everybody : peer).includes(wanted);
+    const matches = ({ peer }) => folded(titleOf(peer)).includes(wanted);
     const all = [this.#chat.conversation(EVERYBODY), ...this.#chat.list()];
     const shown = all.filter(matches);
     arrange(this.list, shown.map((conversation) => this.#row(conversation)));
@@ -94,17 +94,18 @@ export class Side {
     const waiting = this.#chat.waiting(peer).at(-1);
     const last = waiting ?? conversation.last;
     const mine = Boolean(waiting) || last?.mine;
+    const named = !draft && !mine && last && isShared(peer);
     const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : "");
     const online = this.#chat.online(peer);
-    const typing = this.#chat.typing.has(peer);
+    const [typing] = this.#chat.typing.names(peer);
     row.name.classList.toggle("online", Boolean(online));
     row.presence.textContent = [online && t.online, unread && t.unread(unread)].filter(Boolean).join(", ");
     row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
-    if (typing) row.text.replaceChildren(h("em", { class: "typing" }, t.typing(peer)));
+    if (typing) row.text.replaceChildren(h("em", { class: "typing" }, t.typing(typing)));
     else row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
       ...(!draft && mine ? [icon(stateOf(waiting ? { ...waiting, waiting: true } : last))] : []),
-      h("bdi", {}, plainText(!draft && !mine && peer === EVERYBODY && last ? t.said(last.from, text) : text).slice(0, 200)),
+      h("bdi", {}, plainText(named ? t.said(last.from, text) : text).slice(0, 200)),
     );
     row.unread.textContent = many(unread) || "";
     row.unread.hidden = !unread;
@@ -123,7 +124,7 @@ export class Side {
       this.#options.open(peer);
     };
     const row = {
-      name: h("span", { class: "who" }, nameOf(everybody ? t.everybody : peer)),
+      name: h("span", { class: "who" }, nameOf(titleOf(peer))),
       presence: h("span", { class: "unseen" }),
       time: h("time", {}),
       text: h("span", { class: "last" }),

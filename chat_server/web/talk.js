@@ -4,7 +4,7 @@ import { EVERYBODY } from "./chat.js";
 import { avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { Messages } from "./messages.js";
 import { question } from "./question.js";
-import { reason, t } from "./texts.js";
+import { reason, t, titleOf } from "./texts.js";
 
 export class Talk {
   #chat;
@@ -91,18 +91,18 @@ export class Talk {
 
   update() {
     if (!this.#peer) return;
-    const { confirmed, refused, why } = this.#chat.conversation(this.#peer);
+    const { confirmed, refused, why, closed } = this.#chat.conversation(this.#peer);
     const blocked = this.#chat.blocked.has(this.#peer);
     const online = this.#chat.online(this.#peer);
     const everybody = this.#peer === EVERYBODY;
-    this.#name(confirmed ? (everybody ? t.everybody : this.#peer) : "");
-    const typing = this.#chat.typing.has(this.#peer);
+    this.#name(confirmed ? titleOf(this.#peer) : "");
+    const [typing] = this.#chat.typing.names(this.#peer);
     const state = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
-    this.presence.textContent = typing ? t.typing(this.#peer) : state;
+    this.presence.textContent = typing ? t.typing(typing) : state;
     this.presence.classList.toggle("online", Boolean(online));
     this.hint.textContent = blocked ? t.isBlocked(this.#peer) : why ? reason(why) : refused ? t.limited(this.#peer) : "";
-    this.menu.hidden = everybody || !confirmed || why === "no_such_user";
-    this.#offer(confirmed && why !== "no_such_user" && !blocked);
+    this.menu.hidden = everybody || !confirmed || closed;
+    this.#offer(confirmed && !closed && !blocked);
     this.messages.update();
   }
 

@@ -1,4 +1,5 @@
 /** All texts of the page, in both languages. Texts with variable parts are functions. */
+import { EVERYBODY } from "./conversation.js";
 import { isolated } from "./plain.js";
 
 /** A number of unread messages for display. The server counts up to 1000. */
@@ -270,6 +271,9 @@ export function preferred() {
   const wanted = navigator.languages.map((tag) => tag.split("-")[0]);
   return wanted.find((tag) => tag in ALL) ?? "en";
 }
+
+/** The name of a conversation for display. */
+export const titleOf = (peer) => (peer === EVERYBODY ? t.everybody : peer);
 
 /** Why the server refuses this new password. */
 export function passwordProblem(password) {

@@ -1,38 +1,40 @@
-/** Who is typing (op 8): sent for this user, and received from peers (docs/clients.md, Receiving). Does not use the DOM. */
+/** Who is typing (op 8): sent for this user, and received from others (docs/clients.md, Receiving). Does not use the DOM. */
 
 const TYPING = 8;
 const REPEAT = 3000; // milliseconds between two `1` while the user writes
 const PAUSE = 5000; // without a change of the text: the user has stopped
-const SHOWN = 6000; // without another `1`: a peer has stopped
+const SHOWN = 6000; // without another `1`: another user has stopped
 
 export class Typing {
   #connection;
   #changed;
   #times;
-  #peers = new Map(); // peers who are typing, with the timer that ends it
-  #written = null; // the peer to whom this user is typing
+  #typing = new Map(); // peer -> name of a user who is typing there -> the timer that ends it
+  #written = null; // the conversation in which this user is typing
   #sent = 0; // when the last `1` was sent
   #timer = 0;
 
-  /** `changed(peer)`: called when a peer starts or stops. `times`: replaces the times above in tests. */
+  /** `changed(peer)`: called when another user starts or stops. `times`: replaces the times above in tests. */
   constructor(connection, changed, times = {}) {
     this.#connection = connection;
     this.#changed = changed;
     this.#times = { repeat: REPEAT, pause: PAUSE, shown: SHOWN, ...times };
   }
 
-  /** Whether `peer` is typing. */
-  has(peer) {
-    return this.#peers.has(peer);
+  /** The users who are typing in a conversation. */
+  names(peer) {
+    return [...(this.#typing.get(peer)?.keys() ?? [])];
   }
 
-  /** A frame of `peer` has arrived: `1` or `0`, or a message, which ends it too. */
-  receive(peer, content) {
+  /** A frame of the user `name` has arrived: `1` or `0`, or a message, which ends it too. */
+  receive(peer, name, content) {
+    const timers = this.#typing.get(peer) ?? new Map();
     const typing = content === "1";
-    if (!typing && !this.has(peer)) return;
-    clearTimeout(this.#peers.get(peer));
-    if (typing) this.#peers.set(peer, setTimeout(() => this.receive(peer, "0"), this.#times.shown));
-    else this.#peers.delete(peer);
+    if (!typing && !timers.has(name)) return;
+    clearTimeout(timers.get(name));
+    if (typing) timers.set(name, setTimeout(() => this.receive(peer, name, "0"), this.#times.shown));
+    else timers.delete(name);
+    this.#typing.set(peer, timers);
     this.#changed(peer);
   }
 
@@ -63,6 +65,6 @@ export class Typing {
   /** The connection is lost: nothing is known any more. */
   forget() {
     this.sent();
-    for (const peer of [...this.#peers.keys()]) this.receive(peer, "0");
+    for (const peer of this.#typing.keys()) for (const name of this.names(peer)) this.receive(peer, name, "0");
   }
 }

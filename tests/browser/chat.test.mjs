@@ -569,14 +569,14 @@ const typing = (content) => ({ from: "2", to: "1", op_type: 40025, content });
 test("a peer who is typing is shown until a 0, a message or a silence", async (t) => {
   const { chat, socket } = await connected(t, { times: { shown: 30 } });
   await socket().says(typing("1"));
-  assert.equal(chat.typing.has("2"), true);
+  assert.deepEqual(chat.typing.names("2"), ["2"]);
   await socket().says(typing("0"));
-  assert.equal(chat.typing.has("2"), false);
+  assert.deepEqual(chat.typing.names("2"), []);
   await socket().says(typing("1"), live("a", 1));
-  assert.equal(chat.typing.has("2"), false);
+  assert.deepEqual(chat.typing.names("2"), []);
   await socket().says(typing("1"));
   await new Promise((resolve) => setTimeout(resolve, 60));
-  assert.equal(chat.typing.has("2"), false);
+  assert.deepEqual(chat.typing.names("2"), []);
 });
 
 test("typing is sent once in a while, and its end once", async (t) => {
