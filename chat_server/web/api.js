@@ -25,6 +25,11 @@ export const setPassword = (user_name, old_password, new_password) =>
 export const block = (user_name) => post("/user/block", { user_name });
 export const unblock = (user_name) => post("/user/unblock", { user_name });
 export const blocked = () => request("/user/blocked");
+export const createGroup = (group, users) => post("/group/create", { group, users });
+export const addMembers = (group, users) => post("/group/add", { group, users });
+export const removeMember = (group, user_name) => post("/group/remove", { group, user_name });
+export const deleteGroup = (group) => post("/group/delete", { group });
+export const members = (group) => request(`/group/members?${new URLSearchParams({ group })}`);
 
 /**
  * Whether the session of `user_name` exists; null if unknown. Scripts cannot read the cookie, so this requests an empty

@@ -1,5 +1,5 @@
 /** Entry point: shows the login or the conversations, depending on the session and the address. */
-import { alive, block, blocked, unblock } from "./api.js";
+import { alive, block, blocked, members, unblock } from "./api.js";
 import { Chat } from "./chat.js";
 import { Login } from "./login.js";
 import { apply, LOGGED_OUT, prefer, preferences } from "./preferences.js";
@@ -31,7 +31,7 @@ async function enter(name) {
   url.search = new URLSearchParams({ uid: user, sync: "1" });
   const limits = { text: Number(maxText), frame: Number(maxFrame) };
   const blocking = { block, unblock, blocked };
-  chat = new Chat(user, { url, storage, alive: () => alive(name), limits, blocking });
+  chat = new Chat(user, { url, storage, alive: () => alive(name), limits, blocking, members });
   const shell = new Shell(chat, { storage, limits, leave, asked });
   await shell.load();
   root.replaceChildren(shell.element);

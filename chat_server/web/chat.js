@@ -11,9 +11,10 @@
  */
 import { Blocked } from "./blocked.js";
 import { now } from "./clock.js";
-import { ALLOWED_AGAIN, Connection, delay, PRESENCE, TYPING } from "./connection.js";
-import { EVERYBODY, keyOf, keysDeleted, keysRead, messageOf, peerOf } from "./conversation.js";
+import { ALLOWED_AGAIN, Connection, delay, GROUP_CHANGED, PRESENCE, TYPING } from "./connection.js";
+import { EVERYBODY, isGroup, keyOf, keysDeleted, keysRead, messageOf, peerOf } from "./conversation.js";
 import { Deletions } from "./deletions.js";
+import { Groups } from "./groups.js";
 import { HistoryReader } from "./history.js";
 import { Keeper } from "./keeper.js";
 import { ConversationList } from "./list.js";
@@ -21,7 +22,7 @@ import { Outbox } from "./outbox.js";
 import { RETRYABLE, Sender } from "./sender.js";
 import { Typing } from "./typing.js";
 
-export { EVERYBODY, isShared } from "./conversation.js";
+export { EVERYBODY, isGroup, isShared } from "./conversation.js";
 export { LIMIT } from "./sender.js";
 
 const RECEIVED = 40011;
@@ -61,9 +62,9 @@ export class Chat extends EventTarget {
 
   /**
    * `me`: the user. `url`: of the socket, with uid and sync=1. `storage`: see storage.js. `alive`: see Connection.
-   * `limits`: the longest text and the longest frame that the server accepts, in bytes. `blocking`: see Blocked.
+   * `limits`: the longest text and the longest frame that the server accepts, in bytes. `blocking`: see Blocked. `members`: see Groups.
    */
-  constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, blocking = null, wait = delay, ...options }) {
+  constructor(me, { url, storage, alive, limits = { text: 16384, frame: 65536 }, blocking = null, members = null, wait = delay, ...options }) {
     super();
     this.me = me;
     this.#limits = limits;
@@ -73,6 +74,7 @@ export class Chat extends EventTarget {
     const handlers = { alive, changed: () => changed(null), opened: () => this.#opened(), event: (frame) => this.#handle(frame) };
     this.connection = new Connection(url, handlers, { wait, ...options });
     this.blocked = new Blocked(blocking, () => changed(null));
+    this.groups = new Groups(members, changed);
     this.typing = new Typing(this.connection, changed, options.times);
     this.#list = new ConversationList(me, this.connection, this.#keeper, changed);
     this.#history = new HistoryReader(me, this.connection, changed);
@@ -119,7 +121,8 @@ export class Chat extends EventTarget {
 
   /** The stored conversations, newest first: those with messages, and those opened on this page. */
   list() {
-    const time = ({ peer, last, begun, confirmed }) => this.waiting(peer).at(-1)?.at ?? last?.time ?? (confirmed && begun);
+    const shown = ({ last, joined, begun, confirmed, left }) => !left && (last?.time ?? (joined || (confirmed && begun)));
+    const time = (one) => this.waiting(one.peer).at(-1)?.at ?? shown(one);
     const timed = [...this.conversations.values()].map((one) => ({ one, time: time(one) }));
     const used = timed.filter(({ one, time }) => time && one.stored);
     return used.sort((one, other) => other.time - one.time).map(({ one }) => one);
@@ -130,9 +133,9 @@ export class Chat extends EventTarget {
     return this.#outbox.to(peer);
   }
 
-  /** Whether `peer` is online; null if that is unknown, as it is without a connection. */
+  /** Whether the user `peer` is online; null if that is unknown, as it is without a connection. */
   online(peer) {
-    return this.connection.state === "open" ? this.conversation(peer).online : null;
+    return this.connection.state === "open" && !isGroup(peer) ? this.conversation(peer).online : null;
   }
 
   /** The reason why no conversation with `peer` can begin, null if one can. Waits for the connection. */
@@ -149,9 +152,12 @@ export class Chat extends EventTarget {
 
   /** Open the conversation with `peer` (null: none), and keep it complete from now on. */
   async open(peer) {
-    if (this.#current) this.conversation(this.#current).dropPlaceholders();
+    const before = this.#current && this.conversation(this.#current);
+    before?.dropPlaceholders();
+    if (before?.left) before.reset();
     this.#current = peer;
     if (!peer) return;
+    if (isGroup(peer)) void this.groups.load(peer);
     const conversation = this.conversation(peer);
     conversation.begun ||= now();
     if (!conversation.synced) await this.connection.attempt(() => this.#history.sync(conversation));
@@ -217,21 +223,22 @@ export class Chat extends EventTarget {
 
   // --- marks and deletions
 
-  /** Mark messages of `peer` as read; `keys` are theirs. */
+  /** Mark messages of other users as read. */
   async read(peer, keys) {
     const conversation = this.conversation(peer);
     conversation.markRead(keys, false);
     this.#changed(peer);
     if (!conversation.stored) return;
-    for (let start = 0; start < keys.length; start += MAX_KEYS) {
-      const some = keys.slice(start, start + MAX_KEYS);
+    const marks = isGroup(peer) ? [conversation.newest(keys) ?? keys.at(-1)] : keys; // it marks those before it
+    for (let start = 0; start < marks.length; start += MAX_KEYS) {
+      const some = marks.slice(start, start + MAX_KEYS);
       const done = await this.connection.attempt(() => this.connection.ask(4, peer, some.join("\n")));
       if (!done || RETRYABLE.has(done.answer.reason)) this.#unsentMarks.push([peer, some]); // with the next connection
     }
     if (conversation.countLimited && conversation.unread < RECOUNT) await this.refresh();
   }
 
-  /** Mark all messages of `peer` as read. */
+  /** Mark all messages of other users as read. */
   async readAll(peer) {
     const conversation = this.conversation(peer);
     const keys = conversation.messages.filter((message) => !message.mine && !message.read).map((message) => message.key);
@@ -242,7 +249,7 @@ export class Chat extends EventTarget {
     if (conversation.stored) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
   }
 
-  /** Delete a message for both users in some seconds. Returns a function that undoes this. */
+  /** Delete a message for all users in some seconds. Returns a function that undoes this. */
   remove(peer, key) {
     return this.#deletions.add(peer, key);
   }
@@ -271,17 +278,47 @@ export class Chat extends EventTarget {
     void this.refresh();
     const current = this.#current && this.conversation(this.#current);
     if (current) void this.connection.attempt(() => this.#history.sync(current));
+    if (current && isGroup(current.peer)) void this.groups.load(current.peer);
   }
 
   #handle(frame) {
     const peer = peerOf(frame, this.me);
     if (frame.op_type === ALLOWED_AGAIN) void this.#sender.resend(frame.content);
-    else if (frame.op_type === PRESENCE) this.#list.setPresence(frame.content.split("\n"));
+    else if (frame.op_type === PRESENCE) this.#setPresence(frame.content.split("\n"));
+    else if (frame.op_type === GROUP_CHANGED) this.#changeGroup(peer, frame);
     else if (frame.op_type === TYPING) this.typing.receive(peer, frame.from, frame.content);
     else if (peer === EVERYBODY) this.#receiveBroadcast(frame);
     else if (frame.op_type === RECEIVED) this.#receive(peer, messageOf(frame, this.me));
     else if (frame.op_type === READ) this.#markRead(peer, frame);
     else if (frame.op_type === DELETED) this.#remove(peer, frame);
+  }
+
+  #setPresence(lines) {
+    this.groups.setPresence(lines);
+    this.#list.setPresence(lines);
+  }
+
+  /** The members of a group have changed. Each line is `+NAME`, `-NAME`, or `!NAME` for a new owner. */
+  #changeGroup(group, { content, time = now() }) {
+    const conversation = this.conversation(group);
+    const lines = content.split("\n");
+    if (lines.includes(`+${this.me}`)) this.#join(conversation);
+    const newest = conversation.messages.at(-1)?.time ?? 0;
+    if (conversation.begun) conversation.addLocal({ change: lines, time: Math.max(time, newest), read: true });
+    if (lines.includes(`-${this.me}`)) {
+      conversation.leave();
+      this.groups.forget(group);
+    } else if (group === this.#current) void this.groups.load(group);
+    this.#changed(group);
+  }
+
+  /** This user is a member of a group from now on: messages of an earlier membership are no longer visible. */
+  #join(conversation) {
+    conversation.reset();
+    conversation.why = null;
+    conversation.confirmed = true;
+    void this.#list.refreshAfter();
+    if (conversation.peer === this.#current) void this.connection.attempt(() => this.#history.sync(conversation));
   }
 
   #receive(peer, message) {
@@ -304,7 +341,7 @@ export class Chat extends EventTarget {
   #receiveBroadcast({ from, content, time }) {
     const mine = from === this.me;
     const conversation = this.conversation(EVERYBODY);
-    const message = conversation.addBroadcast({ mine, from, text: content, time, read: mine });
+    const message = conversation.addLocal({ mine, from, text: content, time, read: mine });
     if (!mine) conversation.unread += 1;
     this.#changed(EVERYBODY);
     this.dispatchEvent(new MessageArrived(EVERYBODY, message));
@@ -312,8 +349,11 @@ export class Chat extends EventTarget {
 
   /** Another device, or another user, has read messages. */
   #markRead(peer, frame) {
-    this.conversation(peer).markRead(keysRead(frame, this.me), frame.from !== this.me);
+    const conversation = this.conversation(peer);
+    const keys = keysRead(frame, this.me);
+    conversation.markRead(keys, frame.from !== this.me);
     this.#changed(peer);
+    if (isGroup(peer) && !conversation.has(keys[0])) void this.refresh(); // only the server can count what is before it
   }
 
   /** Another device, or another user, has deleted messages. */
@@ -326,7 +366,7 @@ export class Chat extends EventTarget {
   }
 
   async #loadOutbox() {
-    const isUnknown = ({ id, to }) => !this.conversations.get(to)?.has(keyOf(this.me, id, this.me));
+    const isUnknown = ({ id, to }) => !this.conversations.get(to)?.has(keyOf(to, this.me, id, this.me));
     for (const message of await this.#outbox.load(isUnknown)) {
       if (message.to === EVERYBODY) message.why ??= "lost"; // a broadcast has no id: a retry might send it twice
       this.conversation(message.to).confirmed = true; // the page accepts no text for an unconfirmed peer

@@ -4,13 +4,14 @@ export const CONNECTED = 40003;
 export const ALLOWED_AGAIN = 40021;
 export const PRESENCE = 40027;
 export const TYPING = 40025;
+export const GROUP_CHANGED = 42011;
 export const SESSION_ENDED = 4001;
 
 // Close codes after which a new connection would fail again: the session ended, or this client is at fault.
 const PERMANENT = new Set([1003, 1007, 1008, 1009, SESSION_ENDED]);
 const TYPING_REFUSED = 40024; // to `tell`, which waits for no answer
 // Frames from System that answer no request.
-const EVENTS = new Set([ALLOWED_AGAIN, PRESENCE, TYPING_REFUSED]);
+const EVENTS = new Set([ALLOWED_AGAIN, PRESENCE, GROUP_CHANGED, TYPING_REFUSED]);
 // Frames that belong to the answer of a request: history, conversations.
 const PAGES = new Set([40005, 40023]);
 const OPEN = 1;

@@ -1,49 +1,59 @@
 /**
  * The state of one conversation: its messages in order, and what the list shows. Does not use the DOM.
  *
- * `peer` names a conversation: it is the other user, or EVERYBODY.
+ * `peer` names a conversation: it is the other user, a group (`#NAME`), or EVERYBODY.
  *
  * A message is `{key, mine, from, id, text, time, read}`. `key` names it as in the protocol: `>ID` for a message of
- * this user, `<ID` for a message of the peer. Broadcasts have keys `*N`, which are valid on this page only.
+ * this user, `<ID` for a message of the other user, `ID/NAME` in a group. Broadcasts and changes of a group's members
+ * have keys `*N`, which are valid on this page only.
  */
 export const EVERYBODY = "ALL";
 
 const KEPT = 100; // messages stored on the device for one conversation, at most
 const KEPT_CHARACTERS = 50_000; // characters of these messages, at most
-const MAX_BROADCASTS = 500; // the server does not store broadcasts, and a page that stays open must not keep all
+const MAX_LOCAL = 500; // messages that the server does not store: a page that stays open must not keep all
 
-let broadcasts = 0;
+let locals = 0;
+
+/** Whether a conversation is a group. */
+export function isGroup(peer) {
+  return peer.startsWith("#");
+}
 
 /** The conversation to which a frame that `me` received belongs. */
-export function peerOf({ from, to }, me) {
-  return from === me || to === EVERYBODY ? to : from;
+export function peerOf({ from, to = "" }, me) {
+  return from === me || to === EVERYBODY || isGroup(to) ? to : from;
 }
 
 /** The key of a message. */
-export function keyOf(from, id, me) {
+export function keyOf(peer, from, id, me) {
+  if (isGroup(peer)) return `${id}/${from}`;
   return (from === me ? ">" : "<") + id;
 }
 
 /** The message in a frame that `me` received. */
-export function messageOf({ from, content, id, time, read = false }, me) {
+export function messageOf(frame, me) {
+  const { from, content, id, time, read = false } = frame;
   const text = content.slice(content.indexOf("\n") + 1);
-  return { key: keyOf(from, id, me), mine: from === me, from, id, text, time, read };
+  return { key: keyOf(peerOf(frame, me), from, id, me), mine: from === me, from, id, text, time, read };
 }
 
-/** The keys of the messages that `from` has read (40007): messages of the other user. */
-export function keysRead({ from, content }, me) {
-  return content.split("\n").map((id) => (from === me ? "<" : ">") + id);
+/** The keys of the messages that `from` has read (40007): messages of the other user; in a group, the newest one. */
+export function keysRead({ from, to, content }, me) {
+  const lines = content.split("\n");
+  return isGroup(to) ? lines : lines.map((id) => (from === me ? "<" : ">") + id);
 }
 
 /** The keys of the messages that `from` has deleted (40013): the frame has the keys of `from`. */
-export function keysDeleted({ from, content }, me) {
+export function keysDeleted({ from, to, content }, me) {
   const turned = { ">": "<", "<": ">" };
-  return content.split("\n").map((key) => (from === me ? key : turned[key[0]] + key.slice(1)));
+  const lines = content.split("\n");
+  return from === me || isGroup(to) ? lines : lines.map((key) => turned[key[0]] + key.slice(1));
 }
 
 /** Whether a conversation has several senders besides this user, so that messages need their names. */
 export function isShared(peer) {
-  return peer === EVERYBODY;
+  return peer === EVERYBODY || isGroup(peer);
 }
 
 export class Conversation {
@@ -75,6 +85,8 @@ export class Conversation {
 
   /** when the conversation was first opened on this page */
   begun = 0;
+  /** when this user joined the group, if the list shows no message of it */
+  joined = 0;
   last = null;
   unread = 0;
   /** whether more messages may be unread: the server counts up to 1000 */
@@ -97,7 +109,12 @@ export class Conversation {
 
   /** Whether this user cannot write here, permanently. */
   get closed() {
-    return this.why === "no_such_user";
+    return this.why === "no_such_user" || this.left;
+  }
+
+  /** Whether this user is no member of the group. */
+  get left() {
+    return this.why === "no_such_group";
   }
 
   has(key) {
@@ -148,12 +165,15 @@ export class Conversation {
     else this.detached.add(message.key);
   }
 
-  /** Add a broadcast, and drop the oldest ones beyond the bound. */
-  addBroadcast(fields) {
-    const message = { key: `*${broadcasts++}`, id: null, ...fields };
+  /**
+   * Add a message that the server does not store: a broadcast, or a `change` of the group's members. Drop the oldest
+   * ones beyond the bound.
+   */
+  addLocal(fields) {
+    const message = { key: `*${locals++}`, id: null, ...fields };
     this.add([message]);
-    const old = this.messages.slice(0, -MAX_BROADCASTS).map((one) => one.key);
-    if (old.length) this.remove(old);
+    const old = this.messages.filter((one) => !one.id).slice(0, -MAX_LOCAL);
+    if (old.length) this.remove(old.map((one) => one.key));
     return message;
   }
 
@@ -167,7 +187,7 @@ export class Conversation {
 
   /** Show `message` in the list if it is the newest one. */
   updateLast(message) {
-    if (!this.last || message.time >= this.last.time) this.last = message;
+    if (!message.change && (!this.last || message.time >= this.last.time)) this.last = message;
   }
 
   /**
@@ -178,7 +198,7 @@ export class Conversation {
     const keys = new Set(messages.map((message) => message.key));
     this.add(messages);
     const start = messages[0]?.time ?? 0;
-    this.#retain(({ key, time, gone }) => keys.has(key) || (time >= start && (gone || !known.has(key))));
+    this.#retain(({ key, time, gone, change }) => keys.has(key) || (time >= start && (gone || change || !known.has(key))));
     this.complete = complete;
     this.loaded = this.synced = true;
     this.detached.clear();
@@ -189,7 +209,7 @@ export class Conversation {
   remove(keys) {
     for (const key of keys) this.#removed.add(key);
     this.#retain((message) => message.gone || !this.#removed.has(message.key));
-    if (this.last && this.#removed.has(this.last.key)) this.last = this.messages.findLast((message) => !message.gone) ?? null;
+    if (this.last && this.#removed.has(this.last.key)) this.last = this.messages.findLast(isStored) ?? null;
   }
 
   /** Like `remove`, but leave a placeholder (`gone`) for each message until `dropPlaceholders`. */
@@ -204,13 +224,31 @@ export class Conversation {
     this.#retain((message) => !message.gone);
   }
 
-  /** Mark messages as read. `mine`: whether they are messages of this user. */
+  /**
+   * Mark messages as read. `mine`: whether they are messages of this user. A member of a group has one read position:
+   * the messages of others before it count as read.
+   */
   markRead(keys, mine) {
-    for (const key of keys) {
+    for (const key of isGroup(this.peer) ? this.#before(keys) : keys) {
       const message = this.#known.get(key) ?? (this.last?.key === key ? this.last : null);
       if (!mine && !message?.read) this.unread = Math.max(0, this.unread - 1);
       if (message) message.read = true;
     }
+  }
+
+  /** The newest of these messages. */
+  newest(keys) {
+    return this.messages.findLast(({ key }) => keys.includes(key))?.key;
+  }
+
+  #before(keys) {
+    const end = this.messages.findLastIndex(({ key }) => keys.includes(key));
+    return this.messages.slice(0, end + 1).filter((message) => !message.mine).map(({ key }) => key);
+  }
+
+  /** This user is no longer a member of the group. */
+  leave() {
+    Object.assign(this, { why: "no_such_group", last: null, unread: 0, begun: 0, joined: 0 });
   }
 
   /** Drop all messages. They are read again when the conversation is opened. */
@@ -219,7 +257,7 @@ export class Conversation {
     this.#known.clear();
     this.#removed.clear();
     this.detached.clear();
-    this.loaded = this.complete = false;
+    this.loaded = this.complete = this.synced = false;
     this.cursor = this.firstShown = null;
   }
 
@@ -235,7 +273,7 @@ export class Conversation {
   record() {
     if (!this.last) return null;
     const end = this.synced ? this.messages.length : this.messages.findIndex(({ key }) => key === this.cursor) + 1;
-    const gapless = this.messages.slice(0, end).filter((message) => !message.gone);
+    const gapless = this.messages.slice(0, end).filter(isStored);
     let size = 0;
     const large = gapless.findLastIndex((message) => (size += message.text.length) > KEPT_CHARACTERS);
     const messages = gapless.slice(Math.max(large + 1, gapless.length - KEPT));
@@ -260,4 +298,9 @@ export class Conversation {
     this.messages = this.messages.filter(wanted);
     this.#known = new Map(this.messages.map((message) => [message.key, message]));
   }
+}
+
+/** Whether the server has the message. */
+function isStored({ gone, change }) {
+  return !gone && !change;
 }

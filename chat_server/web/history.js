@@ -52,14 +52,14 @@ export class HistoryReader {
 
   /** Read the page before the oldest message. */
   async older(conversation) {
-    const [first] = conversation.messages;
+    const first = oldest(conversation);
     if (!first || !conversation.loaded || conversation.complete || conversation.reading) return;
     if (this.#connection.state !== "open") return; // the view asks again once it is
     conversation.reading = true;
     await this.#connection.attempt(async () => {
       const page = await this.page(conversation, `-${OLDER}@${first.key}`);
       if (!page) await this.#connection.pause(RETRY_ATTEMPT);
-      else if (conversation.messages[0] === first) {
+      else if (oldest(conversation) === first) {
         conversation.add(page, true);
         conversation.complete = page.length < OLDER;
       }
@@ -99,6 +99,10 @@ export class HistoryReader {
     conversation.replace(read, known, page.length < LARGEST_PAGE);
     this.#changed(conversation.peer);
   }
+}
+
+function oldest({ messages }) {
+  return messages.find(({ id }) => id);
 }
 
 function countUnread(messages) {

@@ -44,6 +44,12 @@ export class ConversationList {
     return this.#refreshing;
   }
 
+  /** Read the list again, after any read in progress: its result may be older than a change that just happened. */
+  async refreshAfter() {
+    while (this.#refreshing) await this.#refreshing;
+    await this.refresh();
+  }
+
   /** Read one page more. */
   async extend() {
     if (!this.more || this.#refreshing) return;
@@ -87,7 +93,8 @@ export class ConversationList {
     this.loaded = true;
     for (const conversation of this.conversations.values()) {
       if (this.more || peers.has(conversation.peer) || !conversation.stored) continue;
-      conversation.last = null; // all of its messages were deleted
+      conversation.last = null; // all of its messages were deleted, or this user left the group
+      conversation.joined = 0;
       conversation.unread = 0;
       this.#keeper.keepSoon(conversation);
     }
@@ -96,12 +103,13 @@ export class ConversationList {
 
   /** Take in one conversation of the list; returns its peer. */
   #add(frame) {
-    const last = messageOf(frame, this.#me);
+    const last = frame.id ? messageOf(frame, this.#me) : null; // null: a group without messages
     const peer = peerOf(frame, this.#me);
     const conversation = this.get(peer);
-    if (conversation.last?.key !== last.key) this.#keeper.keepSoon(conversation);
-    conversation.last = conversation.get(last.key) ?? last;
-    conversation.listed = last.time;
+    if (conversation.last?.key !== last?.key) this.#keeper.keepSoon(conversation);
+    conversation.last = last && (conversation.get(last.key) ?? last);
+    conversation.joined = last ? 0 : frame.time;
+    conversation.listed = frame.time;
     conversation.confirmed = true;
     conversation.unread = frame.unread;
     conversation.countLimited = frame.unread >= MAX_COUNTED;

@@ -85,7 +85,7 @@ export class Sender {
   async #answered(message, answer) {
     const conversation = this.#list.get(message.to);
     if (STORED.has(answer?.op_type)) {
-      const sent = { key: keyOf(this.#me, message.id, this.#me), mine: true, from: this.#me, id: message.id, text: message.text };
+      const sent = { key: keyOf(message.to, this.#me, message.id, this.#me), mine: true, from: this.#me, id: message.id, text: message.text };
       Object.assign(sent, { time: answer.time, read: false });
       if (conversation.loaded || conversation.begun) conversation.add([sent]);
       else conversation.updateLast(sent);
@@ -96,7 +96,7 @@ export class Sender {
       await this.#outbox.drop(message);
     } else if (answer?.op_type === BROADCAST_SENT) {
       const reached = Number(answer.content);
-      conversation.addBroadcast({ mine: true, from: this.#me, text: message.text, time: now(), read: true, reached });
+      conversation.addLocal({ mine: true, from: this.#me, text: message.text, time: now(), read: true, reached });
       await this.#outbox.drop(message);
     } else {
       message.why = answer?.reason ?? "lost";

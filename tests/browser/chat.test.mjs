@@ -621,3 +621,121 @@ test("blocked users are read at each connection, and a late list does not undo a
   assert.equal((await chat.blocked.change("2", false)).reason, "store_away");
   assert.equal(chat.blocked.has("2"), true);
 });
+
+const posted = (id, time, from = "2") => ({ from, to: "#g", op_type: 40011, id, time, content: `${id}\n${id}` });
+const groupPage = (...frames) => [
+  ...frames.map((frame) => ({ ...frame, op_type: 40005, read: false })),
+  { op_type: 40005, content: String(frames.length) },
+];
+const changed = (...lines) => ({ op_type: 42011, to: "#g", content: lines.join("\n") });
+const keys = (chat) => chat.conversation("#g").messages.map((message) => message.key);
+
+/** A client with an open group and these messages. */
+async function inGroup(t, frames, options) {
+  const client = await connected(t, options);
+  void client.chat.open("#g");
+  await settled();
+  await client.socket().says(...groupPage(...frames));
+  return client;
+}
+
+test("messages of a group are told apart by sender and id", async (t) => {
+  const { chat, socket } = await inGroup(t, [posted("a", 1), posted("a", 2, "3")]);
+  await socket().says(posted("a", 3, "1"), posted("a", 2, "3"), posted("b", 4, "3"));
+  assert.deepEqual(keys(chat), ["a/2", "a/3", "a/1", "b/3"]);
+  assert.deepEqual(chat.list().map((one) => one.peer), ["#g"]);
+  await socket().breaks();
+  await socket().says(greeting);
+  await socket().says(noConversations);
+  assert.deepEqual(socket().of(2), ["+200@b/3"]);
+});
+
+test("a group's unread messages are marked by the newest seen", async (t) => {
+  const { chat, socket } = await inGroup(t, [posted("a", 1), posted("b", 2, "3"), posted("c", 3)]);
+  chat.conversation("#g").unread = 3;
+  void chat.read("#g", ["a/2", "b/3"]);
+  await settled();
+  assert.deepEqual([socket().of(4), chat.conversation("#g").unread], [["b/3"], 1]);
+  await socket().says({ op_type: 40007 }, { from: "1", to: "#g", op_type: 40007, content: "c/2" });
+  assert.equal(chat.conversation("#g").unread, 0);
+});
+
+test("a read position that is not on the page is counted by the server", async (t) => {
+  const { chat, socket } = await connected(t);
+  await socket().says({ from: "1", to: "#g", op_type: 40007, content: "c/2" });
+  assert.equal(socket().of(7).length, 2);
+  await socket().says({ ...posted("c", 3), op_type: 40023, unread: 0, online: true }, { op_type: 40023, content: "1" });
+  assert.equal(chat.conversation("#g").unread, 0);
+});
+
+test("deleted messages of a group leave a placeholder", async (t) => {
+  const { chat, socket } = await inGroup(t, [posted("a", 1), posted("b", 2, "3")]);
+  await socket().says({ from: "3", to: "#g", op_type: 40013, content: "b/3" });
+  assert.deepEqual(chat.conversation("#g").messages.map(({ key, gone }) => [key, Boolean(gone)]), [["a/2", false], ["b/3", true]]);
+});
+
+test("an unsent message to a group is sent again and acknowledged", async (t) => {
+  const { chat, socket } = await inGroup(t, []);
+  void chat.send("#g", "hello");
+  await settled();
+  await socket().breaks();
+  await socket().says(greeting);
+  const [content] = socket().of(1);
+  await socket().says({ op_type: 40018, id: content.split("\n")[0], time: 7 });
+  assert.deepEqual([keys(chat), chat.waiting("#g")], [[`${content.split("\n")[0]}/1`], []]);
+});
+
+test("a group without messages is listed at its joining time", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  const row = { from: "System", to: "#g", op_type: 40023, content: "", unread: 0, online: true, time: 5 };
+  await socket().says({ ...row, from: "1" }, { ...live("a", 9), op_type: 40023, unread: 0, online: true }, { op_type: 40023, content: "2" });
+  assert.deepEqual(chat.list().map(({ peer, last }) => [peer, last?.id]), [["2", "a"], ["#g", undefined]]);
+  await chat.flush();
+});
+
+test("changes of members are shown, and answer no request", async (t) => {
+  const read = [];
+  const members = async (group) => (read.push(group), { ok: true, data: [{ user_name: "2", online: true }, { user_name: "1", owner: true }] });
+  const { chat, socket } = await inGroup(t, [posted("a", 1)], { members });
+  assert.deepEqual(chat.groups.members("#g").map((one) => one.user_name), ["1", "2"]);
+  void chat.send("#g", "hello");
+  await settled();
+  await socket().says(changed("+3", "!2"));
+  assert.deepEqual([chat.waiting("#g").length, read.length], [1, 2]);
+  const [, { change, read: seen }] = chat.conversation("#g").messages;
+  assert.deepEqual([change, seen, chat.conversation("#g").last.id], [["+3", "!2"], true, "a"]);
+  await socket().says({ op_type: 40027, content: "-2" });
+  assert.equal(chat.groups.members("#g")[1].online, false);
+  await chat.flush();
+});
+
+test("a removed member's group leaves the list and closes", async (t) => {
+  const storage = new Storage();
+  const { chat, socket } = await inGroup(t, [posted("a", 1)], { storage });
+  await chat.flush();
+  assert.equal((await storage.history("1")).length, 1);
+  await socket().says(changed("-1"));
+  await chat.flush();
+  assert.deepEqual([chat.list(), chat.conversation("#g").closed, await storage.history("1")], [[], true, []]);
+  await chat.open(null);
+  assert.deepEqual(keys(chat), []);
+});
+
+test("a member who returns sees only new messages", async (t) => {
+  const { chat, socket } = await inGroup(t, [posted("a", 1)]);
+  await socket().says(changed("-1"));
+  await socket().says(changed("+1"));
+  assert.deepEqual([socket().of(2), socket().of(7).length, chat.conversation("#g").closed], [["-50", "-50"], 2, false]);
+  await socket().says(noConversations, ...groupPage(posted("b", 9)));
+  assert.deepEqual(keys(chat).filter((key) => !key.startsWith("*")), ["b/2"]);
+});
+
+test("several members can type at once", async (t) => {
+  const { chat, socket } = await inGroup(t, []);
+  const typing = (from, content) => ({ from, to: "#g", op_type: 40025, content });
+  await socket().says(typing("2", "1"), typing("3", "1"));
+  assert.deepEqual(chat.typing.names("#g"), ["2", "3"]);
+  await socket().says(posted("a", 1), typing("3", "0"));
+  assert.deepEqual(chat.typing.names("#g"), []);
+});
