@@ -1,4 +1,5 @@
 /** The actions of a message: the dialog next to it, and the gestures that open the dialog. */
+import { isGroup } from "./chat.js";
 import { dialog, h } from "./dom.js";
 import { announce, toast } from "./notices.js";
 import { stateOf, stateText } from "./state.js";
@@ -30,13 +31,12 @@ export function onPress(list, act) {
 
 /** Show the actions of `message` at a place on the screen, and do the chosen one. */
 export async function offerActions(chat, peer, message, { x, y }) {
-  if (message.gone || document.querySelector("dialog")) return;
-  const stored = !message.waiting && chat.conversation(peer).stored;
+  if (message.gone || message.change || document.querySelector("dialog")) return;
   const build = (close) => {
     const button = (value, ...content) => h("button", { type: "button", onclick: () => close(value) }, ...content);
     return [
       button("copy", t.copy),
-      stored && button("remove", t.remove, h("small", {}, t.removeHint(peer))),
+      isRemovable(chat, peer, message) && button("remove", t.remove, h("small", {}, isGroup(peer) ? t.removeHintGroup : t.removeHint(peer))),
       message.waiting && stateOf(message) === "failed" && button("retry", t.again),
       message.why && button("discard", t.discard),
       h("p", { class: "info" }, instant(message.time), message.mine && h("br"), message.mine && stateText(message)),
@@ -49,12 +49,18 @@ export async function offerActions(chat, peer, message, { x, y }) {
   if (chosen === "discard") void chat.discard(message.id);
 }
 
-/** Delete a stored message for both users. The deletion can be undone for some seconds. */
+/** Whether this user can delete the message: in a group, its sender and the owner of the group can. */
+function isRemovable(chat, peer, { waiting, gone, change, mine }) {
+  if (waiting || gone || change || !chat.conversation(peer).stored) return false;
+  return mine || !isGroup(peer) || chat.groups.owns(chat.me, peer);
+}
+
+/** Delete a stored message for all users. The deletion can be undone for some seconds. */
 export function removeMessage(chat, peer, message) {
-  if (message.waiting || message.gone || !chat.conversation(peer).stored) return;
+  if (!isRemovable(chat, peer, message)) return;
   const undo = chat.remove(peer, message.key);
   announce(t.removed);
-  toast(t.removedFor(peer), t.undo, undo);
+  toast(isGroup(peer) ? t.removedForGroup : t.removedFor(peer), t.undo, undo);
 }
 
 async function copy(text) {

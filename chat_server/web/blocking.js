@@ -1,22 +1,24 @@
-/** The views for blocking: the menu of a conversation, and the list in the settings. */
+/** The views for blocking: menus, and the list in the settings. */
 import { arrange, dialog, h, nameOf } from "./dom.js";
 import { toast } from "./notices.js";
 import { question } from "./question.js";
 import { reason, t } from "./texts.js";
 
-/** Show the menu of a conversation at a place on the screen, and do what is chosen. */
-export async function offerBlocking(chat, peer, place) {
-  const blocked = chat.blocked.has(peer);
-  const build = (close) => [
-    h(
-      "button",
-      { type: "button", onclick: () => close(true) },
-      blocked ? t.unblock(peer) : t.block(peer),
-      h("small", {}, blocked ? t.unblockEffect : t.blockEffect),
-    ),
-  ];
-  if (!(await dialog({ class: "actions", "aria-label": t.menu }, build, place))) return;
-  if (blocked || (await question(t.blockTitle(peer), t.blockEffect, t.blockNow))) await change(chat, peer, !blocked);
+/** Show a menu at a place on the screen, and do what is chosen. A choice is `{text, hint, act()}`. */
+export async function offer(choices, place) {
+  const build = (close) =>
+    choices.map(({ text, hint, act }) => h("button", { type: "button", onclick: () => close(act) }, text, hint && h("small", {}, hint)));
+  const act = await dialog({ class: "actions", "aria-label": t.menu }, build, place);
+  await act?.();
+}
+
+/** The choice of a menu that blocks or unblocks a user. */
+export function blockingChoice(chat, name) {
+  if (chat.blocked.has(name)) return { text: t.unblock(name), hint: t.unblockEffect, act: () => change(chat, name, false) };
+  const block = async () => {
+    if (await question(t.blockTitle(name), t.blockEffect, t.blockNow)) await change(chat, name, true);
+  };
+  return { text: t.block(name), hint: t.blockEffect, act: block };
 }
 
 /** The list of blocked users, each with a button that unblocks. */

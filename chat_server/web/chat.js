@@ -121,8 +121,9 @@ export class Chat extends EventTarget {
 
   /** The stored conversations, newest first: those with messages, and those opened on this page. */
   list() {
-    const shown = ({ last, joined, begun, confirmed, left }) => !left && (last?.time ?? (joined || (confirmed && begun)));
-    const time = (one) => this.waiting(one.peer).at(-1)?.at ?? shown(one);
+    const newest = ({ peer, last, joined, begun, confirmed }) =>
+      this.waiting(peer).at(-1)?.at ?? last?.time ?? (joined || (confirmed && begun));
+    const time = (one) => !one.left && newest(one);
     const timed = [...this.conversations.values()].map((one) => ({ one, time: time(one) }));
     const used = timed.filter(({ one, time }) => time && one.stored);
     return used.sort((one, other) => other.time - one.time).map(({ one }) => one);
@@ -154,7 +155,7 @@ export class Chat extends EventTarget {
   async open(peer) {
     const before = this.#current && this.conversation(this.#current);
     before?.dropPlaceholders();
-    if (before?.left) before.reset();
+    if (before?.left) this.#forget(before);
     this.#current = peer;
     if (!peer) return;
     if (isGroup(peer)) void this.groups.load(peer);
@@ -168,8 +169,9 @@ export class Chat extends EventTarget {
     return this.#history.older(this.conversation(peer));
   }
 
-  /** Read the list again. */
+  /** Read the list again, and the members of the open group: their presence is pushed only for contacts. */
   refresh() {
+    if (this.#current && isGroup(this.#current)) void this.groups.load(this.#current);
     return this.#list.refresh();
   }
 
@@ -278,7 +280,6 @@ export class Chat extends EventTarget {
     void this.refresh();
     const current = this.#current && this.conversation(this.#current);
     if (current) void this.connection.attempt(() => this.#history.sync(current));
-    if (current && isGroup(current.peer)) void this.groups.load(current.peer);
   }
 
   #handle(frame) {
@@ -307,9 +308,17 @@ export class Chat extends EventTarget {
     if (conversation.begun) conversation.addLocal({ change: lines, time: Math.max(time, newest), read: true });
     if (lines.includes(`-${this.me}`)) {
       conversation.leave();
-      this.groups.forget(group);
+      if (group !== this.#current) this.#forget(conversation); // otherwise once the user has seen that it ended
     } else if (group === this.#current) void this.groups.load(group);
     this.#changed(group);
+  }
+
+  /** This user is no longer a member of the group: forget its members, its messages and those not sent. */
+  #forget(conversation) {
+    const { peer } = conversation;
+    this.groups.forget(peer);
+    conversation.reset();
+    for (const message of this.waiting(peer)) void this.#outbox.drop(message);
   }
 
   /** This user is a member of a group from now on: messages of an earlier membership are no longer visible. */

@@ -16,6 +16,7 @@ export function h(tag, attributes = {}, ...children) {
 /** Whether the device has a mouse. On touch devices, focusing a field opens the keyboard, which covers the page. */
 export const HOVERS = matchMedia("(hover: hover)");
 
+const HUES = 12; // more are hard to tell apart
 const MARGIN = 8; // pixels between a dialog and the edge of the screen
 
 const ICONS = {
@@ -31,6 +32,7 @@ const ICONS = {
   read: "M2 12.5L6.5 17 16 7.5M12 16l1 1 9-9.5",
   failed: "M12 20a8 8 0 1 0 0-16 8 8 0 0 0 0 16zM12 8v4.5M12 15.8v.1",
   eye: "M2.5 12s3.5-6.5 9.5-6.5 9.5 6.5 9.5 6.5-3.5 6.5-9.5 6.5S2.5 12 2.5 12zM12 15a3 3 0 1 0 0-6 3 3 0 0 0 0 6z",
+  group: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3.5 19c0-3 2.5-5 5.5-5s5.5 2 5.5 5M18.5 7.5v6M15.5 10.5h6",
   everybody: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3.5 19c0-3 2.5-5 5.5-5s5.5 2 5.5 5M16 5.3a3 3 0 0 1 0 5.4M17.5 14.4c1.9.7 3 2.4 3 4.6",
   talk: "M7 5h10a3 3 0 0 1 3 3v5a3 3 0 0 1-3 3h-5l-4.5 3.5V16H7a3 3 0 0 1-3-3V8a3 3 0 0 1 3-3z",
 };
@@ -58,12 +60,16 @@ export function iconButton(name, label, onclick, attributes = {}) {
   return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
 }
 
+/** The hue of a name in degrees, always the same for the same name. */
+export function hueOf(name) {
+  return ([...name].reduce((sum, char) => (sum * 31 + char.codePointAt(0)) % 997, 7) % HUES) * (360 / HUES);
+}
+
 /** The first letter of a name on a colour derived from the name, or the icon `sign`. */
 export function avatar(name, sign = null) {
-  const hue = [...name].reduce((sum, char) => (sum * 31 + char.codePointAt(0)) % 997, 7) % 8;
   const [first] = new Intl.Segmenter().segment(plainName(name));
   const element = h("span", { class: "avatar", "aria-hidden": "true" }, sign ? icon(sign) : first.segment.toUpperCase());
-  element.style.setProperty("--hue", sign ? 165 : 20 + hue * 45);
+  element.style.setProperty("--hue", sign ? 165 : hueOf(name));
   return element;
 }
 
@@ -113,6 +119,14 @@ export function dialog(attributes, build, place = null) {
     element.showModal();
     if (place) moveTo(element, place);
   });
+}
+
+/** A dialog with a heading and a button `close` that closes it. */
+export function sheet(heading, close, build) {
+  return dialog({ class: "sheet", "aria-label": heading }, (end) => [
+    h("header", {}, h("h2", {}, nameOf(heading)), iconButton("close", close, () => end())),
+    ...build(end),
+  ]);
 }
 
 // An open dialog has an entry in the history, so the browser's Back closes it.

@@ -12,7 +12,7 @@ export class Groups {
     this.#changed = changed;
   }
 
-  /** The members `{user_name, owner, online, since}`, ordered by name; empty if unknown. */
+  /** The members `{user_name, owner, online, since}`, the longest-standing first; empty if unknown. */
   members(group) {
     return this.#members.get(group) ?? [];
   }
@@ -28,7 +28,7 @@ export class Groups {
     this.#requests.set(group, request);
     const answer = await request;
     if (!answer?.ok || this.#requests.get(group) !== request) return;
-    this.#members.set(group, answer.data.sort((one, other) => (one.user_name < other.user_name ? -1 : 1)));
+    this.#members.set(group, answer.data);
     this.#changed(group);
   }
 

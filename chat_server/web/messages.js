@@ -3,11 +3,11 @@
  * which moves with the scroll position.
  */
 import { offerActions, onPress, removeMessage } from "./actions.js";
-import { isShared, LIMIT } from "./chat.js";
-import { arrange, h, icon, nameOf } from "./dom.js";
+import { isGroup, isShared, LIMIT } from "./chat.js";
+import { arrange, h, hueOf, icon, nameOf } from "./dom.js";
 import { formatted, onlyEmoji } from "./format.js";
 import { stateOf, stateText } from "./state.js";
-import { reason, t } from "./texts.js";
+import { changeText, reason, t } from "./texts.js";
 import { clock, day, midnight } from "./times.js";
 
 const MOST = 160;
@@ -101,7 +101,7 @@ export class Messages {
     this.#anchor = this.#atEnd ? null : this.#findAnchor();
     this.#arrange(start, end);
     const whole = conversation.complete && start === 0 && conversation.stored;
-    this.beginning.textContent = whole ? t.hello(this.#peer) : "";
+    this.beginning.textContent = whole ? (isGroup(this.#peer) ? t.helloGroup(this.#peer) : t.hello(this.#peer)) : "";
     this.loading.hidden = !(conversation.reading || (!conversation.loaded && !conversation.why));
     if (found) this.#toUnread();
     else this.#keepPlace();
@@ -266,7 +266,7 @@ export class Messages {
 
   #fill(element, message, before, after) {
     const [gap, date, news] = this.#headings(message, before);
-    const classes = ["row", message.mine ? "mine" : "theirs"];
+    const classes = ["row", message.change ? "change" : message.mine ? "mine" : "theirs"];
     if (together(before, message) && !news && !gap) classes.push("joined");
     if (together(message, after)) classes.push("joins");
     element.className = classes.join(" ");
@@ -274,7 +274,7 @@ export class Messages {
       ...(gap ? [h("p", { class: "gap" }, gap)] : []),
       ...(date ? [h("h3", { class: "day" }, date)] : []),
       ...(news ? [h("h3", { class: "news" }, news)] : []),
-      message.gone ? h("div", { class: "bubble gone" }, h("p", { class: "text" }, t.removed)) : this.#bubble(message, before),
+      message.gone || message.change ? line(message) : this.#bubble(message, before),
       ...(message.why && message.why !== LIMIT ? [this.#refusal(message)] : []),
     );
   }
@@ -290,7 +290,7 @@ export class Messages {
     return h(
       "div",
       { class: "bubble" },
-      named ? h("p", { class: "from" }, nameOf(message.from)) : h("span", { class: "unseen" }, t.said(mine ? t.you : message.from, "")),
+      named ? sender(message.from) : h("span", { class: "unseen" }, t.said(mine ? t.you : message.from, "")),
       written,
       meta,
       h("button", { type: "button", class: "more", tabindex: "-1", "aria-label": t.actions }, icon("more")),
@@ -371,6 +371,18 @@ function waitingMessage({ id, text, at, why }) {
   return { key: `>${id}`, mine: true, id, text, time: at, why, waiting: true };
 }
 
+/** The place of a deleted message, or a change of the members. */
+function line({ gone, change }) {
+  return h("div", { class: gone ? "bubble gone" : "bubble" }, h("p", { class: "text" }, gone ? t.removed : changeText(change)));
+}
+
+/** The name above a message, in a colour of its own. */
+function sender(name) {
+  const element = h("p", { class: "from" }, nameOf(name));
+  element.style.setProperty("--hue", hueOf(name));
+  return element;
+}
+
 function state(message) {
   if (message.reached !== undefined) return h("span", {}, t.reached(message.reached));
   return icon(stateOf(message), stateText(message));
@@ -382,7 +394,7 @@ function newDay(before, message) {
 
 function together(before, message) {
   if (!before || !message || newDay(before, message)) return false;
-  if (stateOf(before) === "failed" || before.gone !== message.gone) return false;
+  if (stateOf(before) === "failed" || before.gone !== message.gone || before.change || message.change) return false;
   return before.mine === message.mine && (before.mine || before.from === message.from) && message.time - before.time < TOGETHER;
 }
 

@@ -45,8 +45,9 @@ export class Outbox {
     return message;
   }
 
+  /** Store a message, unless it was dropped. */
   async keep(message) {
-    if (!this.#closed) await this.#storage.put(message).catch(() => {}); // a full disk does not prevent sending
+    if (!this.#closed && this.#messages.has(message.id)) await this.#storage.put(message).catch(() => {}); // a full disk does not prevent sending
   }
 
   async drop({ id }) {

@@ -1,7 +1,7 @@
 /** The settings dialog: preferences, password, logout. */
 import { setPassword } from "./api.js";
 import { blockedList } from "./blocking.js";
-import { dialog, h, iconButton, passwordField } from "./dom.js";
+import { h, passwordField, sheet } from "./dom.js";
 import { toast } from "./notices.js";
 import { prefer, preferences } from "./preferences.js";
 import { LANGUAGES, passwordProblem, reason, t } from "./texts.js";
@@ -9,8 +9,7 @@ import { LANGUAGES, passwordProblem, reason, t } from "./texts.js";
 /** Open the settings. `changed()`: called after a new language. `logOut()`: called by the button. */
 export async function openSettings(chat, { changed, logOut }) {
   for (let again = true; again; ) {
-    const result = await dialog({ class: "sheet", "aria-label": t.settings }, (close) => [
-      h("header", {}, h("h2", {}, t.settings), iconButton("close", t.close, () => close())),
+    const result = await sheet(t.settings, t.close, (close) => [
       choice(t.language, "language", LANGUAGES, () => close("again")),
       choice(t.scheme, "scheme", t.schemes),
       toggle(t.sound, "sound"),

@@ -4,6 +4,7 @@ import { isShared } from "./chat.js";
 import { synchronise } from "./clock.js";
 import { SESSION_ENDED } from "./connection.js";
 import { h } from "./dom.js";
+import { openMembers, openNewGroup } from "./members.js";
 import { announce, closeNotifications, notify, sound, title, toast } from "./notices.js";
 import { plainName } from "./plain.js";
 import { question } from "./question.js";
@@ -36,6 +37,8 @@ export class Shell {
       address: (peer) => this.#address(peer),
       open: (peer) => this.#go(peer),
       back: () => this.#back(),
+      newGroup: () => void this.#newGroup(),
+      members: (group) => openMembers(chat, group, (name) => this.#go(name)),
       settings: () => void this.#settings(),
       draft: (peer, text) => this.#draft(peer, text),
       limits: options.limits,
@@ -64,7 +67,7 @@ export class Shell {
 
   #listen() {
     const { signal } = this.#ending;
-    this.#chat.addEventListener("change", () => this.#updateSoon(), { signal });
+    this.#chat.addEventListener("change", (event) => this.#changed(event), { signal });
     this.#chat.addEventListener("message", (event) => this.#arrived(event), { signal });
     addEventListener("online", () => this.#resume(), { signal });
     addEventListener("offline", () => this.#chat.connection.interrupt(), { signal });
@@ -74,6 +77,11 @@ export class Shell {
     addEventListener("popstate", () => this.#popped(), { signal });
     addEventListener("keydown", (event) => this.#key(event), { signal });
     navigator.serviceWorker?.addEventListener("message", ({ data }) => this.#follow(data), { signal });
+  }
+
+  #changed({ peer }) {
+    if (peer && this.#drafts.has(peer) && this.#chat.conversation(peer).left) this.#draft(peer, "");
+    this.#updateSoon();
   }
 
   /** The user or the network is back: connect and refresh now. */
@@ -150,6 +158,10 @@ export class Shell {
 
   /** Open a conversation. Back leads to the list, however many conversations were opened. */
   #go(peer) {
+    // The entry of a dialog that has just closed is about to leave the history.
+    if (this.#peer && history.state?.dialog && !document.querySelector("dialog")) {
+      return addEventListener("popstate", () => this.#go(peer), { once: true, signal: this.#ending.signal });
+    }
     const address = this.#address(peer);
     const { fromList, dialog } = history.state ?? {};
     if (!this.#peer && peer && !dialog) history.pushState({ fromList: true }, "", address);
@@ -205,6 +217,11 @@ export class Shell {
     else this.#drafts.delete(peer);
     this.#options.storage.draft(this.#chat.me, peer, text).catch(() => {});
     this.#updateSoon();
+  }
+
+  async #newGroup() {
+    const group = await openNewGroup(this.#chat);
+    if (group) this.#go(group);
   }
 
   async #settings() {

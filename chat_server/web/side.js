@@ -1,5 +1,5 @@
 /** The sidebar: the list of conversations, and the field that searches or starts one. */
-import { EVERYBODY, isShared } from "./chat.js";
+import { EVERYBODY, isGroup, isShared } from "./chat.js";
 import { arrange, avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
 import { plainText } from "./plain.js";
 import { stateOf } from "./state.js";
@@ -13,7 +13,7 @@ export class Side {
   #asking = null;
   #searching = false;
 
-  /** `open(peer)`, `settings()`, `address(peer)`, `current()`; `drafts`: a map from peer to text. */
+  /** `open(peer)`, `newGroup()`, `settings()`, `address(peer)`, `current()`; `drafts`: a map from peer to text. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
@@ -45,6 +45,7 @@ export class Side {
     this.error = h("p", { class: "error", id: "find-error", role: "alert" });
     this.start = h("button", { type: "submit", class: "start" });
     this.settings = iconButton("settings", t.settings, () => this.#options.settings());
+    this.newGroup = iconButton("group", t.newGroup, () => this.#options.newGroup(), { "aria-haspopup": "dialog" });
     this.loading = h("p", { class: "loading" }, t.loading);
     this.empty = h("div", { class: "empty" }, h("p", {}, t.none), h("p", {}, t.noneHint));
     this.element.replaceChildren(
@@ -55,7 +56,15 @@ export class Side {
         h("p", { class: "me", title: t.loggedInAs(this.#chat.me) }, nameOf(this.#chat.me)),
         this.settings,
       ),
-      h("form", { class: "find", role: "search", onsubmit: (event) => this.#submit(event) }, icon("find"), this.find, this.start, this.error),
+      h(
+        "form",
+        { class: "find", role: "search", onsubmit: (event) => this.#submit(event) },
+        icon("find"),
+        this.find,
+        this.newGroup,
+        this.start,
+        this.error,
+      ),
       h("nav", { "aria-label": t.conversations }, this.loading, this.list, this.empty),
     );
     this.update();
@@ -95,13 +104,14 @@ export class Side {
     const last = waiting ?? conversation.last;
     const mine = Boolean(waiting) || last?.mine;
     const named = !draft && !mine && last && isShared(peer);
-    const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : "");
+    const text = draft || last?.text || (peer === EVERYBODY ? t.everybodyHint : isGroup(peer) ? t.noMessages : "");
     const online = this.#chat.online(peer);
-    const [typing] = this.#chat.typing.names(peer);
+    const typing = this.#chat.typing.names(peer);
     row.name.classList.toggle("online", Boolean(online));
     row.presence.textContent = [online && t.online, unread && t.unread(unread)].filter(Boolean).join(", ");
-    row.time.textContent = last ? moment(waiting?.at ?? last.time) : "";
-    if (typing) row.text.replaceChildren(h("em", { class: "typing" }, t.typing(typing)));
+    const time = waiting?.at ?? last?.time ?? conversation.joined;
+    row.time.textContent = time ? moment(time) : "";
+    if (typing.length) row.text.replaceChildren(h("em", { class: "typing" }, t.typing(typing)));
     else row.text.replaceChildren(
       ...(draft ? [h("em", {}, t.draft), " "] : []),
       ...(!draft && mine ? [icon(stateOf(waiting ? { ...waiting, waiting: true } : last))] : []),
@@ -199,7 +209,7 @@ export class Side {
     const why = peer === this.#chat.me ? "to_yourself" : await this.#refusal(peer);
     if (peer !== this.#named()) return; // the user has changed the name meanwhile
     const similar = this.#chat.list().find((one) => folded(one.peer) === folded(peer));
-    if (why && !(why === "no_such_user" && similar)) {
+    if (why && !(this.#chat.conversation(peer).closed && similar)) {
       this.error.textContent = reason(why);
     } else {
       this.#clear();

@@ -1,7 +1,8 @@
 /** The view of one conversation: header, messages, composer. */
-import { offerBlocking } from "./blocking.js";
-import { EVERYBODY } from "./chat.js";
+import { blockingChoice, offer } from "./blocking.js";
+import { EVERYBODY, isGroup } from "./chat.js";
 import { avatar, h, HOVERS, icon, iconButton, nameOf } from "./dom.js";
+import { memberCount } from "./members.js";
 import { Messages } from "./messages.js";
 import { question } from "./question.js";
 import { reason, t, titleOf } from "./texts.js";
@@ -15,7 +16,7 @@ export class Talk {
 
   element = h("div", { class: "talk" });
 
-  /** `back()`, `draft(peer, text)`, `drafts`, `limits`: see Shell. */
+  /** `back()`, `members(group)`, `draft(peer, text)`, `drafts`, `limits`: see Shell. */
   constructor(chat, options) {
     this.#chat = chat;
     this.#options = options;
@@ -43,6 +44,7 @@ export class Talk {
     this.noPeer = h("div", { class: "no-peer" }, h("p", {}, t.choose));
     const back = iconButton("back", t.back, () => this.#options.back(), { class: "icon-button back" });
     this.menu = iconButton("more", t.menu, () => void this.#offerMenu(), { "aria-haspopup": "dialog" });
+    this.members = iconButton("everybody", t.members, () => void this.#showMembers(), { "aria-haspopup": "dialog" });
     this.header = h(
       "header",
       { class: "bar" },
@@ -50,6 +52,7 @@ export class Talk {
       this.face,
       h("div", { class: "heading" }, this.title, this.presence),
       this.menu,
+      this.members,
     );
     this.messages.render();
     this.element.replaceChildren(this.noPeer, this.header, this.messages.element, this.hint, this.composer);
@@ -91,17 +94,19 @@ export class Talk {
 
   update() {
     if (!this.#peer) return;
-    const { confirmed, refused, why, closed } = this.#chat.conversation(this.#peer);
+    const { confirmed, refused, why, closed, left } = this.#chat.conversation(this.#peer);
     const blocked = this.#chat.blocked.has(this.#peer);
     const online = this.#chat.online(this.#peer);
     const everybody = this.#peer === EVERYBODY;
     this.#name(confirmed ? titleOf(this.#peer) : "");
-    const [typing] = this.#chat.typing.names(this.#peer);
-    const state = everybody ? t.everybodyHint : online === null ? "" : online ? t.online : t.offline;
-    this.presence.textContent = typing ? t.typing(typing) : state;
+    const group = isGroup(this.#peer);
+    const typing = this.#chat.typing.names(this.#peer);
+    const state = everybody ? t.everybodyHint : group ? memberCount(this.#chat.groups.members(this.#peer)) : online === null ? "" : online ? t.online : t.offline;
+    this.presence.textContent = typing.length ? t.typing(typing) : state;
     this.presence.classList.toggle("online", Boolean(online));
-    this.hint.textContent = blocked ? t.isBlocked(this.#peer) : why ? reason(why) : refused ? t.limited(this.#peer) : "";
-    this.menu.hidden = everybody || !confirmed || closed;
+    this.hint.textContent = blocked ? t.isBlocked(this.#peer) : left && confirmed ? t.leftGroup : why ? reason(why) : refused ? t.limited(this.#peer) : "";
+    this.menu.hidden = everybody || group || !confirmed || closed;
+    this.members.hidden = !group || !confirmed || closed;
     this.#offer(confirmed && !closed && !blocked);
     this.messages.update();
   }
@@ -131,8 +136,13 @@ export class Talk {
 
   async #offerMenu() {
     const { left, bottom } = this.menu.getBoundingClientRect();
-    await offerBlocking(this.#chat, this.#peer, { x: left, y: bottom });
+    await offer([blockingChoice(this.#chat, this.#peer)], { x: left, y: bottom });
     if (document.activeElement === document.body) this.menu.focus();
+  }
+
+  async #showMembers() {
+    await this.#options.members(this.#peer);
+    if (document.activeElement === document.body) this.focus(); // the button is hidden after leaving
   }
 
   #grow() {

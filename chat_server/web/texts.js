@@ -2,6 +2,8 @@
 import { EVERYBODY } from "./conversation.js";
 import { isolated } from "./plain.js";
 
+const MAX_NAMES = 10; // in one text
+
 /** A number of unread messages for display. The server counts up to 1000. */
 export const many = (count) => (count > 999 ? "999+" : count);
 
@@ -33,7 +35,7 @@ const zh = {
   draft: "草稿",
   online: "在线",
   offline: "离线",
-  typing: (name) => `${isolated(name)} 正在输入…`,
+  typing: (names) => (names.length > 1 ? `${names.length} 人正在输入…` : `${isolated(names[0])} 正在输入…`),
   block: (name) => `屏蔽 ${isolated(name)}`,
   blockTitle: (name) => `屏蔽 ${isolated(name)}？`,
   blockEffect: "被屏蔽的人不能给你发消息，看到你总是离线，也不会收到通知。",
@@ -46,6 +48,36 @@ const zh = {
   unblocked: (name) => `已取消屏蔽 ${isolated(name)}`,
   blockedUsers: "屏蔽名单",
   noBlocked: "没有屏蔽任何人",
+  newGroup: "新建群组",
+  groupName: "群组名称",
+  create: "创建",
+  choosePeople: "从会话中选择",
+  otherPeople: "其他用户名，用空格分隔",
+  members: "群成员",
+  memberCount: (count, online) => `${count} 名成员，${online} 人在线`,
+  member: (name) => `${isolated(name)} 的操作`,
+  owner: "群主",
+  addMembers: "添加成员",
+  add: "添加",
+  added: (names) => `已添加：${names}`,
+  expel: (name) => `移出 ${isolated(name)}`,
+  expelTitle: (name) => `把 ${isolated(name)} 移出群组？`,
+  expelEffect: "被移出的人不能再查看和发送这个群的消息。",
+  expelNow: "移出",
+  leaveGroup: "退出群组",
+  leaveTitle: (name) => `退出 ${isolated(name)}？`,
+  leaveEffect: "你将不能再查看和发送这个群的消息。其他成员可以重新添加你。",
+  leaveNow: "退出",
+  deleteGroup: "删除群组",
+  deleteTitle: (name) => `删除 ${isolated(name)}？`,
+  deleteEffect: "群组及其所有消息会对所有成员消失，无法恢复。",
+  leftGroup: "你已不在这个群里。",
+  noMessages: "还没有消息",
+  helloGroup: (name) => `这里是你加入 ${isolated(name)} 后的消息`,
+  changes: { "+": (names) => `加入：${names}`, "-": (names) => `离开：${names}`, "!": (names) => `新群主：${names}` },
+  andMore: (count) => `另外 ${count} 人`,
+  removeHintGroup: "所有成员那边也会消失。",
+  removedForGroup: "消息已删除，所有成员那边也会消失",
   unread: (count) => `${count} 条未读`,
   back: "返回",
   messages: "消息",
@@ -112,6 +144,13 @@ const zh = {
     to_yourself: "不能给自己发消息",
     you_blocked: "你屏蔽了对方",
     too_many_blocked: "屏蔽名单已满，请先取消屏蔽一个人",
+    no_such_group: "你不在叫这个名字的群里",
+    group_exists: "已有叫这个名字的群组",
+    group_full: "群成员太多了",
+    too_many_groups: "你或要添加的人加入的群组太多了",
+    bad_group_name: "群组名称为 1 到 63 个字符：文字、数字和 _ - . @，至少含一个文字或数字",
+    not_addable: "只能添加给你发过消息的人。",
+    not_yours: "只有群主可以这样做",
     too_long: "太长了",
     empty: "不能为空",
     too_many: "操作太频繁，请一分钟后再试",
@@ -157,7 +196,7 @@ const en = {
   draft: "Draft",
   online: "online",
   offline: "offline",
-  typing: (name) => `${isolated(name)} is typing…`,
+  typing: (names) => (names.length > 1 ? `${names.length} people are typing…` : `${isolated(names[0])} is typing…`),
   block: (name) => `Block ${isolated(name)}`,
   blockTitle: (name) => `Block ${isolated(name)}?`,
   blockEffect: "Blocked users cannot write to you, always see you as offline, and are not told.",
@@ -170,6 +209,36 @@ const en = {
   unblocked: (name) => `${isolated(name)} is unblocked`,
   blockedUsers: "Blocked users",
   noBlocked: "You have blocked no one",
+  newGroup: "New group",
+  groupName: "Group name",
+  create: "Create",
+  choosePeople: "Choose from your conversations",
+  otherPeople: "Other user names, separated by spaces",
+  members: "Members",
+  memberCount: (count, online) => `${count === 1 ? "1 member" : `${count} members`}, ${online} online`,
+  member: (name) => `Actions for ${isolated(name)}`,
+  owner: "owner",
+  addMembers: "Add members",
+  add: "Add",
+  added: (names) => `Added: ${names}`,
+  expel: (name) => `Remove ${isolated(name)}`,
+  expelTitle: (name) => `Remove ${isolated(name)} from the group?`,
+  expelEffect: "Removed members can no longer read or write in this group.",
+  expelNow: "Remove",
+  leaveGroup: "Leave group",
+  leaveTitle: (name) => `Leave ${isolated(name)}?`,
+  leaveEffect: "You can no longer read or write in this group. Its members can add you again.",
+  leaveNow: "Leave",
+  deleteGroup: "Delete group",
+  deleteTitle: (name) => `Delete ${isolated(name)}?`,
+  deleteEffect: "The group and all its messages disappear for all members. You cannot undo this.",
+  leftGroup: "You are no longer in this group.",
+  noMessages: "No messages yet",
+  helloGroup: (name) => `These are the messages in ${isolated(name)} since you joined`,
+  changes: { "+": (names) => `Joined: ${names}`, "-": (names) => `Left: ${names}`, "!": (names) => `New owner: ${names}` },
+  andMore: (count) => `${count} more`,
+  removeHintGroup: "It will disappear for all members.",
+  removedForGroup: "Message deleted. It will disappear for all members.",
   unread: (count) => `${count} unread`,
   back: "Back",
   messages: "Messages",
@@ -236,6 +305,13 @@ const en = {
     to_yourself: "You cannot message yourself",
     you_blocked: "You blocked this user",
     too_many_blocked: "Your list of blocked users is full. Unblock someone first.",
+    no_such_group: "You are in no group of this name",
+    group_exists: "A group with this name exists",
+    group_full: "The group would have too many members",
+    too_many_groups: "You, or one of these users, are in too many groups",
+    bad_group_name: "Use 1 to 63 characters: letters, digits and _ - . @, with at least one letter or digit",
+    not_addable: "You can only add users who have written to you before.",
+    not_yours: "Only the owner can do this",
     too_long: "Too long",
     empty: "Enter something here",
     too_many: "Too many requests. Try again in a minute.",
@@ -274,6 +350,22 @@ export function preferred() {
 
 /** The name of a conversation for display. */
 export const titleOf = (peer) => (peer === EVERYBODY ? t.everybody : peer);
+
+/** The text for a change of a group's members; `lines` as in the protocol. */
+export function changeText(lines) {
+  const texts = Object.entries(t.changes).map(([sign, text]) => {
+    const names = lines.filter((line) => line.startsWith(sign)).map((line) => line.slice(1));
+    return names.length ? text(enumerate(names)) : "";
+  });
+  return texts.filter(Boolean).join(" · ");
+}
+
+/** A list of names in one text: the first ones, and the number of the others. */
+export function enumerate(names) {
+  const shown = names.slice(0, MAX_NAMES).map(isolated);
+  const others = names.length - shown.length;
+  return new Intl.ListFormat(language).format(others ? [...shown, t.andMore(others)] : shown);
+}
 
 /** Why the server refuses this new password. */
 export function passwordProblem(password) {

@@ -688,17 +688,17 @@ test("an unsent message to a group is sent again and acknowledged", async (t) =>
 test("a group without messages is listed at its joining time", async (t) => {
   const { chat, socket } = await begun(t);
   await socket().says(greeting);
-  const row = { from: "System", to: "#g", op_type: 40023, content: "", unread: 0, online: true, time: 5 };
-  await socket().says({ ...row, from: "1" }, { ...live("a", 9), op_type: 40023, unread: 0, online: true }, { op_type: 40023, content: "2" });
+  const row = { from: "1", to: "#g", op_type: 40023, content: "", unread: 0, online: true, time: 5 };
+  await socket().says(row, { ...live("a", 9), op_type: 40023, unread: 0, online: true }, { op_type: 40023, content: "2" });
   assert.deepEqual(chat.list().map(({ peer, last }) => [peer, last?.id]), [["2", "a"], ["#g", undefined]]);
   await chat.flush();
 });
 
 test("changes of members are shown, and answer no request", async (t) => {
   const read = [];
-  const members = async (group) => (read.push(group), { ok: true, data: [{ user_name: "2", online: true }, { user_name: "1", owner: true }] });
+  const members = async (group) => (read.push(group), { ok: true, data: [{ user_name: "1", owner: true }, { user_name: "2", online: true }] });
   const { chat, socket } = await inGroup(t, [posted("a", 1)], { members });
-  assert.deepEqual(chat.groups.members("#g").map((one) => one.user_name), ["1", "2"]);
+  assert.deepEqual(["1", "2"].map((name) => chat.groups.owns(name, "#g")), [true, false]);
   void chat.send("#g", "hello");
   await settled();
   await socket().says(changed("+3", "!2"));
@@ -716,10 +716,11 @@ test("a removed member's group leaves the list and closes", async (t) => {
   await chat.flush();
   assert.equal((await storage.history("1")).length, 1);
   await socket().says(changed("-1"));
+  await chat.send("#g", "too late");
   await chat.flush();
   assert.deepEqual([chat.list(), chat.conversation("#g").closed, await storage.history("1")], [[], true, []]);
   await chat.open(null);
-  assert.deepEqual(keys(chat), []);
+  assert.deepEqual([keys(chat), chat.waiting("#g")], [[], []]);
 });
 
 test("a member who returns sees only new messages", async (t) => {

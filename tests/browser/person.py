@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect
 
 from tests.harness import PASSWORD, TIMEOUT, ServerHandle
@@ -76,6 +77,12 @@ class Window:
     async def misses(self, text: str) -> None:
         """Expect no such message."""
         await expect(self.message(text)).to_have_count(0)
+
+    async def find_no_fault(self) -> None:
+        """Fail on anything that axe finds. An animation that still runs would change the contrast."""
+        await self.page.emulate_media(reduced_motion="reduce")
+        violations = (await Axe().run(self.page, options={"resultTypes": ["violations"]})).response["violations"]
+        assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in violations]
 
     def message(self, text: str) -> Locator:
         """The rows with exactly this text."""

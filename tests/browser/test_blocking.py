@@ -1,10 +1,9 @@
 """Typing and blocking on the page."""
 
 import pytest
-from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, expect
 
-from tests.browser.person import Window, person
+from tests.browser.person import person
 from tests.harness import ServerHandle
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -57,10 +56,10 @@ async def test_a_user_blocks_and_unblocks_by_keyboard(browser: Browser, server: 
         await menu.focus()
         await alice.page.keyboard.press("Enter")
         await expect(alice.page.get_by_role("button", name="Block")).to_be_focused()
-        await find_no_fault(alice)
+        await alice.find_no_fault()
         await alice.page.keyboard.press("Enter")
         await expect(alice.page.get_by_role("alertdialog")).to_contain_text("cannot write to you")
-        await find_no_fault(alice)
+        await alice.find_no_fault()
         await alice.page.get_by_role("button", name="Block", exact=True).press("Enter")
         await expect(alice.page.locator(".hint")).to_contain_text("You blocked")
         await expect(alice.composer).to_be_hidden()
@@ -85,16 +84,9 @@ async def test_settings_list_blocked_users(browser: Browser, server: ServerHandl
         await alice.page.get_by_role("button", name="Settings").click()
         await expect(section.get_by_role("listitem")).to_have_count(2)
         await expect(section).to_contain_text("cannot write to you")
-        await find_no_fault(alice)
+        await alice.find_no_fault()
         await section.get_by_role("button", name="bob").press("Enter")
         await expect(section.get_by_role("listitem")).to_have_count(1)
         await expect(section.get_by_role("button")).to_be_focused()
         await alice.page.get_by_text("中文").click()
         await expect(alice.page.get_by_role("region", name="屏蔽名单")).to_contain_text("小明")
-
-
-async def find_no_fault(window: Window) -> None:
-    """Fail on anything that axe finds. An animation that still runs would change the contrast."""
-    await window.page.emulate_media(reduced_motion="reduce")
-    violations = (await Axe().run(window.page, options={"resultTypes": ["violations"]})).response["violations"]
-    assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in violations]

@@ -52,7 +52,7 @@ async def test_the_list_and_a_conversation_work(page: BrowserPage, server: Serve
 
 
 async def test_settings_fit_their_content_and_change_language(page: BrowserPage) -> None:
-    await page.click(".side .icon-button")
+    await page.click(".side .bar .icon-button")
     await page.sees("dialog h2", "Settings")
     height = (await page.box("dialog"))["height"]
     content = await page.evaluate(CONTENT_HEIGHT)
