@@ -11,7 +11,7 @@ from tests.harness import ManualClock, ServerHandle, serving, wait_until
 
 DAY = 86_400
 LONG = "Wolfeschlegelsteinhausenbergerdorff.Hubert.Blaine_1914"
-ME, FRIEND = "ada", "grace"
+ME, FRIEND, GROUP = "ada", "grace", "#compilers"
 TALK = [
     (FRIEND, "Did you see the talk about the first compilers?"),
     (FRIEND, "The slides are at https://example.org/compilers?year=1952"),
@@ -84,16 +84,44 @@ async def views(ada: Window, server: ServerHandle) -> AsyncIterator[str]:
     await expect(page.locator(".status")).not_to_be_empty()
     yield "offline"
     await page.goto(server.url)
-    await page.locator(".side .icon-button").click()
+    await page.locator(".side .bar .icon-button").click()
     await page.locator(".sheet .danger").click()
     yield "question"
     await page.keyboard.press("Escape")
     await wait_until(lambda: page.evaluate("!history.state?.dialog"))  # the page goes a step back by itself
     await page.context.set_offline(False)
     await page.goto(server.url)
-    await page.locator(".side .icon-button").click()
+    await page.locator(".side .bar .icon-button").click()
     await page.locator("summary").click()
     yield "settings"
+    async for view in group_views(ada, server):
+        yield view
+
+
+async def group_views(ada: Window, server: ServerHandle) -> AsyncIterator[str]:
+    """Create a group, and delete it again."""
+    page = ada.page
+    await page.goto(server.url)
+    await page.locator(".find .icon-button").click()
+    await page.locator("#group-name").fill(GROUP[1:])
+    await page.locator(".people label").filter(has_text="barbara").click()
+    await page.locator("#other-people").fill(f"{FRIEND} {LONG}")
+    yield "new-group"
+    await page.locator("#group-name").press("Enter")
+    await expect(ada.composer).to_be_visible()
+    for number, name in enumerate((FRIEND, LONG)):
+        async with server.chat(name, to=GROUP) as chat:
+            await chat.send(f"m{number}\nThank you for adding me!")
+    await ada.writes("You are welcome.")
+    await ada.sees("You are welcome.")
+    yield "group"
+    await page.locator(".talk .bar .icon-button:visible").last.click()
+    await page.locator("summary").click()
+    yield "members"
+    await page.locator(".sheet .danger").last.click()
+    await page.locator(".question .danger").click()
+    await expect(ada.composer).to_be_hidden()
+    yield "left"
 
 
 async def talk(ada: Window) -> None:
