@@ -335,11 +335,9 @@ export class Chat extends EventTarget {
     if (conversation.has(message.key) || conversation.lastLive === message.key) return;
     conversation.lastLive = message.key;
     if (conversation.loaded || conversation.begun) conversation.receive(message);
-    conversation.updateLast(message);
+    this.#list.receive(conversation, message);
     if (!message.mine) {
       this.typing.receive(peer, message.from, "0");
-      // The list may already include the message: the server stores it before it delivers it.
-      if (message.time > conversation.listed) conversation.unread += 1;
       conversation.online = true;
     }
     conversation.confirmed = true;

@@ -13,7 +13,9 @@ export class ConversationList {
   #changed;
   #wanted = PAGE;
   #refreshing = null;
-  #presence = new Map(); // what was pushed since the list was requested: it is newer than the list
+  // What was pushed since the list was requested: it is newer than the list.
+  #presence = new Map();
+  #arrived = []; // live messages
 
   /** by peer, EVERYBODY included */
   conversations = new Map();
@@ -77,9 +79,18 @@ export class ConversationList {
     this.#changed(null);
   }
 
+  /** A message has arrived. */
+  receive(conversation, message) {
+    if (this.#refreshing) this.#arrived.push({ conversation, message });
+    conversation.updateLast(message);
+    // The list may already include the message: the server stores it before it delivers it.
+    if (!message.mine && message.time > conversation.listed) conversation.unread += 1;
+  }
+
   async #read() {
-    const peers = new Set();
+    const peers = new Set(); // those that the server knows
     this.#presence.clear();
+    this.#arrived = [];
     const size = Math.min(this.#wanted, LARGEST_PAGE);
     let page;
     let after = "";
@@ -91,6 +102,7 @@ export class ConversationList {
     } while (page.frames.length === size && peers.size < this.#wanted);
     this.more = page.frames.length === size;
     this.loaded = true;
+    for (const { conversation } of this.#arrived) peers.add(conversation.peer);
     for (const conversation of this.conversations.values()) {
       if (this.more || peers.has(conversation.peer) || !conversation.stored) continue;
       conversation.last = null; // all of its messages were deleted, or this user left the group
@@ -106,12 +118,14 @@ export class ConversationList {
     const last = frame.id ? messageOf(frame, this.#me) : null; // null: a group without messages
     const peer = peerOf(frame, this.#me);
     const conversation = this.get(peer);
+    const later = this.#arrived.filter((one) => one.conversation === conversation && one.message.time > frame.time);
     if (conversation.last?.key !== last?.key) this.#keeper.keepSoon(conversation);
     conversation.last = last && (conversation.get(last.key) ?? last);
     conversation.joined = last ? 0 : frame.time;
     conversation.listed = frame.time;
     conversation.confirmed = true;
-    conversation.unread = frame.unread;
+    conversation.unread = frame.unread + later.filter(({ message }) => !message.mine && !message.read).length;
+    for (const { message } of later) conversation.updateLast(message);
     conversation.countLimited = frame.unread >= MAX_COUNTED;
     conversation.online = this.#presence.get(peer) ?? frame.online;
     return peer;

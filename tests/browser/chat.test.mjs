@@ -472,6 +472,19 @@ test("a message that the list has first is counted once", async (t) => {
   assert.deepEqual([conversation.unread, arrived], [1, ["z"]]);
 });
 
+test("a message that arrives during the list is newer than the list", async (t) => {
+  const { chat, socket } = await begun(t);
+  await socket().says(greeting);
+  const [row, end] = listed(true);
+  const other = { ...live("x", 99), from: "3" };
+  await socket().says(live("z", 10), other, { ...row, unread: 2 }, end);
+  const shown = () => chat.list().map(({ peer, last, unread }) => [peer, last.id, unread]);
+  assert.deepEqual(shown(), [["3", "x", 1], ["2", "z", 3]]);
+  void chat.refresh();
+  await socket().says({ ...row, id: "z", time: 10, unread: 3 }, { ...row, ...other, op_type: 40023, unread: 1 }, end);
+  assert.deepEqual(shown(), [["3", "x", 1], ["2", "z", 3]]);
+});
+
 test("a page in progress does not bring deleted messages back", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
