@@ -79,7 +79,7 @@ class Gate:
         monkeypatch.setattr(SqliteMessages, name, held)
 
 
-class Member:
+class FormerMember:
     """A socket that sends rounds of requests about the group without a pause, and answers pings.
 
     `late` has the frames that the server has certainly sent after `mark`.
@@ -136,13 +136,13 @@ class Member:
 
 
 @asynccontextmanager
-async def member(server: ServerHandle, user: str, name: str, *, sync: bool) -> AsyncIterator[Member]:
+async def member(server: ServerHandle, user: str, name: str, *, sync: bool) -> AsyncIterator[FormerMember]:
     """Open the socket of a member."""
     one = raw.RawSocket(await raw.connect(server), user)
     try:
         await one.write(raw.upgrade(server, user, TEAM, sync=sync))
         assert await one.status() == 101
-        yield Member(one, f"{user}-{name}")
+        yield FormerMember(one, f"{user}-{name}")
     finally:
         one.vanish()
 
@@ -153,10 +153,10 @@ def stored(folder: Path, prefix: str) -> int:
     return int(found)
 
 
-async def flood(server: ServerHandle, folder: Path, end: End, former: str) -> dict[str, list[Member]]:
+async def flood(server: ServerHandle, folder: Path, end: End, former: str) -> dict[str, list[FormerMember]]:
     """Let 2 and 3 use the group on six sockets while `end` runs. Users in `former` then store nothing more."""
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        members: dict[str, list[Member]] = {"2": [], "3": []}
+        members: dict[str, list[FormerMember]] = {"2": [], "3": []}
         for user in ("2", "3"):
             for name, sync in (("a", False), ("b", False), ("s", True)):
                 members[user].append(await stack.enter_async_context(member(server, user, name, sync=sync)))
@@ -176,7 +176,7 @@ async def flood(server: ServerHandle, folder: Path, end: End, former: str) -> di
     return members
 
 
-def check_former(members: list[Member]) -> None:
+def check_former(members: list[FormerMember]) -> None:
     """All late answers are refusals, except op 7 without the group, and no late frame is about the group."""
     for one in members:
         for frame in one.late:
