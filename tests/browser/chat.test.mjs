@@ -652,7 +652,7 @@ async function inGroup(t, frames, options) {
   return client;
 }
 
-test("messages of a group are told apart by sender and id", async (t) => {
+test("messages of a group differ by sender and id", async (t) => {
   const { chat, socket } = await inGroup(t, [posted("a", 1), posted("a", 2, "3")]);
   await socket().says(posted("a", 3, "1"), posted("a", 2, "3"), posted("b", 4, "3"));
   assert.deepEqual(keys(chat), ["a/2", "a/3", "a/1", "b/3"]);

@@ -88,7 +88,7 @@ async def test_a_refusal_explains_what_to_do(
                 ("", "", "#group-name-error", ""),
                 ("a b", "", "#group-name-error", "63"),
                 ("#team", "", "#group-name-error", ""),
-                ("new", "nobody", "#other-people-error", ""),
+                ("new", "unknown", "#other-people-error", ""),
                 ("new", "bob", "#other-people-error", sentence),
             ):
                 await alice.page.get_by_label(name).fill(group)
