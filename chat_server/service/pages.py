@@ -94,14 +94,19 @@ class Pages:
 
         async def read(last: Message | None, most: int) -> list[Message]:
             after = last.time if last else await self._position(group, view)
-            while True:
-                page = await self._messages.after(group.key, after, MAX_PAGE)
-                others = [message for message in page if message.sender != view.user][:most]
-                if others or len(page) < MAX_PAGE:
-                    return others
-                after = page[-1].time
-                if not last:
-                    await self._messages.move_position(group.key.number, view.user, after)
+            found: list[Message] = []
+            passed, size = 0, most
+            while len(found) < most:
+                page = await self._messages.after(group.key, after, size)
+                found += [message for message in page if message.sender != view.user]
+                if page and not found:
+                    passed = page[-1].time
+                if len(page) < size:
+                    break
+                after, size = page[-1].time, min(2 * size, MAX_PAGE)
+            if passed and not last:
+                await self._messages.move_position(group.key.number, view.user, passed)
+            return found[:most]
 
         return read
 

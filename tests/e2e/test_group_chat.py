@@ -367,13 +367,30 @@ async def test_op_3_streams_every_message_without_a_limit(server: ServerHandle) 
             await one.put(1, f"m{number}\nhello", type=1)
             await three.put(1, f"m{number}\nhello", type=1)
         for chat in (one, three):
-            acknowledged = 0
-            while acknowledged < 250:
-                acknowledged += (await chat.receive())["from"] == "System"
+            await receive_acknowledgements(chat, 250)
     async with server.chat("2", to=TEAM) as two:
         found = await unread(two)
         assert len(found) == len(set(found)) == 500
         assert len(await unread(two, "200")) == 200
+
+
+async def test_op_3_continues_after_messages_of_the_user_itself(server: ServerHandle) -> None:
+    async with server.chat("1", to=TEAM) as one, server.chat("2", to=TEAM, sync=True) as two:
+        await one.send("m0\nhello")
+        for number in range(250):
+            await two.put(1, f"own{number}\nhello", type=1)
+        await receive_acknowledgements(two, 250)
+        for number in range(1, 50):
+            await one.put(1, f"m{number}\nhello", type=1)
+        await receive_acknowledgements(one, 49)
+    async with server.chat("2", to=TEAM, sync=True) as two:
+        assert await unread(two) == [f"m{number}/1" for number in range(50)]
+
+
+async def receive_acknowledgements(chat: ChatClient, count: int) -> None:
+    """Receive frames until `count` messages of this socket are acknowledged."""
+    while count:
+        count -= (await chat.receive())["from"] == "System"
 
 
 # --- op 5
