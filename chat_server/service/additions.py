@@ -1,6 +1,6 @@
 """Which users a user may add to groups (docs/protocol.md section 1, Groups)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from chat_server.conf import ChatSettings
 from chat_server.model.groups import GroupLimits, GroupProblem, GroupRefusal
@@ -20,9 +20,9 @@ class Additions:
         self._accounts = accounts
         self._messages = messages
 
-    async def check(self, failed: Status, user: str, names: Sequence[str]) -> list[str]:
-        """Return the other users among the names, each once. Raises Refused, StoreUnavailable."""
-        others = [name for name in dict.fromkeys(map(normal, names)) if name != user]
+    async def check(self, failed: Status, user: str, names: Sequence[str], members: Collection[str]) -> list[str]:
+        """Return those of the users who are no members yet, each once. Raises Refused, StoreUnavailable."""
+        others = [name for name in dict.fromkeys(map(normal, names)) if name not in members]
         if len(others) > self.limits.members:
             raise self.refusal(failed, GroupRefusal(GroupProblem.GROUP_FULL))
         for other in others:

@@ -58,7 +58,7 @@ class Groups:
         name = normal(name)
         if not is_group_name(name):
             raise Refused(failed, Reason.BAD_NAME, f"group: {GROUP_RULES}", field="group")
-        others = await self._additions.check(failed, user, users)
+        others = await self._additions.check(failed, user, users, [user])
         async with self._change_lock.hold(name):
             await self._apply(
                 failed, await self._store.create(self._timeline.next(), name, user, others, self._additions.limits)
@@ -68,7 +68,7 @@ class Groups:
         """Add users to a group of `user`. Returns those who were no members before."""
         failed = Status.GROUP_ADD_FAILED
         group = await self._find(failed, user, name)
-        others = await self._additions.check(failed, user, users)
+        others = await self._additions.check(failed, user, users, group.members)
         async with self._change_lock.hold(group.name):
             since = self._timeline.next()
             result = await self._store.add(group.key.number, user, others, since, self._additions.limits)

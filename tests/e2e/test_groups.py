@@ -126,6 +126,16 @@ async def test_only_users_who_have_written_are_added(tmp_path: Path) -> None:
         assert list(await members(server, "1", "#team")) == ["1", "2", "3"]
 
 
+async def test_members_who_have_not_written_are_skipped(tmp_path: Path) -> None:
+    async with serving(tmp_path, users=NAMES, StrangerLimit=3) as server:
+        for user, to in (("2", "1"), ("3", "2"), ("4", "1")):
+            async with server.chat(user, to=to) as chat:
+                await chat.send("hello")
+        await create(server, "1", "#team", "2")
+        assert await add(server, "2", "#team", "3") == ["3"]
+        assert await add(server, "1", "#team", "3", "4") == ["4"]
+
+
 async def test_messages_in_groups_do_not_allow_additions(tmp_path: Path) -> None:
     async with serving(tmp_path, users=NAMES, StrangerLimit=3) as server:
         async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
