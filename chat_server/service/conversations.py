@@ -124,12 +124,12 @@ class ConversationPage:
         """Whether the newest message is read."""
         if one.last is None:
             return True
-        return self._read[one.group].is_read(self._me, one.last) if one.group else one.last.read
+        return self._read[one.group].is_read(one.last) if one.group else one.last.read
 
     async def _look_up(self, page: Sequence[Conversation]) -> None:
         shown = [one.group for one in page if one.group]
         positions = await self._messages.positions(shown) if shown else {}
-        self._read = {number: ReadPositions(self._live[number], positions.get(number, {})) for number in shown}
+        self._read = {number: ReadPositions(self._me, self._live[number], positions[number]) for number in shown}
         names = {one.peer for one in page if not one.group}
         names.update(name for number in shown for name in self._live[number].members if name != self._me)
         self._online = await self._presence.seen_online(self._me, names)

@@ -112,7 +112,7 @@ class Pages:
 
     async def _position(self, group: LiveGroup, view: View) -> int:
         positions = await self._messages.positions([group.key.number])
-        return max(positions.get(group.key.number, {}).get(view.user, 0), view.since)
+        return max(positions[group.key.number].get(view.user, 0), view.since)
 
     async def _page(self, view: View, content: str) -> list[Message]:
         """The messages that `content` names (protocol section 2, op 2). Raises Refused."""
@@ -142,8 +142,8 @@ class Pages:
         if not view.group:
             return self._frames.stored
         positions = await self._messages.positions([view.group.key.number])
-        read = ReadPositions(view.group, positions.get(view.group.key.number, {}))
-        return lambda message: self._encode(view, message, read=read.is_read(view.user, message))
+        read = ReadPositions(view.user, view.group, positions[view.group.key.number])
+        return lambda message: self._encode(view, message, read=read.is_read(message))
 
     def _encode(self, view: View, message: Message, *, read: bool | None = None) -> bytes:
         """Encode a message while the user may read it. Raises Refused."""
@@ -152,13 +152,14 @@ class Pages:
 
 
 class ReadPositions:
-    """Says which messages of a group are read, from the stored read positions of its members."""
+    """Says which messages of a group are read, as the member `user` sees it: from the members' read positions."""
 
-    def __init__(self, group: LiveGroup, positions: Mapping[str, int]) -> None:
-        self._positions = {user: max(since, positions.get(user, 0)) for user, since in group.members.items()}
+    def __init__(self, user: str, group: LiveGroup, positions: Mapping[str, int]) -> None:
+        reached = {member: max(since, positions.get(member, 0)) for member, since in group.members.items()}
+        self._user = user
+        self._own = reached.pop(user, 0)
+        self._others = min(reached.values(), default=LATEST)
 
-    def is_read(self, user: str, message: Message) -> bool:
-        """Whether `user` has read a message by another member, or all others have read one by `user`."""
-        if message.sender != user:
-            return message.time <= self._positions.get(user, 0)
-        return all(message.time <= position for other, position in self._positions.items() if other != user)
+    def is_read(self, message: Message) -> bool:
+        """Whether the user has read a message by another member, or all others have read one by the user."""
+        return message.time <= (self._others if message.sender == self._user else self._own)
