@@ -335,13 +335,13 @@ def _earlier(tx: sqlite3.Connection, conv: int, side: int | None, message: Messa
 
 def _conversation_rows(new: Iterable[tuple[Message, MessageRow]]) -> list[_ConversationRow]:
     """Return the rows of the conversations of two users with new messages, each with its newest time."""
-    rows: dict[tuple[str, str], _ConversationRow] = {}
-    for message, (time, conv, side, *_) in sorted(new, key=itemgetter(1)):  # by time
+    newest = {row[1]: (message, row) for message, row in sorted(new, key=itemgetter(1))}  # by conversation
+    rows: list[_ConversationRow] = []
+    for message, (time, conv, side, *_) in newest.values():
         if side is not None and conv > 0:
-            sender, receiver = message.sender, message.receiver
-            rows[sender, receiver] = (sender, receiver, conv, side, time)
-            rows[receiver, sender] = (receiver, sender, conv, 1 - side, time)
-    return list(rows.values())
+            rows.append((message.sender, message.receiver, conv, side, time))
+            rows.append((message.receiver, message.sender, conv, 1 - side, time))
+    return rows
 
 
 def _insert(tx: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], on_conflict: str) -> int:
