@@ -1,7 +1,7 @@
 """Which user blocks which: a cache over the store, for the rules of docs/protocol.md section 3, promise 6."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from chat_server.model.blocks import PAGE, Block, BlockResult, BlockStore
 from chat_server.utils.errors import StoreUnavailable
@@ -26,7 +26,7 @@ class Blocks:
         self._cached: dict[Block, bool] = {}  # whether the block exists; the oldest entry first
         self._existing: set[Block] = set()  # the cached blocks that exist
         self._lookups: dict[int, dict[Block, bool]] = {}  # what the lookups in progress have found so far
-        self.changed: Callable[[str, str], None] = lambda blocker, blocked: None  # called after each change
+        self.changed: Callable[[Collection[str]], None] = lambda users: None  # called with the users of changed blocks
         self._change_lock = KeyedLock()  # by blocker: the store and the cache see changes in the same order
 
     def none_between(self, one: str, other: str) -> bool:
@@ -88,6 +88,7 @@ class Blocks:
         await self._look_up(cached, states)
         for block in cached:
             self._remember(block, exists=states[block])
+        self.changed({user for block in cached if not states[block] for user in block})
 
     async def _look_up(self, blocks: Sequence[Block], states: dict[Block, bool]) -> None:
         """Add what the store has to `states`. A change made during the lookup enters `states` too, and wins."""
@@ -105,7 +106,7 @@ class Blocks:
         for states in self._lookups.values():
             states[block] = exists
         self._remember(block, exists=exists)
-        self.changed(*block)
+        self.changed(block)
 
     def _remember(self, block: Block, *, exists: bool) -> None:
         self._forget(block)

@@ -60,9 +60,13 @@ class Groups:
             raise Refused(failed, Reason.BAD_NAME, f"group: {GROUP_RULES}", field="group")
         others = await self._additions.check(failed, user, users, [user])
         async with self._change_lock.hold(name):
-            await self._apply(
-                failed, await self._store.create(self._timeline.next(), name, user, others, self._additions.limits)
-            )
+            result = await self._store.create(self._timeline.next(), name, user, others, self._additions.limits)
+            if earlier := self._live.named(name):  # it may have been deleted by a request that seemed to fail
+                await self._reload(earlier)
+            if isinstance(result, GroupRefusal):
+                raise self._additions.refusal(failed, result)
+            group, _ = self._live.apply(result)
+            await self._announce(group, [*(f"+{member}" for member in result.members), f"!{user}"])
 
     async def add(self, user: str, name: str, users: Sequence[str]) -> list[str]:
         """Add users to a group of `user`. Returns those who were no members before."""
@@ -101,22 +105,25 @@ class Groups:
             for member, since in sorted(group.members.items(), key=lambda entry: (entry[1], entry[0]))
         ]
 
-    async def refresh(self, *numbers: int) -> None:
-        """Find what was changed by a command, or by a call that failed, in these groups or in all groups in use."""
-        states = await self._live.refresh(numbers)
-        for group, lines in [self._live.apply(state) for state in states]:  # all before anything waits
-            await self._announce(group, lines)
+    async def refresh(self) -> None:
+        """Find what was changed by a command, or by a request that seemed to fail, in all groups in use."""
+        for group in await self._live.find_outdated():
+            async with self._change_lock.hold(group.name):
+                await self._reload(group)
 
     async def _find(self, failed: Status, user: str, name: str) -> LiveGroup:
         return await self._peers.group(user, normal(name), failed, "group")
 
-    async def _apply(self, failed: Status, result: Group | GroupRefusal, group: LiveGroup | None = None) -> None:
-        """Note a change and tell the members, or refuse the request."""
+    async def _apply(self, failed: Status, result: Group | GroupRefusal, group: LiveGroup) -> None:
+        """Note a change of a group and tell the members, or refuse the request. The caller holds the lock."""
         if isinstance(result, GroupRefusal):
-            if group:  # an earlier change that seemed to fail may have been stored
-                await self.refresh(group.key.number)
+            await self._reload(group)  # an earlier change that seemed to fail may have been stored
             raise self._additions.refusal(failed, result)
         await self._announce(*self._live.apply(result))
+
+    async def _reload(self, group: LiveGroup) -> None:
+        """Read a group again and tell the members what has changed. The caller holds the lock."""
+        await self._announce(group, await self._live.reload(group))
 
     async def _announce(self, group: LiveGroup, lines: Sequence[str]) -> None:
         """Tell the members what changed, and each former member its own end after everything else."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -41,6 +41,10 @@ class LiveGroup:
         self.blocks: dict[str, BlocksOf] = {}
         self.deleting = asyncio.Lock()
 
+    def differs_from(self, group: Group | None) -> bool:
+        """Whether the group has other members or another owner in the store; there, a deleted group is None."""
+        return bool(self.members) if group is None else (self.owner, self.members) != (group.owner, group.members)
+
     def view(self, user: str) -> GroupView:
         """The conversation as the member `user` sees it."""
         return GroupView(self.key, self.members[user])
@@ -49,8 +53,9 @@ class LiveGroup:
 class LiveGroups:
     """Finds groups. There is at most one LiveGroup for each group; `apply` changes it in place.
 
-    This process is the only one that changes groups, except that a command removes a user from all groups; `refresh`
-    finds these changes. A lookup that began before a change gets the group as it is after the change.
+    This process is the only one that changes groups, except that a command removes a user from all groups, and that a
+    change that seemed to fail may be stored later: `find_outdated` finds these changes. A lookup that began before a
+    change gets the group as it is after the change.
     """
 
     def __init__(self, store: GroupStore, blocks: Blocks) -> None:
@@ -65,6 +70,10 @@ class LiveGroups:
         """The group, if it is known without asking the store that it exists and has the member `user`."""
         group = self._cached.get(name)
         return group if group and user in group.members else None
+
+    def named(self, name: str) -> LiveGroup | None:
+        """The group that is cached under this name."""
+        return self._cached.get(name)
 
     async def find(self, name: str, user: str) -> LiveGroup | None:
         """The group of this name if it exists and has the member `user`. Raises StoreUnavailable."""
@@ -101,20 +110,17 @@ class LiveGroups:
                 group.blocks[user] = BlocksOf(by_others, by_member)
         return found
 
-    def block_changed(self, blocker: str, blocked: str) -> None:
-        """Note that a block between two users was stored or deleted."""
+    def blocks_changed(self, users: Collection[str]) -> None:
+        """Note that blocks between these users were stored or deleted."""
         for group in list(self._live.values()):
-            group.blocks.pop(blocker, None)
-            group.blocks.pop(blocked, None)
+            for user in group.blocks.keys() & users:
+                del group.blocks[user]
 
     def apply(self, group: Group) -> tuple[LiveGroup, list[str]]:
-        """Note the state of a group after a change. Returns it with one line for each change (protocol, 42011)."""
+        """Note the state of a group after a change. Returns it with one line for each difference (protocol, 42011)."""
         for changed in self._lookups:
             changed[group.number] = group
-        live = self._live.get(group.number)
-        if live is None:
-            live = self._get_live(group)
-            return live, [*(f"+{member}" for member in group.members), f"!{group.owner}"]
+        live = self._get_live(group)
         lines = [f"-{member}" for member in live.members if member not in group.members]
         lines += [f"+{member}" for member in group.members if member not in live.members]
         if group.members and group.owner != live.owner:
@@ -128,15 +134,21 @@ class LiveGroups:
                 self._keep(live)
         return live, lines
 
-    async def refresh(self, only: Sequence[int] = ()) -> list[Group]:
-        """Read these groups or all groups in use again. Returns their states; apply them before anything waits."""
-        numbers, states = list(only or self._live.keys()), list[Group]()
-        with _Lookup(self._lookups) as changed:
-            for start in range(0, len(numbers), PAGE):
-                page = numbers[start : start + PAGE]
-                found = {group.number: group for group in await self._store.get(page)}
-                states += [found.get(number) or Group(number, "", "", {}) for number in page]
-        return [group for group in states if group.number not in changed]
+    async def find_outdated(self) -> list[LiveGroup]:
+        """Return the groups in use that the store has in another state. Raises StoreUnavailable."""
+        outdated = []
+        groups = list(self._live.values())
+        for start in range(0, len(groups), PAGE):
+            page = groups[start : start + PAGE]
+            found = {group.number: group for group in await self._store.get([live.key.number for live in page])}
+            outdated += [live for live in page if live.differs_from(found.get(live.key.number))]
+        return outdated
+
+    async def reload(self, live: LiveGroup) -> list[str]:
+        """Read a group again, which nothing may change meanwhile. Returns the differences, as `apply`."""
+        found = await self._store.get([live.key.number])
+        _, lines = self.apply(found[0] if found else Group(live.key.number, live.name, live.owner, {}))
+        return lines
 
     async def _load(self, numbers: Sequence[int]) -> list[LiveGroup]:
         loaded = []
@@ -151,11 +163,13 @@ class LiveGroups:
         live = self._live.get(group.number)
         if live is None:
             live = self._live[group.number] = LiveGroup(group)
-        if live.members and live.name not in self._cached:
+        if live.members and self._cached.get(live.name) is not live:
             self._keep(live)
         return live
 
     def _keep(self, group: LiveGroup) -> None:
+        if earlier := self._cached.get(group.name):  # deleted by a request that seemed to fail
+            self._forget(earlier)
         self._cached[group.name] = group
         self._members += len(group.members)
         while self._members > CACHED_MEMBERS and len(self._cached) > 1:

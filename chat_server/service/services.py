@@ -50,7 +50,7 @@ class Services:
         self.frames = frames = Frames(settings.server.language)
         self.blocks = blocks = Blocks(users.blocks)
         live_groups = LiveGroups(users.groups, blocks)
-        blocks.changed = live_groups.block_changed
+        blocks.changed = live_groups.blocks_changed
         self.presence = presence = Presence(messages, blocks, registry, frames, clock)
         registry.changed = presence.changed
         self.accounts = Accounts(settings.accounts, users, stores.sessions, stores.rates, passwords, registry)
