@@ -31,7 +31,7 @@ async def _refuse_others(source: ExportableGroups, target: ExportableGroups) -> 
             if group != there.get(group.number):
                 what = "has another name, owner or members" if group.number in there else "is missing"
                 raise StartError(f"the group {group.name!r} of the target {what} in the source: {NOT_EMPTY}")
-    if await target.deleted(1):
+    if await target.deleted(0, 1):
         raise StartError(f"the target has a deleted group, and perhaps messages of it: {NOT_EMPTY}")
 
 

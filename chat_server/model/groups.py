@@ -101,8 +101,8 @@ class GroupStore(Protocol):
         """Return the numbers of all groups that have the member `user`."""
         ...
 
-    async def deleted(self, count: int) -> list[int]:
-        """Return the numbers of at most `count` deleted groups."""
+    async def deleted(self, after: int, count: int) -> list[int]:
+        """Return the first `count` numbers of deleted groups that are greater than `after`, in order."""
         ...
 
     async def forget(self, number: int) -> None:

@@ -115,8 +115,9 @@ class MySQLGroups:
         _, rows = await self._execute("SELECT number FROM chat_members WHERE user = %s ORDER BY number", user)
         return [number for (number,) in rows]
 
-    async def deleted(self, count: int) -> list[int]:
-        _, rows = await self._execute("SELECT number FROM chat_groups WHERE name IS NULL LIMIT %s", count)
+    async def deleted(self, after: int, count: int) -> list[int]:
+        query = "SELECT number FROM chat_groups WHERE name IS NULL AND number > %s ORDER BY number LIMIT %s"
+        _, rows = await self._execute(query, after, count)
         return [number for (number,) in rows]
 
     async def forget(self, number: int) -> None:

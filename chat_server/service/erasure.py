@@ -20,11 +20,16 @@ class DeletedGroups:
         self._erased: set[int] = set()
 
     async def erase(self) -> None:
-        """Erase the messages of at most PAGE deleted groups. Raises StoreUnavailable."""
-        numbers = await self._groups.deleted(PAGE)
-        for number in numbers:
-            while await self._messages.erase(GroupKey(number, ""), CHUNK) == CHUNK:
-                pass
-            if number in self._erased:
-                await self._groups.forget(number)
-        self._erased = set(numbers) - self._erased
+        """Erase the messages of all deleted groups. Raises StoreUnavailable."""
+        erased: set[int] = set()
+        last = 0
+        while numbers := await self._groups.deleted(last, PAGE):
+            for number in numbers:
+                while await self._messages.erase(GroupKey(number, ""), CHUNK) == CHUNK:
+                    pass
+                if number in self._erased:
+                    await self._groups.forget(number)
+                else:
+                    erased.add(number)
+            last = numbers[-1]
+        self._erased = erased

@@ -201,7 +201,7 @@ async def test_a_group_without_members_is_deleted(groups: GroupStore) -> None:
     assert await groups.remove(1, "A", "A") == Group(1, "#team", "A", {})
     assert await groups.find("#team") is None
     assert await groups.get([1]) == []
-    assert await groups.deleted(10) == [1]
+    assert await groups.deleted(0, 10) == [1]
 
 
 async def test_a_deleted_group_frees_its_name_but_not_its_number(groups: GroupStore) -> None:
@@ -215,12 +215,13 @@ async def test_a_deleted_group_frees_its_name_but_not_its_number(groups: GroupSt
     assert await groups.find("#team") == again
     await groups.delete(2, "A")
     await make(groups, 3, "#team", "A")
-    assert sorted(await groups.deleted(10)) == [1, 2]
-    assert len(await groups.deleted(1)) == 1
+    assert await groups.deleted(0, 10) == [1, 2]
+    assert await groups.deleted(0, 1) == [1]
+    assert await groups.deleted(1, 10) == [2]
     for _ in range(2):
         for number in (1, 2, 3):  # the last one is not deleted
             await groups.forget(number)
-    assert await groups.deleted(10) == []
+    assert await groups.deleted(0, 10) == []
     assert await groups.find("#team") == Group(3, "#team", "A", {"A": 3})
 
 
@@ -389,7 +390,7 @@ async def test_an_unavailable_group_store_says_so(users_away: UserStore) -> None
         groups.find("#team"),
         groups.get([1]),
         groups.numbers_of("a"),
-        groups.deleted(1),
+        groups.deleted(0, 1),
         groups.forget(1),
         groups.put([Group(1, "#team", "a", {"a": 1})]),
         anext(groups.pages(1)),

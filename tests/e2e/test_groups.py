@@ -262,6 +262,18 @@ async def test_the_messages_of_a_deleted_group_are_erased(tmp_path: Path, monkey
             assert (await two.answer(2, "0-200"))["content"] == "20"
 
 
+async def test_many_deleted_groups_do_not_delay_an_erasure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chat_server.app.SWEEP_SECONDS", 1.0)
+    monkeypatch.setattr("chat_server.service.erasure.PAGE", 2)
+    async with serving(tmp_path, users=NAMES, StrangerLimit=0) as server:
+        for _ in range(20):
+            await create(server, "1", "#team")
+            await delete(server, "1", "#team")
+        async with asyncio.timeout(5):  # two erasures take two seconds, those of pairs of groups 20
+            while sql(tmp_path, "SELECT count(*) FROM groups") != [(0,)]:
+                await asyncio.sleep(0.05)
+
+
 async def test_a_new_group_with_an_old_name_has_no_messages(server: ServerHandle) -> None:
     await create(server, "1", "#team", "2")
     async with server.chat("1", to="#team") as one:

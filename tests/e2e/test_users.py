@@ -293,7 +293,7 @@ async def test_a_removed_user_leaves_all_groups(deployment: Deployment, messages
     async with deployment.open_stores() as stores:
         left = [Group(1, "#own", "3", {"2": 5, "3": 4}), Group(3, "#member", "2", {"2": 3})]
         assert await stores.users.groups.get([1, 2, 3]) == left
-        assert await stores.users.groups.deleted(10) == [2]
+        assert await stores.users.groups.deleted(0, 10) == [2]
 
 
 async def test_messages_in_groups_are_erased_on_request(deployment: Deployment) -> None:

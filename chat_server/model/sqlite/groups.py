@@ -92,8 +92,9 @@ class SqliteGroups:
         found = await self._database.fetch("SELECT number FROM members WHERE user = ? ORDER BY number", (user,))
         return [number for (number,) in found]
 
-    async def deleted(self, count: int) -> list[int]:
-        found = await self._database.fetch("SELECT number FROM groups WHERE name IS NULL LIMIT ?", (count,))
+    async def deleted(self, after: int, count: int) -> list[int]:
+        query = "SELECT number FROM groups WHERE name IS NULL AND number > ? ORDER BY number LIMIT ?"
+        found = await self._database.fetch(query, (after, count))
         return [number for (number,) in found]
 
     async def forget(self, number: int) -> None:
