@@ -13,8 +13,8 @@ from chat_server.utils.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-# Members of cached groups: about 15 MiB. Groups that a request holds stay alive beyond it.
-CACHED_MEMBERS = 65536
+# Members of cached groups, and blocks between them: about 40 MiB. Groups that a request holds stay alive beyond it.
+CACHED_ENTRIES = 65536
 
 
 class BlocksOf(NamedTuple):
@@ -24,6 +24,9 @@ class BlocksOf(NamedTuple):
     by_member: frozenset[str]
 
 
+NO_BLOCKS = BlocksOf(frozenset(), frozenset())  # of most members: shared, because two empty sets take 500 bytes
+
+
 class LiveGroup:
     """A group in use. `members` maps each member to the time of joining; a deleted group has none.
 
@@ -31,7 +34,7 @@ class LiveGroup:
     while a member deletes messages.
     """
 
-    __slots__ = ("__weakref__", "blocks", "deleting", "key", "members", "name", "owner")
+    __slots__ = ("__weakref__", "blocks", "cached_entries", "deleting", "key", "members", "name", "owner")
 
     def __init__(self, group: Group) -> None:
         self.key = GroupKey(group.number, group.name)
@@ -40,6 +43,13 @@ class LiveGroup:
         self.members = dict(group.members)
         self.blocks: dict[str, BlocksOf] = {}
         self.deleting = asyncio.Lock()
+        self.cached_entries = 0  # as LiveGroups counted them
+
+    def entries(self) -> int:
+        """The number of members, and of blocks between them that were looked up."""
+        return len(self.members) + sum(
+            [len(by_others) + len(by_member) for by_others, by_member in self.blocks.values()]
+        )
 
     def differs_from(self, group: Group | None) -> bool:
         """Whether the group has other members or another owner in the store; there, a deleted group is None."""
@@ -63,7 +73,7 @@ class LiveGroups:
         self._blocks = blocks
         self._live: WeakValueDictionary[int, LiveGroup] = WeakValueDictionary()
         self._cached: dict[str, LiveGroup] = {}  # by name; the oldest entry first
-        self._members = 0  # of the cached groups
+        self._entries = 0  # of the cached groups
         self._lookups: list[dict[int, Group]] = []  # for each lookup in progress, the groups that changed meanwhile
 
     def cached(self, name: str, user: str) -> LiveGroup | None:
@@ -97,24 +107,25 @@ class LiveGroups:
     async def look_up_blocks(self, group: LiveGroup, user: str) -> BlocksOf:
         """Which blocks exist between `user` and the other members. Raises StoreUnavailable."""
         while (found := group.blocks.get(user)) is None:
-            members = [member for member in group.members if member != user]
-            pairs = [pair for member in members for pair in ((member, user), (user, member))]
+            members = dict(group.members)
+            pairs = [pair for member in members if member != user for pair in ((member, user), (user, member))]
             states = await self._blocks.states(pairs, cache=False)
-            if len(states) < len(pairs):
+            if not states.keys() >= set(pairs):
                 raise StoreUnavailable("the blocks between the members cannot be looked up")
-            if members == [
-                member for member in group.members if member != user
-            ]:  # no user has joined or left meanwhile
-                by_others = frozenset(member for member in members if states[member, user])
-                by_member = frozenset(member for member in members if states[user, member])
-                group.blocks[user] = BlocksOf(by_others, by_member)
+            if members == group.members:  # no user has joined or left meanwhile
+                by_others = frozenset(member for member in members if states.get((member, user)))
+                by_member = frozenset(member for member in members if states.get((user, member)))
+                group.blocks[user] = BlocksOf(by_others, by_member) if by_others or by_member else NO_BLOCKS
+                if self._cached.get(group.name) is group:
+                    self._keep(group)  # which counts its entries again
         return found
 
     def blocks_changed(self, users: Collection[str]) -> None:
         """Note that blocks between these users were stored or deleted."""
         for group in list(self._live.values()):
-            for user in group.blocks.keys() & users:
-                del group.blocks[user]
+            if group.blocks:
+                for user in group.blocks.keys() & users:
+                    del group.blocks[user]
 
     def apply(self, group: Group) -> tuple[LiveGroup, list[str]]:
         """Note the state of a group after a change. Returns it with one line for each difference (protocol, 42011)."""
@@ -168,17 +179,18 @@ class LiveGroups:
         return live
 
     def _keep(self, group: LiveGroup) -> None:
-        if earlier := self._cached.get(group.name):  # deleted by a request that seemed to fail
+        if earlier := self._cached.get(group.name):  # itself, or a group whose deletion seemed to fail
             self._forget(earlier)
         self._cached[group.name] = group
-        self._members += len(group.members)
-        while self._members > CACHED_MEMBERS and len(self._cached) > 1:
+        group.cached_entries = group.entries()
+        self._entries += group.cached_entries
+        while self._entries > CACHED_ENTRIES and len(self._cached) > 1:
             self._forget(next(iter(self._cached.values())))
 
     def _forget(self, group: LiveGroup) -> None:
         if self._cached.get(group.name) is group:
             del self._cached[group.name]
-            self._members -= len(group.members)
+            self._entries -= group.cached_entries
 
 
 class _Lookup:

@@ -64,7 +64,7 @@ async def test_a_removal_that_seemed_to_fail_is_found(tmp_path: Path, monkeypatc
 
 
 async def test_a_group_that_leaves_the_cache_is_not_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_groups, "CACHED_MEMBERS", 1)
+    monkeypatch.setattr(live_groups, "CACHED_ENTRIES", 1)
     get, reading, go_on = SqliteGroups.get, asyncio.Event(), asyncio.Event()
 
     async def held(*arguments: Any) -> Any:
