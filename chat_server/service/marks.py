@@ -107,24 +107,25 @@ class Marks:
 
     async def _delete_in_group(self, socket: Socket, view: View, group: LiveGroup, lines: Sequence[str]) -> None:
         failed = Status.DELETE_FAILED
-        found = [await self._references.find(view, line) for line in lines]
-        async with group.deleting:  # after the answer to its removal, a former member deletes nothing more
-            view.check(failed)
-            foreign = [
-                line
-                for line, one in zip(lines, found, strict=True)
-                if one and socket.user not in (one.sender, group.owner)
-            ]
-            keys = [
-                [(one.sender, one.id)] if one and line not in foreign else []
-                for line, one in zip(lines, found, strict=True)
-            ]
-            deleted = await self._messages.delete(view.key, keys)
+        async with self._change_lock.hold(socket.user):
+            found = [await self._references.find(view, line) for line in lines]
+            async with group.deleting:  # after the answer to its removal, a former member deletes nothing more
+                view.check(failed)
+                foreign = {
+                    line
+                    for line, one in zip(lines, found, strict=True)
+                    if one and socket.user not in (one.sender, group.owner)
+                }
+                keys = [
+                    [(one.sender, one.id)] if one and line not in foreign else []
+                    for line, one in zip(lines, found, strict=True)
+                ]
+                deleted = await self._messages.delete(view.key, keys)
         self._notices.deleted_in_group(
             socket, group, [one for one, key in zip(found, deleted, strict=True) if one and key]
         )
         if foreign:
-            named = ", ".join(line[:80] for line in foreign)
+            named = ", ".join(line[:80] for line in lines if line in foreign)
             raise Refused(failed, Reason.NOT_YOURS, f"only the sender and the owner of the group may delete: {named}")
         refuse_missing(failed, view, [line for line, key in zip(lines, deleted, strict=True) if not key])
 

@@ -1,11 +1,14 @@
 """Ops 1 to 5, 7 and 8 in groups (docs/protocol.md section 2, Ops in groups)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chat_server.model.sqlite.messages import SqliteMessages
 from tests import raw
 from tests.e2e.group_helpers import add, create, remove
 from tests.e2e.http_helpers import check_refusal, check_success, post, try_upgrade
@@ -409,6 +412,29 @@ async def test_senders_delete_their_messages_and_the_owner_all(server: ServerHan
         assert (await one.answer(5, "m3/3"))["reason"] == "no_such_message"
         assert (await two.send("m2\nhello"))["op_type"] in (40018, 40019)
         assert await history(two) == []
+
+
+@pytest.mark.parametrize("op", [4, 5])
+async def test_references_of_one_user_are_looked_up_one_by_one(
+    server: ServerHandle, monkeypatch: pytest.MonkeyPatch, op: int
+) -> None:
+    """However many sockets ask."""
+    time_of = SqliteMessages.time_of
+    running = most = 0
+
+    async def slow(*arguments: Any) -> int | None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return await time_of(*arguments)
+
+    monkeypatch.setattr(SqliteMessages, "time_of", slow)
+    async with AsyncExitStack() as stack:
+        chats = [await stack.enter_async_context(server.chat("1", to=TEAM)) for _ in range(5)]
+        await asyncio.gather(*(chat.answer(op, "a\nb\nc") for chat in chats))
+    assert most == 1
 
 
 # --- op 7
