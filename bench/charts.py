@@ -10,7 +10,7 @@ import msgspec
 PANELS = {  # result file -> title, and the figures to show as ratios to the plain relay
     "pairs": ("16 in flight", ("messages/s", "CPU µs/message", "ack p99 ms")),
     "pairs-1": ("1 in flight", ("messages/s", "CPU µs/message", "ack p99 ms")),
-    "group": ("group of 500", ("deliveries/s", "CPU µs/delivery", "delivered p99 ms")),
+    "broadcast": ("broadcast to 500", ("deliveries/s", "CPU µs/delivery", "delivered p99 ms")),
 }
 PAGES = ("newest page", "page at depth", "page after an id", "unread, none", "conversations")
 

@@ -346,24 +346,24 @@ def _request_conversations(uid: str) -> Worker:
     return work
 
 
-# --- group
+# --- broadcast
 
-GROUP_SIZE = 5000
-GROUP_WRITERS = tuple(f"speaker{i}" for i in range(8))
+BROADCAST_RECEIVERS = 5000
+BROADCAST_WRITERS = tuple(f"speaker{i}" for i in range(8))
 
 
-async def _open_group(context: DisruptionContext) -> None:
+async def _open_receivers(context: DisruptionContext) -> None:
     """Open the sockets of the receivers."""
 
     async def open_one(uid: str) -> None:
         await context.open_reading(uid)
 
-    await for_each(open_one, [uid for uid in context.tokens if uid not in GROUP_WRITERS], 32)
+    await for_each(open_one, [uid for uid in context.tokens if uid not in BROADCAST_WRITERS], 32)
 
 
-async def _write_to_group(context: DisruptionContext) -> None:
+async def _write_to_everyone(context: DisruptionContext) -> None:
     """Write to everyone four times a second, with each writer in turn because of BroadcastsPerMinute."""
-    sockets = [await connect(context.url, uid, context.tokens[uid]) for uid in GROUP_WRITERS]
+    sockets = [await connect(context.url, uid, context.tokens[uid]) for uid in BROADCAST_WRITERS]
     answers: asyncio.Queue[ServerFrame] = asyncio.Queue()
     for number in count():
         writer = sockets[number % len(sockets)]
@@ -371,7 +371,7 @@ async def _write_to_group(context: DisruptionContext) -> None:
         writer.send(ClientFrame("", "x" * 100, op_type=6))
         answer = await answers.get()
         receivers = int(answer.content) if answer.op_type == StatusCode.SENT_TO_ALL else 0
-        context.done["deliveries of group messages"] += receivers
+        context.done["deliveries of broadcasts"] += receivers
         await asyncio.sleep(0.25)
 
 
@@ -425,10 +425,10 @@ DISRUPTIONS = {
         ),
     ),
     "logins": Disruption(users=(), prepare=_register, workers=(_log_in_repeatedly,)),
-    "group": Disruption(
-        users=(*GROUP_WRITERS, *(f"member{i}" for i in range(GROUP_SIZE))),
-        prepare=_open_group,
-        workers=(_write_to_group,),
+    "broadcast": Disruption(
+        users=(*BROADCAST_WRITERS, *(f"receiver{i}" for i in range(BROADCAST_RECEIVERS))),
+        prepare=_open_receivers,
+        workers=(_write_to_everyone,),
     ),
     "reconnect": Disruption(
         users=tuple(f"back{i}" for i in range(RECONNECT_SOCKETS)),

@@ -79,12 +79,12 @@ def _profile_pairs(
         return read_profile(stats), result
 
 
-def group(args: argparse.Namespace) -> BenchReport:
+def broadcast(args: argparse.Namespace) -> BenchReport:
     """One to all: deliveries, CPU, and time until the last receiver has the message."""
     title = f"one to {args.sockets} sockets, {args.in_flight} in flight, {args.seconds:g} s, {args.rounds} rounds"
 
     def work(server: BenchServer, usage: ResourceUsage) -> Awaitable[load.LoadResult]:
-        return load.group(server.url, sockets=args.sockets, window=usage, **_timing(args))
+        return load.broadcast(server.url, sockets=args.sockets, window=usage, **_timing(args))
 
     return _compare(args, title, "delivery", work)
 

@@ -27,7 +27,7 @@ class PhaseLatency(msgspec.Struct, kw_only=True):
 class FixedRateSender(PairSender):
     """One user who writes to another at a fixed rate. Each message is timed from the moment it was due.
 
-    Frames from `ignored` users (group messages of other users) are not checked.
+    Frames from `ignored` users (broadcasts of other users) are not checked.
     """
 
     def __init__(self, recorder: Recorder, sender: UserSocket, receiver: UserSocket, ignored: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """The performance goals: run the experiment of each row, write its results, and print which goals are reached.
 
-python -m bench.goals --quick         # one-to-one and group, on the embedded store
+python -m bench.goals --quick         # one-to-one and broadcast, on the embedded store
 python -m bench.goals                 # all rows, about half an hour
 python -m bench.goals --only idle     # one row; the table takes the other rows from their result files
 """
@@ -61,17 +61,17 @@ ROWS = {
         "pairs --in-flight 1",
         [Goal("server", "messages/s", at_least=0.5), Goal("server", "ack p99 ms", at_most=3)],
     ),
-    "group": GoalRow("group message to 500 sockets", "group", [Goal("server", "deliveries/s", at_least=0.9)]),
+    "broadcast": GoalRow("broadcast to 500 sockets", "broadcast", [Goal("server", "deliveries/s", at_least=0.9)]),
     "stores": GoalRow(
         "one-to-one on MySQL, MongoDB and Redis, 16 in flight",
         "stores --seconds 15",
         [Goal("databases", "CPU µs/message", at_most=2.5), Goal("stub", "CPU µs/message", at_most=2.5)],
     ),
     "stores-1": GoalRow("the same, 1 in flight", "stores --in-flight 1 --seconds 8", []),
-    "disruption-group": GoalRow(
-        "20 pairs during group messages to 5,000 sockets",
-        "disruption --kind group --rest 5",
-        [Goal("group", "ack longest during, ms", at_most=50, ratio=False)],
+    "disruption-broadcast": GoalRow(
+        "20 pairs during broadcasts to 5,000 sockets",
+        "disruption --kind broadcast --rest 5",
+        [Goal("broadcast", "ack longest during, ms", at_most=50, ratio=False)],
     ),
     "idle": GoalRow(
         "10,000 idle sockets",
@@ -113,7 +113,7 @@ ROWS = {
         [Goal("server", "growth, MiB", at_most=16, ratio=False)],
     ),
 }
-QUICK = ("pairs", "pairs-1", "group")
+QUICK = ("pairs", "pairs-1", "broadcast")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The load generator: one process with picows sockets on uvloop, which checks every message.
 
-It has three loads: `pairs` (one-to-one), `group` (one to all) and `idle` (silent sockets). To run one by hand
+It has three loads: `pairs` (one-to-one), `broadcast` (one to all) and `idle` (silent sockets). To run one by hand
 against a running server:
 
     python -m bench.load pairs --url http://127.0.0.1:8081 --sockets 50 --in-flight 16 --seconds 10
@@ -20,7 +20,7 @@ import msgspec
 import uvloop
 
 from bench.client import TIMEOUT, ClientFrame, StatusCode, UserSocket, connect, for_each, log_in
-from bench.senders import GroupSender, PairSender, Recorder
+from bench.senders import BroadcastSender, PairSender, Recorder
 
 CLIENT_LIMIT = 0.9  # of a core; above it, the load generator limits the throughput, not the server
 Window = AbstractContextManager[object]  # entered at the start of the measured time and left at its end
@@ -46,10 +46,10 @@ class Latency(msgspec.Struct):
 class LoadResult(msgspec.Struct, kw_only=True):
     """The measurements of one load.
 
-    `seconds` is the length of the window. `count` is the number of messages (for a group: deliveries) completed in
+    `seconds` is the length of the window. `count` is the number of messages (for a broadcast: deliveries) completed in
     it, and `pings` the number of pings answered in it. `client_cpu` is the CPU use of the load generator as a
     fraction of a core. `errors` counts all violations of the contract in the whole run, `problems` describes the
-    first few. A group message counts as `delivered` when its last receiver has it.
+    first few. A broadcast counts as `delivered` when its last receiver has it.
     """
 
     seconds: float
@@ -71,7 +71,7 @@ class LoadRun:
     """One run of a load: its senders and their sockets, measured in a window of time."""
 
     def __init__(
-        self, recorder: Recorder, senders: Sequence[PairSender | GroupSender], sockets: Sequence[UserSocket]
+        self, recorder: Recorder, senders: Sequence[PairSender | BroadcastSender], sockets: Sequence[UserSocket]
     ) -> None:
         self._recorder = recorder
         self._senders = senders
@@ -143,7 +143,7 @@ async def pairs(
         return await run.measure(in_flight, warm_up, seconds, window or nullcontext())
 
 
-async def group(
+async def broadcast(
     url: str, *, sockets: int, in_flight: int, seconds: float, warm_up: float, window: Window | None = None
 ) -> LoadResult:
     """Let one user write to `sockets` other users at the same time (op 6)."""
@@ -151,7 +151,7 @@ async def group(
     async with open_sockets(url, tokens) as opened:
         writer, *receivers = opened.values()
         recorder = Recorder()
-        run = LoadRun(recorder, [GroupSender(recorder, writer, receivers)], [writer, *receivers])
+        run = LoadRun(recorder, [BroadcastSender(recorder, writer, receivers)], [writer, *receivers])
         return await run.measure(in_flight, warm_up, seconds, window or nullcontext())
 
 
@@ -199,7 +199,7 @@ async def open_sockets(
 def main() -> None:
     """Run one load against a running server and print the measurements as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__.partition("\n")[0])
-    parser.add_argument("load", choices=["pairs", "group", "idle"])
+    parser.add_argument("load", choices=["pairs", "broadcast", "idle"])
     parser.add_argument("--url", required=True, help="of the server, http://127.0.0.1:8081")
     parser.add_argument("--sockets", type=int, default=50, help="pairs, receivers or idle sockets (50)")
     parser.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages per sender (16)")
@@ -220,7 +220,7 @@ async def _by_hand(args: argparse.Namespace) -> None:
         if args.load == "pairs":
             result = await pairs(args.url, pairs=args.sockets, **timing)
         else:
-            result = await group(args.url, sockets=args.sockets, **timing)
+            result = await broadcast(args.url, sockets=args.sockets, **timing)
     print(f"{result.rate:,.0f}/s", msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
     if result.client_cpu > CLIENT_LIMIT:
         print("the load generator was the limit: the figures are not those of the server")

@@ -117,7 +117,7 @@ class PairSender:
         self._recorder.record(self._recorder.delivery_seconds, sent_at)
 
 
-class GroupSender:
+class BroadcastSender:
     """One user who writes to all others (op 6), with a fixed number of messages not yet delivered to everyone.
 
     The next message waits for the slowest receiver, so that no queue grows at the server.
@@ -181,7 +181,7 @@ class GroupSender:
         number = self._received[index]
         text = frame.content.rpartition("\n")[2]  # with or without an id on the first line
         if (frame.op_type, frame.sender, text) != (StatusCode.RECEIVED, self._sender.uid, self._texts.get(number)):
-            self._recorder.report(f"{self._receivers[index].uid} received {frame} instead of group message {number}")
+            self._recorder.report(f"{self._receivers[index].uid} received {frame} instead of broadcast {number}")
             return
         self._received[index] += 1
         self.done += 1
