@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     _add_rounds(command, rounds=3, targets=("relay", "gather", "picows"))
     command.set_defaults(experiment=experiments.relays)
     command = commands.add_parser("calls", parents=[common], help=experiments.calls.__doc__)
+    command.add_argument("--loads", nargs="+", choices=["pairs", "group"], default=["pairs", "group"])
     command.add_argument("--pairs", type=int, default=50)
+    _add_group(command)
     command.add_argument("--in-flight", type=int, nargs="+", default=[16, 1], help="one run for each (16 1)")
     command.add_argument("--targets", nargs="+", choices=TARGETS, default=["relay", "server"])
     command.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True, help="for the relays")
@@ -72,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--in-flight", type=int, default=4, help="messages not yet delivered to everyone (4)")
     _add_rounds(command, rounds=3, targets=TARGETS)
     command.set_defaults(experiment=experiments.broadcast)
+    command = commands.add_parser("group", parents=[common], help=experiments.group.__doc__)
+    _add_group(command)
+    command.add_argument("--in-flight", type=int, default=16, help="messages not yet delivered to everyone (16)")
+    _add_rounds(command, rounds=5, targets=("relay", "server"))
+    command.set_defaults(experiment=experiments.group)
     command = commands.add_parser("idle", parents=[common], help=experiments.idle.__doc__)
     command.add_argument("--sockets", type=int, default=5000)
     _add_rounds(command, rounds=1, targets=("relay", "server"))
@@ -122,6 +129,12 @@ def _add_pairs(command: argparse.ArgumentParser) -> None:
     """Add the options of experiments with pairs of users."""
     command.add_argument("--pairs", type=int, default=50)
     command.add_argument("--in-flight", type=int, default=16, help="unacknowledged messages of each sender (16)")
+
+
+def _add_group(command: argparse.ArgumentParser) -> None:
+    """Add the options of experiments with a group."""
+    command.add_argument("--members", type=int, default=200, help="of the group (200)")
+    command.add_argument("--online", type=int, default=50, help="members with a socket; one of them writes (50)")
 
 
 def _add_rounds(command: argparse.ArgumentParser, *, rounds: int, targets: Sequence[str]) -> None:

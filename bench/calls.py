@@ -54,8 +54,8 @@ def read_profile(stats: Path) -> list[FunctionCalls]:
 
 
 def top_functions(functions: list[FunctionCalls], messages: int, limit: int) -> str:
-    """Return the first `limit` functions as Markdown, with their calls per message."""
-    lines = ["| calls/message | function | where |", "|---|---|---|"]
+    """Return the first `limit` functions as Markdown, with their calls per message (or delivery)."""
+    lines = ["| calls | function | where |", "|---|---|---|"]
     lines += [f"| {one.calls / messages:.2f} | `{one.name}` | {one.where} |" for one in functions[:limit]]
     return "\n".join(lines)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +20,13 @@ from bench.disruptions import DISRUPTIONS
 from bench.overload import IN_FLIGHT_FACTOR, RECOVERED, RECOVERY_SECONDS, pair_names
 from bench.overload import measure as measure_overload
 from bench.report import BenchReport, Figures
-from bench.seed_users import seed_users
+from bench.seed_users import seed_groups, seed_users
 from bench.server_process import UNLIMITED, BenchServer, ResourceUsage, serving
 
 T = TypeVar("T")
 MIB = 2**20
 SERVER_CPU, CLIENT_CPU = "CPU of server, cores", "CPU of load generator, cores"
+GROUP = "#bench"
 UNREAD = 100_000  # messages to read with op 3
 STORE_COLUMNS = ("relay", "embedded", "databases", "stub")
 
@@ -48,33 +50,40 @@ def relays(args: argparse.Namespace) -> BenchReport:
 
 
 def calls(args: argparse.Namespace) -> BenchReport:
-    """Function calls on the event loop's thread per message, counted by cProfile; independent of other load."""
-    report = _report(args, f"calls on the event loop's thread, {args.pairs} pairs, {args.seconds:g} s each")
+    """Function calls on the event loop's thread per message or delivery (cProfile); independent of other load."""
+    title = f"{args.pairs} pairs, and a group of {args.members} with {args.online} online, {args.seconds:g} s each"
+    report = _report(args, f"calls on the event loop's thread, {title}")
     if args.stats:
         args.stats.mkdir(parents=True, exist_ok=True)
     for target in args.targets:
         figures: Figures = {}
-        for in_flight in args.in_flight:
-            functions, result = _profile_pairs(args, target, in_flight)
+        for kind, in_flight in product(args.loads, args.in_flight):
+            functions, result = _profile(args, target, kind, in_flight)
             total = sum(function.calls for function in functions)
-            figures[f"calls/message, {in_flight} in flight"] = total / result.count
+            unit = "message" if kind == "pairs" else "delivery"
+            figures[f"calls/{unit}, {kind}, {in_flight} in flight"] = total / result.count
             report.add_errors(target, result.errors, result.problems)
             if args.top:
-                print(f"**{target}, {in_flight} in flight, {result.count:,} messages**\n")
+                print(f"**{target}, {kind}, {in_flight} in flight, per {unit} of {result.count:,}**\n")
                 print(f"{top_functions(functions, result.count, args.top)}\n", flush=True)
         report.add(target, figures)
     return report
 
 
-def _profile_pairs(
-    args: argparse.Namespace, target: str, in_flight: int
+def _profile(
+    args: argparse.Namespace, target: str, kind: str, in_flight: int
 ) -> tuple[list[FunctionCalls], load.LoadResult]:
-    """Put the load of `pairs` on one target under the profiler; return the functions that it called."""
+    """Put the load `pairs` or `group` on one target under the profiler; return the functions that it called."""
     with _folder(args.data) as folder:
-        stats = (args.stats or folder).resolve() / f"{target}-{in_flight}.pstats"
+        tokens = _seed_group(args, target, folder)
+        stats = (args.stats or folder).resolve() / f"{target}-{kind}-{in_flight}.pstats"
         with serving(target, folder, on_uvloop=args.uvloop, profile=stats) as server:
             timing = {"in_flight": in_flight, "seconds": args.seconds, "warm_up": args.warm_up}
-            work = load.pairs(server.url, pairs=args.pairs, window=profiling(server.pid), **timing)
+            window = profiling(server.pid)
+            if kind == "pairs":
+                work = load.pairs(server.url, pairs=args.pairs, window=window, **timing)
+            else:
+                work = load.group(server.url, tokens, GROUP, window=window, **timing)
             result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         return read_profile(stats), result
 
@@ -87,6 +96,32 @@ def broadcast(args: argparse.Namespace) -> BenchReport:
         return load.broadcast(server.url, sockets=args.sockets, window=usage, **_timing(args))
 
     return _compare(args, title, "delivery", work)
+
+
+def group(args: argparse.Namespace) -> BenchReport:
+    """A message to a group: deliveries to its online members, CPU, and time until the last one has the message."""
+    title = f"a group of {args.members} with {args.online} online, {args.in_flight} in flight"
+    report = _report(args, f"{title}, {args.seconds:g} s, {args.rounds} rounds")
+    for target, folder in _rounds(args):
+        tokens = _seed_group(args, target, folder)
+        with serving(target, folder, on_uvloop=args.uvloop) as server:
+            usage = ResourceUsage(server)
+            work = load.group(server.url, tokens, GROUP, window=usage, **_timing(args))
+            result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
+        report.add(target, _figures("delivery", result, usage))
+        report.add_errors(target, result.errors, result.problems)
+    _note_busy_client(report, args.targets)
+    return report
+
+
+def _seed_group(args: argparse.Namespace, target: str, folder: Path) -> Mapping[str, str]:
+    """Create GROUP, unless the target is a relay. Returns the tokens of the members who will be online."""
+    members = [f"m{number}" for number in range(args.members)]
+    if target != "server":
+        return dict.fromkeys(members[: args.online], "")
+    tokens = seed_users(folder / "data", members)
+    seed_groups(folder / "data", {GROUP: members})
+    return {name: tokens[name] for name in members[: args.online]}
 
 
 def idle(args: argparse.Namespace) -> BenchReport:
@@ -280,14 +315,19 @@ def _compare(
             result = _run(work(server, usage), args.warm_up + args.seconds + 10 * TIMEOUT)
         report.add(target, _figures(unit, result, usage))
         report.add_errors(target, result.errors, result.problems)
-    for target in args.targets:
+    _note_busy_client(report, args.targets)
+    return report
+
+
+def _note_busy_client(report: BenchReport, targets: Sequence[str]) -> None:
+    """Note each target whose figures the load generator may have limited."""
+    for target in targets:
         client, server_cpu = report.values(target, CLIENT_CPU), report.values(target, SERVER_CPU)
         if client.max > load.CLIENT_LIMIT:
             report.notes.append(
                 f"{target}: the load generator was at its limit (up to {client.max:.2f} of a core, the server up to"
                 f" {server_cpu.max:.2f}): the figure is a lower bound unless the server was at 1.0 too"
             )
-    return report
 
 
 def _figures(unit: str, result: load.LoadResult, usage: ResourceUsage) -> Figures:

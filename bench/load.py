@@ -1,7 +1,7 @@
 """The load generator: one process with picows sockets on uvloop, which checks every message.
 
-It has three loads: `pairs` (one-to-one), `broadcast` (one to all) and `idle` (silent sockets). To run one by hand
-against a running server:
+It has four loads: `pairs` (one-to-one), `broadcast` (one to all), `group` (one to the other members of a group) and
+`idle` (silent sockets). To run one of them by hand against a running server (all but `group`, which needs a group):
 
     python -m bench.load pairs --url http://127.0.0.1:8081 --sockets 50 --in-flight 16 --seconds 10
 """
@@ -20,7 +20,7 @@ import msgspec
 import uvloop
 
 from bench.client import TIMEOUT, ClientFrame, StatusCode, UserSocket, connect, for_each, log_in
-from bench.senders import BroadcastSender, PairSender, Recorder
+from bench.senders import FanOutSender, PairSender, Recorder
 
 CLIENT_LIMIT = 0.9  # of a core; above it, the load generator limits the throughput, not the server
 Window = AbstractContextManager[object]  # entered at the start of the measured time and left at its end
@@ -46,10 +46,10 @@ class Latency(msgspec.Struct):
 class LoadResult(msgspec.Struct, kw_only=True):
     """The measurements of one load.
 
-    `seconds` is the length of the window. `count` is the number of messages (for a broadcast: deliveries) completed in
-    it, and `pings` the number of pings answered in it. `client_cpu` is the CPU use of the load generator as a
-    fraction of a core. `errors` counts all violations of the contract in the whole run, `problems` describes the
-    first few. A broadcast counts as `delivered` when its last receiver has it.
+    `seconds` is the length of the window. `count` is the number of messages completed in it (of deliveries, if a
+    message has several receivers), and `pings` the number of pings answered in it. `client_cpu` is the CPU use of the
+    load generator as a fraction of a core. `errors` counts all violations of the contract in the whole run, `problems`
+    describes the first few. A message to several users counts as `delivered` when its last receiver has it.
     """
 
     seconds: float
@@ -71,7 +71,7 @@ class LoadRun:
     """One run of a load: its senders and their sockets, measured in a window of time."""
 
     def __init__(
-        self, recorder: Recorder, senders: Sequence[PairSender | BroadcastSender], sockets: Sequence[UserSocket]
+        self, recorder: Recorder, senders: Sequence[PairSender | FanOutSender], sockets: Sequence[UserSocket]
     ) -> None:
         self._recorder = recorder
         self._senders = senders
@@ -148,10 +148,24 @@ async def broadcast(
 ) -> LoadResult:
     """Let one user write to `sockets` other users at the same time (op 6)."""
     tokens = await log_in(url, ["writer", *(f"r{i}" for i in range(sockets))])
+    return await group(url, tokens, "", in_flight=in_flight, seconds=seconds, warm_up=warm_up, window=window)
+
+
+async def group(
+    url: str,
+    tokens: Mapping[str, str],
+    name: str,
+    *,
+    in_flight: int,
+    seconds: float,
+    warm_up: float,
+    window: Window | None = None,
+) -> LoadResult:
+    """Open a socket for each user and let the first one write to the group `name`; without a name, to all users."""
     async with open_sockets(url, tokens) as opened:
         writer, *receivers = opened.values()
         recorder = Recorder()
-        run = LoadRun(recorder, [BroadcastSender(recorder, writer, receivers)], [writer, *receivers])
+        run = LoadRun(recorder, [FanOutSender(recorder, writer, receivers, name)], [writer, *receivers])
         return await run.measure(in_flight, warm_up, seconds, window or nullcontext())
 
 

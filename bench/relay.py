@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -118,7 +119,7 @@ class Relay:
                 if message.type is not WSMsgType.TEXT:
                     break
                 frame = self._decode(message.data)
-                await (self._to_all if frame.op_type == 6 else self._to_one)(socket, uid, frame)
+                await self._handler(frame)(socket, uid, frame)
         finally:
             self._users[uid].discard(socket)
             if not self._users[uid]:
@@ -130,6 +131,11 @@ class Relay:
             return PlainSocket(ws)
         assert request.transport is not None
         return GatheringSocket(request.transport)
+
+    def _handler(self, frame: RelayRequest) -> Callable[[RelaySocket, str, RelayRequest], Awaitable[None]]:
+        if frame.op_type == 6:
+            return self._to_all
+        return self._to_group if frame.to[:1] == "#" else self._to_one
 
     async def _to_one(self, socket: RelaySocket, uid: str, frame: RelayRequest) -> None:
         message_id = frame.content.partition("\n")[0]
@@ -143,10 +149,22 @@ class Relay:
 
     async def _to_all(self, socket: RelaySocket, uid: str, frame: RelayRequest) -> None:
         payload = self._encode(RelayFrame(uid, "ALL", 40011, frame.content, "message received"))
+        others = await self._send_to_others(uid, payload)
+        await socket.send(self._encode(RelayFrame("System", uid, 40009, str(others), "sent")))
+
+    async def _to_group(self, socket: RelaySocket, uid: str, frame: RelayRequest) -> None:
+        """Send to all other users: every user is a member of every group."""
+        message_id = frame.content.partition("\n")[0]
+        now = time.time_ns() // 1_000_000
+        payload = self._encode(RelayFrame(uid, frame.to, 40011, frame.content, "message received", message_id, now))
+        await self._send_to_others(uid, payload)
+        await socket.send(self._encode(RelayFrame("System", uid, 40018, "", "receiver online", message_id, now)))
+
+    async def _send_to_others(self, uid: str, payload: bytes) -> int:
         others = [sockets for user, sockets in self._users.items() if user != uid]
         for receiver in [receiver for sockets in others for receiver in sockets]:
             await receiver.send(payload)
-        await socket.send(self._encode(RelayFrame("System", uid, 40009, str(len(others)), "sent")))
+        return len(others)
 
 
 async def ping(request: web.Request) -> web.Response:

@@ -117,14 +117,18 @@ class PairSender:
         self._recorder.record(self._recorder.delivery_seconds, sent_at)
 
 
-class BroadcastSender:
-    """One user who writes to all others (op 6), with a fixed number of messages not yet delivered to everyone.
+class FanOutSender:
+    """One user who writes to all others, with a fixed number of messages not yet delivered to everyone.
 
-    The next message waits for the slowest receiver, so that no queue grows at the server.
+    `group` is the group to write to (op 1); without one, the messages are broadcasts (op 6). The next message waits
+    for the slowest receiver, so that no queue grows at the server.
     """
 
-    def __init__(self, recorder: Recorder, sender: UserSocket, receivers: Sequence[UserSocket]) -> None:
+    def __init__(
+        self, recorder: Recorder, sender: UserSocket, receivers: Sequence[UserSocket], group: str = ""
+    ) -> None:
         self._recorder = recorder
+        self._group = group
         self._sender = sender
         self._receivers = receivers
         self._prefix = uuid4().hex[:8]
@@ -151,7 +155,9 @@ class BroadcastSender:
         """Report missing acknowledgements and deliveries at the end of a run."""
         missing = sum(self._missing.values())
         if missing:
-            self._recorder.report(f"to all: {missing} deliveries or acknowledgements never arrived", missing)
+            self._recorder.report(
+                f"{self._sender.uid}: {missing} deliveries or acknowledgements never arrived", missing
+            )
 
     def _send(self) -> None:
         if not self._recorder.running:
@@ -162,14 +168,19 @@ class BroadcastSender:
         self._sent_at[number] = time.perf_counter()
         self._texts[number] = text
         self._missing[number] = len(self._receivers) + 1
-        self._sender.send(ClientFrame("", text, op_type=6))
+        if self._group:
+            self._sender.send(ClientFrame(self._group, f"{self._prefix}-{number}\n{text}"))
+        else:
+            self._sender.send(ClientFrame("", text, op_type=6))
 
     def _on_answer(self, frame: ServerFrame) -> None:
-        expected = str(len(self._receivers))
-        if (frame.op_type, frame.content) != (StatusCode.SENT_TO_ALL, expected):
-            self._recorder.report(f"{self._sender.uid} got the answer {frame} instead of {expected} receivers")
-            return
         number = self.acked
+        answer = StatusCode.SENT_TO_ALL, str(len(self._receivers)), ""
+        if self._group:
+            answer = StatusCode.ONLINE, "", f"{self._prefix}-{number}"
+        if (frame.op_type, frame.content, frame.id) != answer:
+            self._recorder.report(f"{self._sender.uid} got the answer {frame} instead of {answer}")
+            return
         self.acked += 1
         if number not in self._missing:
             self._recorder.report(f"{self._sender.uid} got more answers than it sent messages")
@@ -181,7 +192,7 @@ class BroadcastSender:
         number = self._received[index]
         text = frame.content.rpartition("\n")[2]  # with or without an id on the first line
         if (frame.op_type, frame.sender, text) != (StatusCode.RECEIVED, self._sender.uid, self._texts.get(number)):
-            self._recorder.report(f"{self._receivers[index].uid} received {frame} instead of broadcast {number}")
+            self._recorder.report(f"{self._receivers[index].uid} received {frame} instead of message {number}")
             return
         self._received[index] += 1
         self.done += 1
