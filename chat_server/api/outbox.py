@@ -61,25 +61,25 @@ class Outbox:
         """A pong confirmed these deliveries."""
         raise NotImplementedError
 
-    def send(self, frame: bytes) -> None:
-        """Send a text frame; dropped when closing."""
+    def send(self, frames: bytes) -> None:
+        """Send one or more whole text frames; dropped when closing."""
         if self._closing:
             return
         if self._window:
-            frame = deflated(frame, self._window)
-        self._frames.append(frame)
-        self._queued += len(frame)
+            frames = deflated(frames, self._window)
+        self._frames.append(frames)
+        self._queued += len(frames)
         if not self._scheduled:
             self._loop.call_soon(self.flush)  # if this fails without memory, the next frame tries again
             self._scheduled = True
         elif self._queued > self._limit:
             self.flush()
 
-    def deliver(self, frame: bytes, delivery: Delivery) -> None:
-        """Send the frame of a message, and report its delivery once a pong confirms it."""
-        self.send(frame)
+    def deliver(self, frames: bytes, deliveries: Sequence[Delivery]) -> None:
+        """Send the frames of messages, and report their deliveries once a pong confirms them."""
+        self.send(frames)
         if self._confirms and not self._closing:
-            self._unconfirmed.append(delivery)
+            self._unconfirmed += deliveries
 
     def offer(self, frame: bytes) -> None:
         """Send a text frame, unless the outbox is half full, so that a few more might close the socket."""

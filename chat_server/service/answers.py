@@ -1,12 +1,15 @@
 """Send the answers to requests, and their effects on other sockets. No other module answers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import msgspec
 
-from chat_server.service.frames import SEND, Frames, given_id
+from chat_server.service.frames import SEND, Frames, Request, given_id
 from chat_server.service.live_groups import LiveGroup
+from chat_server.service.peers import Peer
 from chat_server.service.registry import Delivery, Registry, Socket
 from chat_server.service.sending import Batch, Sent
 from chat_server.status import Reason, Refused, Status
@@ -23,6 +26,7 @@ REMEMBERED_DELIVERIES = 16384
 
 # Read once: before Python 3.12 each access to an enum's member is a call.
 _ONLINE, _OFFLINE = Status.RECEIVER_ONLINE, Status.RECEIVER_OFFLINE
+_TO = attrgetter("to")
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -49,21 +53,11 @@ class Answers:
             allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
             for other in self._registry.sockets(receiver):
                 other.send(allowed_again)
-        others = self._registry.sync_sockets(socket.user, without=socket)
-        statuses = []
-        for request, result in zip(batch.requests, batch.results, strict=True):
-            try:
-                if isinstance(result, Refused):
-                    status = self._refuse(socket, result, given_id(request.content))
-                else:
-                    peer = batch.receivers[request.to]
-                    status = self._deliver_and_acknowledge(
-                        socket, result, others, peer if isinstance(peer, LiveGroup) else None
-                    )
-            except Exception:  # only this request fails: those before it are answered already
-                log.exception("frame failed", extra={"op": SEND})
-                status = self._refuse(socket, SENDING_FAILED, given_id(request.content))
-            statuses.append(status)
+        results = iter(batch.results)
+        statuses: list[Status] = []
+        for to, requests in groupby(batch.requests, _TO):
+            run = zip(requests, results)  # noqa: B905 - the next run goes on with `results`
+            statuses += self._answer_run(batch, batch.receivers[to], run)
         self._metrics.add_answers(SEND, statuses)
 
     def answered(self, socket: Socket, op: int, answer: Answer) -> None:
@@ -74,47 +68,79 @@ class Answers:
 
     def refused(self, socket: Socket, op: int, refused: Refused) -> None:
         """Say why a request is refused; `op` is 0 if the frame is no request."""
-        self._metrics.add_answers(op, [self._refuse(socket, refused)])
+        socket.send(self._frames.refusal(socket.user, refused))
+        self._metrics.add_answers(op, [refused.status])
 
-    def _refuse(self, socket: Socket, refused: Refused, id: str = "") -> Status:
-        socket.send(self._frames.refusal(socket.user, refused, id))
-        return refused.status
+    def _refusal(self, socket: Socket, refused: Refused, request: Request) -> bytes:
+        return self._frames.refusal(socket.user, refused, given_id(request.content))
 
-    def _deliver_and_acknowledge(
-        self, socket: Socket, sent: Sent, others: Sequence[Socket], group: LiveGroup | None
-    ) -> Status:
-        """Deliver to the receiver or to the members of `group`; `others` are sync sockets of the sender's devices."""
-        message, added = sent.message, sent.added
-        time = added.time  # of a retry that of the first message, which is the one that is stored
+    def _answer_run(
+        self, batch: Batch, peer: Peer | Refused | None, run: Iterable[tuple[Request, Sent | Refused]]
+    ) -> list[Status]:
+        """Answer consecutive requests with the same receiver. Each outbox gets its frames of the run as one piece."""
+        socket, group = batch.socket, peer if type(peer) is LiveGroup else None
         if group:
-            receivers, online = self._members(group, message.sender, time)
+            receivers, online = self._members(group, socket.user)
         else:
-            receivers = () if sent.blocked else self._registry.sockets(message.receiver)
+            receivers = self._registry.sockets(peer) if type(peer) is str and peer not in batch.blocked_by else ()
             online = bool(receivers)
-        if added.new or (added.unread and time not in self._delivered):
-            frame = self._frames.live(message, time)
-            if receivers:
-                delivery = Delivery(message.sender, message.id, time, group)
-                for receiver in receivers:
-                    receiver.deliver(frame, delivery)
-                self._delivered.add(time)
-            for other in others:
-                other.send(frame)
-        status = _ONLINE if online else _OFFLINE
-        socket.send(self._frames.acknowledgement(socket.user, status, message.id, time))
-        return status
+        online_status = _ONLINE if online else _OFFLINE
+        frames: list[bytes] = []
+        deliveries: list[Delivery] = []
+        statuses: list[Status] = []
+        answers = b""
+        for request, result in run:
+            try:
+                if not isinstance(result, Refused):
+                    message, time = result.message, result.added.time  # of a retry the time of the stored message
+                    if result.added.new or (result.added.unread and time not in self._delivered):
+                        frames.append(self._frames.live(message, time))
+                        deliveries.append(Delivery(message.sender, message.id, time, group))
+                        if receivers:
+                            self._delivered.add(time)
+                    status = online_status
+                    answer = self._frames.acknowledgement(socket.user, status, message.id, time)
+                else:
+                    status, answer = result.status, self._refusal(socket, result, request)
+            except Exception:  # only this request fails
+                log.exception("frame failed", extra={"op": SEND})
+                status, answer = SENDING_FAILED.status, self._refusal(socket, SENDING_FAILED, request)
+            answers += answer
+            statuses.append(status)
+        try:
+            if frames:
+                self._deliver(socket, group, receivers, frames, deliveries)
+        except Exception:  # the messages are stored: op 3 returns them
+            log.exception("frame failed", extra={"op": SEND})
+        socket.send(answers)
+        return statuses
 
-    def _members(self, group: LiveGroup, sender: str, time: int) -> tuple[Sequence[Socket], bool]:
-        """The sockets of the other members who may read a message, and whether the sender sees anyone online."""
-        users = self._registry.online_among(group.members)
-        receivers = [
-            receiver
-            for user in users
-            if user != sender and group.members[user] < time
-            for receiver in self._registry.sockets(user)
-        ]
+    def _members(self, group: LiveGroup, sender: str) -> tuple[Sequence[Socket], bool]:
+        """The sockets of the other members, and whether the sender sees anyone online."""
+        online = self._registry.sockets_among(group.members)
+        receivers = [socket for user, sockets in online.items() if user != sender for socket in sockets]
         blocks = group.blocks.get(sender)  # None if a member has just joined or left: who blocks is not known now
-        return receivers, blocks is not None and not (users - blocks.by_others <= {sender})
+        return receivers, blocks is not None and not (online.keys() - blocks.by_others <= {sender})
+
+    def _deliver(
+        self,
+        sender: Socket,
+        group: LiveGroup | None,
+        receivers: Sequence[Socket],
+        frames: Sequence[bytes],
+        deliveries: Sequence[Delivery],
+    ) -> None:
+        """Deliver messages to the receivers and to the sender's other devices."""
+        together, oldest = b"".join(frames), min([one.time for one in deliveries]) if group else 0
+        for receiver in receivers:
+            if not group or group.members[receiver.user] < oldest:
+                receiver.deliver(together, deliveries)
+                continue
+            for frame, delivery in zip(frames, deliveries, strict=True):  # the member has just joined
+                if group.members[receiver.user] < delivery.time:
+                    receiver.deliver(frame, [delivery])
+        for other in self._registry.sync_sockets(sender.user, without=sender):
+            other.send(together)
 
 
 class RecentNumbers:

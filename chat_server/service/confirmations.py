@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from chat_server.model.messages import Confirmed, MessageStore
 from chat_server.service.live_groups import LiveGroup
@@ -18,6 +20,8 @@ MARK_DELAY = 0.05
 MARKED_SOCKETS = 8192
 
 Confirmation = tuple[Socket, list[Delivery]]
+
+_GROUP = attrgetter("group")
 
 
 class Confirmations:
@@ -88,20 +92,21 @@ class Confirmations:
 
     async def _move_positions(self, batch: Sequence[Confirmation]) -> None:
         """Move the read positions of the members of groups."""
-        groups: dict[LiveGroup, dict[str, list[tuple[Socket, Delivery]]]] = {}
+        groups: dict[LiveGroup, dict[str, list[Confirmation]]] = {}
         for socket, deliveries in batch:
-            for delivery in deliveries:
-                if delivery.group:
-                    groups.setdefault(delivery.group, {}).setdefault(socket.user, []).append((socket, delivery))
+            for group, received in groupby(deliveries, _GROUP):
+                if group:
+                    groups.setdefault(group, {}).setdefault(socket.user, []).append((socket, list(received)))
         for group, users in groups.items():
             confirmed = {
-                user: Confirmed(since, sorted([delivery.time for _, delivery in received]))
-                for user, received in users.items()
+                user: Confirmed(since, sorted([delivery.time for _, received in some for delivery in received]))
+                for user, some in users.items()
                 if (since := group.members.get(user)) is not None
             }
             reached = await self._messages.advance(group.key.number, confirmed) if confirmed else {}
             for user, time in reached.items():
                 if group.members.get(user) != confirmed[user].since:  # removed meanwhile
                     continue
-                socket, delivery = next(entry for entry in users[user] if entry[1].time == time)
+                newest_first = ((socket, one) for socket, some in users[user][::-1] for one in some[::-1])
+                socket, delivery = next(entry for entry in newest_first if entry[1].time == time)
                 self._notices.position(socket, group, delivery.sender, delivery.id)

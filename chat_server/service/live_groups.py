@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 from weakref import WeakValueDictionary
 
 from chat_server.model.groups import PAGE, Group, GroupStore
@@ -27,6 +27,7 @@ class BlocksOf(NamedTuple):
 NO_BLOCKS = BlocksOf(frozenset(), frozenset())  # of most members: shared, because two empty sets take 500 bytes
 
 
+@final
 class LiveGroup:
     """A group in use. `members` maps each member to the time of joining; a deleted group has none.
 

@@ -1,7 +1,7 @@
 """The open sockets of this process, by user. A bus between several processes would fit behind this one seam."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -49,16 +49,16 @@ class Socket(Protocol):
         """Whether it also receives what happens on the user's other devices (protocol section 2, Sync)."""
         ...
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame, without waiting; a socket that is closing drops it."""
+    def send(self, frames: bytes) -> None:
+        """Send one or more whole frames, without waiting; a socket that is closing drops them."""
         ...
 
     def offer(self, frame: bytes) -> None:
         """Send a frame, unless the outbox is half full: the frame is optional."""
         ...
 
-    def deliver(self, frame: bytes, delivery: Delivery) -> None:
-        """Send the frame of a message, and report the delivery once it is confirmed."""
+    def deliver(self, frames: bytes, deliveries: Sequence[Delivery]) -> None:
+        """Send the frames of messages, and report the deliveries once they are confirmed."""
         ...
 
     async def drain(self) -> None:
@@ -104,15 +104,15 @@ class Registry:
 
     def sync_sockets(self, user: str, without: Socket | None = None) -> list[Socket]:
         """The open sync sockets of `user`, except the socket `without`."""
-        return [socket for socket in self.sockets(user) if socket.sync and socket is not without]
+        return [socket for socket in self._sockets.get(user, ()) if socket.sync and socket is not without]
 
     def online(self, user: str) -> bool:
         """Whether `user` has a socket open."""
         return user in self._sockets
 
-    def online_among(self, users: Mapping[str, object]) -> Set[str]:
-        """Those of the users who have a socket open."""
-        return self._sockets.keys() & users.keys()
+    def sockets_among(self, users: Mapping[str, object]) -> dict[str, tuple[Socket, ...]]:
+        """The open sockets of those of the users who have any."""
+        return {user: self._sockets[user] for user in self._sockets.keys() & users.keys()}
 
     def users(self) -> int:
         """How many users have a socket open."""

@@ -31,11 +31,10 @@ _BAD_ID = Refused(_FAILED, Reason.BAD_ID, "the first line is no valid id: 1 to 6
 
 
 class Sent(msgspec.Struct, gc=False):
-    """A message that is stored, now or by an earlier request. `blocked`: the receiver has blocked the sender since."""
+    """A message that is stored, now or by an earlier request."""
 
     message: Message
     added: Added
-    blocked: bool = False
 
 
 class Batch(msgspec.Struct, eq=False):
@@ -93,20 +92,18 @@ class Sending:
     def batch(self, socket: Socket, requests: Sequence[Request]) -> Batch:
         """A batch of these requests of a socket, at least one."""
         receivers: dict[str, Peer | Refused | None] = {}
-        direct, now, deliveries = True, self._timeline.now(), len(requests)
+        user, now, direct, deliveries = socket.user, self._timeline.now(), True, len(requests)
         for request in requests:
             if request.to not in receivers:
                 receivers[request.to] = peer = self._peers.cached(socket, request.to)
-                direct = direct and peer is not None and self._needs_no_store(socket.user, peer, now)
-                if isinstance(peer, LiveGroup):
+                if type(peer) is LiveGroup:
+                    direct = direct and user in peer.blocks
                     deliveries += len(requests) * len(peer.members)
+                elif peer is None or not (
+                    self._blocks.none_between(user, peer) and self._limit.is_free(user, peer, now)
+                ):
+                    direct = False
         return Batch(socket, requests, receivers, direct, deliveries)
-
-    def _needs_no_store(self, user: str, peer: Peer, now: int) -> bool:
-        """Whether messages from `user` to `peer` can be checked without asking a store."""
-        if isinstance(peer, LiveGroup):
-            return user in peer.blocks
-        return self._blocks.none_between(user, peer) and self._limit.is_free(user, peer, now)
 
     async def send(self, batches: Sequence[Batch]) -> None:
         """Check each request and store the messages, which are durable when it returns; set the results.
@@ -195,12 +192,12 @@ class Sending:
                 check_from(batch.socket, request)
             except Refused as refused:
                 return refused.with_traceback(None)
-        if isinstance(receiver, LiveGroup):
+        if isinstance(receiver, str):
+            name, group = receiver, 0
+        elif type(receiver) is LiveGroup:
             if sender not in receiver.members:  # removed meanwhile
                 return no_such_group(_FAILED)
             name, group = receiver.name, receiver.key.number
-        elif isinstance(receiver, str):
-            name, group = receiver, 0
         else:
             return receiver or _AWAY
         id, text = split(request.content)
@@ -252,7 +249,7 @@ class Sending:
             earlier = await self._messages.stored(messages)
         except StoreUnavailable as away:
             return _not_stored(away, messages)
-        return [_result(message, added, blocked=True) for message, added in zip(messages, earlier, strict=True)]
+        return [_result(message, added) for message, added in zip(messages, earlier, strict=True)]
 
 
 def check_text(text: str, most: int) -> Refused | None:
@@ -265,9 +262,9 @@ def check_text(text: str, most: int) -> Refused | None:
     return None
 
 
-def _result(message: Message, added: Added | StoreUnavailable | None, *, blocked: bool = False) -> Sent | Refused:
+def _result(message: Message, added: Added | StoreUnavailable | None) -> Sent | Refused:
     if isinstance(added, Added):
-        return Sent(message, added, blocked) if added.same else _ID_USED
+        return Sent(message, added) if added.same else _ID_USED
     return _AWAY if added else Refused(Status.REFUSED_BY_LIMIT, Reason.REFUSED_BY_LIMIT, message.receiver)
 
 

@@ -61,7 +61,8 @@ class TypingIndicator:
             blocks = await self._groups.look_up_blocks(peer, me)
             if me not in peer.members:  # removed meanwhile
                 return []
-            users = self._registry.online_among(peer.members) - blocks.by_others - blocks.by_member - {me}
+            online = self._registry.sockets_among(peer.members).keys()
+            users = online - blocks.by_others - blocks.by_member - {me}
             return [receiver for user in users for receiver in self._registry.sync_sockets(user)]
         if await self._limit.are_contacts(me, peer, self._clock.now()):
             states = await self._blocks.states([(me, peer), (peer, me)])

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 
 TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
@@ -27,15 +28,30 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def deflated(text_frame: bytes, window: int) -> bytes:
-    """A text frame compressed by itself (RFC 7692 section 7.2.1), so that a broadcast compresses it once.
+def deflated(text_frames: bytes, window: int) -> bytes:
+    """Text frames, each compressed by itself (RFC 7692 section 7.2.1), so that several receivers share the result.
 
     `window`: the negotiated size of the window, in bits.
     """
-    flag = text_frame[1]
-    payload = text_frame[2 if flag < 126 else 4 if flag == 126 else 10 :]
+    return b"".join([_deflated(payload, window) for payload in _payloads(text_frames)])
+
+
+def _payloads(text_frames: bytes) -> Iterator[bytes]:
+    """Iterate over the payloads of whole frames without masks."""
+    start = 0
+    while start < len(text_frames):
+        size = text_frames[start + 1]
+        start += 2
+        if size >= 126:
+            bytes_ = 2 if size == 126 else 8
+            size = int.from_bytes(text_frames[start : start + bytes_], "big")
+            start += bytes_
+        yield text_frames[start : start + size]
+        start += size
+
+
+def _deflated(payload: bytes, window: int) -> bytes:
     if len(payload) < COMPRESS_FROM:
-        return text_frame
+        return text_frame(payload)
     deflate = zlib.compressobj(wbits=-max(window, 9))
-    compressed = (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
-    return frame(text_frame[0] | COMPRESSED, compressed)
+    return frame(TEXT | COMPRESSED, (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chat_server.model.messages import Conversation, Message
 from chat_server.service.frames import OPS, Frame, Frames, Request, decode, is_id, split
 from chat_server.status import LANGUAGES, Reason, Refused, Status, text
-from chat_server.utils.websocket import frame, text_frame
+from chat_server.utils.websocket import deflated, frame, text_frame
 
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:"
 
@@ -226,3 +226,9 @@ def test_a_broadcast_has_these_keys(sender: str, content: str, time: int) -> Non
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_status_has_a_text_in_every_language(language: str) -> None:
     assert all(text(status, language) for status in Status)
+
+
+@given(st.lists(st.sampled_from([0, 1, 125, 126, 255, 256, 65535, 65536]), max_size=5), st.integers(8, 15))
+def test_frames_are_compressed_one_by_one(sizes: list[int], window: int) -> None:
+    packed = [text_frame(b"x" * size) for size in sizes]
+    assert deflated(b"".join(packed), window) == b"".join(deflated(one, window) for one in packed)

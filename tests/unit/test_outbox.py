@@ -44,9 +44,9 @@ async def test_frames_count_as_written_and_pings_do_not(outbox: Recording) -> No
 
 async def test_a_pong_confirms_what_came_before_its_ping(outbox: Recording) -> None:
     first, second = Delivery("1", "m1", 1), Delivery("1", "m2", 2)
-    outbox.deliver(b"m1", first)
+    outbox.deliver(b"m1", [first])
     await asyncio.sleep(0)
-    outbox.deliver(b"m2", second)
+    outbox.deliver(b"m2", [second])
     await asyncio.sleep(0)
     assert not outbox.is_our_pong(b"")
     assert outbox.is_our_pong((1).to_bytes(8, "big"))
@@ -58,7 +58,7 @@ async def test_a_pong_confirms_what_came_before_its_ping(outbox: Recording) -> N
 
 async def test_unconfirmed_deliveries_are_bounded(outbox: Recording) -> None:
     for number in range(MAX_UNCONFIRMED + 100):
-        outbox.deliver(b"", Delivery("1", f"m{number}", number))
+        outbox.deliver(b"", [Delivery("1", f"m{number}", number)])
     await asyncio.sleep(0)
     assert outbox.is_our_pong((1).to_bytes(8, "big"))
     assert [delivery.time for delivery in outbox.confirmed] == list(range(MAX_UNCONFIRMED))
@@ -66,10 +66,10 @@ async def test_unconfirmed_deliveries_are_bounded(outbox: Recording) -> None:
 
 async def test_deliveries_before_and_after_a_ping_share_one_bound(outbox: Recording) -> None:
     for number in range(MAX_UNCONFIRMED - 10):
-        outbox.deliver(b"", Delivery("1", f"m{number}", number))
+        outbox.deliver(b"", [Delivery("1", f"m{number}", number)])
     await asyncio.sleep(0)  # a ping is in flight
     for number in range(MAX_UNCONFIRMED - 10, MAX_UNCONFIRMED + 100):
-        outbox.deliver(b"", Delivery("1", f"m{number}", number))
+        outbox.deliver(b"", [Delivery("1", f"m{number}", number)])
     await asyncio.sleep(0)
     assert outbox.is_our_pong((1).to_bytes(8, "big"))
     await asyncio.sleep(0)
