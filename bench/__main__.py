@@ -109,6 +109,19 @@ def parser() -> argparse.ArgumentParser:
         help="how to store the messages: through the server, or directly (seed)",
     )
     command.set_defaults(experiment=experiments.read_history)
+    command = commands.add_parser("group-history", parents=[common], help=experiments.group_history.__doc__)
+    command.add_argument(
+        "--stored", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], help="messages (1,000 100,000 1,000,000)"
+    )
+    command.add_argument("--members", type=int, default=200, help="of the group (200)")
+    command.add_argument("--times", type=int, default=300, help="requests of each kind (300)")
+    command.add_argument("--rounds", type=int, default=3, help="(3)")
+    command.set_defaults(experiment=experiments.group_history)
+    command = commands.add_parser("idle-groups", parents=[common], help=experiments.idle_groups.__doc__)
+    command.add_argument("--groups", type=int, default=10_000, help="(10,000)")
+    command.add_argument("--members", type=int, default=20, help="of each group (20)")
+    command.add_argument("--rounds", type=int, default=1, help="(1)")
+    command.set_defaults(experiment=experiments.idle_groups)
     command = commands.add_parser("overload", parents=[common], help=experiments.overload.__doc__)
     _add_pairs(command)
     _add_timing(command, rounds=1)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from bench import databases, disruption_test, history, load, login_rate, many_sockets
+from bench import databases, disruption_test, groups, history, load, login_rate, many_sockets
 from bench.calls import FunctionCalls, profiling, read_profile, top_functions
 from bench.client import TIMEOUT
 from bench.disruptions import DISRUPTIONS
@@ -26,7 +26,6 @@ from bench.server_process import UNLIMITED, BenchServer, ResourceUsage, serving
 T = TypeVar("T")
 MIB = 2**20
 SERVER_CPU, CLIENT_CPU = "CPU of server, cores", "CPU of load generator, cores"
-GROUP = "#bench"
 UNREAD = 100_000  # messages to read with op 3
 STORE_COLUMNS = ("relay", "embedded", "databases", "stub")
 
@@ -83,7 +82,7 @@ def _profile(
             if kind == "pairs":
                 work = load.pairs(server.url, pairs=args.pairs, window=window, **timing)
             else:
-                work = load.group(server.url, tokens, GROUP, window=window, **timing)
+                work = load.group(server.url, tokens, groups.GROUP, window=window, **timing)
             result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         return read_profile(stats), result
 
@@ -106,7 +105,7 @@ def group(args: argparse.Namespace) -> BenchReport:
         tokens = _seed_group(args, target, folder)
         with serving(target, folder, on_uvloop=args.uvloop) as server:
             usage = ResourceUsage(server)
-            work = load.group(server.url, tokens, GROUP, window=usage, **_timing(args))
+            work = load.group(server.url, tokens, groups.GROUP, window=usage, **_timing(args))
             result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         report.add(target, _figures("delivery", result, usage))
         report.add_errors(target, result.errors, result.problems)
@@ -115,12 +114,12 @@ def group(args: argparse.Namespace) -> BenchReport:
 
 
 def _seed_group(args: argparse.Namespace, target: str, folder: Path) -> Mapping[str, str]:
-    """Create GROUP, unless the target is a relay. Returns the tokens of the members who will be online."""
+    """Create groups.GROUP, unless the target is a relay. Returns the tokens of the members who will be online."""
     members = [f"m{number}" for number in range(args.members)]
     if target != "server":
         return dict.fromkeys(members[: args.online], "")
     tokens = seed_users(folder / "data", members)
-    seed_groups(folder / "data", {GROUP: members})
+    seed_groups(folder / "data", {groups.GROUP: members})
     return {name: tokens[name] for name in members[: args.online]}
 
 
@@ -243,6 +242,43 @@ def read_history(args: argparse.Namespace) -> BenchReport:
             with serving("server", folder) as server:
                 figures = _run(history.measure_pages(server, n, args.times), 300)
                 report.add(f"{n:,}", figures | _run(history.measure_unread(server, late, token, unread), 300))
+    return report
+
+
+def group_history(args: argparse.Namespace) -> BenchReport:
+    """Pages, marks and the list of conversations of a group with few and with many messages, for the server only."""
+    sizes = sorted(args.stored)
+    title = f"a group of {args.members} with {', '.join(f'{n:,}' for n in sizes)} messages, {args.times} requests each"
+    report = BenchReport(title, f"{sizes[0]:,}", args.data)
+    with ExitStack() as stack:
+        prepared = {}
+        for n in sizes:
+            data = stack.enter_context(_folder(args.data)) / "data"
+            members = [f"m{number}" for number in range(args.members)]
+            tokens = seed_users(data, members)
+            prepared[n] = data, tokens[groups.READER], groups.seed_group(data, members, n)
+        for number in range(args.rounds):
+            for n, (data, token, group) in prepared.items():
+                _run(groups.reset_position(data, group), 60)
+                with serving("server", data.parent) as server:
+                    figures = _run(groups.measure_requests(server, token, n, args.times), 300)
+                figures |= _run(groups.count_steps(data, group, n), 60) if number == 0 else {}
+                report.add(f"{n:,}", figures)
+    return report
+
+
+def idle_groups(args: argparse.Namespace) -> BenchReport:
+    """Memory of many groups that were used once, compared with the same users without groups."""
+    report = BenchReport(f"{args.groups:,} idle groups of {args.members} members", "no groups", args.data)
+    named = groups.idle_groups(args.groups, args.members)
+    users = sorted({member for members in named.values() for member in members})
+    for _ in range(args.rounds):
+        for column, some in (("no groups", {}), ("groups", named)):
+            with _folder(args.data) as folder:
+                tokens = seed_users(folder / "data", users)
+                seed_groups(folder / "data", some)
+                with serving("server", folder) as server:
+                    report.add(column, _run(groups.measure_memory(server, tokens, some), 600))
     return report
 
 

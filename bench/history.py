@@ -17,6 +17,7 @@ from bench.server_process import BenchServer, ResourceUsage
 from chat_server.backends import SCHEMAS
 from chat_server.model.messages import Message
 from chat_server.model.sqlite import SqliteMessages
+from chat_server.service.frames import MARK_READ
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.sqlite import Database
 
@@ -98,9 +99,9 @@ async def measure_pages(server: BenchServer, n: int, times: int) -> Figures:
         for name, (frame, code, size) in pages.items():
             usage = ResourceUsage(server)
             for _ in range(20):  # warm-up
-                await _request(reader, frame, code, size)
+                await request(reader, frame, code, size)
             with usage:
-                latency = Latency.of(array("d", [await _request(reader, frame, code, size) for _ in range(times)]))
+                latency = Latency.of(array("d", [await request(reader, frame, code, size) for _ in range(times)]))
             figures[f"{name}: p50 ms"] = latency.p50
             figures[f"{name}: p99 ms"] = latency.p99
             figures[f"{name}: CPU µs"] = usage.cpu_seconds / times * 1e6
@@ -115,7 +116,7 @@ async def measure_unread(server: BenchServer, name: str, token: str, n: int) -> 
     server.reset_peak()
     before, began = server.peak(), time.perf_counter()
     try:
-        await _request(reader, ClientFrame(WRITER, "", op_type=3), StatusCode.HISTORY, n, timeout=10 * TIMEOUT)
+        await request(reader, ClientFrame(WRITER, "", op_type=3), StatusCode.HISTORY, n, timeout=10 * TIMEOUT)
     finally:
         await reader.close()
     return {
@@ -124,10 +125,13 @@ async def measure_unread(server: BenchServer, name: str, token: str, n: int) -> 
     }
 
 
-async def _request(
+async def request(
     reader: UserSocket, frame: ClientFrame, code: StatusCode, size: int, timeout: float = TIMEOUT
 ) -> float:
-    """Request one page, check that it has `size` messages, and return the seconds it took."""
+    """Send a request, check the code and that `size` messages came before it, and return the seconds it took.
+
+    The content of the answer must be the number of messages; that of op 4 is not checked.
+    """
     answered: asyncio.Future[ServerFrame] = asyncio.get_running_loop().create_future()
     frames = 0
 
@@ -144,6 +148,7 @@ async def _request(
     async with asyncio.timeout(timeout):
         answer = await answered
     took = time.perf_counter() - began
-    if (answer.op_type, answer.content, frames) != (code, str(size), size):
+    expected = answer.content if frame.op_type == MARK_READ else str(size)
+    if (answer.op_type, answer.content, frames) != (code, expected, size):
         raise BenchError(f"{frame} got the answer {answer} after {frames} messages instead of {size}")
     return took
