@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 MARK_DELAY = 0.05
 # Sockets with confirmed deliveries per call to the store. Fewer than a batch of messages brings would fall behind.
 MARKED_SOCKETS = 8192
+# Groups whose read positions move at the same time: they share transactions, and ops 2, 3 and 7 wait for all of them.
+GROUPS_AT_ONCE = 64
 
 Confirmation = tuple[Socket, list[Delivery]]
 
@@ -97,16 +99,24 @@ class Confirmations:
             for group, received in groupby(deliveries, _GROUP):
                 if group:
                     groups.setdefault(group, {}).setdefault(socket.user, []).append((socket, list(received)))
-        for group, users in groups.items():
-            confirmed = {
-                user: Confirmed(since, sorted([delivery.time for _, received in some for delivery in received]))
-                for user, some in users.items()
-                if (since := group.members.get(user)) is not None
-            }
-            reached = await self._messages.advance(group.key.number, confirmed) if confirmed else {}
-            for user, time in reached.items():
-                if group.members.get(user) != confirmed[user].since:  # removed meanwhile
-                    continue
-                newest_first = ((socket, one) for socket, some in users[user][::-1] for one in some[::-1])
-                socket, delivery = next(entry for entry in newest_first if entry[1].time == time)
-                self._notices.position(socket, group, delivery.sender, delivery.id)
+        confirmed = list(groups.items())
+        for start in range(0, len(confirmed), GROUPS_AT_ONCE):
+            moves = [self._advance(*one) for one in confirmed[start : start + GROUPS_AT_ONCE]]
+            for error in await asyncio.gather(*moves, return_exceptions=True):
+                if error:
+                    raise error
+
+    async def _advance(self, group: LiveGroup, users: Mapping[str, Sequence[Confirmation]]) -> None:
+        """Move the read positions of these members of a group."""
+        confirmed = {
+            user: Confirmed(since, sorted([delivery.time for _, received in some for delivery in received]))
+            for user, some in users.items()
+            if (since := group.members.get(user)) is not None
+        }
+        reached = await self._messages.advance(group.key.number, confirmed) if confirmed else {}
+        for user, time in reached.items():
+            if group.members.get(user) != confirmed[user].since:  # removed meanwhile
+                continue
+            newest_first = ((socket, one) for socket, some in users[user][::-1] for one in some[::-1])
+            socket, delivery = next(entry for entry in newest_first if entry[1].time == time)
+            self._notices.position(socket, group, delivery.sender, delivery.id)

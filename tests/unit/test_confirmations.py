@@ -1,13 +1,17 @@
 """Confirmed messages are marked in the background; no request waits for it."""
 
+import asyncio
 import gc
 import logging
 from typing import Any
 
 import pytest
 
-from chat_server.service.confirmations import Confirmations
+from chat_server.model.groups import Group
+from chat_server.service.confirmations import GROUPS_AT_ONCE, Confirmations
+from chat_server.service.live_groups import LiveGroup
 from chat_server.service.registry import Delivery
+from chat_server.utils.errors import StoreUnavailable
 
 
 class FailingMarkStub:
@@ -27,6 +31,29 @@ class CountingMarkStub:
         return set()
 
 
+class ConcurrentAdvanceStub:
+    """A message store that counts how many groups it works on at the same time."""
+
+    def __init__(self) -> None:
+        self.calls = self.waiting = self.most = 0
+
+    async def advance(self, number: int, confirmed: dict[str, Any]) -> dict[str, int]:
+        self.calls += 1
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        await asyncio.sleep(0)
+        self.waiting -= 1
+        if number == 13:
+            raise StoreUnavailable("away")
+        return {}
+
+
+class UserStub:
+    """A socket of the user 1."""
+
+    user = "1"
+
+
 class NoticesStub:
     """Notices without any receiver."""
 
@@ -42,6 +69,20 @@ async def test_confirmations_of_many_sockets_are_stored_together() -> None:
         confirmations.confirm(none, [Delivery("1", f"m{number}", number)])
     await confirmations.flush()
     assert store.calls == 1
+
+
+@pytest.mark.parametrize(("first", "calls"), [(100, 200), (0, GROUPS_AT_ONCE)])
+async def test_positions_of_many_groups_move_together(first: int, calls: int) -> None:
+    """A store that is away for one group is not asked for the groups after those in progress."""
+    none: Any = None
+    store: Any = ConcurrentAdvanceStub()
+    confirmations = Confirmations(store, none)
+    groups = [LiveGroup(Group(first + number, f"#g{number}", "1", {"1": 0})) for number in range(200)]
+    socket: Any = UserStub()
+    for group in groups:
+        confirmations.confirm(socket, [Delivery("2", "m1", 1, group)])
+    await confirmations.flush()
+    assert (store.most, store.calls) == (GROUPS_AT_ONCE, calls)
 
 
 async def test_an_error_while_marking_is_logged_by_the_server(caplog: pytest.LogCaptureFixture) -> None:
