@@ -83,6 +83,7 @@ class Disruption(NamedTuple):
     users: tuple[str, ...]
     workers: tuple[Worker, ...]  # they run concurrently until they are cancelled
     partners: tuple[tuple[str, str], ...] = ()  # users who write to each other
+    group: str = ""  # a group of all users, if any
     stored: StoredMessages | None = None
     prepare: Worker | None = None
 
@@ -136,22 +137,27 @@ def _flood(uid: str, to: str, text: str, batch: int) -> Worker:
 
     async def work(context: DisruptionContext) -> None:
         await context.open_reading(to)
-        client = await context.open_raw(uid)
-        frames = request(1, f"\n{text}", to) * batch
-
-        async def read_answers() -> None:
-            while True:
-                await client.read_answer()
-                context.done[f"answers to a flood of {len(text):,} bytes each"] += 1
-
-        reading = asyncio.create_task(read_answers())
-        try:
-            while True:
-                await client.write(frames)
-        finally:
-            reading.cancel()
+        await _send_fast(context, uid, to, text, batch)
 
     return work
+
+
+async def _send_fast(context: DisruptionContext, uid: str, to: str, text: str, batch: int) -> None:
+    """Send messages, `batch` at a time, and read the answers."""
+    client = await context.open_raw(uid)
+    frames = request(1, f"\n{text}", to) * batch
+
+    async def read_answers() -> None:
+        while True:
+            await client.read_answer()
+            context.done[f"answers to a flood of {len(text):,} bytes each"] += 1
+
+    reading = asyncio.create_task(read_answers())
+    try:
+        while True:
+            await client.write(frames)
+    finally:
+        reading.cancel()
 
 
 def _send_bad_frames(uid: str) -> Worker:
@@ -375,6 +381,29 @@ async def _write_to_everyone(context: DisruptionContext) -> None:
         await asyncio.sleep(0.25)
 
 
+# --- group-flood
+
+GROUP = "#flood"
+FLOOD_MEMBERS = tuple(f"member{i}" for i in range(200))
+FLOOD_ONLINE = 50  # members with a socket
+
+
+async def _open_members(context: DisruptionContext) -> None:
+    """Open the sockets of the members who are online, and count their messages."""
+
+    def count_delivery(received: ServerFrame) -> None:
+        context.done["deliveries to members"] += received.op_type == StatusCode.RECEIVED
+
+    for uid in FLOOD_MEMBERS[1:FLOOD_ONLINE]:
+        member = await connect(context.url, uid, context.tokens[uid])
+        member.on_frame = count_delivery
+
+
+async def _flood_group(context: DisruptionContext) -> None:
+    """Write to the group as fast as the server reads."""
+    await _send_fast(context, FLOOD_MEMBERS[0], GROUP, "hello", 100)
+
+
 # --- reconnect
 
 RECONNECT_SOCKETS = 1000
@@ -430,6 +459,7 @@ DISRUPTIONS = {
         prepare=_open_receivers,
         workers=(_write_to_everyone,),
     ),
+    "group-flood": Disruption(users=FLOOD_MEMBERS, group=GROUP, prepare=_open_members, workers=(_flood_group,)),
     "reconnect": Disruption(
         users=tuple(f"back{i}" for i in range(RECONNECT_SOCKETS)),
         stored=StoredMessages(tuple(f"back{i}" for i in range(RECONNECT_SOCKETS)), 2 * MISSED_MESSAGES),

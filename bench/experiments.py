@@ -313,6 +313,8 @@ def _prepared_server(
     """Start a server with the users and the stored messages of a disruption; return it and the users' tokens."""
     folder = stack.enter_context(_folder(data))
     tokens = seed_users(folder / "data", disruption_test.users(plan, DISRUPTIONS[kind]))
+    if DISRUPTIONS[kind].group:
+        seed_groups(folder / "data", {DISRUPTIONS[kind].group: DISRUPTIONS[kind].users})
     with serving("server", folder) as server:
         _run(disruption_test.introduce(server.url, tokens, plan, DISRUPTIONS[kind]), 120)
     disruption_test.seed_messages(DISRUPTIONS[kind], folder / "data")
