@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from chat_server.api.connection import Connection
 from chat_server.api.inbox import BAD_FRAME
-from chat_server.api.limits import DELIVERIES_AT_ONCE, LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
+from chat_server.api.limits import ANSWERS_AT_ONCE, LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
 from chat_server.service import frames
 from chat_server.service.answers import INTERNAL, SENDING_FAILED, Answer
 from chat_server.service.frames import SEND, Request
@@ -135,14 +135,13 @@ class Dispatcher:
             self._answering = True
 
     def _answer(self) -> None:
-        """Answer stored batches in order, as many as one loop iteration may have deliveries."""
+        """Answer stored batches in order, with a bounded amount of work in one loop iteration."""
         self._answering = False
-        deliveries = 0
-        while self._due and deliveries < DELIVERIES_AT_ONCE:
+        work = 0
+        while self._due and work < ANSWERS_AT_ONCE:
             connection, batch = self._due.popleft()
-            deliveries += batch.deliveries
             try:
-                self._answers.sent(batch)
+                work += self._answers.sent(batch)
             except Exception:
                 log.exception("frame failed", extra={"op": SEND})
             finally:

@@ -46,19 +46,23 @@ class Answers:
         self._metrics = metrics
         self._delivered = RecentNumbers(REMEMBERED_DELIVERIES)
 
-    def sent(self, batch: Batch) -> None:
-        """Deliver each stored message of a batch and acknowledge or refuse each request, in order."""
+    def sent(self, batch: Batch) -> int:
+        """Deliver each stored message of a batch and acknowledge or refuse each request, in order.
+
+        Returns how much work it was: the number of requests, and of outboxes for their messages.
+        """
         socket = batch.socket
         for receiver in batch.unblocked:
             allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
             for other in self._registry.sockets(receiver):
                 other.send(allowed_again)
-        results = iter(batch.results)
+        results, outboxes = iter(batch.results), 0
         statuses: list[Status] = []
         for to, requests in groupby(batch.requests, _TO):
             run = zip(requests, results)  # noqa: B905 - the next run goes on with `results`
-            statuses += self._answer_run(batch, batch.receivers[to], run)
+            outboxes += self._answer_run(batch, batch.receivers[to], run, statuses)
         self._metrics.add_answers(SEND, statuses)
+        return len(statuses) + outboxes
 
     def answered(self, socket: Socket, op: int, answer: Answer) -> None:
         """Answer a request that is no send."""
@@ -75,9 +79,16 @@ class Answers:
         return self._frames.refusal(socket.user, refused, given_id(request.content))
 
     def _answer_run(
-        self, batch: Batch, peer: Peer | Refused | None, run: Iterable[tuple[Request, Sent | Refused]]
-    ) -> list[Status]:
-        """Answer consecutive requests with the same receiver. Each outbox gets its frames of the run as one piece."""
+        self,
+        batch: Batch,
+        peer: Peer | Refused | None,
+        run: Iterable[tuple[Request, Sent | Refused]],
+        statuses: list[Status],
+    ) -> int:
+        """Answer consecutive requests with the same receiver. Each outbox gets its frames of the run as one piece.
+
+        Appends the status of each request to `statuses`. Returns the number of the receiver's outboxes.
+        """
         socket, group = batch.socket, peer if type(peer) is LiveGroup else None
         if group:
             receivers, online = self._members(group, socket.user)
@@ -87,7 +98,6 @@ class Answers:
         online_status = _ONLINE if online else _OFFLINE
         frames: list[bytes] = []
         deliveries: list[Delivery] = []
-        statuses: list[Status] = []
         answers = b""
         for request, result in run:
             try:
@@ -113,7 +123,7 @@ class Answers:
         except Exception:  # the messages are stored: op 3 returns them
             log.exception("frame failed", extra={"op": SEND})
         socket.send(answers)
-        return statuses
+        return len(receivers)
 
     def _members(self, group: LiveGroup, sender: str) -> tuple[Sequence[Socket], bool]:
         """The sockets of the other members, and whether the sender sees anyone online."""

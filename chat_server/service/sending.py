@@ -41,17 +41,15 @@ class Batch(msgspec.Struct, eq=False):
     """Requests of one socket that are sent together. `send` gives each its result, in order.
 
     `receivers` has the users and groups that the `to` of the requests name; None where a store must be asked. `direct`:
-    the checks need no store, so the batch may share one call with other batches. `deliveries`: about how many there
-    will be. `blocked_by`: the receivers who block the sender. `unblocked`: the receivers who had been refused by the
-    contact limit before and may write to the sender again. `answered` is set once the batch is answered, if anything
-    waits for it. `made_ids`: see `made_id`.
+    the checks need no store, so the batch may share one call with other batches. `blocked_by`: the receivers who block
+    the sender. `unblocked`: the receivers who had been refused by the contact limit before and may write to the sender
+    again. `answered` is set once the batch is answered, if anything waits for it. `made_ids`: see `made_id`.
     """
 
     socket: Socket
     requests: Sequence[Request]
     receivers: dict[str, Peer | Refused | None]
     direct: bool
-    deliveries: int
     results: Sequence[Sent | Refused] = ()
     blocked_by: Collection[str] = ()
     unblocked: Sequence[str] = ()
@@ -92,18 +90,17 @@ class Sending:
     def batch(self, socket: Socket, requests: Sequence[Request]) -> Batch:
         """A batch of these requests of a socket, at least one."""
         receivers: dict[str, Peer | Refused | None] = {}
-        user, now, direct, deliveries = socket.user, self._timeline.now(), True, len(requests)
+        user, now, direct = socket.user, self._timeline.now(), True
         for request in requests:
             if request.to not in receivers:
                 receivers[request.to] = peer = self._peers.cached(socket, request.to)
                 if type(peer) is LiveGroup:
                     direct = direct and user in peer.blocks
-                    deliveries += len(requests) * len(peer.members)
                 elif peer is None or not (
                     self._blocks.none_between(user, peer) and self._limit.is_free(user, peer, now)
                 ):
                     direct = False
-        return Batch(socket, requests, receivers, direct, deliveries)
+        return Batch(socket, requests, receivers, direct)
 
     async def send(self, batches: Sequence[Batch]) -> None:
         """Check each request and store the messages, which are durable when it returns; set the results.

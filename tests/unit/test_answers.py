@@ -49,7 +49,7 @@ class Answering:
         """Answer a batch of the first user: `to` and what the store returned, for each message."""
         requests = [Request(1, to=to) for to, _ in sent]
         results = [Sent(Message("1", to, f"m{added.time}", "hello", added.time), added) for to, added in sent]
-        self.answers.sent(Batch(self.sockets[0], requests, receivers, True, 0, results))
+        self.answers.sent(Batch(self.sockets[0], requests, receivers, True, results))
 
 
 def live_group(members: dict[str, int]) -> LiveGroup:
