@@ -30,7 +30,12 @@ async def delete(server: ServerHandle, user: str, group: str) -> None:
 
 async def ask_members(server: ServerHandle, user: str, group: str) -> httpx.Response:
     """Ask for the members of a group."""
-    headers = {"Authorization": f"Bearer {server.tokens[user]}"}
+    return await ask_members_with(server, server.tokens[user], group)
+
+
+async def ask_members_with(server: ServerHandle, token: str, group: str) -> httpx.Response:
+    """Ask for the members of a group with the session of `token`."""
+    headers = {"Authorization": f"Bearer {token}"}
     return await send_request(server, "GET", "/group/members", params={"group": group}, headers=headers)
 
 

@@ -4,7 +4,8 @@ import asyncio
 
 from tests import raw
 from tests.harness import TIMEOUT, Frame, ServerHandle
-from tests.protocol_model.model import Model, ModelMessage, ModelSocket
+from tests.protocol_model.conversations import ModelMessage
+from tests.protocol_model.model import Model, ModelSocket
 
 
 class Client:
@@ -68,8 +69,10 @@ class Client:
         for one in received:
             if isinstance(one, bytes):
                 self._ping, self._unconfirmed = (one, self._unconfirmed), []
-            elif one["op_type"] == 40011 and one["to"] == self.socket.user and not self.socket.sync:
-                message = model.conversation(one["from"], one["to"]).find(one["from"], one["id"])
+            elif one["op_type"] == 40011 and one["to"] != "ALL" and not self.socket.sync:
+                peer = one["from"] if one["to"] == self.socket.user else one["to"]
+                conversation = model.conversation(self.socket.user, peer)
+                message = conversation and conversation.find(one["from"], one["id"])
                 assert message
                 self._unconfirmed.append(message)
 
@@ -89,13 +92,19 @@ class Client:
 
 
 def _is_answer(one: Frame | bytes) -> bool:
-    """Return whether this answers a request; 40021 is an event."""
-    return isinstance(one, dict) and one["from"] == "System" and one["op_type"] != 40021
+    """Return whether this answers a request; 40021 and 42011 are events."""
+    return isinstance(one, dict) and one["from"] == "System" and one["op_type"] not in (40021, 42011)
 
 
 def _comparable(frame: Frame, wanted: Frame) -> Frame:
-    """Return the frame without `msg`, and with `...` for each value that may be anything (`...` in `wanted`)."""
-    return {key: ... if wanted.get(key) is ... else value for key, value in frame.items() if key != "msg"}
+    """Return the frame without `msg`, and with `...` for each value that may be anything (`...` in `wanted`).
+
+    If `wanted` has a set as its content, the lines may be in any order.
+    """
+    shown = {key: ... if wanted.get(key) is ... else value for key, value in frame.items() if key != "msg"}
+    if isinstance(wanted["content"], frozenset):
+        shown["content"] = frozenset(frame["content"].split("\n"))
+    return shown
 
 
 async def connect(server: ServerHandle, user: str, token: str, *, sync: bool) -> raw.RawSocket | int:

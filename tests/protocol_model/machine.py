@@ -2,17 +2,19 @@
 
 import asyncio
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests import raw
+from tests.e2e import group_helpers
 from tests.e2e.http_helpers import check_refusal, check_success, post
 from tests.harness import PASSWORD
 from tests.protocol_model.client import Client, connect, connect_when_free
-from tests.protocol_model.model import SOCKETS_PER_USER, TYPING_INTERVAL, Model, ModelSocket
+from tests.protocol_model.conversations import ModelPair
+from tests.protocol_model.model import SOCKETS_PER_USER, TYPING_INTERVAL, HttpRefusal, Model, ModelSocket
 from tests.protocol_model.server_runner import ServerRunner
 
 T = TypeVar("T")
@@ -53,6 +55,33 @@ INVALID_REQUESTS = (
 )
 
 
+GROUP_OPS = (1, 2, 3, 4, 5, 8)
+# An index for `_peer` that selects the first group.
+GROUP = 2
+# The steps of `acts_in_a_group`; frequent ones appear twice.
+GROUP_ACTIONS = (
+    *("send", "send", "page", "page around", "unread", "mark", "mark", "mark all", "delete", "delete", "confirm"),
+    *(
+        "confirm",
+        "miss",
+        "list",
+        "type",
+        "open",
+        "close",
+        "add",
+        "add",
+        "remove",
+        "leave",
+        "delete group",
+        "create",
+        "create",
+        "block",
+    ),
+)
+GroupAction = tuple[str, int, int]
+group_actions = st.tuples(st.sampled_from(GROUP_ACTIONS), indexes, indexes)
+
+
 def _pick(elements: Sequence[T], index: int) -> T:
     """Return the element at this index, modulo the length."""
     return elements[index % len(elements)]
@@ -69,15 +98,19 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.sessions: list[tuple[str, str]] = []  # user and token
         self.ended: list[tuple[str, str]] = []
         self.passwords: dict[str, str] = {}
+        self.group_names: list[str] = []
         self.model = Model(())
 
     @initialize()
     def begin(self) -> None:
         """Register three users, each with one session, one plain socket and one sync socket.
 
-        Two of them are contacts, with unread messages: most steps about blocks and typing need that.
+        Two of them are contacts, with unread messages, and have a group, and the third has written to the first: most
+        steps about blocks, typing and groups need that.
         """
-        names = [f"{letter}-{uuid.uuid4().hex[:10]}" for letter in "abc"]
+        run = uuid.uuid4().hex[:10]
+        names = [f"{letter}-{run}" for letter in "abc"]
+        self.group_names = [f"#{letter}-{run}" for letter in "def"]
         self.model = Model(names)
         self.runner.do(self.runner.server.add_users(*names))
         self.passwords = dict.fromkeys(names, PASSWORD)
@@ -85,9 +118,10 @@ class ProtocolMachine(RuleBasedStateMachine):
         for session in self.sessions:
             self._open(*session, sync=False)
             self._open(*session, sync=True)
-        for by, peer in ((self.clients[0], names[1]), (self.clients[2], names[0])):
+        for by, peer in ((self.clients[0], names[1]), (self.clients[2], names[0]), (self.clients[4], names[0])):
             self.model.send(by.socket, peer, "m1", "hello", self.runner.clock.now() / 1e6)
             self._request(by, raw.request(1, "m1\nhello", to=peer))
+        self.creates_a_group(0, 0, [1])
 
     def teardown(self) -> None:
         """Close all sockets."""
@@ -175,7 +209,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         client = _pick(self.clients, by)
         requests = []
         for to, id, text in batch:
-            peer = self._other(client.socket.user, to)
+            peer = self._peer(client.socket.user, to)
             self.model.send(client.socket, peer, id, text, self.runner.clock.now() / 1e6)
             requests.append(raw.request(1, f"{id}\n{text}", to=peer))
         self._request(client, *requests)
@@ -184,14 +218,14 @@ class ProtocolMachine(RuleBasedStateMachine):
     @rule(by=indexes, to=indexes, skip=st.integers(0, 5), count=pages)
     def pages_from_the_oldest(self, by: int, to: int, skip: int, count: int) -> None:
         client, peer = self._pair(by, to)
-        self.model.page(client.socket, self.model.conversation(client.socket.user, peer).visible()[skip:][:count])
+        self.model.page(client.socket, peer, lambda messages: messages[skip:][:count])
         self._request(client, raw.request(2, f"{skip}-{count}", to=peer))
 
     @has_sockets
     @rule(by=indexes, to=indexes, count=pages)
     def pages_from_the_newest(self, by: int, to: int, count: int) -> None:
         client, peer = self._pair(by, to)
-        self.model.page(client.socket, self.model.conversation(client.socket.user, peer).visible()[-count:])
+        self.model.page(client.socket, peer, lambda messages: messages[-count:])
         self._request(client, raw.request(2, f"-{count}", to=peer))
 
     @has_sockets
@@ -206,7 +240,7 @@ class ProtocolMachine(RuleBasedStateMachine):
     @rule(by=indexes, to=indexes, count=st.none() | pages)
     def pages_the_unread(self, by: int, to: int, count: int | None) -> None:
         client, peer = self._pair(by, to)
-        self.model.page(client.socket, self.model.unread(client.socket, peer)[:count])
+        self.model.unread(client.socket, peer, count)
         self._request(client, raw.request(3, "" if count is None else str(count), to=peer))
 
     @has_sockets
@@ -243,22 +277,26 @@ class ProtocolMachine(RuleBasedStateMachine):
     @rule(by=indexes, count=pages, after=st.none() | indexes)
     def lists_conversations(self, by: int, count: int, after: int | None) -> None:
         client = _pick(self.clients, by)
-        user = "" if after is None else self._other(client.socket.user, after)
-        conversation = self.model.conversation(client.socket.user, user)
-        if conversation.messages and not conversation.visible():
-            return  # such a conversation is a position of the list, but the protocol does not say which
-        self.model.list_conversations(client.socket, count, user)
-        self._request(client, raw.request(7, f"-{count}@{user}" if user else f"-{count}"))
+        peer = "" if after is None else self._peer(client.socket.user, after)
+        if peer and peer[0] != "#":
+            pair = self.model.pair(client.socket.user, peer)
+            if pair.messages and not pair.visible(client.socket.user):
+                return  # such a conversation is a position of the list, but the protocol does not say which
+        self.model.list_conversations(client.socket, count, peer)
+        self._request(client, raw.request(7, f"-{count}@{peer}" if peer else f"-{count}"))
 
     @has_sockets
     @rule(by=indexes, to=indexes, invalid=st.sampled_from(INVALID_REQUESTS))
     def sends_an_invalid_request(self, by: int, to: int, invalid: tuple[dict[str, object], int, str, str]) -> None:
         client, peer = self._pair(by, to)
         keys, op_type, reason, id = invalid
-        if keys["op_type"] == 1:
-            self.model.conversation(client.socket.user, peer).attempted = self.runner.clock.now() / 1e6
+        conversation = self.model.conversation(client.socket.user, peer)
+        if keys["op_type"] == 1 and isinstance(conversation, ModelPair):
+            conversation.attempted = self.runner.clock.now() / 1e6
             if not keys.keys() & {"to", "from"} and (client.socket.user, peer) in self.model.blocks:
                 reason = "you_blocked"  # the receiver is checked before the text
+        if conversation is None and keys["op_type"] in GROUP_OPS and not keys.keys() & {"to", "from"}:
+            reason = "no_such_group"
         client.socket.refusal(op_type, reason, **({"id": id} if id else {}))
         named = {
             key: str(value).format(to=peer, me=client.socket.user) for key, value in keys.items() if key != "op_type"
@@ -299,39 +337,149 @@ class ProtocolMachine(RuleBasedStateMachine):
         clock.shift += TYPING_INTERVAL * later
         if not self.model.knows_contacts(client.socket.user, peer, clock.now() / 1e6):
             return
-        for content in contents:
-            self.model.typing(client.socket, peer, content, clock.now() / 1e6, clock.monotonic())
-        self.model.page(client.socket, [])
+        now = clock.now() / 1e6, clock.monotonic()
+        silent = [self.model.typing(client.socket, peer, content, *now) for content in contents]
+        self.model.page(client.socket, peer, lambda messages: messages[999:])
         requests = [raw.request(8, content, to=peer) for content in contents]
-        self._request(client, *requests, raw.request(2, "999-1", to=peer), unanswered=len(requests))
+        self._request(client, *requests, raw.request(2, "999-1", to=peer), unanswered=sum(silent))
 
     @has_sockets
     @rule(by=indexes)
     def confirms(self, by: int) -> None:
         """The client answers the ping; the next page shows the confirmed messages as read."""
-        client, peer = self._pair(by, by)
+        client = _pick(self.clients, by)
+        user = client.socket.user
         self.model.confirm(client.socket, self.runner.do(client.confirm()))
-        self.model.page(client.socket, self.model.conversation(client.socket.user, peer).visible()[-200:])
-        self._request(client, raw.request(2, "-200", to=peer))
+        for peer in (self._other(user, by), *(group.name for group in self.model.groups_of(user))):
+            self.model.page(client.socket, peer, lambda messages: messages[-200:])
+            self._request(client, raw.request(2, "-200", to=peer))
+
+    # --- groups
+
+    @rule(actions=st.lists(group_actions, min_size=3, max_size=12))
+    def acts_in_a_group(self, actions: Sequence[GroupAction]) -> None:
+        """Many steps that concern one group."""
+        for action in actions:
+            if self.clients and self.sessions:
+                self._act(*action)
+
+    def _act(self, action: str, by: int, n: int) -> None:
+        """One step in the first group, most of those that change it by the first user."""
+        steps: dict[str, Callable[[], object]] = {
+            "send": lambda: self.sends(by, [(GROUP, ("m1", "m2", "", "")[n % 4], "hello")] * (1 + n % 2)),
+            "page": lambda: self.pages_from_the_newest(by, GROUP, (2, 200)[n % 2]),
+            "page around": lambda: self.pages_around(by, GROUP, "+-"[n % 2], 3, (n, "exact")),
+            "unread": lambda: self.pages_the_unread(by, GROUP, None),
+            "mark": lambda: self.marks(by, GROUP, [(n, "exact")]),
+            "mark all": lambda: self.marks_all(by, GROUP),
+            "delete": lambda: self.deletes(by, GROUP, [(n, "exact")]),
+            "confirm": lambda: self.confirms(by),
+            "list": lambda: self.lists_conversations(by, 200, None),
+            "type": lambda: self.types(by, GROUP, "1", later=True),
+            "miss": lambda: self._misses_a_message(by, n),
+            "open": lambda: self.opens(by, sync=n % 3 == 0),
+            "close": lambda: n % 2 and self.leaves(by),
+            "add": lambda: self.adds(0, 0, [n % 2]),
+            "remove": lambda: self.removes(0, 0, 1 + n % 2),
+            "leave": lambda: n % 2 and self.removes(by, 0, by),
+            "delete group": lambda: n % 3 or self.deletes_a_group(by, 0),
+            "create": lambda: self.creates_a_group(0, 0, [0, 1][: n % 3]),
+            "block": lambda: self.blocks(by, n, unblock=n % 2 == 0, marks=False, retries=False),
+        }
+        steps[action]()
+
+    def _misses_a_message(self, which: int, by: int) -> None:
+        """A user is offline while the group gets messages, returns, and confirms the next ones."""
+        user, token = _pick(self.sessions, which)
+        for client in [one for one in self.clients if one.socket.user == user]:
+            self._remove([client])
+            self.runner.do(client.close())
+        for _ in range(2):
+            if self.clients:
+                self.sends(by, [(GROUP, "", "hello")])
+            self._open(user, token, sync=False)
+        self.confirms(len(self.clients) - 2)
+
+    @has_sessions
+    @rule(which=indexes, name=indexes, others=st.lists(st.integers(0, 1), max_size=2, unique=True))
+    def creates_a_group(self, which: int, name: int, others: Sequence[int]) -> None:
+        (user, token), group = _pick(self.sessions, which), _pick(self.group_names, name)
+        users = [self._other(user, other) for other in others]
+        self._change(group, token, "create", 42001, self.model.create(user, group, users), users=users)
+
+    @has_sessions
+    @rule(which=indexes, name=indexes, others=st.lists(st.integers(0, 1), max_size=2))
+    def adds(self, which: int, name: int, others: Sequence[int]) -> None:
+        (user, token), group = _pick(self.sessions, which), _pick(self.group_names, name)
+        users = [self._other(user, other) for other in others]
+        self._change(group, token, "add", 42003, self.model.add(user, group, users), users=users)
+
+    @has_sessions
+    @rule(which=indexes, name=indexes, other=indexes)
+    def removes(self, which: int, name: int, other: int) -> None:
+        (user, token), group = _pick(self.sessions, which), _pick(self.group_names, name)
+        member = _pick(self.model.users, other)
+        self._change(group, token, "remove", 42005, self.model.remove(user, group, member), user_name=member)
+
+    @has_sessions
+    @rule(which=indexes, name=indexes)
+    def deletes_a_group(self, which: int, name: int) -> None:
+        (user, token), group = _pick(self.sessions, which), _pick(self.group_names, name)
+        self._change(group, token, "delete", 42007, self.model.delete_group(user, group))
+
+    def _change(self, group: str, token: str, path: str, done: int, expected: object, **body: object) -> None:
+        """Change a group, and compare the answer. Then all users with a session ask for its members."""
+        response = self.runner.do(post(self.runner.server, f"/group/{path}", token, group=group, **body))
+        if isinstance(expected, HttpRefusal):
+            check_refusal(response, *expected)
+        else:
+            assert check_success(response, done) == expected
+        self._compare()
+        for user, its_token in dict(self.sessions).items():
+            self._ask_members(user, its_token, group)
+
+    def _ask_members(self, user: str, token: str, name: str) -> None:
+        """Compare the members of a group; the model learns their times of joining."""
+        expected = self.model.members(user, name)
+        response = self.runner.do(group_helpers.ask_members_with(self.runner.server, token, name))
+        if isinstance(expected, HttpRefusal):
+            check_refusal(response, *expected)
+            return
+        found = check_success(response, 42009)
+        unknown = [{key for key, value in wanted.items() if value is ...} for wanted in expected]
+        shown = [
+            {key: ... if key in keys else value for key, value in one.items()}
+            for one, keys in zip(found, unknown, strict=True)
+        ]
+        assert shown == expected, (found, expected)
+        self.model.groups[name].since = {one["user_name"]: one["since"] for one in found}
 
     # --- helpers
+
+    def _peer(self, user: str, index: int) -> str:
+        """Return another user, or a group whether it exists or not: half of the indexes each, the first group most."""
+        names = self.group_names
+        others = [other for other in self.model.users if other != user]
+        return _pick([*others, names[0], *others, names[0], names[0], names[1], names[2]], index)
 
     def _other(self, user: str, index: int) -> str:
         return _pick([other for other in self.model.users if other != user], index)
 
     def _pair(self, by: int, to: int) -> tuple[Client, str]:
         client = _pick(self.clients, by)
-        return client, self._other(client.socket.user, to)
+        return client, self._peer(client.socket.user, to)
 
     def _line(self, client: Client, peer: str, line: Line) -> str:
         """Return a line that names the message of the conversation as `line` says, or no message."""
         index, how = line
-        messages = self.model.conversation(client.socket.user, peer).messages
-        if not messages or how == "nowhere":
+        conversation = self.model.conversation(client.socket.user, peer)
+        if not conversation or not conversation.messages or how == "nowhere":
             return "nowhere"
-        message = _pick(messages, index)
+        message = _pick(conversation.messages, index)
         if how == "plain":
             return message.id
+        if peer[0] == "#" and (how == "exact" or index % 2):
+            return message.reference if how == "exact" else f"{message.id}/{_pick(self.model.users, index)}"
         return f"{'>' if (message.sender == client.socket.user) == (how == 'exact') else '<'}{message.id}"
 
     def _open(self, user: str, token: str, *, sync: bool) -> None:

@@ -3,54 +3,24 @@
 The model shares no code with the server, so that the two can be compared.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import NamedTuple
 
 from tests.harness import Frame
+from tests.protocol_model.conversations import (
+    WINDOW,
+    ModelConversation,
+    ModelGroup,
+    ModelMessage,
+    ModelPair,
+    system,
+)
 
-STRANGER_LIMIT = 2
-WINDOW = 6 * 3600.0  # StrangerWindow in seconds
 TYPING_INTERVAL = 2.0  # seconds
 SOCKETS_PER_USER = 3
-
-
-@dataclass(eq=False)
-class ModelMessage:
-    """A stored message."""
-
-    sender: str
-    receiver: str
-    id: str  # empty until the server has assigned one
-    text: str
-    time: int = 0  # milliseconds; 0 until the acknowledgement
-    read: bool = False
-    deleted: bool = False
-    delivered: bool = False  # by this process of the server, to a socket of the receiver
-    order: int = field(default_factory=count().__next__)
-
-    @property
-    def content(self) -> str:
-        return f"{self.id}\n{self.text}"
-
-    def live(self) -> Frame:
-        """Return the frame of its delivery."""
-        return self._frame(1, 40011)
-
-    def stored(self) -> Frame:
-        """Return the frame in a page of the history."""
-        return self._frame(2, 40005) | {"read": self.read}
-
-    def acknowledged(self, op_type: int) -> Frame:
-        """Return the acknowledgement for the sender."""
-        return system(self.sender, op_type) | {"id": self.id, "time": self.time}
-
-    def _frame(self, type_: int, op_type: int) -> Frame:
-        ends = {"from": self.sender, "to": self.receiver, "type": type_, "op_type": op_type}
-        return ends | {"content": self.content, "id": self.id, "time": self.time}
+GROUPS_PER_USER = 2
 
 
 class Expected(NamedTuple):
@@ -91,52 +61,13 @@ class ModelSocket:
         self.answer(op_type, ..., reason=reason, **keys)
 
 
-def system(to: str, op_type: int, content: object = "") -> Frame:
-    """Return a frame from `System`."""
-    return {"from": "System", "to": to, "type": 1, "op_type": op_type, "content": content}
+class HttpRefusal(NamedTuple):
+    """The refusal of a request: HTTP code, status, reason and field."""
 
-
-@dataclass(eq=False)
-class ModelConversation:
-    """The messages between two users, and the state of their contact limit. Times in seconds."""
-
-    messages: list[ModelMessage] = field(default_factory=list)  # in the order in which they were stored
-    writer: str = ""  # the user with `count` unanswered messages since `started`
-    count: int = 0
-    started: float = 0
-    refused: bool = False
-    free_until: float = 0
-    attempted: float = 0  # the last message of any kind: the server may count it as a renewal
-
-    def visible(self) -> list[ModelMessage]:
-        """Return the messages that are not deleted."""
-        return [one for one in self.messages if not one.deleted]
-
-    def find(self, sender: str, id: str) -> ModelMessage | None:
-        """Return the message with this id, deleted or not."""
-        return next((one for one in self.messages if (one.sender, one.id) == (sender, id)), None)
-
-    def find_first(self, names: Iterable[tuple[str, str]]) -> ModelMessage | None:
-        """Return the message with the first of these (sender, id) that exists."""
-        return next((one for name in names if (one := self.find(*name))), None)
-
-    def allows(self, sender: str, now: float) -> bool:
-        """Return whether `sender` may send one more message, and count it (protocol section 3, promise 4)."""
-        if not self.writer:
-            if now < self.free_until:
-                self.free_until = now + WINDOW
-                return True
-        elif now < self.started + WINDOW:
-            if sender != self.writer:  # an answer
-                self.writer, self.free_until = "", now + WINDOW
-            elif self.count >= STRANGER_LIMIT:
-                self.refused = True
-                return False
-            else:
-                self.count += 1
-            return True
-        self.writer, self.count, self.started, self.refused = sender, 1, now, False
-        return True
+    code: int
+    status: int
+    reason: str
+    field: str | None = None
 
 
 class Model:
@@ -148,11 +79,23 @@ class Model:
         self.left: set[str] = set()  # users that have closed a socket
         self.blocks: set[tuple[str, str]] = set()  # the user that blocks, the user that is blocked
         self.once_blocked: set[tuple[str, str]] = set()
-        self._conversations: dict[frozenset[str], ModelConversation] = defaultdict(ModelConversation)
+        self.groups: dict[str, ModelGroup] = {}  # by name
+        self._pairs: dict[frozenset[str], ModelPair] = {}
 
-    def conversation(self, one: str, other: str) -> ModelConversation:
+    def pair(self, one: str, other: str) -> ModelPair:
         """Return the conversation of two users."""
-        return self._conversations[frozenset((one, other))]
+        return self._pairs.setdefault(frozenset((one, other)), ModelPair((one, other)))
+
+    def conversation(self, user: str, peer: str) -> ModelConversation | None:
+        """Return the conversation of a user with a user or a group; None if the group does not exist for the user."""
+        if peer[:1] != "#":
+            return self.pair(user, peer)
+        group = self.groups.get(peer)
+        return group if group and user in group.joined else None
+
+    def groups_of(self, user: str) -> list[ModelGroup]:
+        """Return the groups that have this member."""
+        return [group for group in self.groups.values() if user in group.joined]
 
     def sockets_of(self, *users: str) -> list[ModelSocket]:
         """Return the open sockets of these users."""
@@ -173,7 +116,7 @@ class Model:
         assert {key: frame[key] for key in ("from", "to", "type")} == {"from": "System", "to": by.user, "type": 1}
         lines = frame["content"].split("\n")
         for line in lines:
-            assert self.conversation(by.user, line[1:]).messages, frame
+            assert self.pair(by.user, line[1:]).messages, frame
             block = line[1:], by.user
             assert line[1:] in self.left or block in self.once_blocked or line[0] == "+", frame
             assert block not in self.blocks or line[0] == "-", frame
@@ -183,43 +126,153 @@ class Model:
         """Close all sockets and forget the state that only the process of the server had."""
         self.sockets.clear()
         self.left.clear()
-        for conversation in self._conversations.values():
+        for conversation in (*self._pairs.values(), *self.groups.values()):
             for message in conversation.messages:
                 message.delivered = False
+
+    # --- groups over HTTP
+
+    def create(self, user: str, name: str, users: Sequence[str]) -> HttpRefusal | None:
+        """POST /group/create."""
+        if not all(self._has_written(other, user) for other in users):
+            return HttpRefusal(403, 42000, "refused_by_limit", "users")
+        if name in self.groups:
+            return HttpRefusal(409, 42000, "group_exists", "group")
+        if refusal := self._joining(42000, user, [user, *users]):
+            return refusal
+        group = self.groups[name] = ModelGroup(name, user, users)
+        self._changed(group.joined, name, [*(f"+{member}" for member in group.joined), f"!{user}"])
+        return None
+
+    def add(self, user: str, name: str, users: Sequence[str]) -> HttpRefusal | list[str]:
+        """POST /group/add; return the added users."""
+        group = self.groups.get(name)
+        if not group or user not in group.joined:
+            return HttpRefusal(404, 42002, "no_such_group", "group")
+        if not all(self._has_written(other, user) for other in users):
+            return HttpRefusal(403, 42002, "refused_by_limit", "users")
+        if refusal := self._joining(42002, user, [other for other in users if other not in group.joined]):
+            return refusal
+        added = group.join(users)
+        self._changed(group.joined, name, [f"+{other}" for other in added])
+        return added
+
+    def _has_written(self, sender: str, receiver: str) -> bool:
+        return any(one.sender == sender for one in self.pair(sender, receiver).messages)
+
+    def _joining(self, failed: int, by: str, users: Sequence[str]) -> HttpRefusal | None:
+        for user in users:
+            if (user, by) in self.blocks:
+                return HttpRefusal(403, failed, "refused_by_limit", "users")
+            if len(self.groups_of(user)) >= GROUPS_PER_USER:
+                return HttpRefusal(429, failed, "too_many")
+        return None
+
+    def remove(self, user: str, name: str, other: str) -> HttpRefusal | None:
+        """POST /group/remove."""
+        group = self.groups.get(name)
+        if not group or user not in group.joined:
+            return HttpRefusal(404, 42004, "no_such_group", "group")
+        if user not in (other, group.owner):
+            return HttpRefusal(403, 42004, "not_yours")
+        if other not in group.joined:
+            return HttpRefusal(404, 41006, "no_such_user", "user_name")
+        new_owner = group.leave(other)
+        if not group.joined:
+            del self.groups[name]
+        self._changed(group.joined, name, [f"-{other}", *([f"!{group.owner}"] if new_owner else [])])
+        self._changed([other], name, [f"-{other}"])
+        return None
+
+    def delete_group(self, user: str, name: str) -> HttpRefusal | None:
+        """POST /group/delete."""
+        group = self.groups.get(name)
+        if not group or user not in group.joined:
+            return HttpRefusal(404, 42006, "no_such_group", "group")
+        if user != group.owner:
+            return HttpRefusal(403, 42006, "not_yours")
+        del self.groups[name]
+        for member in group.joined:
+            self._changed([member], name, [f"-{member}"])
+        return None
+
+    def _changed(self, users: Iterable[str], name: str, lines: Sequence[str]) -> None:
+        """Expect 42011 with these lines in any order."""
+        for socket in self.sockets_of(*users):
+            if socket.sync and lines:
+                socket.expect_now(system(name, 42011, frozenset(lines)))
+
+    def members(self, user: str, name: str) -> HttpRefusal | list[dict[str, object]]:
+        """GET /group/members."""
+        group = self.groups.get(name)
+        if not group or user not in group.joined:
+            return HttpRefusal(404, 42008, "no_such_group", "group")
+        return [
+            {
+                "user_name": member,
+                "owner": member == group.owner,
+                "online": self.listed_online(member, user),
+                "since": group.since.get(member, ...),
+            }
+            for member in sorted(group.joined, key=lambda member: (group.joined[member], member))
+        ]
 
     # --- op 1
 
     def send(self, by: ModelSocket, to: str, id: str, text: str, now: float) -> None:
         """Op 1 with a valid id, or with an empty one that the server replaces."""
         conversation = self.conversation(by.user, to)
+        if isinstance(conversation, ModelPair):
+            self._send_to_user(by, conversation, to, id, text, now)
+        elif isinstance(conversation, ModelGroup):
+            self._send_to_group(by, conversation, id, text)
+        else:
+            by.refusal(40008, "no_such_group", **({"id": id} if id else {}))
+
+    def _send_to_user(self, by: ModelSocket, pair: ModelPair, to: str, id: str, text: str, now: float) -> None:
         if (by.user, to) in self.blocks:
             by.refusal(40008, "you_blocked", **({"id": id} if id else {}))
             return
         blocked = (to, by.user) in self.blocks
-        conversation.attempted = conversation.attempted if blocked else now
-        message = conversation.find(by.user, id) if id else None
+        pair.attempted = pair.attempted if blocked else now
+        message = pair.find(by.user, id) if id else None
         if message and message.text != text:
             by.refusal(40008, "id_used", id=id)
             return
         new = message is None
         if message is None:
-            was_refused = conversation.refused and conversation.writer == to
-            if blocked or not conversation.allows(by.user, now):
+            was_refused = pair.refused and pair.writer == to
+            if blocked or not pair.allows(by.user, now):
                 by.answer(40020, to, reason="refused_by_limit", **({"id": id} if id else {}))
                 return
-            if was_refused and not conversation.writer:
-                conversation.refused = False
+            if was_refused and not pair.writer:
+                pair.refused = False
                 for socket in self.sockets_of(to):
                     socket.answer(40021, by.user)
-            message = ModelMessage(by.user, to, id, text)
-            conversation.messages.append(message)
+            message = ModelMessage(pair, by.user, to, id, text)
+            pair.messages.append(message)
         if new or not (message.read or message.deleted or message.delivered):
-            self._deliver(by, message, blocked=blocked)
+            self._deliver(by, message, [] if blocked else [to])
         online = self.online(to) and not blocked
         by.expect(partial(message.acknowledged, 40018 if online else 40019), acknowledged=message)
 
-    def _deliver(self, by: ModelSocket, message: ModelMessage, *, blocked: bool) -> None:
-        for socket in self.sockets_of(message.receiver) if not blocked else ():
+    def _send_to_group(self, by: ModelSocket, group: ModelGroup, id: str, text: str) -> None:
+        message = group.find(by.user, id) if id else None
+        if message and message.text != text:
+            by.refusal(40008, "id_used", id=id)
+            return
+        new = message is None
+        if message is None:
+            message = ModelMessage(group, by.user, group.name, id, text)
+            group.messages.append(message)
+        others = group.others(by.user)
+        if new or not (message.deleted or message.delivered):
+            self._deliver(by, message, [other for other in others if group.joined[other] < message.order])
+        online = any(self.online(other) and (other, by.user) not in self.blocks for other in others)
+        by.expect(partial(message.acknowledged, 40018 if online else 40019), acknowledged=message)
+
+    def _deliver(self, by: ModelSocket, message: ModelMessage, receivers: Iterable[str]) -> None:
+        for socket in self.sockets_of(*receivers):
             socket.expect(message.live)
             message.delivered = True
         for socket in self.sockets_of(message.sender):
@@ -228,66 +281,110 @@ class Model:
 
     # --- ops 2, 3 and 7
 
-    def page(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
-        """Op 2 or 3 that returns these messages."""
-        for message in messages:
-            by.expect_now(message.stored())
-        by.answer(40005, str(len(messages)))
+    def page(
+        self, by: ModelSocket, peer: str, choose: Callable[[Sequence[ModelMessage]], Sequence[ModelMessage]]
+    ) -> None:
+        """Op 2 that returns some of the messages of the conversation."""
+        if conversation := self._conversation(by, peer, 40004):
+            self._page(by, choose(conversation.visible(by.user)))
 
-    def page_around(self, by: ModelSocket, peer: str, sign: str, most: int, mark: str) -> None:
+    def unread(self, by: ModelSocket, peer: str, most: int | None) -> None:
+        """Op 3."""
+        if conversation := self._conversation(by, peer, 40004):
+            self._page(by, conversation.unread(by.user)[:most])
+
+    def page_around(self, by: ModelSocket, peer: str, sign: str, most: int, line: str) -> None:
         """Op 2 with -N@ID or +N@ID."""
-        conversation = self.conversation(by.user, peer)
-        place = conversation.find_first(_candidates(by.user, peer, mark))
-        if place is None:
-            by.refusal(40004, "no_such_message")
+        conversation = self._conversation(by, peer, 40004)
+        if conversation is None:
             return
-        at = conversation.messages.index(place)
-        before = [one for one in conversation.messages[:at] if not one.deleted]
-        after = [one for one in conversation.messages[at + 1 :] if not one.deleted]
-        self.page(by, before[-most:] if sign == "-" else after[:most])
+        place = conversation.referenced(by.user, line)
+        if place is None:
+            by.refusal(40004, _missing(conversation, [line]))
+            return
+        visible = conversation.visible(by.user)
+        before = [one for one in visible if one.order < place.order]
+        after = [one for one in visible if one.order > place.order]
+        self._page(by, before[-most:] if sign == "-" else after[:most])
 
-    def unread(self, by: ModelSocket, peer: str) -> list[ModelMessage]:
-        """Return the unread messages from `peer`."""
-        return [one for one in self.conversation(by.user, peer).visible() if one.sender == peer and not one.read]
+    def _conversation(self, by: ModelSocket, peer: str, failed: int) -> ModelConversation | None:
+        """Return the conversation, or expect the refusal of a user who is not a member of the group."""
+        conversation = self.conversation(by.user, peer)
+        if conversation is None:
+            by.refusal(failed, "no_such_group")
+        return conversation
+
+    def _page(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
+        for message in messages:
+            by.expect_now(message.stored(by.user))
+        by.answer(40005, str(len(messages)))
 
     def list_conversations(self, by: ModelSocket, most: int, after: str) -> None:
         """Op 7; an empty `after` starts at the top."""
-        mine = [(found, peer) for peer in self.users if (found := self.conversation(by.user, peer)).visible()]
-        mine.sort(key=lambda one: one[0].messages[-1].order, reverse=True)
-        peers = [peer for _, peer in mine]
-        if after and after not in peers:
-            by.refusal(40022, "no_such_user")
+        me = by.user
+        mine: dict[str, ModelConversation] = {
+            peer: pair for peer in self.users if peer != me and (pair := self.pair(me, peer)).visible(me)
+        }
+        mine |= {group.name: group for group in self.groups_of(me)}
+        if after and after not in mine:
+            by.refusal(40022, "no_such_group" if after[0] == "#" else "no_such_user")
             return
-        page = mine[peers.index(after) + 1 if after else 0 :][:most]
-        for conversation, peer in page:
-            last = conversation.visible()[-1].stored() | {"op_type": 40023}
-            by.expect_now(last | {"unread": len(self.unread(by, peer)), "online": self.listed_online(peer, by.user)})
+        peers = sorted(mine, key=lambda peer: mine[peer].listed_at(me), reverse=True)
+        page = peers[peers.index(after) + 1 if after else 0 :][:most]
+        for peer in page:
+            by.expect_now(self._listed(me, peer, mine[peer]))
         by.answer(40023, str(len(page)))
+
+    def _listed(self, me: str, peer: str, conversation: ModelConversation) -> Frame:
+        group = conversation if isinstance(conversation, ModelGroup) else None
+        states = [self.listed_online(other, me) for other in (group.others(me) if group else [peer])]
+        online = True in states or (... if ... in states else False)
+        visible = conversation.visible(me)
+        last: Frame = visible[-1].stored(me) if visible else {"from": me, "to": peer, "type": 2, "content": ""}
+        if group and not visible:
+            last["time"] = group.since.get(me, ...)
+        return last | {"op_type": 40023, "unread": len(conversation.unread(me)), "online": online}
 
     # --- marks
 
     def mark(self, by: ModelSocket, peer: str, lines: Sequence[str]) -> None:
         """Op 4."""
-        conversation = self.conversation(by.user, peer)
-        found = [
-            conversation.find_first(name for name in _candidates(by.user, peer, line) if name[0] == peer)
-            for line in lines
-        ]
-        visible = [one if one and not one.deleted else None for one in found]
-        self._mark(by, [one for one in visible if one])
-        self._answer(by, 40007, 40006, lines, visible)
+        conversation = self._conversation(by, peer, 40006)
+        if isinstance(conversation, ModelPair):
+            names = [[name for name in conversation.candidates(by.user, line) if name[0] == peer] for line in lines]
+            found = [next((one for name in some if (one := conversation.find(*name))), None) for some in names]
+            visible = [one if one and not one.deleted else None for one in found]
+            self._mark(by, [one for one in visible if one])
+            self._answer(by, 40007, 40006, conversation, lines, visible)
+        elif isinstance(conversation, ModelGroup):
+            named = [conversation.referenced(by.user, line) for line in lines]
+            newest = max((one for one in named if one), key=lambda one: one.order, default=None)
+            self._move(by, conversation, newest)
+            self._answer(by, 40007, 40006, conversation, lines, named)
 
     def mark_all(self, by: ModelSocket, peer: str) -> None:
         """Op 4 with *."""
-        messages = self.unread(by, peer)
-        self._mark(by, messages)
-        by.answer(40007, str(len(messages)))
+        conversation = self._conversation(by, peer, 40006)
+        if conversation is None:
+            return
+        unread, visible = conversation.unread(by.user), conversation.visible(by.user)
+        if isinstance(conversation, ModelGroup):
+            self._move(by, conversation, visible[-1] if visible else None)
+        else:
+            self._mark(by, unread)
+        by.answer(40007, str(len(unread)))
 
     def confirm(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
         """A pong confirms the delivery of these messages."""
-        unread = [one for one in messages if not one.read and not one.deleted]
+        by_pair = [one for one in messages if isinstance(one.conversation, ModelPair)]
+        unread = [one for one in by_pair if not one.read and not one.deleted]
         for sender in dict.fromkeys(one.sender for one in unread):
             self._mark(by, [one for one in unread if one.sender == sender])
+        for group in dict.fromkeys(one.conversation for one in messages):
+            if isinstance(group, ModelGroup) and by.user in group.joined and self.groups.get(group.name) is group:
+                mine = [one for one in messages if one.conversation is group and one.order > group.joined[by.user]]
+                if mine and (passed := group.confirm(by.user, mine)):
+                    self._notify(by, [by.user], group.name, 40007, [passed.reference])
 
     def _mark(self, by: ModelSocket, messages: Sequence[ModelMessage]) -> None:
         unread = [one for one in dict.fromkeys(messages) if not one.read]
@@ -298,31 +395,55 @@ class Model:
             users = (by.user,) if (by.user, author) in self.blocks else (by.user, author)
             self._notify(by, users, author, 40007, [one.id for one in unread])
 
+    def _move(self, by: ModelSocket, group: ModelGroup, message: ModelMessage | None) -> None:
+        if message and group.move(by.user, message):
+            self._notify(by, [by.user], group.name, 40007, [message.reference])
+
     def delete(self, by: ModelSocket, peer: str, lines: Sequence[str]) -> None:
         """Op 5."""
-        conversation = self.conversation(by.user, peer)
+        conversation = self._conversation(by, peer, 40012)
+        if conversation is None:
+            return
+        group = conversation if isinstance(conversation, ModelGroup) else None
         deleted: list[ModelMessage | None] = []
+        foreign = False
         for line in lines:
-            message = conversation.find_first(_candidates(by.user, peer, line))
+            message = conversation.referenced(by.user, line)
+            if message and group and by.user not in (message.sender, group.owner):
+                foreign, message = True, None
             deleted.append(message if message and not message.deleted else None)
             if message:
                 message.deleted = True
-        if any(deleted):
-            marks = [f"{'>' if one.sender == by.user else '<'}{one.id}" for one in deleted if one]
-            self._notify(by, (by.user, peer), peer, 40013, marks)
-        self._answer(by, 40013, 40012, lines, deleted)
+        done = [one for one in deleted if one]
+        if group:
+            for member, joined in group.joined.items():
+                visible = [one.reference for one in done if one.order > joined]
+                self._notify(by, [member], group.name, 40013, visible)
+        else:
+            marks = [f"{'>' if one.sender == by.user else '<'}{one.id}" for one in done]
+            self._notify(by, [by.user, peer], peer, 40013, marks)
+        if foreign:
+            by.refusal(40012, "not_yours")
+        else:
+            self._answer(by, 40013, 40012, conversation, lines, deleted)
 
     def _answer(
-        self, by: ModelSocket, done: int, failed: int, lines: Sequence[str], found: Sequence[ModelMessage | None]
+        self,
+        by: ModelSocket,
+        done: int,
+        failed: int,
+        conversation: ModelConversation,
+        lines: Sequence[str],
+        found: Sequence[ModelMessage | None],
     ) -> None:
         if all(found):
             by.answer(done, "\n".join(lines))
         else:
-            by.refusal(failed, "no_such_message")
+            by.refusal(failed, _missing(conversation, lines))
 
     def _notify(self, by: ModelSocket, users: Sequence[str], other: str, op_type: int, lines: Sequence[str]) -> None:
         for socket in self.sockets_of(*users):
-            if socket.sync and socket is not by:
+            if socket.sync and socket is not by and lines:
                 frame = {"from": by.user, "to": other, "type": 2, "op_type": op_type, "content": "\n".join(lines)}
                 socket.expect_now(frame)
 
@@ -330,27 +451,35 @@ class Model:
 
     def knows_contacts(self, one: str, other: str, now: float) -> bool:
         """Return whether the protocol says if the two are contacts: a retry may have renewed their window or not."""
-        conversation = self.conversation(one, other)
-        return bool(conversation.writer) or not conversation.free_until <= now < conversation.attempted + WINDOW
+        if other[0] == "#":
+            return True
+        pair = self.pair(one, other)
+        return bool(pair.writer) or not pair.free_until <= now < pair.attempted + WINDOW
 
-    def typing(self, by: ModelSocket, peer: str, content: str, now: float, monotonic: float) -> None:
-        """Op 8: at most one `1` in TYPING_INTERVAL, and one `0` after it."""
+    def typing(self, by: ModelSocket, peer: str, content: str, now: float, monotonic: float) -> bool:
+        """Op 8: at most one `1` in TYPING_INTERVAL, and one `0` after it. Returns whether it has no answer."""
+        conversation = self._conversation(by, peer, 40024)
+        if conversation is None:
+            return False
         started, typing = by.typing.get(peer, (-TYPING_INTERVAL, False))
         if content == "1":
             if monotonic < started + TYPING_INTERVAL:
-                return
+                return True
             by.typing[peer] = monotonic, True
         else:
             by.typing[peer] = started, False
             if not typing:
-                return
-        conversation = self.conversation(by.user, peer)
-        contacts = not conversation.writer and now < conversation.free_until
-        if contacts and self.blocks.isdisjoint({(by.user, peer), (peer, by.user)}):
-            for socket in self.sockets_of(peer):
-                if socket.sync:
-                    frame = {"from": by.user, "to": peer, "type": 1, "op_type": 40025, "content": content}
-                    socket.expect_now(frame)
+                return True
+        receivers = [peer]
+        if isinstance(conversation, ModelGroup):
+            receivers = conversation.others(by.user)
+        elif isinstance(conversation, ModelPair) and (conversation.writer or now >= conversation.free_until):
+            receivers = []  # no contacts
+        for socket in self.sockets_of(*receivers):
+            if socket.sync and self.blocks.isdisjoint({(by.user, socket.user), (socket.user, by.user)}):
+                frame = {"from": by.user, "to": peer, "type": 1, "op_type": 40025, "content": content}
+                socket.expect_now(frame)
+        return True
 
     # --- op 6
 
@@ -364,8 +493,7 @@ class Model:
         by.answer(40009, str(len(others)))
 
 
-def _candidates(me: str, peer: str, line: str) -> list[tuple[str, str]]:
-    """Return the (sender, id) pairs that a line may name, in the order of the search."""
-    if line[0] in "<>":
-        return [(me if line[0] == ">" else peer, line[1:])]
-    return [(me, line), (peer, line)]
+def _missing(conversation: ModelConversation, lines: Sequence[str]) -> str:
+    """Return the reason of a refusal because messages are missing: in a group, `>ID` and `<ID` are no ids."""
+    invalid = isinstance(conversation, ModelGroup) and any(line[0] in "<>" for line in lines)
+    return "bad_id" if invalid else "no_such_message"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.harness import ManualClock, ServerHandle, serving
-from tests.protocol_model.model import SOCKETS_PER_USER, STRANGER_LIMIT, WINDOW
+from tests.protocol_model.conversations import STRANGER_LIMIT, WINDOW
+from tests.protocol_model.model import GROUPS_PER_USER, SOCKETS_PER_USER
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class ServerRunner:
             "StrangerLimit": STRANGER_LIMIT,
             "StrangerWindow": WINDOW / 86400,
             "SocketsPerUser": SOCKETS_PER_USER,
+            "GroupsPerUser": GROUPS_PER_USER,
             "LoginFailures": 10**6,
             "LoginFailuresPerAddress": 10**6,
         }

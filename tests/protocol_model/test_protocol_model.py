@@ -1,14 +1,17 @@
 """The model of the protocol and a real server perform the same steps; their frames never differ."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests import servers
-from tests.protocol_model.machine import ProtocolMachine
+from tests.protocol_model.machine import GroupAction, ProtocolMachine, group_actions
 from tests.protocol_model.server_runner import ServerRunner
 
 STEPS = 40
@@ -18,27 +21,59 @@ SEQUENCES = int(os.environ.get("CHAT_TEST_SEQUENCES", "0"))
 
 def run_sequences(folder: Path, stores: Mapping[str, str], count: int) -> None:
     """Compare the model with a server in `count` sequences of steps, or in CHAT_TEST_SEQUENCES."""
+    with serving(folder, stores):
+        run_state_machine_as_test(ProtocolMachine, settings=options(count, stateful_step_count=STEPS))
+
+
+def run_group_sequences(folder: Path, stores: Mapping[str, str], count: int, *phases: Phase) -> None:
+    """The same with steps in one group, which change the members more often."""
+
+    @options(count, phases=phases or tuple(Phase))
+    @given(actions=st.lists(group_actions, min_size=STEPS, max_size=2 * STEPS))
+    def run(actions: Sequence[GroupAction]) -> None:
+        machine = ProtocolMachine()
+        try:
+            machine.begin()
+            machine.acts_in_a_group(actions)
+        finally:
+            machine.teardown()
+
+    with serving(folder, stores):
+        run()
+
+
+@contextmanager
+def serving(folder: Path, stores: Mapping[str, str]) -> Iterator[None]:
+    """Run the server that all sequences share."""
     runner = ProtocolMachine.runner = ServerRunner(folder, stores)
     try:
-        run_state_machine_as_test(
-            ProtocolMachine,
-            settings=settings(
-                max_examples=SEQUENCES or count,
-                stateful_step_count=STEPS,
-                deadline=None,
-                derandomize=not SEQUENCES,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        yield
     finally:
         runner.close()
+
+
+def options(count: int, **more: Any) -> settings:
+    """The settings of hypothesis for `count` sequences, or for CHAT_TEST_SEQUENCES."""
+    return settings(
+        max_examples=SEQUENCES or count,
+        deadline=None,
+        derandomize=not SEQUENCES,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
 
 
 def test_server_agrees_with_the_model_on_embedded_stores(tmp_path: Path) -> None:
     run_sequences(tmp_path, {}, 20)
 
 
+def test_server_agrees_with_the_model_in_groups(tmp_path: Path) -> None:
+    run_group_sequences(tmp_path, {}, 15)
+
+
 def test_server_agrees_with_the_model_on_database_servers(tmp_path: Path) -> None:
     with servers.running() as databases:
-        run_sequences(tmp_path, servers.environ(**{database.name: database for database in databases}), 5)
+        stores = servers.environ(**{database.name: database for database in databases})
+        run_sequences(tmp_path, stores, 5)
+        run_group_sequences(tmp_path, stores, 3)
