@@ -29,8 +29,8 @@ SEQUENCES = 30
 def removed_members_still_receive(patch: pytest.MonkeyPatch) -> None:
     original, ever = Answers._members, defaultdict[int, dict[str, int]](dict)
 
-    def members(self: Answers, group: LiveGroup, sender: str, time: int) -> tuple[Sequence[Socket], bool]:
-        receivers, online = original(self, group, sender, time)
+    def members(self: Answers, group: LiveGroup, sender: str) -> tuple[Sequence[Socket], bool]:
+        receivers, online = original(self, group, sender)
         known = ever[group.key.number]
         known |= group.members
         former = [user for user in known if user not in group.members and user != sender]

@@ -53,7 +53,7 @@ class Answering:
 
 
 def live_group(members: dict[str, int]) -> LiveGroup:
-    """A group in which nobody blocks."""
+    """A group in which no user blocks."""
     group = LiveGroup(Group(1, "#group", "1", members))
     group.blocks["1"] = BlocksOf(frozenset(), frozenset())
     return group
