@@ -123,7 +123,8 @@ class Groups:
 
     async def _reload(self, group: LiveGroup) -> None:
         """Read a group again and tell the members what has changed. The caller holds the lock."""
-        await self._announce(group, await self._live.reload(group))
+        if lines := await self._live.reload(group):
+            await self._announce(group, lines)
 
     async def _announce(self, group: LiveGroup, lines: Sequence[str]) -> None:
         """Tell the members what changed, and each former member its own end after everything else."""
