@@ -12,7 +12,7 @@ from chat_server.status import Reason, Refused, Status
 
 
 class Additions:
-    """Checks additions as far as users and messages tell. The store of groups checks the rest, and `limits`."""
+    """Checks that users exist and have written to the requesting user. GroupStore checks blocks and `limits`."""
 
     def __init__(self, config: ChatSettings, accounts: Accounts, messages: MessageStore) -> None:
         self.limits = GroupLimits(config.group_members, config.groups_per_user)
@@ -36,7 +36,7 @@ class Additions:
         return others
 
     def refusal(self, failed: Status, refusal: GroupRefusal) -> Refused:
-        """The answer to a request that was refused."""
+        """Return the answer to a request that the store of groups or `check` refused."""
         user, limits = refusal.user, self.limits
         match refusal.problem:
             case GroupProblem.GROUP_EXISTS:

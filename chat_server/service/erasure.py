@@ -8,10 +8,10 @@ CHUNK = 1000
 
 
 class DeletedGroups:
-    """Erases what deleted groups leave behind. `erase` is called again and again, every half minute.
+    """Erases the messages of deleted groups; `erase` is called every SWEEP_SECONDS.
 
-    A group is forgotten only in the call after the one that erased it: a message that was being stored when the group
-    was deleted, also one whose write the server gave up, is then stored and erased.
+    A group is forgotten one call after its messages were erased: by then, messages that were being stored when the
+    group was deleted are stored and erased too, including those whose write the server abandoned.
     """
 
     def __init__(self, groups: GroupStore, messages: MessageStore) -> None:

@@ -27,8 +27,8 @@ class Member(NamedTuple):
 class Groups:
     """The requests of users who create and change groups. The methods raise Refused, StoreUnavailable.
 
-    `settle` waits until the messages to a group that are being stored are answered. So nothing is stored or delivered
-    on the strength of the old state once a change is answered.
+    `settle` waits until all messages to a group that passed their checks are answered. So after the answer to a change,
+    nothing is stored or delivered that the old state allowed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Groups:
         self._change_lock = KeyedLock()  # by name: notices are sent in the order of the changes
 
     async def create(self, user: str, name: str, users: Sequence[str]) -> None:
-        """Create a group of its owner `user` and of `users`."""
+        """Create a group. `user` becomes the owner, and `users` are the other members."""
         failed = Status.GROUP_CREATE_FAILED
         name = normal(name)
         if not is_group_name(name):
@@ -69,7 +69,7 @@ class Groups:
             await self._announce(group, [*(f"+{member}" for member in result.members), f"!{user}"])
 
     async def add(self, user: str, name: str, users: Sequence[str]) -> list[str]:
-        """Add users to a group of `user`. Returns those who were no members before."""
+        """Add users to a group of `user`. Returns the users who joined."""
         failed = Status.GROUP_ADD_FAILED
         group = await self._find(failed, user, name)
         others = await self._additions.check(failed, user, users, group.members)
@@ -80,7 +80,7 @@ class Groups:
             return [other for other in others if isinstance(result, Group) and result.members.get(other) == since]
 
     async def remove(self, user: str, name: str, other: str) -> None:
-        """Remove a member: any member if `user` is the owner, otherwise `user` alone."""
+        """Remove the member `other`. The owner can remove every member, other members only themselves."""
         failed = Status.GROUP_REMOVE_FAILED
         group = await self._find(failed, user, name)
         async with self._change_lock.hold(group.name):
@@ -127,7 +127,7 @@ class Groups:
             await self._announce(group, lines)
 
     async def _announce(self, group: LiveGroup, lines: Sequence[str]) -> None:
-        """Tell the members what changed, and each former member its own end after everything else."""
+        """Send the changes to the members, and to each former member its own removal as the last frame of the group."""
         former = [line for line in lines if line[0] == "-"]
         if former:
             await self._settle(group)

@@ -1,4 +1,4 @@
-"""Groups in use: one object for each, kept like the store, so that every check sees the members of this moment."""
+"""Groups in use: one object for each, which changes together with the store, so each check sees the current members."""
 
 import asyncio
 import logging
