@@ -87,6 +87,7 @@ class UserSocket(WSListener):
         self._inbox: asyncio.Queue[ServerFrame] = asyncio.Queue()
         self._transport: WSTransport | None = None
         self.on_frame: Callable[[ServerFrame], None] = self._inbox.put_nowait
+        self.handlers: dict[str, Callable[[ServerFrame], None]] = {}  # by the sender of the frame, for `handle`
         self.pings = 0
         self.closed = ""  # the reason, once the socket is closed
 
@@ -110,6 +111,10 @@ class UserSocket(WSListener):
         """Note that the socket is closed; a pending `expect` fails immediately."""
         self.closed = self.closed or "cut by the server"
         self._inbox.put_nowait(ServerFrame(op_type=0, content=self.closed))
+
+    def handle(self, frame: ServerFrame) -> None:
+        """Pass a frame to the handler of its sender. Raises KeyError if there is none."""
+        self.handlers[frame.sender](frame)
 
     def send(self, frame: ClientFrame) -> None:
         """Send one frame, in one write of its own as real clients do."""

@@ -99,13 +99,13 @@ def broadcast(args: argparse.Namespace) -> BenchReport:
 
 def group(args: argparse.Namespace) -> BenchReport:
     """A message to a group: deliveries to its online members, CPU, and time until the last one has the message."""
-    title = f"a group of {args.members} with {args.online} online, {args.in_flight} in flight"
+    title = f"a group of {args.members} with {args.online} online, writers: {args.writers}, {args.in_flight} in flight"
     report = _report(args, f"{title}, {args.seconds:g} s, {args.rounds} rounds")
     for target, folder in _rounds(args):
         tokens = _seed_group(args, target, folder)
         with serving(target, folder, on_uvloop=args.uvloop) as server:
             usage = ResourceUsage(server)
-            work = load.group(server.url, tokens, groups.GROUP, window=usage, **_timing(args))
+            work = load.group(server.url, tokens, groups.GROUP, writers=args.writers, window=usage, **_timing(args))
             result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         report.add(target, _figures("delivery", result, usage))
         report.add_errors(target, result.errors, result.problems)

@@ -50,6 +50,11 @@ PAGE_GOALS = [
     Goal("1,000,000", f"{page}: p50 ms", at_most=1.5)
     for page in ("newest page", "page at depth", "page after an id", "unread, none", "conversations")
 ]
+GROUP_GOALS = [
+    Goal("1,000,000", f"{request}: p50 ms", at_most=1.5)
+    for request in ("newest page", "page at depth", "page after an id", "unread, 20 of all", "unread, none", "marks")
+]
+GROUP_GOALS += [Goal("1,000,000", f"conversations, {unread} unread: p50 ms", at_most=1.5) for unread in ("all", "none")]
 ROWS = {
     "pairs": GoalRow(
         "one-to-one, 50 pairs, 16 in flight",
@@ -62,6 +67,14 @@ ROWS = {
         [Goal("server", "messages/s", at_least=0.5), Goal("server", "ack p99 ms", at_most=3)],
     ),
     "broadcast": GoalRow("broadcast to 500 sockets", "broadcast", [Goal("server", "deliveries/s", at_least=0.9)]),
+    "group": GoalRow(
+        "group of 200 with 50 online, 16 in flight", "group", [Goal("server", "CPU µs/delivery", at_most=1.5)]
+    ),
+    "group-writers": GoalRow(
+        "the same, 16 writers with 1 in flight each",
+        "group --writers 16 --in-flight 1",
+        [Goal("server", "CPU µs/delivery", at_most=1.5)],
+    ),
     "stores": GoalRow(
         "one-to-one on MySQL, MongoDB and Redis, 16 in flight",
         "stores --seconds 15",
@@ -95,6 +108,20 @@ ROWS = {
             Goal("1,000,000", "op 3, all unread: RSS growth at the peak, MiB", at_most=16, ratio=False),
             Goal("1,000,000", "start s", at_most=1, ratio=False),
         ],
+    ),
+    "group-history": GoalRow("group with 1,000, 100,000 and 1,000,000 messages", "group-history", GROUP_GOALS),
+    "idle-groups": GoalRow(
+        "10,000 idle groups of 20 members",
+        "idle-groups",
+        [
+            Goal("groups", "growth, MiB", at_most=32, ratio=False),
+            Goal("groups", "growth by the last op 7, MiB", at_most=1, ratio=False),
+        ],
+    ),
+    "disruption-group-flood": GoalRow(
+        "20 pairs during a flood in a group of 200",
+        "disruption --kind group-flood --rest 5 --rounds 3",
+        [Goal("group-flood", "ack p99 ratio", at_most=3, ratio=False)],
     ),
     "disruption-reconnect": GoalRow(
         "1,000 clients reconnect at the same time",

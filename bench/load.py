@@ -156,16 +156,20 @@ async def group(
     tokens: Mapping[str, str],
     name: str,
     *,
+    writers: int = 1,
     in_flight: int,
     seconds: float,
     warm_up: float,
     window: Window | None = None,
 ) -> LoadResult:
-    """Open a socket for each user and let the first one write to the group `name`; without a name, to all users."""
+    """Open a socket for each user and let the first ones write to the group `name`; without a name, to all users."""
     async with open_sockets(url, tokens) as opened:
-        writer, *receivers = opened.values()
-        recorder = Recorder()
-        run = LoadRun(recorder, [FanOutSender(recorder, writer, receivers, name)], [writer, *receivers])
+        sockets, recorder = list(opened.values()), Recorder()
+        senders = [
+            FanOutSender(recorder, writer, [other for other in sockets if other is not writer], name)
+            for writer in sockets[:writers]
+        ]
+        run = LoadRun(recorder, senders, sockets)
         return await run.measure(in_flight, warm_up, seconds, window or nullcontext())
 
 

@@ -137,9 +137,11 @@ class FanOutSender:
         self._missing: dict[int, int] = {}  # message number -> outstanding deliveries and acknowledgements
         self._received = [0] * len(receivers)
         self.sent = self.acked = self.done = 0  # done: deliveries
-        sender.on_frame = self._on_answer
+        sender.handlers["System"] = self._on_answer
         for index, receiver in enumerate(receivers):
-            receiver.on_frame = partial(self._on_delivery, index)
+            receiver.handlers[sender.uid] = partial(self._on_delivery, index)
+        for socket in (sender, *receivers):
+            socket.on_frame = socket.handle
 
     @property
     def open(self) -> int:
