@@ -128,9 +128,10 @@ class Answers:
     def _members(self, group: LiveGroup, sender: str) -> tuple[Sequence[Socket], bool]:
         """The sockets of the other members, and whether the sender sees anyone online."""
         online = self._registry.sockets_among(group.members)
-        receivers = [socket for user, sockets in online.items() if user != sender for socket in sockets]
+        online.pop(sender, None)
+        receivers = [socket for sockets in online.values() for socket in sockets]
         blocks = group.blocks.get(sender)  # None if a member has just joined or left: who blocks is not known now
-        return receivers, blocks is not None and not (online.keys() - blocks.by_others <= {sender})
+        return receivers, blocks is not None and any(user not in blocks.by_others for user in online)
 
     def _deliver(
         self,
