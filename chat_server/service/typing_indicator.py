@@ -1,5 +1,6 @@
 """Op 8, typing: tell the sync sockets of the other users, but store nothing (docs/protocol.md section 2, Op 8)."""
 
+import asyncio
 from weakref import WeakKeyDictionary
 
 from chat_server.service.answers import Answer
@@ -15,6 +16,8 @@ from chat_server.utils.clock import Clock
 STOPPED, STARTED = CONTENTS = ("0", "1")
 # Seconds between two `1` that pass, for each socket and conversation.
 INTERVAL = 2.0
+# Other work runs after this many receivers of a frame.
+RECEIVERS_PER_TURN = 50
 # Conversations that are tracked for each socket.
 TRACKED = 16
 
@@ -51,8 +54,12 @@ class TypingIndicator:
         to = peer.name if isinstance(peer, LiveGroup) else peer
         if limiter.allows(to, request.content, self._clock.monotonic()):
             frame = self._frames.typing(me, to, request.content)
-            for receiver in await self._receivers(me, peer):
+            for number, receiver in enumerate(await self._receivers(me, peer), 1):
+                if isinstance(peer, LiveGroup) and not peer.members.keys() >= {me, receiver.user}:
+                    continue  # removed while other work ran in between
                 receiver.offer(frame)
+                if number % RECEIVERS_PER_TURN == 0:
+                    await asyncio.sleep(0)
         return Answer(Status.TYPING, "", silent=True)
 
     async def _receivers(self, me: str, peer: Peer) -> list[Socket]:
