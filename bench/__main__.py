@@ -76,7 +76,6 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(experiment=experiments.broadcast)
     command = commands.add_parser("group", parents=[common], help=experiments.group.__doc__)
     _add_group(command)
-    command.add_argument("--writers", type=int, default=1, help="members who write (1)")
     command.add_argument("--in-flight", type=int, default=16, help="messages of each, not yet delivered to all (16)")
     _add_rounds(command, rounds=5, targets=("relay", "server"))
     command.set_defaults(experiment=experiments.group)
@@ -148,7 +147,8 @@ def _add_pairs(command: argparse.ArgumentParser) -> None:
 def _add_group(command: argparse.ArgumentParser) -> None:
     """Add the options of experiments with a group."""
     command.add_argument("--members", type=int, default=200, help="of the group (200)")
-    command.add_argument("--online", type=int, default=50, help="members with a socket; one of them writes (50)")
+    command.add_argument("--online", type=int, default=50, help="members with a socket (50)")
+    command.add_argument("--writers", type=int, default=1, help="members who write (1)")
 
 
 def _add_rounds(command: argparse.ArgumentParser, *, rounds: int, targets: Sequence[str]) -> None:

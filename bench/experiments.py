@@ -82,7 +82,7 @@ def _profile(
             if kind == "pairs":
                 work = load.pairs(server.url, pairs=args.pairs, window=window, **timing)
             else:
-                work = load.group(server.url, tokens, groups.GROUP, window=window, **timing)
+                work = load.group(server.url, tokens, groups.GROUP, writers=args.writers, window=window, **timing)
             result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         return read_profile(stats), result
 
