@@ -28,7 +28,7 @@ class Pace(NamedTuple):
 
 
 class Device:
-    """A client of `user` that writes to `peers`, and to `silent_peers`, which never answer.
+    """A client of `user` that writes to `peers`, to `groups`, and to `silent_peers`, which never answer.
 
     A client without receivers only reads and marks.
     Before any other action, a client sends its unacknowledged messages again, in order, as docs/clients.md requires.
@@ -45,6 +45,7 @@ class Device:
         peers: Sequence[str],
         *,
         silent_peers: Sequence[str] = (),
+        groups: Sequence[str] = (),
         sync: bool = False,
     ) -> None:
         self.name = name
@@ -55,7 +56,7 @@ class Device:
         self._pace = pace
         self.user = user
         self.peers = peers
-        self._receivers = [*peers, *silent_peers]
+        self._receivers = [*peers, *silent_peers, *groups]
         self._silent_peers = frozenset(silent_peers)
         self._sync = sync
         self._socket: raw.RawSocket | None = None
@@ -140,7 +141,9 @@ class Device:
         id = f"{self.name}-{self._count}"
         more = self._random.choice(("hello", "two\nlines", "漢字 \U0001f600", "x" * self._random.randint(1, MAX_TEXT)))
         message = SentMessage(
-            self.user, peer, id, f"{id} {more}", self.name, self._count, limited=peer in self._silent_peers
+            *(self.user, peer, id, f"{id} {more}", self.name, self._count),
+            limited=peer in self._silent_peers,
+            group=self._ledger.groups.get(peer),
         )
         self._ledger.add(message)
         return message
@@ -159,17 +162,17 @@ class Device:
 
     async def _mark(self, client: DeviceSocket) -> None:
         if messages := self._some(self._received):
-            await client.mark(messages[0].sender, messages)
+            await client.mark(messages[0].peer, messages)
 
     async def _delete(self, client: DeviceSocket) -> None:
-        if messages := self._some(self._received):
+        if messages := self._some([message for message in self._received if not message.group]):
             await client.delete(messages[0].sender, messages[:3])
 
     def _some(self, messages: Sequence[SentMessage]) -> list[SentMessage]:
-        """Return a few of the messages, from one sender, that no client has tried to delete."""
+        """Return a few of the messages, of one conversation, that no client has tried to delete."""
         kept = [message for message in messages if not message.may_be_deleted]
-        sender = self._random.choice(kept).sender if kept else ""
-        return [message for message in kept if message.sender == sender][-self._random.randint(1, 50) :]
+        peer = self._random.choice(kept).peer if kept else ""
+        return [message for message in kept if message.peer == peer][-self._random.randint(1, 50) :]
 
     async def _broadcast(self, client: DeviceSocket) -> None:
         await client.broadcast("to all")

@@ -47,7 +47,8 @@ class DeviceSocket:
         self._page: list[Frame] = []  # the received part of an unfinished page
         self._unconfirmed: list[SentMessage] = []  # received after the last pong
         self._confirmed: list[SentMessage] = []  # a pong was sent, but no later request was answered yet
-        self._latest: dict[str, int] = {}  # by sending device: the number of the last received message
+        self._latest: dict[tuple[str, str], int] = {}  # by sending device and receiver: the last received number
+        self._left: set[str] = set()  # groups that 42011 has ended for this user
 
     # --- requests
 
@@ -74,8 +75,12 @@ class DeviceSocket:
     async def mark(self, peer: str, messages: Sequence[SentMessage]) -> None:
         """Op 4."""
         for message in messages:
-            message.may_be_read = True
-        await self._ask(partial(self._marked, messages), 4, "\n".join(message.id for message in messages), peer)
+            if message.group:
+                message.group.asked[self._user].add(message)
+            else:
+                message.may_be_read = True
+        lines = [f"{message.id}/{message.sender}" if message.group else message.id for message in messages]
+        await self._ask(partial(self._marked, messages), 4, "\n".join(lines), peer)
 
     async def delete(self, peer: str, messages: Sequence[SentMessage]) -> None:
         """Op 5."""
@@ -129,17 +134,26 @@ class DeviceSocket:
     async def _pong(self, payload: bytes) -> None:
         if not self._sync:
             for message in self._unconfirmed:
-                message.may_be_read = True
+                if message.group:
+                    message.group.confirmed[self._user].add(message)
+                else:
+                    message.may_be_read = True
         await self.socket.write(raw.frame(payload, raw.PONG))
         if not self._sync:
-            self._confirmed += self._unconfirmed
+            self._confirmed += [message for message in self._unconfirmed if not message.group]
         self._unconfirmed = []
 
     def _handle(self, frame: Frame) -> None:
         kind = frame["type"], frame["op_type"]
-        if frame["from"] == "System":
+        if frame["op_type"] == 42011:
+            self._changed(frame)
+        elif frame["to"] in self._left:
+            self._fault(f"received a frame of a group that the user has left: {frame}")
+        elif frame["from"] == "System":
             if frame["op_type"] == 40021 or (frame["op_type"] == 40027 and self._sync):
                 return
+            if frame["op_type"] == 40024 and frame["reason"] == "no_such_group":
+                return  # typing has no answer, except this refusal of a guest
             if not self._waiting:
                 self._fault(f"received an answer without a request: {frame}")
                 return
@@ -150,9 +164,9 @@ class DeviceSocket:
             self._page.append(frame)
         elif kind in ((2, 40007), (2, 40013)) and self._sync:
             self._notice(frame)
-        elif kind == (1, 40025) and self._sync and frame["to"] == self._user:
+        elif kind == (1, 40025) and self._sync and (frame["to"] == self._user or frame["to"] in self._ledger.groups):
             self._ledger.counts["typing"] += 1
-            self._expect_not_blocked(frame)
+            self._expect_not_blocked({**frame, "to": self._user})
         else:
             self._fault(f"received an unexpected frame: {frame}")
 
@@ -164,13 +178,14 @@ class DeviceSocket:
         if message is None:
             return
         self._expect_not_blocked(frame)
-        if message.receiver == self._user:
+        if message.sender != self._user:
             self._unconfirmed.append(message)
             self._received.append(message)
             if message.tries == 1:  # a retry may be delivered after later messages
-                if self._latest.get(message.device, 0) > message.number:
+                source = message.device, message.receiver
+                if self._latest.get(source, 0) > message.number:
                     self._fault(f"received {message} after a later message")
-                self._latest[message.device] = max(message.number, self._latest.get(message.device, 0))
+                self._latest[source] = max(message.number, self._latest.get(source, 0))
         elif not self._sync or (message in self._asked and message.tries == 1):
             self._fault(f"received its own message, {message}")
 
@@ -179,9 +194,34 @@ class DeviceSocket:
         if (frame["to"], frame["from"]) in self._ledger.blocks:
             self._fault(f"received a frame of a blocked user: {frame}")
 
+    def _changed(self, frame: Frame) -> None:
+        """Members of a group have changed."""
+        group = self._ledger.groups.get(frame["to"])
+        if group is None or not self._sync or self._user not in (*group.members, *group.guests):
+            self._fault(f"received a change of a group of others: {frame}")
+            return
+        self._ledger.counts["changes of groups"] += 1
+        for line in frame["content"].split("\n"):
+            if line == f"-{self._user}":
+                self._left.add(group.name)
+            elif line == f"+{self._user}":
+                self._left.discard(group.name)
+
+    def _moved(self, frame: Frame) -> None:
+        """Another device of this user moved its read position in a group."""
+        group = self._ledger.groups[frame["to"]]
+        id, _, sender = frame["content"].partition("/")
+        message = self._ledger.sent.get((sender, group.name, id))
+        seen = group.asked[self._user] | group.confirmed[self._user]
+        if frame["op_type"] != 40007 or frame["from"] != self._user or message not in seen:
+            self._fault(f"received a notice that no client caused: {frame}")
+
     def _notice(self, frame: Frame) -> None:
         """Another device of this user, or one of the peer, marked or deleted messages."""
         by, other = frame["from"], frame["to"]
+        if other in self._ledger.groups:
+            self._moved(frame)
+            return
         if self._user not in (by, other):
             self._fault(f"received a notice for other users: {frame}")
         for line in frame["content"].split("\n"):
@@ -216,6 +256,10 @@ class DeviceSocket:
             message.refused = True
             self._ledger.counts["refused by a block"] += 1
             del self._outbox[message]
+        elif self._is_no_member(message.receiver, frame):  # an earlier try may be stored
+            message.refused = message.tries == 1
+            self._ledger.counts["refused in a group"] += 1
+            del self._outbox[message]
         elif frame["op_type"] == 40020 and message.limited:
             message.refused = True
             self._ledger.counts["refused by the limit"] += 1
@@ -228,9 +272,14 @@ class DeviceSocket:
             return (message.receiver, message.sender) in self._ledger.blocks
         return frame.get("reason") == "you_blocked" and (message.sender, message.receiver) in self._ledger.blocks
 
+    def _is_no_member(self, name: str, frame: Frame) -> bool:
+        """Whether this refuses a guest of a group."""
+        group = self._ledger.groups.get(name)
+        return frame.get("reason") == "no_such_group" and group is not None and self._user in group.guests
+
     def _paged(self, peer: str, confirmed: Sequence[SentMessage], frame: Frame) -> None:
         page, self._page = self._page, []
-        if not self._expect(40005, frame):
+        if self._is_no_member(peer, frame) or not self._expect(40005, frame):
             return
         if frame["content"] != str(len(page)):
             self._fault(f"a page of {len(page)} messages, counted as {frame['content']}")
@@ -246,7 +295,8 @@ class DeviceSocket:
         page, self._page = self._page, []
         if self._expect(40023, frame):
             for one in page:
-                self._ledger.check_stored(self._user, one)
+                if "id" in one:  # not a group without messages
+                    self._ledger.check_stored(self._user, one)
             self._mark_confirmed(confirmed)
 
     def _mark_confirmed(self, confirmed: Sequence[SentMessage]) -> None:
@@ -255,12 +305,17 @@ class DeviceSocket:
             self._set_read(confirmed)
 
     def _marked(self, messages: Sequence[SentMessage], frame: Frame) -> None:
+        group = messages[0].group
+        if group and self._user in group.guests and frame.get("reason") in ("no_such_group", "no_such_message"):
+            return  # it has left since, or joined again
         if frame.get("reason") == "no_such_message":  # another client deleted the messages that it names
             missing = frame["content"].removeprefix("no such message: ").split(", ")
             for message in messages:
                 if not message.may_be_deleted and message.id in missing:
                     self._fault(f"{message} is missing, and cannot be marked")
-        elif self._expect(40007, frame):
+        elif self._expect(40007, frame) and group:
+            group.marked[self._user].update(messages)
+        elif not group:
             self._set_read(messages)
 
     def _deleted(self, messages: Sequence[SentMessage], frame: Frame) -> None:

@@ -1,10 +1,13 @@
 """What the clients of a soak test observed: sent messages, answers and received frames; no state of the server."""
 
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from tests.harness import Frame
 
+# The times of messages come from the server's clock, and those of answers from this process, on the same machine.
+TOLERANCE = 20  # milliseconds
 MAX_FAULTS = 50  # with a description; more faults are only counted
 
 
@@ -19,6 +22,7 @@ class SentMessage:
     device: str  # the client of the sender
     number: int  # in that client's order of sending
     limited: bool = False  # the contact limit applies, because the receiver never answers
+    group: "SoakGroup | None" = None
     tries: int = 0
     time: int | None = None  # in its acknowledgement
     refused: bool = False  # by the contact limit
@@ -32,8 +36,45 @@ class SentMessage:
         """The `content` of its frames."""
         return f"{self.id}\n{self.text}"
 
+    @property
+    def peer(self) -> str:
+        """The conversation as a receiver names it."""
+        return self.receiver if self.group else self.sender
+
     def __str__(self) -> str:
         return f"{self.id} of {self.device} to {self.receiver} ({self.tries} tries, acknowledged: {self.time})"
+
+
+@dataclass(eq=False)
+class SoakGroup:
+    """A group. Its owner is the first of the members who stay.
+
+    `absent` has, for each guest, the periods in milliseconds in which it was certainly no member: from the answer to
+    its removal to the next request to add it. The last period may be open.
+    """
+
+    name: str
+    members: Sequence[str]
+    guests: Sequence[str]
+    absent: dict[str, list[list[float]]] = field(default_factory=dict)
+    added: dict[str, float] = field(default_factory=dict)  # when the last request to add a guest was answered
+    asked: dict[str, set[SentMessage]] = field(default_factory=lambda: defaultdict(set))  # op 4 by this user
+    confirmed: dict[str, set[SentMessage]] = field(default_factory=lambda: defaultdict(set))  # a pong by this user
+    marked: dict[str, set[SentMessage]] = field(default_factory=lambda: defaultdict(set))  # op 4, answered
+
+    def __post_init__(self) -> None:
+        self.absent = {guest: [[0, float("inf")]] for guest in self.guests}
+
+    @property
+    def owner(self) -> str:
+        return self.members[0]
+
+    def was_absent(self, user: str, at: int) -> bool:
+        """Whether the user was certainly no member at this time in milliseconds."""
+        if user in self.members:
+            return False
+        periods = self.absent.get(user, [[0, float("inf")]])
+        return any(start + TOLERANCE < at < end for start, end in periods)
 
 
 class Ledger:
@@ -47,6 +88,7 @@ class Ledger:
         self.sent: dict[tuple[str, str, str], SentMessage] = {}
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
+        self.groups: dict[str, SoakGroup] = {}  # by name
         self.blocks: set[tuple[str, str]] = set()  # from before the load to its end: the blocker, the blocked user
 
     def add(self, message: SentMessage) -> None:
@@ -70,7 +112,11 @@ class Ledger:
     def check_received(self, user: str, frame: Frame) -> SentMessage | None:
         """Check a message that arrived on a socket of `user`; return None if no client sent it."""
         sender, receiver = frame["from"], frame["to"]
-        if user not in (sender, receiver):
+        if group := self.groups.get(receiver):
+            for one in {user, sender}:
+                if group.was_absent(one, frame["time"]):
+                    self.fault(f"{user} received a message, but {one} was not in {receiver}: {frame}")
+        elif user not in (sender, receiver):
             self.fault(f"{user} received a message of other users: {frame}")
         message = self.sent.get((sender, receiver, frame.get("id", "")))
         if message is None or frame["content"] != message.content:
@@ -83,7 +129,7 @@ class Ledger:
     def check_stored(self, user: str, frame: Frame) -> SentMessage | None:
         """Check a stored message that `user` read; return None if no client sent it."""
         message = self.check_received(user, frame)
-        if message and frame["read"] and not message.may_be_read:
+        if message and frame["read"] and not message.may_be_read and not message.group:
             self.fault(f"{message} is read, but was neither marked nor confirmed")
         if message and message.refused:
             self.fault(f"{message} is stored, although the contact limit or a block refused it")

@@ -13,7 +13,8 @@ from tests.faults.stores import count_connections
 from tests.harness import ServerHandle, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 from tests.soak.device import Device, Pace
-from tests.soak.ledger import Ledger
+from tests.soak.groups import Keeper
+from tests.soak.ledger import Ledger, SoakGroup
 
 USERS = 16
 SILENT_USER = "star"  # never answers
@@ -36,7 +37,8 @@ class ResourceUse(NamedTuple):
 class SoakRun:
     """Users in a ring. Each writes to the three users on either side, from one to three devices.
 
-    Every fourth user also writes to SILENT_USER.
+    Every fourth user also writes to SILENT_USER, and owns a group of the three users before it and, as guests, the
+    three after it.
     """
 
     def __init__(self, seed: int, folder: Path, databases: Sequence[DatabaseServer] = ()) -> None:
@@ -49,12 +51,17 @@ class SoakRun:
         self._pace = SLOW if databases else FAST
         self._stores = servers.environ(**{database.name: database for database in databases})
         users = [f"u{n}" for n in range(USERS)]
+        for n in range(0, USERS, 4):
+            members, guests = [[users[(n + step) % USERS] for step in steps] for steps in ((0, -1, -2, -3), (1, 2, 3))]
+            self.ledger.groups[f"#g{n}"] = SoakGroup(f"#g{n}", members, guests)
+        self.keeper = Keeper(self.ledger, self.server, seed, list(self.ledger.groups.values()))
         for n, user in enumerate(users):
             peers = [users[(n + step) % USERS] for step in (-3, -2, -1, 1, 2, 3)]
             for number in range(1 + n % 3):
                 name = f"{user}.{number}"
                 silent_peers = [SILENT_USER] if n % 4 == 0 else []
-                self._add(name, user, peers, silent_peers=silent_peers, sync=number == 1)
+                groups = [one.name for one in self.ledger.groups.values() if user in (*one.members, *one.guests)]
+                self._add(name, user, peers, silent_peers=silent_peers, groups=groups, sync=number == 1)
         self._add(f"{SILENT_USER}.0", SILENT_USER, [])
 
     def _add(self, name: str, user: str, peers: Sequence[str], **options: Any) -> None:
@@ -79,6 +86,7 @@ class SoakRun:
                         message.tries = 1
                         self.ledger.acknowledge(message, (await chat.send(message.content, to=peer))["time"])
             await self._block(server)
+            await self.keeper.create()
 
     async def _block(self, server: SubprocessServer) -> None:
         """Let BLOCKER block one of its peers, which goes on writing to it."""
@@ -92,13 +100,16 @@ class SoakRun:
         """Run all devices. At the end, with the server running, each sends its remaining messages and closes."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(device.run(), name=device.name) for device in self.devices]
+            tasks.append(group.create_task(self.keeper.run(), name="the keeper of the groups"))
             yield
+            self.keeper.draining = True
             for device in self.devices:
                 device.draining = True
             _, late = await asyncio.wait(tasks, timeout=DRAIN_TIMEOUT)
             for task in late:
                 self.ledger.fault(f"{task.get_name()} could not send all messages within {DRAIN_TIMEOUT:.0f} s")
                 task.cancel()
+        self.keeper.draining = False
         for device in self.devices:
             device.draining = False
 

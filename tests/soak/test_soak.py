@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.soak.checker import read_back
 from tests.soak.disruptions import disrupt
-from tests.soak.ledger import SentMessage
+from tests.soak.ledger import SentMessage, SoakGroup
 from tests.soak.run import SoakRun
 
 
@@ -19,21 +19,44 @@ async def test_soak_loses_nothing_and_finds_manipulated_data(tmp_path: Path) -> 
     assert ledger.faults == []
     assert ledger.counts["acknowledged"] > 100
     assert ledger.counts["kill"]
+    assert ledger.counts["guests added"]
+    assert any(one.group and one.time for one in ledger.sent.values())
 
-    stored = [one for one in ledger.sent.values() if one.time and not one.may_be_deleted and not one.limited]
+    acknowledged = [one for one in ledger.sent.values() if one.time and not one.may_be_deleted and not one.limited]
+    stored = [one for one in acknowledged if not one.group]
     lost, changed, *stored = stored
+    lost_in_group = next(one for one in acknowledged if one.group)
+    group, guest = next(
+        (group, guest)
+        for group in ledger.groups.values()
+        for guest in group.guests
+        if group.absent[guest][-1][1] == float("inf")
+    )
     early, late = two_in_a_row(stored)
     unread, read = await send_unread_and_read(run)
     manipulate(tmp_path / "data", lost, changed, early, late, unread, read)
+    manipulate_groups(tmp_path / "data", lost_in_group, group, guest)
     await read_back(run)
     for fault in (
         f"{lost} is lost",
+        f"{lost_in_group} is lost",
+        " is read by u",  # but was neither marked nor confirmed
+        f"{guest} is in {group.name}, but was removed",
         f"received a message that no client sent: {{'from': '{changed.sender}', 'to': '{changed.receiver}'",
         f"{late} is stored before {early}",
         f"{unread} is read, but was neither marked nor confirmed",
         f"{read} was marked as read, but is unread",
     ):
         assert any(fault in found for found in ledger.faults), (fault, ledger.faults)
+
+
+def manipulate_groups(data: Path, lost: SentMessage, group: SoakGroup, guest: str) -> None:
+    """Delete a message of a group, move all read positions to the end, and make a guest a member."""
+    with closing(sqlite3.connect(data / "chat.db")) as database, database:
+        assert database.execute("DELETE FROM messages WHERE id = ?", (lost.id,)).rowcount == 1
+        assert database.execute("UPDATE group_positions SET position = ?", (2**62,)).rowcount
+        [(number,)] = database.execute("SELECT number FROM groups WHERE name = ?", (group.name,)).fetchall()
+        database.execute("INSERT INTO members (number, user, since) VALUES (?, ?, ?)", (number, guest, number))
 
 
 async def send_unread_and_read(run: SoakRun) -> tuple[SentMessage, SentMessage]:
