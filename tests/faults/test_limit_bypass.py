@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests import raw, servers
-from tests.e2e.http_helpers import sql
+from tests.e2e import group_helpers
+from tests.e2e.http_helpers import post, sql
 from tests.faults.stores import unique_names
 from tests.harness import PASSWORD, ChatClient, ManualClock, ServerHandle, serving, wait_until
 
@@ -198,16 +199,30 @@ class ContactLimitMachine(LimitMachine):
 
 
 class BlockMachine(LimitMachine):
-    """A blocked user tries to reach the user who blocks it, or to learn of it: only broadcasts pass."""
+    """A blocked user tries to reach the user who blocks it, or to learn of it: only broadcasts pass, and messages in
+    a common group.
+
+    A friend of both, who never opens a socket, owns the common group and a secret group of the victim.
+    """
 
     @initialize()
     def begin(self) -> None:
         self.server = type(self).make()
-        self.victim, self.attacker = unique_names(2)
-        self.server.do(self.server.start(self.victim, self.attacker))
-        self.server.do(self.server.handle.make_contacts(self.victim, self.attacker))
+        self.victim, self.attacker, self.friend = unique_names(3)
+        self.common, self.secret = f"#common-{self.victim}", f"#secret-{self.victim}"
+        self.server.do(self.server.start(self.victim, self.attacker, self.friend))
+        self.server.do(self._prepare())
         self.blocked = False
         self.count = 0
+
+    async def _prepare(self) -> None:
+        handle = self.server.handle
+        await handle.make_contacts(self.victim, self.attacker)
+        for user in (self.victim, self.attacker):
+            async with handle.chat(user, self.friend) as chat:
+                await chat.send("hello")
+        await group_helpers.create(handle, self.friend, self.common, self.victim, self.attacker)
+        await group_helpers.create(handle, self.friend, self.secret, self.victim)
 
     @rule(unblock=st.booleans())
     def change(self, unblock: bool) -> None:
@@ -220,7 +235,7 @@ class BlockMachine(LimitMachine):
         assert response.status_code == 200, response.text
         self.blocked = not unblock
 
-    @rule(sockets=st.integers(1, 3), ops=st.lists(st.sampled_from("123456788"), min_size=1, max_size=6))
+    @rule(sockets=st.integers(1, 3), ops=st.lists(st.sampled_from("123456788gtsu"), min_size=1, max_size=6))
     def attack(self, sockets: int, ops: list[str]) -> None:
         """Send every op from several sockets, while the victim uses its own. Then block, and do it again."""
         self.server.do(self._attack(sockets, ops))
@@ -242,18 +257,83 @@ class BlockMachine(LimitMachine):
                 for chat in victims:
                     for content, op in (("1", 8), ("0", 8), ("*", 4), (f"v{self.count}\nhello", 1)):
                         await chat.put(op, content)
+                    await chat.put(8, "1", to=self.common)
                 for chat in victims:
                     for frame in await received_frames(chat):
-                        assert frame["from"] != self.attacker or frame["to"] == "ALL" or frame["type"] == 2, frame
+                        passes = frame["to"] == "ALL" or frame["type"] == 2
+                        passes = passes or (frame["to"], frame["op_type"]) == (self.common, 40011)
+                        assert frame["from"] != self.attacker or passes, frame
+                await self._attack_over_http()
                 for chat in spies:
                     for frame in await received_frames(chat):
                         assert self._reveals_nothing(frame), frame
+
+    async def _attack_over_http(self) -> None:
+        """The attacker cannot add the victim to a group, see it online in the common one, or find the secret one."""
+        handle, token = self.server.handle, self.server.handle.tokens[self.attacker]
+        own = f"#own-{self.attacker}"
+        for path, group in (("create", own), ("add", self.common), ("add", self.secret), ("remove", self.secret)):
+            body: dict[str, Any] = {"users": [self.victim]} if path != "remove" else {"user_name": self.victim}
+            response = await post(handle, f"/group/{path}", token, group=group, **body)
+            if group == self.common:  # the victim is a member already
+                assert response.json()["data"] == [], response.text
+            else:
+                reason = "refused_by_limit" if group == own else "no_such_group"
+                assert response.json()["data"]["reason"] == reason, response.text
+        members = await group_helpers.members(handle, self.attacker, self.common)
+        assert not members[self.victim]["online"]
+        for group in (self.secret, own):
+            assert (await group_helpers.ask_members(handle, self.attacker, group)).status_code == 404
+
+    @rule(turns=st.integers(1, 4), sockets=st.integers(1, 2))
+    def come_and_go(self, turns: int, sockets: int) -> None:
+        """The attacker is added to the secret group and removed, while it writes there: at last, nothing passes."""
+        self.server.do(self._come_and_go(turns, sockets))
+
+    async def _come_and_go(self, turns: int, many: int) -> None:
+        handle = self.server.handle
+        async with AsyncExitStack() as stack:
+            spies = await self.server.sockets(stack, self.attacker, many)
+            victim = await stack.enter_async_context(handle.chat(self.victim, self.secret))
+            for _ in range(turns):
+                writing = [asyncio.create_task(self._write_in_secret(chat)) for chat in spies]
+                await group_helpers.add(handle, self.friend, self.secret, self.attacker)
+                await asyncio.sleep(0.01)
+                await group_helpers.remove(handle, self.friend, self.secret, self.attacker)
+                stored = await self._newest(victim)
+                await asyncio.sleep(0.02)  # the attacker goes on
+                for task in writing:
+                    task.cancel()
+                await asyncio.gather(*writing, return_exceptions=True)
+                for chat in (victim, *spies):
+                    await received_frames(chat)
+                for chat in spies:
+                    for op, content in ((1, "hello"), (2, "-1"), (4, "*"), (8, "1")):
+                        assert (await chat.answer(op, content, to=self.secret))["reason"] == "no_such_group"
+                assert await self._newest(victim) == stored
+
+    async def _newest(self, victim: ChatClient) -> object:
+        """Return the id of the newest message of the secret group."""
+        await received_frames(victim)
+        return [frame["id"] for frame in await victim.ask(2, "-1") if frame["type"] == 2]
+
+    async def _write_in_secret(self, chat: ChatClient) -> None:
+        while True:
+            self.count += 1
+            await chat.put(1, f"s{self.count}\nhello", to=self.secret)
+            await chat.put(2, "-1", to=self.secret)
+            await asyncio.sleep(0.002)
 
     async def _put_all(self, chat: ChatClient, ops: list[str]) -> None:
         for op in ops:
             self.count += 1
             old = f"hello-{self.attacker}-{self.victim}"
             contents = {"1": f"a{self.count}\nhello", "2": "-5", "3": "", "4": "*", "5": "nothing", "6": "to all"}
+            if op in "gtsu":
+                to = self.common if op in "gt" else self.secret
+                content = f"a{self.count}\nhello" if op in "gs" else str(self.count % 2)
+                await chat.put(1 if op in "gs" else 8, content, to=to)
+                continue
             content = contents.get(op, "-5" if op == "7" else str(self.count % 2))
             await chat.put(int(op), content)
             await chat.put(1, f"{old}\nhello")  # a retry
@@ -265,6 +345,8 @@ class BlockMachine(LimitMachine):
             return False
         if frame["op_type"] == 40027:
             return f"+{self.victim}" not in str(frame["content"]).split("\n")
+        if frame["to"] == self.secret:
+            return False
         return bool(frame["from"] != self.victim or (frame["type"] == 2 and frame["op_type"] != 40007))
 
 
