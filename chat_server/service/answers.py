@@ -150,8 +150,9 @@ class Answers:
             for frame, delivery in zip(frames, deliveries, strict=True):  # the member has just joined
                 if group.members[receiver.user] < delivery.time:
                     receiver.deliver(frame, [delivery])
-        for other in self._registry.sync_sockets(sender.user, without=sender):
-            other.send(together)
+        if sender.user in self._registry.sync_users:
+            for other in self._registry.sync_sockets(sender.user, without=sender):
+                other.send(together)
 
 
 class RecentNumbers:

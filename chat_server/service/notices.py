@@ -21,7 +21,8 @@ class Notices:
 
     async def read(self, reads: Sequence[tuple[Socket, str, list[str]]]) -> None:
         """Tell which messages (ids) of an author each socket has read, but tell no author whom the reader blocks."""
-        listeners = self._registry.sync_sockets
+        listening, listeners = self._registry.sync_users, self._registry.sync_sockets
+        reads = [one for one in reads if one[0].user in listening or one[1] in listening]
         blocks = [(by.user, author) for by, author, ids in reads if ids and listeners(author, without=by)]
         blocked = await self._blocks.states(blocks) if blocks else {}
         for by, author, ids in reads:

@@ -79,6 +79,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._sockets: dict[str, tuple[Socket, ...]] = {}
+        self.sync_users: set[str] = set()  # with an open sync socket: most messages concern none of them
         self._leaving: set[Socket] = set()  # closing or closed, with requests that may still be in work
         self.endings = 0  # the number of `end` calls: an upgrade in progress then checks its session again
         self.changed: Callable[[str], None] = lambda user: None  # called when a socket of a user opened or closed
@@ -156,6 +157,10 @@ class Registry:
             self._sockets[user] = tuple(sockets)
         else:
             self._sockets.pop(user, None)
+        if any(socket.sync for socket in sockets):
+            self.sync_users.add(user)
+        else:
+            self.sync_users.discard(user)
         self.changed(user)
 
     def __iter__(self) -> Iterator[Socket]:
