@@ -33,4 +33,4 @@ def cause(error: BaseException) -> str:
             return (os.strerror(seen.errno) if seen.errno > 0 else seen.strerror or "unknown name").lower()
         seen = seen.__cause__ or seen.__context__
     name = type(error).__name__
-    return "the connection was lost" if name in ("ConnectionError", "IncompleteReadError") else name
+    return "the connection was lost" if name in ("ConnectionError", "IncompleteReadError", "RuntimeError") else name

@@ -1,15 +1,23 @@
 """Outages and data loss of Redis: pairs without a limit chat on, no limit is exceeded, and the server recovers."""
 
 import asyncio
+import socket
+import struct
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import uvloop
 from redis import Redis
 
-from chat_server.cache.redis import POOL
+from chat_server.cache.redis import POOL, Scripts
+from chat_server.cache.redis import client as redis_client
+from chat_server.conf import RedisSettings
+from chat_server.utils.errors import StoreUnavailable
 from tests import servers
 from tests.e2e.http_helpers import check_refusal, check_success, is_valid_session, post, send_request, try_login
 from tests.faults.stores import (
@@ -145,6 +153,36 @@ async def test_the_server_recovers_from_a_reply_of_redis_cut_short(redis: Databa
             assert proxy.cuts == len(others)
         await wait_until(lambda: pooled(redis) <= POOL)
         assert count_connections(server.process.pid, proxy.port) <= POOL
+
+
+async def test_a_reset_in_any_phase_of_a_call_is_an_outage() -> None:
+    """The event loop is delayed so that a reset comes between connecting and the first write, too."""
+
+    async def call_often(port: int) -> set[object]:
+        client = redis_client(RedisSettings(redis_addr=f"127.0.0.1:{port}"), 1.0)
+        scripts, errors = Scripts(client, "", 1.0), set[object]()
+        for number in range(120):
+            call = asyncio.create_task(scripts.ping())
+            for _ in range(number % 6):
+                await asyncio.sleep(0)
+            time.sleep(0.003)
+            [error] = await asyncio.gather(call, return_exceptions=True)
+            errors.add(type(error))
+        return errors
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=reset_all, args=(listener,), daemon=True).start()
+        errors = await asyncio.to_thread(uvloop.run, call_often(listener.getsockname()[1]))
+    assert errors == {StoreUnavailable}
+
+
+def reset_all(listener: socket.socket) -> None:
+    """Reset each connection to `listener`, until it is closed."""
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
 
 
 async def test_counters_lost_by_redis_are_rebuilt_from_messages(redis: DatabaseServer, tmp_path: Path) -> None:
