@@ -98,7 +98,14 @@ class LiveGroups:
         return group if user in group.members else None
 
     async def of(self, user: str) -> list[LiveGroup]:
-        """All groups that have the member `user`. Raises StoreUnavailable."""
+        """All groups that have the member `user`; if the store is away, those in use."""
+        try:
+            return await self._all_of(user)
+        except StoreUnavailable as error:
+            log.warning("store unavailable", extra={"error": str(error)})
+            return [group for group in list(self._live.values()) if user in group.members]
+
+    async def _all_of(self, user: str) -> list[LiveGroup]:
         numbers = await self._store.numbers_of(user)
         groups = [self._live.get(number) for number in numbers]
         missing = [number for number, group in zip(numbers, groups, strict=True) if group is None]

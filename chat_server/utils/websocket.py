@@ -28,30 +28,30 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def deflated(text_frames: bytes, window: int) -> bytes:
-    """Text frames, each compressed by itself (RFC 7692 section 7.2.1), so that several receivers share the result.
+def deflated(frames: bytes, window: int) -> bytes:
+    """Data frames, each compressed by itself (RFC 7692 section 7.2.1), so that several receivers share the result.
 
     `window`: the negotiated size of the window, in bits.
     """
-    return b"".join([_deflated(payload, window) for payload in _payloads(text_frames)])
+    return b"".join([_deflated(opcode, payload, window) for opcode, payload in _parts(frames)])
 
 
-def _payloads(text_frames: bytes) -> Iterator[bytes]:
-    """Iterate over the payloads of whole frames without masks."""
+def _parts(frames: bytes) -> Iterator[tuple[int, bytes]]:
+    """Iterate over the opcodes (with the FIN bit) and payloads of whole frames without masks."""
     start = 0
-    while start < len(text_frames):
-        size = text_frames[start + 1]
+    while start < len(frames):
+        opcode, size = frames[start], frames[start + 1]
         start += 2
         if size >= 126:
             bytes_ = 2 if size == 126 else 8
-            size = int.from_bytes(text_frames[start : start + bytes_], "big")
+            size = int.from_bytes(frames[start : start + bytes_], "big")
             start += bytes_
-        yield text_frames[start : start + size]
+        yield opcode, frames[start : start + size]
         start += size
 
 
-def _deflated(payload: bytes, window: int) -> bytes:
+def _deflated(opcode: int, payload: bytes, window: int) -> bytes:
     if len(payload) < COMPRESS_FROM:
-        return text_frame(payload)
+        return frame(opcode, payload)
     deflate = zlib.compressobj(wbits=-max(window, 9))
-    return frame(TEXT | COMPRESSED, (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4])
+    return frame(opcode | COMPRESSED, (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4])

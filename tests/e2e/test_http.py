@@ -27,6 +27,7 @@ from tests.e2e.http_helpers import (
 from tests.harness import PASSWORD, ServerHandle, serving, wait_until
 
 WRONG: list[Any] = [None, 1, True, [], {}, ["1"]]
+WRONG_USERS: list[Any] = [None, 1, True, {}, "1", [1], [None]]
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -196,10 +197,12 @@ async def test_json_that_is_not_an_object_is_a_failure_of_the_endpoint(server: S
 
 async def test_the_error_names_a_missing_or_wrong_field(server: ServerHandle) -> None:
     for path, (fields, failed) in ENDPOINTS.items():
-        right: dict[str, Any] = dict.fromkeys(fields, PASSWORD)
+        right: dict[str, Any] = {field: [PASSWORD] if field == "users" else PASSWORD for field in fields}
         for field in fields:
-            missing = {other: right[other] for other in fields if other != field}
-            for body in (missing, *(right | {field: wrong} for wrong in WRONG)):
+            bodies = [right | {field: wrong} for wrong in (WRONG_USERS if field == "users" else WRONG)]
+            if field != "users":  # which may be missing
+                bodies.append({other: right[other] for other in fields if other != field})
+            for body in bodies:
                 response = await post(server, path, server.tokens["1"], **body)
                 check_refusal(response, 400, failed, "bad_request", field)
                 assert field in response.json()["error"]

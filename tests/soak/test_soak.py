@@ -46,7 +46,7 @@ async def test_soak_loses_nothing_and_finds_manipulated_data(tmp_path: Path, mon
         " is read by u",  # but was neither marked nor confirmed
         f"{guest} is in {group.name}, but was removed",
         f"received a message that no client sent: {{'from': '{changed.sender}', 'to': '{changed.receiver}'",
-        f"{late} is stored before {early}",
+        f"{late} is stored before u",  # early, or one between them that the test cannot use
         f"{unread} is read, but was neither marked nor confirmed",
         f"{read} was marked as read, but is unread",
     ):
