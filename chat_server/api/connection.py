@@ -192,6 +192,11 @@ class Connection(Outbox):
             self._transport.write(frame(CLOSE, struct.pack("!H", code) + why.encode()[:120]))
             self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
+    def disconnect(self) -> None:
+        """End the connection at once, without a close frame; drop the requests that are not in work yet."""
+        self.inbox.clear()
+        self._transport.abort()
+
     def connection_lost(self) -> None:
         """Nothing can be sent any more. Requests that came before are worked on."""
         self.end_output()

@@ -142,7 +142,8 @@ class Dispatcher:
             connection, batch = self._due.popleft()
             try:
                 work += self._answers.sent(batch)
-            except Exception:
+            except Exception:  # without memory for the answers: the client must not wait for them
+                connection.disconnect()
                 log.exception("frame failed", extra={"op": SEND})
             finally:
                 self._sending.finish(batch)
