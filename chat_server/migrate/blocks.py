@@ -1,10 +1,7 @@
 """Copies blocks between two stores of users, and compares them."""
 
-import hashlib
-
-import msgspec
-
-from chat_server.migrate.advice import NOT_EMPTY, RETRY
+from chat_server.migrate.advice import NOT_EMPTY
+from chat_server.migrate.page_copy import copy_pages
 from chat_server.model.blocks import PAGE, ExportableBlocks
 from chat_server.utils.errors import StartError
 
@@ -12,12 +9,7 @@ from chat_server.utils.errors import StartError
 async def copy_blocks(source: ExportableBlocks, target: ExportableBlocks) -> str:
     """Copy all blocks; return a sentence about it. Raises StartError if the target has others."""
     await _refuse_others(source, target)
-    async for page in source.pages(PAGE):
-        await target.put(page)
-    (count, digest), copied = await _digest(source), await _digest(target)
-    if copied != (count, digest):
-        raise StartError(f"blocks differ: {count} in the source, {copied[0]} in the target; {RETRY}")
-    return f"blocks: {count}, the same on both sides (digest of blocks {digest})"
+    return await copy_pages("blocks", source, target, PAGE, lambda block: block)
 
 
 async def _refuse_others(source: ExportableBlocks, target: ExportableBlocks) -> None:
@@ -26,13 +18,3 @@ async def _refuse_others(source: ExportableBlocks, target: ExportableBlocks) -> 
         if other := set(page) - await source.existing(page):
             blocker, blocked = min(other)
             raise StartError(f"in the target, {blocker!r} blocks {blocked!r}, but not in the source: {NOT_EMPTY}")
-
-
-async def _digest(blocks: ExportableBlocks) -> tuple[int, str]:
-    """Return the number of blocks, and a digest of them in their order."""
-    count, digest = 0, hashlib.sha256()
-    async for page in blocks.pages(PAGE):
-        for block in page:
-            digest.update(msgspec.msgpack.encode(block))
-        count += len(page)
-    return count, digest.hexdigest()[:32]

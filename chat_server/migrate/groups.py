@@ -1,11 +1,8 @@
 """Copies groups between two stores of users, and compares them."""
 
-import hashlib
-
-import msgspec
-
-from chat_server.migrate.advice import NOT_EMPTY, RETRY
-from chat_server.model.groups import PAGE, ExportableGroups
+from chat_server.migrate.advice import NOT_EMPTY
+from chat_server.migrate.page_copy import copy_pages
+from chat_server.model.groups import PAGE, ExportableGroups, Group
 from chat_server.utils.errors import StartError
 
 
@@ -15,12 +12,7 @@ async def copy_groups(source: ExportableGroups, target: ExportableGroups) -> str
     Groups that are deleted are not copied.
     """
     await _refuse_others(source, target)
-    async for page in source.pages(PAGE):
-        await target.put(page)
-    (count, digest), copied = await _digest(source), await _digest(target)
-    if copied != (count, digest):
-        raise StartError(f"groups differ: {count} in the source, {copied[0]} in the target; {RETRY}")
-    return f"groups: {count}, the same on both sides (digest of groups {digest})"
+    return await copy_pages("groups", source, target, PAGE, _plain)
 
 
 async def _refuse_others(source: ExportableGroups, target: ExportableGroups) -> None:
@@ -35,12 +27,5 @@ async def _refuse_others(source: ExportableGroups, target: ExportableGroups) -> 
         raise StartError(f"the target has a deleted group, and perhaps messages of it: {NOT_EMPTY}")
 
 
-async def _digest(groups: ExportableGroups) -> tuple[int, str]:
-    """Return the number of groups, and a digest of them with their members, in order of their numbers."""
-    count, digest = 0, hashlib.sha256()
-    async for page in groups.pages(PAGE):
-        for group in page:
-            members = sorted(group.members.items())
-            digest.update(msgspec.msgpack.encode((group.number, group.name, group.owner, members)))
-        count += len(page)
-    return count, digest.hexdigest()[:32]
+def _plain(group: Group) -> object:
+    return group.number, group.name, group.owner, sorted(group.members.items())

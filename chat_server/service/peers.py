@@ -17,7 +17,6 @@ class View:
 
     def __init__(self, user: str, peer: Peer) -> None:
         self.user = user
-        self.peer = peer
         self.group = peer if isinstance(peer, LiveGroup) else None
         self.name = peer.name if isinstance(peer, LiveGroup) else peer
         self.key: ConversationKey = peer.key if isinstance(peer, LiveGroup) else Pair(user, peer)
