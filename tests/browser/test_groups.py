@@ -1,12 +1,14 @@
 """Groups on the page."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Locator, expect
 
 from tests.browser.person import TELEPHONE, Window, at_a_browser, person
+from tests.e2e.group_helpers import add, create, delete, remove
 from tests.harness import ServerHandle, serving, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -14,15 +16,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 TEAM = "/chat/test?uid=alice&to_uid=%23team"
 
 
-async def request(server: ServerHandle, user: str, action: str, **body: Any) -> None:
-    """Send a request of `user` to an endpoint of groups."""
-    headers = {"Authorization": f"Bearer {server.tokens[user]}"}
-    response = await server.post(f"/group/{action}", body, headers=headers)
-    assert response.status_code == 200, response.text
-
-
-async def create(server: ServerHandle, owner: str, *users: str, group: str = "#team") -> None:
-    await request(server, owner, "create", group=group, users=users)
+@asynccontextmanager
+async def alice_and_bob(browser: Browser, server: ServerHandle) -> AsyncIterator[tuple[Window, Window]]:
+    """The pages of the two members of #team, which alice owns."""
+    await create(server, "alice", "#team", "bob")
+    async with (
+        person(browser, server, "alice", TEAM) as alice,
+        person(browser, server, "bob", "/chat/test?uid=bob&to_uid=%23team") as bob,
+    ):
+        yield alice, bob
 
 
 async def open_members(window: Window, label: str = "Members") -> None:
@@ -81,7 +83,7 @@ async def test_a_refusal_explains_what_to_do(
 ) -> None:
     async with serving(tmp_path) as server:
         await server.add_users("alice", "bob")
-        await create(server, "bob")
+        await create(server, "bob", "#team")
         async with person(browser, server, "alice", locale=locale) as alice:
             await alice.page.get_by_role("button", name=new).click()
             for group, user, error, text in (
@@ -101,11 +103,7 @@ async def test_a_refusal_explains_what_to_do(
 
 async def test_members_are_added_and_removed(browser: Browser, server: ServerHandle) -> None:
     """The conversation shows each change, on every member's page."""
-    await create(server, "alice", "bob")
-    async with (
-        person(browser, server, "alice", TEAM) as alice,
-        person(browser, server, "bob", "/chat/test?uid=bob&to_uid=%23team") as bob,
-    ):
+    async with alice_and_bob(browser, server) as (alice, bob):
         await open_members(alice)
         await expect_members(alice, ["alice", "bob"])
         await expect(alice.page.get_by_role("listitem").filter(has_text="alice")).to_contain_text(
@@ -134,7 +132,7 @@ async def test_members_are_added_and_removed(browser: Browser, server: ServerHan
 
 async def test_a_removed_member_sees_the_group_end(browser: Browser, server: ServerHandle) -> None:
     """The composer closes with a sentence, the group leaves the list, and the draft is deleted."""
-    await create(server, "bob", "alice")
+    await create(server, "bob", "#team", "alice")
     async with person(browser, server, "alice", TEAM) as alice, server.chat("bob", to="#team") as bob:
         await bob.send("b1\nhello")
         await alice.sees("hello")
@@ -142,16 +140,16 @@ async def test_a_removed_member_sees_the_group_end(browser: Browser, server: Ser
         await expect(row).to_have_count(1)
         await alice.composer.fill("a draft")
         await open_members(alice)
-        await request(server, "bob", "remove", group="#team", user_name="alice")
+        await remove(server, "bob", "#team", "alice")
         await expect(alice.page.get_by_role("dialog")).to_have_count(0)
         await expect(alice.page.locator(".hint")).to_have_text("You are no longer in this group.")
         await expect(alice.composer).to_be_hidden()
         await expect(row).to_have_count(0)
-        await request(server, "bob", "add", group="#team", users=["alice"])
+        await add(server, "bob", "#team", "alice")
         await expect(alice.composer).to_be_visible()
         await expect(row).to_have_count(1)
         await alice.misses("hello")
-        await request(server, "bob", "delete", group="#team")
+        await delete(server, "bob", "#team")
         await expect(alice.composer).to_be_hidden()
         await alice.page.reload()
         await expect(alice.page.locator(".hint")).to_have_text("You are in no group of this name")
@@ -159,11 +157,7 @@ async def test_a_removed_member_sees_the_group_end(browser: Browser, server: Ser
 
 
 async def test_the_owner_deletes_and_a_member_leaves(browser: Browser, server: ServerHandle) -> None:
-    await create(server, "alice", "bob")
-    async with (
-        person(browser, server, "alice", TEAM) as alice,
-        person(browser, server, "bob", "/chat/test?uid=bob&to_uid=%23team") as bob,
-    ):
+    async with alice_and_bob(browser, server) as (alice, bob):
         await open_members(bob)
         await expect(bob.page.get_by_role("button", name="Delete group")).to_be_hidden()
         await bob.page.get_by_role("button", name="Leave group").press("Enter")
@@ -180,7 +174,7 @@ async def test_the_owner_deletes_and_a_member_leaves(browser: Browser, server: S
 
 
 async def test_only_the_sender_and_the_owner_can_delete(browser: Browser, server: ServerHandle) -> None:
-    await create(server, "bob", "alice", "小明")
+    await create(server, "bob", "#team", "alice", "小明")
     async with person(browser, server, "alice", TEAM) as alice, server.chat("bob", to="#team") as bob:
         await bob.send("b1\nfrom bob")
         await alice.writes("from alice")
@@ -199,7 +193,7 @@ async def test_only_the_sender_and_the_owner_can_delete(browser: Browser, server
 
 async def test_unread_messages_follow_to_another_device(browser: Browser, server: ServerHandle) -> None:
     """The number in the list is the user's own; reading on one device clears it on the other, also after a reload."""
-    await create(server, "bob", "alice", "小明")
+    await create(server, "bob", "#team", "alice", "小明")
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="#team") as bob:
         alice = await someone.window()
         await alice.log_in()
@@ -219,7 +213,7 @@ async def test_unread_messages_follow_to_another_device(browser: Browser, server
 
 async def test_missed_messages_of_a_group_arrive_in_order(browser: Browser, server: ServerHandle) -> None:
     """Also those with the id of another sender's message; what was written offline is sent once."""
-    await create(server, "alice", "bob", "小明")
+    await create(server, "alice", "#team", "bob", "小明")
     async with (
         person(browser, server, "alice", TEAM) as alice,
         server.chat("bob", to="#team", sync=True) as bob,
@@ -239,7 +233,7 @@ async def test_missed_messages_of_a_group_arrive_in_order(browser: Browser, serv
 
 
 async def test_a_member_is_blocked_from_the_list_of_members(browser: Browser, server: ServerHandle) -> None:
-    await create(server, "alice", "bob")
+    await create(server, "alice", "#team", "bob")
     async with (
         person(browser, server, "alice", **TELEPHONE) as alice,
         server.chat("bob", to="#team", sync=True) as bob,
@@ -269,7 +263,7 @@ async def test_a_group_fits_on_a_telephone(browser: Browser, server: ServerHandl
     long, right = "w" * 64, "عمر"
     await server.add_users(long, right)
     group = f"#{'م' * 63}"
-    await create(server, "alice", "bob", long, right, group=group)
+    await create(server, "alice", group, "bob", long, right)
     async with person(browser, server, "alice", locale="zh-CN", **TELEPHONE) as alice:
         for name in (long, right):
             async with server.chat(name, to=group) as chat:
@@ -315,7 +309,7 @@ async def test_names_have_distinct_colours_of_enough_contrast(
     browser: Browser, server: ServerHandle, scheme: str
 ) -> None:
     await server.add_users(*NAMES)
-    await create(server, "alice", *NAMES)
+    await create(server, "alice", "#team", *NAMES)
     for name in NAMES:
         async with server.chat(name, to="#team") as chat:
             await chat.send(f"hello from {name}")
@@ -330,7 +324,7 @@ async def test_names_have_distinct_colours_of_enough_contrast(
 
 
 async def test_a_notification_names_the_sender_and_the_group(browser: Browser, server: ServerHandle) -> None:
-    await create(server, "bob", "alice")
+    await create(server, "bob", "#team", "alice")
     async with at_a_browser(browser, server, "alice") as someone, server.chat("bob", to="#team") as bob:
         await someone.context.add_init_script(
             "window.noted = []; localStorage.setItem('notify', 'on'); window.Notification = class {"
