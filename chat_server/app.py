@@ -27,7 +27,7 @@ from chat_server.service.services import Services
 from chat_server.service.stores import Stores
 from chat_server.status import Status
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
-from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import NO_METRICS, Metrics
 from chat_server.utils.passwords import Passwords
 
@@ -74,11 +74,7 @@ async def serving(
     passwords = Passwords(settings.accounts.password_cost, settings.accounts.password_wait)
     try:
         async with open_stores(settings, clock, on_takeover, metrics) as stores:
-            try:  # the time of joining a group decides which messages a member may read
-                newest = max(await stores.messages.newest(), await stores.users.groups.newest())
-            except StoreUnavailable as error:
-                raise StartError(f"the messages cannot be read ({error}); restore a backup") from error
-            timeline = Timeline(clock, newest)
+            timeline = Timeline(clock, stores.newest)
             if (ahead := timeline.ahead()) > MAX_AHEAD:
                 log.warning("clock behind", extra={"seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port

@@ -77,7 +77,8 @@ async def open_stores(
                 await database.checkpoint()
 
         sending = _send_strategy(settings, database, stores.messages, stores.contacts)
-        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, delete_expired)
+        newest = await opener.newest(stores)
+        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, newest, delete_expired)
 
 
 @asynccontextmanager
@@ -189,6 +190,11 @@ class _StoreOpener:
         messages = await self._open_messages(database)
         sessions, rates, contacts = await self._open_cache(database)
         return ExportableStores(users, messages, sessions, contacts), rates
+
+    async def newest(self, stores: ExportableStores) -> int:
+        """Return the latest time in the stores: of a message or of joining a group, which decides what is read."""
+        messages = await self._with_retry("messages", stores.messages.newest)
+        return max(messages, await self._with_retry("users", stores.users.groups.newest))
 
     async def _open_users(self, database: Database | None) -> ExportableUsers:
         config = self._settings.mysql

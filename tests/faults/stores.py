@@ -153,10 +153,14 @@ def count_connections(pid: int, port: int) -> int:
 
 
 class TcpProxy:
-    """A TCP proxy in front of a database. It cuts all connections once after `budget` bytes of replies."""
+    """A TCP proxy in front of a database.
+
+    It cuts all connections once after `budget` bytes of replies, and before each request that contains `forbidden`.
+    """
 
     def __init__(self, port: int) -> None:
         self.budget: int | None = None
+        self.forbidden: bytes | None = None
         self.cuts = 0
         self.port = 0
         self._target = port
@@ -186,6 +190,9 @@ class TcpProxy:
 
     async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
+            if self.forbidden and self.forbidden in data:
+                self.cut()
+                return
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError

@@ -19,6 +19,7 @@ from tests.faults.stores import (
     expect_upgrade_store_away,
     send_until_acknowledged,
     start_error,
+    tcp_proxy,
     unavailable,
     unique_names,
 )
@@ -199,3 +200,29 @@ async def test_an_outage_of_redis_admits_no_second_server(
             await exchange(setup)
     finally:
         another.stop()
+
+
+@pytest.mark.parametrize(
+    ("store", "setting", "request_part"),
+    [("mysql", "CHAT_MYSQL_DBPORT", b"max(since)"), ("mongodb", "CHAT_MONGODB_MONGODBADDR", b"sort")],
+)
+async def test_a_start_repeats_the_search_for_the_newest_time(
+    request: pytest.FixtureRequest, tmp_path: Path, store: str, setting: str, request_part: bytes
+) -> None:
+    """It is the last request of a start. Connections that are lost during it are no reason to restore a backup."""
+    database: DatabaseServer = request.getfixturevalue(store)
+    log = tmp_path / "server.log"
+    async with tcp_proxy(database) as proxy, asyncio.TaskGroup() as group:
+        port = str(proxy.port)
+        address = f"mongodb://127.0.0.1:{port}/?directConnection=true" if store == "mongodb" else port
+        stores = servers.environ(**{store: database}) | {setting: address}
+        proxy.forbidden = request_part
+
+        async def allow_later() -> None:
+            await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
+            proxy.forbidden = None
+
+        group.create_task(allow_later())
+        async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
+            await server.add_users(*unique_names(2))
+        assert proxy.cuts

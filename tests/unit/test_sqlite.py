@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import pytest
 
-from chat_server.utils.errors import StartError, StoreUnavailable
+from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.sqlite import MAX_ABANDONED, READERS, Database, Schema, examine
 from tests.harness import TIMEOUT, wait_until
 
@@ -325,7 +325,7 @@ async def test_an_sqlite_error_is_store_unavailable_for_its_batch(database: Data
 
 
 @pytest.mark.parametrize("together", [1, 2])
-async def test_a_damaged_file_is_store_unavailable(tmp_path: Path, together: int) -> None:
+async def test_a_damaged_file_needs_a_backup(tmp_path: Path, together: int) -> None:
     async with opened(tmp_path) as database:
         await database.write(
             lambda tx: tx.executemany("INSERT INTO things VALUES (?, ?)", ((n, "x" * 900) for n in range(500)))
@@ -338,8 +338,8 @@ async def test_a_damaged_file_is_store_unavailable(tmp_path: Path, together: int
         count = "UPDATE things SET text = 'y'"
         tasks = [asyncio.create_task(database.write(lambda tx: tx.execute(count).rowcount)) for _ in range(together)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(result) for result in results] == [StoreUnavailable] * together
-        with pytest.raises(StoreUnavailable):
+        assert [type(result) for result in results] == [StoreMisconfigured] * together
+        with pytest.raises(StoreMisconfigured, match="restore a backup"):
             await database.read(
                 lambda connection: connection.execute("SELECT sum(length(text)) FROM things").fetchone()
             )

@@ -7,13 +7,16 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.errors import StoreMisconfigured, StoreUnavailable
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 Job = Callable[[sqlite3.Connection], T]
 BatchJob = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T]]
 FastPath = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T] | None]
+
+# SQLite reports these for a file that it will never be able to read.
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class Write(NamedTuple):
@@ -50,11 +53,14 @@ def one_by_one(tx: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Translate SQLite's errors into StoreUnavailable."""
+    """Translate SQLite's errors into StoreUnavailable, or StoreMisconfigured for a damaged file."""
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"the embedded database failed: {error}") from error
+        why = f"the embedded database failed: {error}"
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:  # of an extended code
+            raise StoreMisconfigured(f"{why}; restore a backup") from error
+        raise StoreUnavailable(why) from error
 
 
 def _in_single_statement(connection: sqlite3.Connection, batch: Sequence[Write]) -> Sequence[Any] | None:
