@@ -6,6 +6,7 @@ async with person(browser, server, "alice") as alice:
     await alice.sees("hello", "read")
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,7 +31,9 @@ class Window:
         self.page = page
         self.name = name
         self.faults: list[str] = []
+        self._connected = asyncio.Event()
         page.set_default_timeout(MILLISECONDS)
+        page.on("websocket", lambda socket: socket.on("framereceived", lambda _: self._connected.set()))
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
 
@@ -44,6 +47,16 @@ class Window:
         await self.page.locator("#password").fill(password)
         await self.page.locator("#password").press("Enter")
         await expect(self.page.locator(".shell")).to_be_visible()
+
+    async def turns_away(self) -> None:
+        """Lose the focus, which a browser without a screen always has, once messages arrive live."""
+        async with asyncio.timeout(TIMEOUT):
+            await self._connected.wait()
+        await self.page.evaluate("document.hasFocus = () => false")
+
+    async def turns_back(self) -> None:
+        """Get the focus again."""
+        await self.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
 
     async def set_offline(self, offline: bool) -> None:
         """Disconnect or reconnect the network of all windows of this person."""

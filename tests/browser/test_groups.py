@@ -332,7 +332,7 @@ async def test_a_notification_names_the_sender_and_the_group(browser: Browser, s
         )
         alice = await someone.window()
         await alice.log_in()
-        await alice.page.evaluate("document.hasFocus = () => false")
+        await alice.turns_away()
         await bob.send("hello")
         await wait_until(lambda: alice.page.evaluate("noted.length === 1"))
         [noted] = await alice.page.evaluate("noted")

@@ -71,12 +71,12 @@ async def test_a_message_is_read_if_it_is_visible_and_has_focus(browser: Browser
         await alice.sees("not open")
         assert await bob.receive() == notice_of("m1")
         await expect(alice.page).to_have_title("Chat")
-        await alice.page.evaluate("document.hasFocus = () => false")  # a browser without a screen always has it
+        await alice.turns_away()
         await bob.send("m2\nnot looked at")
         await alice.sees("not looked at")
         await bob.expect_nothing()
         await expect(alice.page).to_have_title("(1) Chat")
-        await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
+        await alice.turns_back()
         assert await bob.receive() == notice_of("m2")
 
 
@@ -169,14 +169,14 @@ async def test_a_notification_repeats_the_texts_of_earlier_ones(browser: Browser
         await someone.context.add_init_script(NOTIFICATIONS)
         alice = await someone.window()
         await alice.log_in()
-        await alice.page.evaluate("document.hasFocus = () => false")
+        await alice.turns_away()
         await bob.send("m1\none")
         await bob.send("m2\ntwo")
         await wait_until(lambda: alice.page.evaluate("noted.length === 2"))
         [first, second] = await alice.page.evaluate("noted")
         assert (first[:3], second[:3]) == (["bob", "one", True], ["bob", "one\ntwo", True])
         assert (await alice.page.request.get(second[3])).headers["content-type"] == "image/png"
-        await alice.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
+        await alice.turns_back()
         await wait_until(lambda: alice.page.evaluate("noted.at(-1) === 'closed'"))
 
 
