@@ -126,6 +126,24 @@ class Protocol(web.RequestHandler):
         self.on_bytes = None
         self._pace.call(partial(super().connection_lost, exc))
 
+    async def start(self) -> None:
+        """Handle the requests of the connection, then close it."""
+        await super().start()
+        if self.transport:
+            self._abort_unread(self.transport)
+
+    def force_close(self) -> None:
+        """Close the connection now."""
+        transport = self.transport
+        super().force_close()
+        if transport:
+            self._abort_unread(transport)
+
+    def _abort_unread(self, transport: asyncio.Transport) -> None:
+        """Give the peer of a closing connection a last `timeout` to take the answers: a transport waits forever."""
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(self._timeout, transport.abort)
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -185,6 +185,32 @@ async def test_a_connection_with_unread_answers_is_closed(impatient_server: Serv
         sock.close()
 
 
+@pytest.mark.parametrize("last_head", [b"Connection: close\r\n", b""], ids=["close", "keep-alive"])
+async def test_a_closed_connection_does_not_wait_for_its_reader(
+    impatient_server: ServerHandle, last_head: bytes
+) -> None:
+    """Whether the answers that are left fill the kernel's buffers by much or by little."""
+    request = b"GET /openapi.json HTTP/1.1\r\n" + HOST
+    for answers in range(1, 8):
+        sock = await raw.connect(impatient_server, buffer=4096)
+        client = raw.RawSocket(sock, "")
+        await client.write((request + b"\r\n") * (answers - 1) + request + last_head + b"\r\n")
+
+        async def disconnected(client: raw.RawSocket = client) -> bool:
+            try:
+                client.sock.send(b"GET")
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                return True
+            return False
+
+        try:
+            await wait_until(disconnected)
+        finally:
+            sock.close()
+
+
 async def test_a_silent_socket_stays_open_after_request_timeout(impatient_server: ServerHandle) -> None:
     async with raw.chat(impatient_server, "1") as one:
         await asyncio.sleep(1.2)  # more than twice RequestTimeout
