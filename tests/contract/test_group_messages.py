@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from chat_server.model.messages import (
@@ -400,6 +400,7 @@ groups = (GroupKey(1_800_000_000_000_000 + number, "#model") for number in range
 
 
 @given(steps, st.dictionaries(st.sampled_from("abc"), st.integers(0, 5)))
+@example([("send", "a", []), ("send", "b", []), ("send", "a", []), ("delete", 0, []), ("confirm", "a", [0, 2])], {})
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_positions_match_a_set_of_read_messages(
     messages: MessageStore, writer: GroupWriter, steps: list[tuple[str, Any, list[int]]], joined: Mapping[str, int]
@@ -426,13 +427,14 @@ async def test_positions_match_a_set_of_read_messages(
             read[subject] = max(read[subject], chosen[0])
         elif kind == "confirm":
             passed = await messages.advance(group.number, {subject: Confirmed(since[subject], chosen)})
-            before = read[subject]
-            for message in run if chosen else []:
-                harmless = message.sender == subject or message.id in deleted or message.time in chosen
-                if message.time > read[subject] and message.time <= chosen[-1]:
-                    if not harmless:
+            before, until = read[subject], max(chosen, default=0)
+            for message in run:
+                if before < message.time <= until and message.id not in deleted:
+                    if message.sender != subject and message.time not in chosen:
                         break
                     read[subject] = message.time
+            else:  # only deleted messages are left
+                read[subject] = max(before, until)
             expected = [time for time in chosen if before < time <= read[subject]]
             assert passed == ({subject: expected[-1]} if expected else {})
     for user in "abc":

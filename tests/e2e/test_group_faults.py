@@ -12,7 +12,7 @@ from chat_server.service import live_groups
 from chat_server.utils.errors import StoreUnavailable
 from tests.e2e.group_helpers import create, members
 from tests.e2e.http_helpers import check_refusal, post
-from tests.harness import serving
+from tests.harness import TIMEOUT, serving
 
 NAMES = ("1", "2", "3")
 TEAM = "#team"
@@ -53,7 +53,7 @@ async def test_a_new_group_replaces_one_whose_deletion_seemed_to_fail(
 
 
 async def test_a_removal_that_seemed_to_fail_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(tmp_path, users=NAMES, StrangerLimit=0, HeartbeatSeconds=0.1) as server:
+    async with serving(tmp_path, users=NAMES, StrangerLimit=0, HeartbeatSeconds=1) as server:
         await create(server, "1", TEAM, "2", "3")
         async with server.chat("1", sync=True) as one, server.chat("2", to=TEAM, sync=True) as two:
             fail_once(monkeypatch, SqliteGroups, "remove", stored=True)
@@ -72,7 +72,7 @@ async def test_a_group_that_leaves_the_cache_is_not_announced(tmp_path: Path, mo
         await go_on.wait()
         return await get(*arguments)
 
-    async with serving(tmp_path, users=NAMES, StrangerLimit=0, HeartbeatSeconds=0.1) as server:
+    async with serving(tmp_path, users=NAMES, StrangerLimit=0, HeartbeatSeconds=1) as server:
         await create(server, "1", "#old", "2")
         monkeypatch.setattr(SqliteGroups, "get", held)
         async with server.chat("2", sync=True) as two:
@@ -84,13 +84,13 @@ async def test_a_group_that_leaves_the_cache_is_not_announced(tmp_path: Path, mo
 
 
 async def test_a_block_that_was_not_stored_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(tmp_path, users=NAMES, StrangerLimit=0, HeartbeatSeconds=0.1) as server:
+    async with serving(tmp_path, users=NAMES, StrangerLimit=0, HeartbeatSeconds=1) as server:
         await create(server, "1", TEAM, "2")
         async with server.chat("1", to=TEAM) as one, server.chat("2"):
             fail_once(monkeypatch, SqliteBlocks, "block", stored=False)
             response = await post(server, "/user/block", server.tokens["2"], user_name="1")
             check_refusal(response, 503, 44444, "store_away", None)
             assert (await one.send("hello"))["op_type"] == 40019
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT):
                 while (await one.send("hello"))["op_type"] != 40018:
                     await asyncio.sleep(0.05)
