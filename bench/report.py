@@ -128,19 +128,21 @@ class BenchReport:
 
 def machine() -> dict[str, str | int | None]:
     """Describe the machine, the versions, the commit and the time of a measurement."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results", ":!bench/README.md")
     model = (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip(),
+        "commit": _git("describe", "--always") + ("-dirty" if changed else ""),
         "cpu": next(model, "").partition(": ")[2],
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("aiohttp", "msgspec", "picows", "uvloop")},
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def filesystem(path: Path) -> str:
