@@ -396,6 +396,16 @@ async def test_mark_affects_one_direction_of_one_conversation(messages: MessageS
     assert ids(await messages.unread("2", "1", 0, 10)) == []
 
 
+async def test_simultaneous_deletes_delete_one_message(messages: MessageStore, writer: Contributor) -> None:
+    """The call that comes second finds the tombstone, which ends its search."""
+    await writer.add("m")
+    [other] = await writer.add("m", sender="2", receiver="1")
+    alternatives = [[("1", "m"), ("2", "m")]]
+    deleted = await asyncio.gather(*(messages.delete(PAIR, alternatives) for _ in range(8)))
+    assert sorted(deleted, key=str) == [[("1", "m")], *[[None]] * 7]
+    assert await messages.unread("2", "1", 0, 10) == [other]
+
+
 async def test_a_deleted_message_cannot_be_marked(messages: MessageStore, writer: Contributor) -> None:
     await writer.add("a", "b")
     await messages.delete(PAIR, [[("1", "a")]])

@@ -344,10 +344,11 @@ class MongoMessages(MongoGroupMessages):
                     {"_id": document["_id"], "deleted": False}, {"$set": change, "$unset": {"text": ""}}
                 )
             )
-            if result.modified_count:
-                if "group" not in document:
-                    await self._move_conversation(document)
-                return sender, id
+            if not result.modified_count:  # deleted by another call meanwhile
+                return None
+            if "group" not in document:
+                await self._move_conversation(document)
+            return sender, id
         return None
 
     async def _move_conversation(self, deleted: Document) -> None:
