@@ -168,19 +168,23 @@ async def test_a_connection_with_an_endless_body_is_closed(impatient_server: Ser
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["data"]["reason"] == "bad_request"
 
 
-async def test_a_connection_with_unread_answers_is_closed(impatient_server: ServerHandle) -> None:
-    sock = await raw.connect(impatient_server, buffer=4096)
-    client = raw.RawSocket(sock, "")
+async def wait_disconnected(client: raw.RawSocket, data: bytes, max_bytes: int) -> None:
+    """Send `data`, up to `max_bytes` at a time, until the server has disconnected the client, which reads nothing."""
 
     async def disconnected() -> bool:
         try:
-            await client.flood(b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\n", 1 << 24)
+            await client.flood(data, max_bytes)
         except ConnectionError:
             return True
         return False
 
+    await wait_until(disconnected)
+
+
+async def test_a_connection_with_unread_answers_is_closed(impatient_server: ServerHandle) -> None:
+    sock = await raw.connect(impatient_server, buffer=4096)
     try:
-        await wait_until(disconnected)
+        await wait_disconnected(raw.RawSocket(sock, ""), b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\n", 1 << 24)
     finally:
         sock.close()
 
@@ -194,19 +198,9 @@ async def test_a_closed_connection_does_not_wait_for_its_reader(
     for answers in range(1, 8):
         sock = await raw.connect(impatient_server, buffer=4096)
         client = raw.RawSocket(sock, "")
-        await client.write((request + b"\r\n") * (answers - 1) + request + last_head + b"\r\n")
-
-        async def disconnected(client: raw.RawSocket = client) -> bool:
-            try:
-                client.sock.send(b"GET")
-            except BlockingIOError:
-                return False
-            except ConnectionError:
-                return True
-            return False
-
         try:
-            await wait_until(disconnected)
+            await client.write((request + b"\r\n") * (answers - 1) + request + last_head + b"\r\n")
+            await wait_disconnected(client, b"GET", 1)
         finally:
             sock.close()
 

@@ -126,13 +126,18 @@ async def expect_start_timeout(folder: Path, stores: Mapping[str, str], name: st
     assert name in waiting
 
 
+async def wait_until_waiting(folder: Path) -> None:
+    """Wait until the starting server with its data in `folder`/data waits for a store."""
+    log = folder / "server.log"
+    await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
+
+
 @asynccontextmanager
 async def started_later(database: DatabaseServer, folder: Path) -> AsyncIterator[None]:
     """Kill the database, and start it again as soon as the server with its data in `folder`/data waits for it."""
-    log = folder / "server.log"
 
     async def start() -> None:
-        await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
+        await wait_until_waiting(folder)
         await asyncio.to_thread(database.start)
 
     database.kill()

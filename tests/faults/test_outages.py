@@ -22,6 +22,7 @@ from tests.faults.stores import (
     tcp_proxy,
     unavailable,
     unique_names,
+    wait_until_waiting,
 )
 from tests.harness import ChatClient, SubprocessServer, short_lease, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -211,7 +212,6 @@ async def test_a_start_repeats_the_search_for_the_newest_time(
 ) -> None:
     """It is the last request of a start. Connections that are lost during it are no reason to restore a backup."""
     database: DatabaseServer = request.getfixturevalue(store)
-    log = tmp_path / "server.log"
     async with tcp_proxy(database) as proxy, asyncio.TaskGroup() as group:
         port = str(proxy.port)
         address = f"mongodb://127.0.0.1:{port}/?directConnection=true" if store == "mongodb" else port
@@ -219,7 +219,7 @@ async def test_a_start_repeats_the_search_for_the_newest_time(
         proxy.forbidden = request_part
 
         async def allow_later() -> None:
-            await wait_until(lambda: log.exists() and "store not ready" in log.read_text())
+            await wait_until_waiting(tmp_path)
             proxy.forbidden = None
 
         group.create_task(allow_later())

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from chat_server.utils.errors import StartError
 from chat_server.utils.sqlite.files import exposure, inaccessible, is_locked, require_access
 from chat_server.utils.sqlite.schema import Schema, missing_steps, recorded_steps
+from chat_server.utils.sqlite.transactions import primary_code
 
 # SQLite reports these for a file that it cannot use although nothing in it is damaged.
 _NO_DAMAGE = frozenset(
@@ -59,8 +60,8 @@ def check_pages(connection: sqlite3.Connection, path: Path) -> None:
 
 def unusable(path: Path, error: sqlite3.Error) -> StartError:
     """The StartError for a file that SQLite cannot use."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code of an extended one
-    remedy = "check the disk, and who may access DataDir" if code in _NO_DAMAGE else "restore it from a backup"
+    no_damage = primary_code(error) in _NO_DAMAGE
+    remedy = "check the disk, and who may access DataDir" if no_damage else "restore it from a backup"
     return StartError(f"{path}: {error}; {remedy}, or choose another DataDir")
 
 

@@ -51,6 +51,11 @@ def one_by_one(tx: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
     return [job(tx) for job in jobs]
 
 
+def primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's code of an error: SQLITE_ERROR if the module raised it, and the primary one of extended codes."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Translate SQLite's errors into StoreUnavailable, or StoreMisconfigured for a damaged file."""
@@ -58,7 +63,7 @@ def translated_errors() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         why = f"the embedded database failed: {error}"
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:  # of an extended code
+        if primary_code(error) in _DAMAGE:
             raise StoreMisconfigured(f"{why}; restore a backup") from error
         raise StoreUnavailable(why) from error
 
