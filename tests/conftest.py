@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,17 @@ def _missing(config: pytest.Config) -> str:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []  # an xdist worker has no reporter
     return needs.summary(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_collection() -> Iterator[None]:
+    """Collect garbage after each file, so that the warning of an unclosed resource fails the file that left it open.
+
+    The collection takes milliseconds, because it does not examine objects from before the file, which are frozen.
+    """
+    gc.freeze()
+    yield
+    gc.collect()
 
 
 @pytest.fixture
