@@ -610,9 +610,12 @@ test("typing is sent once in a while, and its end once", async (t) => {
 test("a refused op 8 answers no other request", async (t) => {
   const { chat, socket } = await connected(t);
   chat.typing.wrote("unknown", "a");
-  await chat.send("2", "hello");
+  void chat.send("2", "hello");
+  await settled();
   await socket().says({ op_type: 40024, reason: "no_such_user", content: "no" });
-  assert.equal(chat.waiting("2").length, 1);
+  assert.deepEqual(chat.waiting("2").map((message) => message.why), [null]);
+  await socket().says({ op_type: 40018, time: 7 });
+  assert.deepEqual(chat.waiting("2"), []);
 });
 
 test("blocked users are read at each connection, and a late list does not undo a change", async (t) => {
@@ -729,7 +732,8 @@ test("a removed member's group leaves the list and closes", async (t) => {
   await chat.flush();
   assert.equal((await storage.history("1")).length, 1);
   await socket().says(changed("-1"));
-  await chat.send("#g", "too late");
+  void chat.send("#g", "too late");
+  await settled();
   await chat.flush();
   assert.deepEqual([chat.list(), chat.conversation("#g").closed, await storage.history("1")], [[], true, []]);
   await chat.open(null);
