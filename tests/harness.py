@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PASSWORD = "secret1"
 # The Node.js that Playwright contains.
 NODE = str(Path(playwright.__file__).with_name("driver") / "node")
+# Hypothesis searches this many times as long as in `make test`.
+SEARCH = int(os.environ.get("CHAT_TEST_SEARCH", "1"))
 # The longest wait, in seconds, for an expected event. It is generous because a busy machine is slow.
 TIMEOUT = 60.0
 # The environment of a child process without coverage, which takes CPU time.

@@ -12,7 +12,7 @@ from chat_server.cache.contacts import ContactState, ContactStore, Decision, Per
 from chat_server.utils.clock import MICROSECONDS
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import KEPT, LIMIT, WINDOW
-from tests.harness import ManualClock
+from tests.harness import SEARCH, ManualClock
 
 FREE, COUNTED, REFUSED, UNKNOWN = Permission.FREE, Permission.COUNTED, Permission.REFUSED, Permission.UNKNOWN
 LAPSE, LIFE = int(WINDOW * MICROSECONDS), int(KEPT * MICROSECONDS)
@@ -193,7 +193,7 @@ steps = st.tuples(st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_
 
 
 @given(st.lists(steps, max_size=15))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30 * SEARCH, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_take_follows_the_rule(
     strangers: ContactStore, clock: ManualClock, talk: list[tuple[str, str, int]]
 ) -> None:
