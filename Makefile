@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
-.PHONY: run test test-bare soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
+.PHONY: run test test-bare search soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -23,6 +23,12 @@ test: $(VENV)/.dev
 test-bare: $(VENV)/.dev
 	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q --collect-only > /dev/null
 	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q tests/browser tests/faults/test_redis.py tests/faults/test_tls.py
+
+# Hypothesis searches SEARCH times as long as in `make test`, with other random choices in each run.
+SEARCH ?= 20
+search: $(VENV)/.dev
+	CHAT_TEST_SEARCH=$(SEARCH) $(BIN)/python -m pytest --timeout=0 tests/faults/test_limit_bypass.py tests/contract \
+		tests/protocol_model/test_protocol_model.py
 
 # The soak test: clients use a server that is killed again and again; at the end, a checker compares the stores.
 # It prints its seed; SEED=n repeats the same actions. STORES=servers needs mariadb-server and redis-server.

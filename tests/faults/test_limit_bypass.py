@@ -1,7 +1,7 @@
 """A search for ways to exceed a limit: parallel sockets, retries, cuts, clock jumps, restarts, lost counters.
 
 Hypothesis generates the schedules and runs them on a real server, on embedded stores and on Redis with MongoDB.
-CHAT_TEST_SEARCH=20 searches twenty times as long.
+`make search` searches longer.
 """
 
 import asyncio

@@ -1,6 +1,5 @@
 """The model of the protocol and a real server perform the same steps; their frames never differ."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests import servers
+from tests.harness import SEARCH
 from tests.protocol_model.machine import GroupAction, ProtocolMachine, group_actions
 from tests.protocol_model.server_runner import ServerRunner
 
 STEPS = 40
-# The number of sequences. By default, the sequences are the same in each run; CHAT_TEST_SEQUENCES tries others.
-SEQUENCES = int(os.environ.get("CHAT_TEST_SEQUENCES", "0"))
 
 
 def run_sequences(folder: Path, stores: Mapping[str, str], count: int) -> None:
-    """Compare the model with a server in `count` sequences of steps, or in CHAT_TEST_SEQUENCES."""
+    """Compare the model with a server in `count` sequences of steps."""
     with serving(folder, stores):
         run_state_machine_as_test(ProtocolMachine, settings=options(count, stateful_step_count=STEPS))
 
@@ -53,11 +51,11 @@ def serving(folder: Path, stores: Mapping[str, str]) -> Iterator[None]:
 
 
 def options(count: int, **more: Any) -> settings:
-    """The settings of hypothesis for `count` sequences, or for CHAT_TEST_SEQUENCES."""
+    """The settings of Hypothesis for `count` sequences: the same in each run, unless it searches longer."""
     return settings(
-        max_examples=SEQUENCES or count,
+        max_examples=count * SEARCH,
         deadline=None,
-        derandomize=not SEQUENCES,
+        derandomize=SEARCH == 1,
         database=None,
         suppress_health_check=list(HealthCheck),
         **more,
