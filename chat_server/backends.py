@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -23,9 +23,15 @@ from chat_server.service.contact_limit import SameDatabase, SendStrategy, Separa
 from chat_server.service.stores import Stores
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
-from chat_server.utils.lease import LEASE_SECONDS, Lease, LeaseStore
+from chat_server.utils.lease import LEASE_SECONDS, Held, Lease, LeaseStore, both
 from chat_server.utils.metrics import NO_METRICS, Metrics
 from chat_server.utils.sqlite import Database, examine
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from chat_server.cache.redis import Scripts
+    from chat_server.cache.redis_nodes import RedisNode
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +180,7 @@ class _StoreOpener:
         self._on_takeover = on_takeover
         self._metrics = metrics
         self._timeout = settings.stores.store_timeout
+        self._node: RedisNode | None = None
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
     async def open_database(self) -> Database:
@@ -186,6 +193,8 @@ class _StoreOpener:
 
     async def open_all(self, database: Database | None) -> tuple[ExportableStores, RateStore]:
         """Open all stores. `database` is None if no store is embedded."""
+        if self._settings.stores.processes == "many" and self._purpose is Purpose.SERVE:
+            self._node = await self._find_cluster()
         users = await self._open_users(database)
         messages = await self._open_messages(database)
         sessions, rates, contacts = await self._open_cache(database)
@@ -222,10 +231,9 @@ class _StoreOpener:
             return mongodb.MongoMessages(client[config.name], self._timeout, name=name)
         lease_store = mongodb.MongoLease(client[config.name], self._timeout, name)
         lease = await self._hold_lease("mongodb", name, lease_store, "[MongoDB] MongoDBName")
+        held = both(lease.held, self._node.held) if self._node else lease.held
         watch = self._metrics.for_store("mongodb")
-        return await self._with_retry(
-            name, lambda: mongodb.connect(config, client, self._timeout, days, lease.held, watch)
-        )
+        return await self._with_retry(name, lambda: mongodb.connect(config, client, self._timeout, days, held, watch))
 
     async def _open_cache(self, database: Database | None) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
         """Open the stores of sessions, rates and contacts, which are always in the same backend."""
@@ -240,15 +248,18 @@ class _StoreOpener:
             )
         from chat_server.cache import redis  # noqa: PLC0415
 
-        client = redis.client(settings.redis, self._timeout)
-        scripts = without_lease = redis.Scripts(client, settings.redis.redis_prefix, self._timeout)
-        self._stack.push_async_callback(without_lease.close)
+        client, without_lease = self._connect_redis(self._timeout)
+        scripts = without_lease
         # A command that only reads also works with a Redis that is full or read-only.
         await self._with_retry(scripts.name, scripts.reach if self._alongside else scripts.ping)
         if not self._alongside:
-            lease = await self._hold_lease("redis", scripts.name, redis.RedisLease(without_lease), "[redis] RedisAddr")
+            if self._node:
+                held = await self._join_cluster(self._node)
+            else:
+                lease_store = redis.RedisLease(without_lease)
+                held = (await self._hold_lease("redis", scripts.name, lease_store, "[redis] RedisAddr")).held
             watch = self._metrics.for_store("redis")
-            scripts = redis.Scripts(client, settings.redis.redis_prefix, self._timeout, lease.held, watch)
+            scripts = redis.Scripts(client, settings.redis.redis_prefix, self._timeout, held, watch)
             self._stack.push_async_callback(scripts.flush)
         if self._purpose is Purpose.SERVE and (volatile := await without_lease.volatile_settings()):
             why = "after a crash, ended sessions may be valid again, and sessions and counts may be lost"
@@ -259,22 +270,55 @@ class _StoreOpener:
             redis.RedisContacts(scripts, limit, window, kept),
         )
 
+    def _connect_redis(self, timeout: float) -> "tuple[Redis, Scripts]":
+        """Create a client of Redis, and scripts that need no lease."""
+        from chat_server.cache import redis  # noqa: PLC0415
+
+        client = redis.client(self._settings.redis, timeout)
+        scripts = redis.Scripts(client, self._settings.redis.redis_prefix, timeout)
+        self._stack.push_async_callback(scripts.close)
+        return client, scripts
+
+    async def _find_cluster(self) -> "RedisNode":
+        """Create the node of this process. It joins after MongoDB's lease, which decides who uses the stores."""
+        from chat_server.cache import redis_nodes  # noqa: PLC0415
+
+        # A call that hangs must leave time for another within the lease.
+        _, scripts = self._connect_redis(min(self._timeout, redis_nodes.LEASE_SECONDS / 3))
+        await self._with_retry(scripts.name, lambda: scripts.run("cluster_probe", ["probe"]))
+        name = await self._with_retry(scripts.name, lambda: redis_nodes.cluster_name(scripts))
+        return redis_nodes.RedisNode(scripts, name, self._clock)
+
+    async def _join_cluster(self, node: "RedisNode") -> Held:
+        """Take a lease for this node and renew it until the stack closes."""
+        self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)
+        await self._with_retry("Redis", node.join)
+        self._stack.push_async_callback(node.leave)
+        self._metrics.add_lease("redis", node.left)
+        self._renew_with(node.keep(self._on_takeover))
+        return node.held
+
     async def _hold_lease(self, store: str, name: str, lease_store: LeaseStore, setting: str) -> Lease:
         """Take a lease and renew it until the stack closes. Calls wait for its renewal only for Purpose.MIGRATE."""
-        lease = Lease(lease_store, setting, self._timeout if self._purpose is Purpose.MIGRATE else 0.0)
+        timeout = self._timeout if self._purpose is Purpose.MIGRATE else 0.0
+        lease = Lease(lease_store, setting, timeout, self._node.holder if self._node else None)
         # The lease of a killed server may have to expire first.
         self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)
         await self._with_retry(name, lease.take)
         self._stack.push_async_callback(lease.release)
         self._metrics.add_lease(store, lease.left)
-        renewing = asyncio.create_task(lease.keep(self._on_takeover))
+        self._renew_with(lease.keep(self._on_takeover))
+        return lease
+
+    def _renew_with(self, renewals: Coroutine[None, None, None]) -> None:
+        """Run the renewals of a lease until the stack closes."""
+        renewing = asyncio.create_task(renewals)
 
         async def stop_renewing() -> None:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
         self._stack.push_async_callback(stop_renewing)
-        return lease
 
     async def _with_retry(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `connect`. Retry until StartTimeout unless the store is misconfigured."""

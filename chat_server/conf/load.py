@@ -71,6 +71,17 @@ def _conflict(settings: Settings) -> str:
             f"MaxTextBytes = {settings.chat.max_text_bytes}; set at least {longest}"
         )
     server, mysql = settings.server, settings.mysql
+    stores = {
+        "[mysql] Db": mysql.db,
+        "[redis] RedisDb": settings.redis.redis_db,
+        "[MongoDB] MongoDb": settings.mongodb.mongodb,
+    }
+    embedded = [f"{key} = embedded" for key, value in stores.items() if value == "embedded"]
+    if settings.stores.processes == "many" and embedded:
+        return (
+            f"[service] Processes = many, but {', '.join(embedded)}, which only one process can use; "
+            "set Db = mysql, RedisDb = redis and MongoDb = mongodb, or Processes = one"
+        )
     if server.metrics_port and server.metrics_port == server.http_port:
         return f"[service] MetricsPort = {server.metrics_port} is also HttpPort; choose another port"
     if mysql.db_tls == "off" and mysql.db_tls_ca:

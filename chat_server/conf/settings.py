@@ -35,8 +35,12 @@ class ServerSettings(SettingsGroup, frozen=True):
 
 
 class StoreSettings(SettingsGroup, frozen=True):
-    """[service]: settings of all stores. Timeouts in seconds; `message_days` in days, 0 keeps all messages."""
+    """[service]: settings of all stores. Timeouts in seconds; `message_days` in days, 0 keeps all messages.
 
+    `processes`: whether other processes with the same settings may use the same stores.
+    """
+
+    processes: Literal["one", "many"] = "one"
     data_dir: Path = Path("data")
     start_timeout: Duration = 30
     store_timeout: Duration = 5

@@ -3,6 +3,8 @@
 import time
 
 MICROSECONDS = 1_000_000
+# Processes that can share the stores, at most.
+SLOTS = 64
 
 
 class Clock:
@@ -20,11 +22,14 @@ class Clock:
 class Timeline:
     """Times in microseconds since the epoch, each later than all before it: the order of messages.
 
-    `newest` is the newest time that an earlier process used, so a clock that was set back reorders nothing.
+    `newest` is the newest time that an earlier process used, so a clock that was set back reorders nothing. With a
+    `slot`, the times are congruent to it modulo SLOTS, so processes with different slots take different times.
     """
 
-    def __init__(self, clock: Clock, newest: int = 0) -> None:
+    def __init__(self, clock: Clock, newest: int = 0, slot: int | None = None) -> None:
         self._last = newest
+        self._slot = slot or 0
+        self._step = 1 if slot is None else SLOTS
         self.now = clock.now
 
     def next(self) -> int:
@@ -35,8 +40,16 @@ class Timeline:
         """`count` such times."""
         now = self.now()
         first = now if now > self._last else self._last + 1
-        self._last = first + count - 1
-        return range(first, first + count)
+        step = self._step
+        if step > 1:
+            first += (self._slot - first) % step
+        end = first + count * step
+        self._last = end - step
+        return range(first, end, step)
+
+    def advance(self, time: int) -> None:
+        """Take only times after `time`, which another process took, from now on."""
+        self._last = max(self._last, time)
 
     def ahead(self) -> int:
         """By how many microseconds the last time is ahead of the clock; negative if it is behind."""

@@ -1,4 +1,4 @@
-"""One server per store: the server renews a lease in the store, and without it nothing in that store counts as done.
+"""One server, or one cluster, per store: it renews a lease in the store; without it nothing there counts as done.
 
 Each lease protects only the store that holds it: MongoDB's the messages, Redis's the sessions and counters. So an
 unavailable store does not stop work that needs only the others.
@@ -24,6 +24,8 @@ Held = Callable[[], Awaitable[bool]]
 
 # A lease ends this many seconds after its last renewal. It is renewed three times as often.
 LEASE_SECONDS = 15.0
+# Instead of the `boot` of a holder: several processes share the lease.
+SHARED = "several processes"
 # Interval at which `held` checks for a renewal, in seconds.
 CHECK_INTERVAL = 0.1
 
@@ -31,6 +33,15 @@ CHECK_INTERVAL = 0.1
 async def always() -> bool:
     """The `Held` of a store without a lease."""
     return True
+
+
+def both(one: Held, other: Held) -> Held:
+    """Return whether two leases are held."""
+
+    async def held() -> bool:
+        return await one() and await other()
+
+    return held
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -50,10 +61,16 @@ class Holder(msgspec.Struct, frozen=True):
         return self.is_local() and _start_time(self.pid) != self.started
 
     def __str__(self) -> str:
-        return f"host {self.host}, process {self.pid}"
+        return self.host if self.boot == SHARED else f"host {self.host}, process {self.pid}"
 
 
-def _decoded(holder: bytes) -> Holder:
+def shared_holder(cluster: str) -> bytes:
+    """Return the holder that all processes of a cluster have in common. It never ends on its own."""
+    return msgspec.json.encode(Holder(f"cluster {cluster}", SHARED, 0, ""))
+
+
+def decode_holder(holder: bytes) -> Holder:
+    """Return the holder that another process stored."""
     try:
         return msgspec.json.decode(holder, type=Holder)
     except (msgspec.DecodeError, UnicodeDecodeError):  # another program or a later version wrote it
@@ -76,13 +93,19 @@ class LeaseStore(Protocol):
 
 
 class Lease:
-    """This process's lease on a store, which `name` identifies for people. `timeout` in seconds: see `held`."""
+    """A lease on a store, which `name` identifies for people. `timeout` in seconds: see `held`.
 
-    def __init__(self, store: LeaseStore, name: str, timeout: float) -> None:
+    It is this process's own, or that of all processes with the same `shared` holder; the latter ends only by expiring.
+    """
+
+    def __init__(self, store: LeaseStore, name: str, timeout: float, shared: bytes | None = None) -> None:
         self._store = store
         self._name = name
         self._timeout = timeout
-        self._me = msgspec.json.encode(Holder(socket.gethostname(), _boot_id(), os.getpid(), _start_time(os.getpid())))
+        self._shared = shared
+        self._me = shared or msgspec.json.encode(
+            Holder(socket.gethostname(), _boot_id(), os.getpid(), _start_time(os.getpid()))
+        )
         self._until = 0.0
 
     async def held(self) -> bool:
@@ -90,8 +113,8 @@ class Lease:
 
         If the lease has expired, wait up to `timeout` for a renewal, which settles the question.
         """
-        deadline = _now() + self._timeout
-        while (now := _now()) >= self._until:
+        deadline = boot_time() + self._timeout
+        while (now := boot_time()) >= self._until:
             if now >= deadline:
                 return False
             await asyncio.sleep(CHECK_INTERVAL)
@@ -99,7 +122,7 @@ class Lease:
 
     def left(self) -> float:
         """Return the seconds until the lease expires unless it is renewed; 0 if it has expired."""
-        return max(0.0, self._until - _now())
+        return max(0.0, self._until - boot_time())
 
     async def take(self) -> None:
         """Take the lease. Raises StartError if another server holds it, StoreUnavailable if the store fails."""
@@ -109,7 +132,7 @@ class Lease:
             holder = await self._renew(instead_of)
             if holder is None:
                 return
-            known = _decoded(holder)
+            known = decode_holder(holder)
             if known.has_ended():
                 instead_of = holder
                 continue
@@ -139,13 +162,15 @@ class Lease:
                 log.exception("lease renewal failed", extra={"store": self._name})
                 continue
             if holder is not None:
-                lost(f"{self._name}: another chat_server ({_decoded(holder)}) took this one's place")
+                lost(f"{self._name}: another chat_server ({decode_holder(holder)}) took this one's place")
             elif before:
                 log.info("lease renewed", extra={"store": self._name})
 
     async def release(self) -> None:
-        """Release the lease, so that the next server need not wait."""
+        """Release the lease, so that the next server need not wait. Another process may still need a shared one."""
         self._until = 0.0
+        if self._shared:
+            return
         try:
             await self._store.release(self._me)
         except StoreUnavailable as error:
@@ -153,7 +178,7 @@ class Lease:
 
     async def _renew(self, instead_of: bytes | None) -> bytes | None:
         """Return None if this process holds the lease now, else the holder."""
-        requested = _now()
+        requested = boot_time()
         holder = await self._store.take(self._me, LEASE_SECONDS, instead_of)
         if holder != self._me:
             return holder
@@ -161,7 +186,7 @@ class Lease:
         return None
 
 
-def _now() -> float:
+def boot_time() -> float:
     """Return seconds on a clock that also runs while the machine sleeps, because the lease expires meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 

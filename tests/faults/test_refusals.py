@@ -361,9 +361,9 @@ async def test_a_missing_redis_database_is_reported_immediately(redis: DatabaseS
     assert "it has no database of the number RedisDbName" in line
 
 
-def test_the_probe_runs_every_command_of_the_scripts() -> None:
+def test_the_probes_run_every_command_of_the_scripts() -> None:
     folder = ROOT / "chat_server" / "cache" / "lua"
     scripts = {path.name: path.read_text() for path in folder.glob("*.lua")}
-    probe = scripts.pop("probe.lua")
+    probe = scripts.pop("probe.lua") + scripts.pop("cluster_probe.lua")
     used = {command for text in scripts.values() for command in re.findall(r"redis\.call\('([A-Z]+)'", text)}
     assert used == set(re.findall(r"\{'([A-Z]+)'", probe))

@@ -29,6 +29,7 @@ DEFAULTS = {
     "StrangerLimit": "5",
     "StrangerWindow": "3",
     "HeartbeatSeconds": "30",
+    "Processes": "one",
     "StartTimeout": "30",
     "StoreTimeout": "5",
     "MaxFrameBytes": "65536",
@@ -120,7 +121,9 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         "Language": "en",
         "Registration": "closed",
     }
+    stores = "[mysql]\nDb = mysql\n[redis]\nRedisDb = redis\n[MongoDB]\nMongoDb = mongodb\n"
     other |= {
+        "Processes": "many",
         "Compress": "yes",
         "AllowedOrigins": "https://a.example",
         "TrustedProxies": "10.0.0.0/8",
@@ -129,12 +132,13 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     written = {
         key: other.get(key) or (str(int(default) + 1) if default.isdigit() else "") for key, default in DEFAULTS.items()
     }
-    settings = in_file(tmp_path, "[service]\n" + "\n".join(f"{key} = {value}" for key, value in written.items()))
+    service = "".join(f"{key} = {value}\n" for key, value in written.items())
+    settings = in_file(tmp_path, f"[service]\n{service}{stores}")
     before, after = values(load(None, {})), values(settings)
     changed = {
         field: (before[group][field], value)
         for group, fields in after.items()
-        if isinstance(fields, dict)
+        if isinstance(fields, dict) and group not in ("mysql", "redis", "mongodb")
         for field, value in fields.items()
         if value != before[group][field]
     }
@@ -548,6 +552,15 @@ def test_an_address_or_a_host_name_is_accepted(value: str) -> None:
 def test_one_port_cannot_serve_chat_and_metrics(tmp_path: Path) -> None:
     assert "MetricsPort = 9000" in error_of(tmp_path, "[service]\nHttpPort = 9000\nMetricsPort = 9000")
     in_file(tmp_path, "[service]\nHttpPort = 0\nMetricsPort = 0")
+
+
+def test_several_processes_need_database_servers(tmp_path: Path) -> None:
+    text = "[service]\nProcesses = many\n[redis]\nRedisDb = redis\n"
+    error = error_of(tmp_path, text)
+    assert "[mysql] Db = embedded, [MongoDB] MongoDb = embedded" in error
+    assert "RedisDb = embedded" not in error
+    settings = in_file(tmp_path, f"{text}[mysql]\nDb = mysql\n[MongoDB]\nMongoDb = mongodb\n")
+    assert settings.stores.processes == "many"
 
 
 def test_a_certificate_authority_without_tls_is_refused(tmp_path: Path) -> None:
