@@ -73,8 +73,8 @@ async def serving(
     metrics, metrics_server = _metrics(settings.server, envelope)
     passwords = Passwords(settings.accounts.password_cost, settings.accounts.password_wait)
     try:
-        async with open_stores(settings, clock, on_takeover, metrics) as stores:
-            timeline = Timeline(clock, stores.newest)
+        timeline = Timeline(clock)
+        async with open_stores(settings, clock, timeline, on_takeover, metrics) as stores:
             if (ahead := timeline.ahead()) > MAX_AHEAD:
                 log.warning("clock behind", extra={"seconds": ahead // MICROSECONDS})
             host, port = settings.server.http_host, settings.server.http_port

@@ -21,7 +21,7 @@ from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessag
 from chat_server.model.users import ExportableUsers
 from chat_server.service.contact_limit import SameDatabase, SendStrategy, SeparateStores, Unlimited
 from chat_server.service.stores import Stores
-from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.lease import LEASE_SECONDS, Held, Lease, LeaseStore, both
 from chat_server.utils.metrics import NO_METRICS, Metrics
@@ -62,14 +62,20 @@ class Purpose(Enum):
 
 @asynccontextmanager
 async def open_stores(
-    settings: Settings, clock: Clock, on_takeover: Callable[[str], None], metrics: Metrics = NO_METRICS
+    settings: Settings,
+    clock: Clock,
+    timeline: Timeline,
+    on_takeover: Callable[[str], None],
+    metrics: Metrics = NO_METRICS,
 ) -> AsyncIterator[Stores]:
     """Open the stores of a server. Raises StartError, for an unavailable store after StartTimeout.
 
-    `on_takeover` receives a sentence when another server takes over a store; this server must then stop.
+    `timeline` gives the times of messages: it starts after the newest time in the stores, and gets the slot of this
+    process if there are several. `on_takeover` receives a sentence when another server takes over a store; this server
+    must then stop.
     """
     async with AsyncExitStack() as stack:
-        opener = _StoreOpener(settings, clock, stack, Purpose.SERVE, on_takeover, metrics)
+        opener = _StoreOpener(settings, clock, stack, Purpose.SERVE, on_takeover, metrics, timeline)
         database = await opener.open_database() if _uses_embedded(settings) else None
         stores, rates = await opener.open_all(database)
 
@@ -83,8 +89,8 @@ async def open_stores(
                 await database.checkpoint()
 
         sending = _send_strategy(settings, database, stores.messages, stores.contacts)
-        newest = await opener.newest(stores)
-        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, newest, delete_expired)
+        timeline.advance(await opener.newest(stores))
+        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, delete_expired)
 
 
 @asynccontextmanager
@@ -171,8 +177,10 @@ class _StoreOpener:
         purpose: Purpose,
         on_takeover: Callable[[str], None] = lambda why: None,
         metrics: Metrics = NO_METRICS,
+        timeline: Timeline | None = None,
     ) -> None:
         self._settings = settings
+        self._timeline = timeline
         self._clock = clock
         self._stack = stack
         self._purpose = purpose
@@ -233,7 +241,10 @@ class _StoreOpener:
         lease = await self._hold_lease("mongodb", name, lease_store, "[MongoDB] MongoDBName")
         held = both(lease.held, self._node.held) if self._node else lease.held
         watch = self._metrics.for_store("mongodb")
-        return await self._with_retry(name, lambda: mongodb.connect(config, client, self._timeout, days, held, watch))
+        timeline = self._timeline if self._node else None
+        return await self._with_retry(
+            name, lambda: mongodb.connect(config, client, self._timeout, days, held, watch, timeline)
+        )
 
     async def _open_cache(self, database: Database | None) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
         """Open the stores of sessions, rates and contacts, which are always in the same backend."""

@@ -118,6 +118,7 @@ class MessageStore(Protocol):
     async def add(self, batch: Sequence[Message]) -> list[Added]:
         """Store messages as unread, in this order. They are durable on return; the results are in the same order.
 
+        If another process has stored a later message of the conversation, a message gets a time after that one.
         An id that its sender has already used in the conversation is stored once, even if both arrive together.
         """
         ...

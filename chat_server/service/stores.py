@@ -12,16 +12,11 @@ from chat_server.service.contact_limit import SendStrategy
 
 
 class Stores(msgspec.Struct, frozen=True):
-    """The stores of a server.
-
-    `newest`: the latest time in the stores at the start, in microseconds. `delete_expired` deletes all expired data; it
-    is called again and again.
-    """
+    """The stores of a server. `delete_expired` deletes all expired data, and is called again and again."""
 
     users: UserStore
     messages: MessageStore
     sessions: SessionStore
     rates: RateStore
     sending: SendStrategy
-    newest: int
     delete_expired: Callable[[], Awaitable[None]]

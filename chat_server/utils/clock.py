@@ -22,14 +22,12 @@ class Clock:
 class Timeline:
     """Times in microseconds since the epoch, each later than all before it: the order of messages.
 
-    `newest` is the newest time that an earlier process used, so a clock that was set back reorders nothing. With a
-    `slot`, the times are congruent to it modulo SLOTS, so processes with different slots take different times.
+    `newest` is the newest time that an earlier process used, so a clock that was set back reorders nothing.
     """
 
-    def __init__(self, clock: Clock, newest: int = 0, slot: int | None = None) -> None:
+    def __init__(self, clock: Clock, newest: int = 0) -> None:
         self._last = newest
-        self._slot = slot or 0
-        self._step = 1 if slot is None else SLOTS
+        self._slot, self._step = 0, 1
         self.now = clock.now
 
     def next(self) -> int:
@@ -46,6 +44,10 @@ class Timeline:
         end = first + count * step
         self._last = end - step
         return range(first, end, step)
+
+    def use_slot(self, slot: int) -> None:
+        """Take only times that no process with another slot takes: congruent to `slot` modulo SLOTS."""
+        self._slot, self._step = slot, SLOTS
 
     def advance(self, time: int) -> None:
         """Take only times after `time`, which another process took, from now on."""

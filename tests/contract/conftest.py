@@ -94,7 +94,7 @@ async def on_mysql(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIt
         await users.close()
 
 
-def on_mongodb(make_client: Callable[..., Any]) -> Opened[MessageStore]:
+def on_mongodb(make_client: Callable[..., Any], timeline: Timeline | None = None) -> Opened[MessageStore]:
     @asynccontextmanager
     async def opened(folder: Path, clock: Clock, *, away: bool = False) -> AsyncIterator[MessageStore]:
         server = None if "CHAT_TEST_MONGODB" in os.environ else _server("mongodb")
@@ -107,7 +107,7 @@ def on_mongodb(make_client: Callable[..., Any]) -> Opened[MessageStore]:
             if away:
                 yield mongodb.MongoMessages(client[config.name], timeout)
             else:
-                yield await mongodb.connect(config, client, timeout, 0, always)
+                yield await mongodb.connect(config, client, timeout, 0, always, timeline=timeline)
                 await client.drop_database(config.name)
         finally:
             if (closing := client.close()) is not None:  # pymongo returns a coroutine, motor does not
@@ -143,6 +143,7 @@ MESSAGES: dict[str, Opened[MessageStore]] = {
     "sqlite": on_sqlite(lambda database, _: SqliteMessages(database)),
     "motor": on_mongodb(mongodb.client),
     "pymongo": on_mongodb(successor),
+    "several processes": on_mongodb(mongodb.client, Timeline(Clock())),
 }
 SESSIONS: dict[str, Opened[SessionStore]] = {
     "sqlite": on_sqlite(lambda database, clock: SqliteSessions(database, LIFETIME, clock)),

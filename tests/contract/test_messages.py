@@ -538,9 +538,11 @@ async def test_conversations_match_a_list_model(
             batch = [Message(*pairs[n], f"m{timeline.next()}", "text", timeline.next()) for n in numbers]
             retries = [msgspec.structs.replace(message, time=timeline.next()) for message in model[-1:]]
             late = [[*batch[1:], *retries], batch[:1]]  # the first message arrives last
+            times = {}
             for part in late if kind == "add late" else [batch]:
-                await messages.add(part)
-            model += batch
+                added = await messages.add(part)
+                times.update({message.id: one.time for message, one in zip(part, added, strict=True)})
+            model += [msgspec.structs.replace(message, time=times[message.id]) for message in batch]
         elif kind == "delete":
             for message in [model.pop(n) for n in numbers if n < len(model)]:
                 await messages.delete(Pair(message.sender, message.receiver), [[(message.sender, message.id)]])

@@ -3,7 +3,8 @@
 from chat_server.model.mongodb.connection import POOL, address, call, client, client_options, failure, reach
 from chat_server.model.mongodb.documents import LATEST
 from chat_server.model.mongodb.lease import MongoLease
-from chat_server.model.mongodb.messages import MongoMessages, connect
+from chat_server.model.mongodb.messages import MongoMessages
+from chat_server.model.mongodb.opening import connect
 from chat_server.model.mongodb.probe import probe
 
 __all__ = [

@@ -90,7 +90,7 @@ class MongoGroupMessages:
         return removed
 
     async def put_positions(self, number: int, positions: Mapping[str, int]) -> None:
-        await self._set_positions({position_key(number, user): time for user, time in positions.items()})
+        await self._set_positions({position_key(number, user): time for user, time in positions.items()}, "$set")
 
     async def _page(
         self, key: ConversationKey, after: int, before: int, order: int, count: int, *, skip: int = 0
@@ -133,9 +133,10 @@ class MongoGroupMessages:
         found = await self._call(self._positions.find({"_id": {"$in": list(keys)}}).to_list(None))
         return {document["_id"]: int(document["position"]) for document in found}
 
-    async def _set_positions(self, positions: Mapping[str, int]) -> None:
+    async def _set_positions(self, positions: Mapping[str, int], change: str = "$max") -> None:
+        """Store positions. With `$max`, one that another process has moved further stays there."""
         updates = [
-            pymongo.UpdateOne({"_id": key}, {"$set": {"position": Int64(time)}}, upsert=True)
+            pymongo.UpdateOne({"_id": key}, {change: {"position": Int64(time)}}, upsert=True)
             for key, time in positions.items()
         ]
         try:

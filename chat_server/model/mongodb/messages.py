@@ -9,7 +9,6 @@ import pymongo
 from bson import Binary, Int64
 from pymongo.errors import BulkWriteError
 
-from chat_server.conf import MongoDBSettings
 from chat_server.model.messages import (
     MAX_UNREAD,
     Added,
@@ -21,7 +20,7 @@ from chat_server.model.messages import (
     Pair,
     Record,
 )
-from chat_server.model.mongodb.connection import Calls, address
+from chat_server.model.mongodb.connection import Calls
 from chat_server.model.mongodb.conversations import MongoConversations
 from chat_server.model.mongodb.documents import (
     EARLIEST,
@@ -373,16 +372,3 @@ class MongoMessages(MongoGroupMessages):
         if days:
             seconds = int(timedelta(days=days).total_seconds())
             await self._call(self._messages.create_index("at", name=EXPIRY, expireAfterSeconds=seconds))
-
-
-async def connect(
-    config: MongoDBSettings, mongo: Any, timeout: float, days: float, held: Held, watch: StoreMetrics = NO_STORE_METRICS
-) -> MongoMessages:
-    """Open the message store of a database and create its indexes. Raises StoreUnavailable.
-
-    `timeout` in seconds bounds each call; messages expire after `days`, never if that is 0.
-    """
-    messages = MongoMessages(mongo[config.name], timeout, held, watch, address(config))
-    await messages.prepare(days)
-    await messages.ping()
-    return messages

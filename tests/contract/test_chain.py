@@ -1,0 +1,188 @@
+"""Several processes write to one conversation: nothing earlier appears after a message that is visible."""
+
+import asyncio
+import random
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from chat_server.model import mongodb
+from chat_server.model.messages import Added, Confirmed, GroupKey, Message, Pair
+from chat_server.model.mongodb.chain import ChainedMessages
+from chat_server.utils.clock import Clock, Timeline
+from chat_server.utils.lease import always
+from tests import servers
+from tests.contract.conftest import _server
+from tests.contract.test_nodes import ShiftedClock
+
+ANN, BOB = "ann", "bob"
+PAIR = Pair(ANN, BOB)
+GROUP = GroupKey(7, "#group")
+
+
+class Node:
+    """The message store of one process, whose clock differs by `seconds`."""
+
+    def __init__(self, store: ChainedMessages, timeline: Timeline) -> None:
+        self.store = store
+        self.timeline = timeline
+        self._ids = 0
+
+    def message(self, text: str = "hello", *, id: str = "", group: bool = False) -> Message:
+        self._ids += 1
+        to, number = (GROUP.name, GROUP.number) if group else (BOB, 0)
+        return Message(ANN, to, id or f"{id_of(self)}-{self._ids}", text, self.timeline.next(), group=number)
+
+    async def add(self, *messages: Message) -> list[Added]:
+        return await self.store.add(messages)
+
+
+def id_of(node: Node) -> int:
+    return id(node) % 10000
+
+
+@pytest.fixture
+async def nodes() -> AsyncIterator[list[Node]]:
+    """Three processes on one database, with clocks up to 2 s apart."""
+    config = servers.mongodb_config(_server("mongodb"), f"t{uuid.uuid4().hex}")
+    client, opened = mongodb.client(config, 20), []
+    for slot, seconds in enumerate((0.0, -2.0, 0.5)):
+        clock: Clock = ShiftedClock(seconds)
+        timeline = Timeline(clock)
+        timeline.use_slot(slot)
+        store = await mongodb.connect(config, client, 20, 0, always, timeline=timeline)
+        assert isinstance(store, ChainedMessages)
+        opened.append(Node(store, timeline))
+    yield opened
+    await client.drop_database(config.name)
+    client.close()
+
+
+async def times(node: Node) -> list[int]:
+    return [message.time for message in await node.store.after(PAIR, 0, 1000)]
+
+
+async def test_a_node_with_an_early_clock_stores_after_the_newest(nodes: list[Node]) -> None:
+    [first] = await nodes[0].add(nodes[0].message())
+    [second] = await nodes[1].add(nodes[1].message())
+    assert second.new
+    assert second.time > first.time
+    assert await times(nodes[2]) == [first.time, second.time]
+
+
+async def test_an_outdated_cache_only_costs_a_repeated_insert(nodes: list[Node]) -> None:
+    stored = []
+    for turn in range(6):
+        node = nodes[turn % 2]
+        stored += [one.time for one in await node.add(node.message(), node.message())]
+    assert stored == sorted(set(stored))
+    assert await times(nodes[2]) == stored
+
+
+async def test_a_delayed_write_becomes_visible_at_the_end(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store delays one of two writes until a reader has seen the other one."""
+    slow, fast = nodes[0], nodes[2]
+    await slow.add(slow.message())
+    arrived, go = asyncio.Event(), asyncio.Event()
+    insert = slow.store._insert_links
+
+    async def delayed(links: Sequence[Any]) -> int:
+        arrived.set()
+        await go.wait()
+        return await insert(links)
+
+    monkeypatch.setattr(slow.store, "_insert_links", delayed)
+    late = asyncio.create_task(slow.add(slow.message("late")))
+    await arrived.wait()
+    [seen] = await fast.add(fast.message("seen"))
+    assert (await times(nodes[1]))[-1] == seen.time
+    go.set()
+    [stored] = await late
+    assert stored.time > seen.time
+    assert [message.text for message in await nodes[1].store.after(PAIR, seen.time, 10)] == ["late"]
+
+
+async def test_a_retry_at_another_node_is_the_same_message(nodes: list[Node]) -> None:
+    [first] = await nodes[0].add(nodes[0].message(id="m1"))
+    again, other, new = await nodes[1].add(
+        nodes[1].message(id="m1"), nodes[1].message("another text", id="m1"), nodes[1].message(id="m2")
+    )
+    assert again == Added(first.time, new=False)
+    assert (other.time, other.same) == (first.time, False)
+    assert new.new
+    assert await times(nodes[2]) == [first.time, new.time]
+
+
+async def test_one_id_twice_in_a_batch_is_stored_once(nodes: list[Node]) -> None:
+    batch = [nodes[0].message(id=id) for id in ("m1", "m1", "m2")]
+    added = await nodes[0].add(*batch)
+    assert [one.new for one in added] == [True, False, True]
+    assert await times(nodes[1]) == [added[0].time, added[2].time]
+
+
+async def test_a_time_that_is_taken_is_replaced(nodes: list[Node]) -> None:
+    one, two = nodes[0], nodes[1]
+    message = one.message()
+    await one.add(message)
+    [added] = await two.add(Message(BOB, "cid", "m1", "hello", message.time))
+    assert added.new
+    assert added.time != message.time
+
+
+async def test_deleted_messages_stay_in_the_chain(nodes: list[Node]) -> None:
+    message = nodes[0].message()
+    await nodes[0].add(message)
+    await nodes[1].store.delete(PAIR, [[(ANN, message.id)]])
+    [added] = await nodes[1].add(nodes[1].message())
+    assert added.time > message.time
+
+
+async def test_messages_of_a_single_process_come_first(nodes: list[Node]) -> None:
+    """After a change from one process to several, the old messages have no link."""
+    old = [nodes[2].message() for _ in range(3)]
+    single = mongodb.MongoMessages(nodes[0].store._database, 20)
+    await single.add(old)
+    [added] = await nodes[1].add(nodes[1].message())
+    assert await times(nodes[0]) == [*(message.time for message in old), added.time]
+
+
+async def test_a_position_is_not_moved_back_by_another_process(nodes: list[Node]) -> None:
+    sent = [(await nodes[0].add(nodes[0].message(group=True)))[0].time for _ in range(3)]
+    await nodes[0].store.move_position(GROUP.number, BOB, sent[1])
+    await nodes[1].store._set_positions({f"{GROUP.number}/{BOB}": sent[0]})
+    assert await nodes[2].store.positions([GROUP.number]) == {GROUP.number: {BOB: sent[1]}}
+    assert await nodes[1].store.advance(GROUP.number, {BOB: Confirmed(0, [sent[2]])}) == {BOB: sent[2]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_readers_of_concurrent_writers_skip_nothing(nodes: list[Node], seed: int) -> None:
+    """A reader that continues after the last message that it has seen finds every message, in the same order."""
+    chance = random.Random(seed)
+    seen: list[int] = []
+    writing = True
+
+    async def write(node: Node) -> list[int]:
+        stored = []
+        for _ in range(12):
+            batch = [node.message() for _ in range(chance.randint(1, 4))]
+            stored += [one.time for one in await node.add(*batch)]
+            await asyncio.sleep(chance.random() * 0.01)
+        return stored
+
+    async def read() -> None:
+        while True:
+            last = not writing
+            seen.extend([message.time for message in await nodes[1].store.after(PAIR, seen[-1] if seen else 0, 1000)])
+            if last:
+                return
+            await asyncio.sleep(0)
+
+    reading = asyncio.create_task(read())
+    stored = await asyncio.gather(*map(write, nodes))
+    writing = False
+    await reading
+    assert seen == sorted(time for some in stored for time in some)
+    for some in stored:
+        assert some == sorted(some)
