@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from chat_server.cache.backplane import Backplane, LocalBackplane
 from chat_server.cache.contacts import ContactStore, ExportableContacts
 from chat_server.cache.rates import RateStore
 from chat_server.cache.sessions import ExportableSessions
@@ -90,7 +91,7 @@ async def open_stores(
 
         sending = _send_strategy(settings, database, stores.messages, stores.contacts)
         timeline.advance(await opener.newest(stores))
-        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, delete_expired)
+        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, opener.backplane, delete_expired)
 
 
 @asynccontextmanager
@@ -189,6 +190,7 @@ class _StoreOpener:
         self._metrics = metrics
         self._timeout = settings.stores.store_timeout
         self._node: RedisNode | None = None
+        self.backplane: Backplane = LocalBackplane()
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
     async def open_database(self) -> Database:
@@ -295,18 +297,24 @@ class _StoreOpener:
         from chat_server.cache import redis_nodes  # noqa: PLC0415
 
         # A call that hangs must leave time for another within the lease.
-        _, scripts = self._connect_redis(min(self._timeout, redis_nodes.LEASE_SECONDS / 3))
+        client, scripts = self._connect_redis(min(self._timeout, redis_nodes.LEASE_SECONDS / 3))
         await self._with_retry(scripts.name, lambda: scripts.run("cluster_probe", ["probe"]))
         name = await self._with_retry(scripts.name, lambda: redis_nodes.cluster_name(scripts))
-        return redis_nodes.RedisNode(scripts, name, self._clock)
+        self._connection = client, scripts
+        return redis_nodes.RedisNode(scripts, name, self._clock, self._timeline or Timeline(self._clock))
 
     async def _join_cluster(self, node: "RedisNode") -> Held:
         """Take a lease for this node and renew it until the stack closes."""
+        from chat_server.cache.redis_backplane import RedisBackplane  # noqa: PLC0415
+
         self._deadline = max(self._deadline, time.monotonic() + LEASE_SECONDS + 2)
         await self._with_retry("Redis", node.join)
         self._stack.push_async_callback(node.leave)
         self._metrics.add_lease("redis", node.left)
         self._renew_with(node.keep(self._on_takeover))
+        self.backplane = backplane = RedisBackplane(*self._connection, node, self._clock, self._timeout)
+        await self._with_retry("Redis", backplane.open)
+        self._stack.push_async_callback(backplane.close)
         return node.held
 
     async def _hold_lease(self, store: str, name: str, lease_store: LeaseStore, setting: str) -> Lease:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Set
 
 from chat_server.cache.redis import Scripts
-from chat_server.utils.clock import MICROSECONDS, SLOTS, Clock
+from chat_server.utils.clock import MICROSECONDS, SLOTS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.lease import boot_time, decode_holder, shared_holder
 
@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 # The lease of a node ends this many seconds after its last renewal. Other nodes wait for a silent node at most so long.
 LEASE_SECONDS = 10.0
 RENEWAL_SECONDS = 1.0
+# The directory of a node ends this many seconds after its last renewal: never before the lease, which counts.
+DIRECTORY_SECONDS = 60.0
 # Differences between the clock of this host and that of Redis, in seconds: the first is logged, the second stops work.
 SKEW_WARNING, MAX_SKEW = 1.0, 5.0
 SETTING = "[redis] RedisAddr"
@@ -24,14 +26,17 @@ SETTING = "[redis] RedisAddr"
 class RedisNode:
     """This process among the nodes. `scripts` without a lease; `cluster` is the name from `cluster_name`.
 
+    The node's slot also makes the times of `timeline` unique.
+
     A node whose lease ended joins again under a new name, and is not `held` before `rejoined` has returned.
     """
 
-    def __init__(self, scripts: Scripts, cluster: str, clock: Clock) -> None:
+    def __init__(self, scripts: Scripts, cluster: str, clock: Clock, timeline: Timeline) -> None:
         self._scripts = scripts
         self._cluster = cluster
         self.holder = shared_holder(cluster)
         self._clock = clock
+        self._timeline = timeline
         self._until = 0.0
         self._rejoining = False
         self._skewed = False
@@ -45,12 +50,12 @@ class RedisNode:
         return int(self.name.partition(":")[0])
 
     def lapsed(self) -> bool:
-        """Whether the lease may have ended. A node that was frozen detects it here."""
+        """Whether the lease may have ended, or the node has not yet recovered. A frozen node detects it here."""
         return self._rejoining or boot_time() >= self._until
 
     async def held(self) -> bool:
         """`Held` of the stores: whether the lease certainly exists."""
-        return not self.lapsed()
+        return boot_time() < self._until
 
     def left(self) -> float:
         """Return the seconds until the lease ends unless it is renewed; 0 if it has ended."""
@@ -76,11 +81,12 @@ class RedisNode:
         if not name:
             raise StartError(f"{SETTING}: {SLOTS} server processes are running on it, which is the maximum")
         if self._differs(sent, int(now)):
-            await self._scripts.run("node_leave", ["lease", "nodes"], [name, self.holder])
+            await self._scripts.run("node_leave", ["lease", "nodes", f"sockets:{name.decode()}"], [name, self.holder])
             raise StartError(
                 f"the clocks of this host and of {self._scripts.name} differ by more than {MAX_SKEW:g} s; set them"
             )
         self.name, self._until = name.decode(), requested + LEASE_SECONDS
+        self._timeline.use_slot(self.slot)
 
     async def keep(self, lost: Callable[[str], None]) -> None:
         """Renew the lease until cancelled. If it had ended, join again and call `rejoined`.
@@ -93,11 +99,7 @@ class RedisNode:
             before, failing = failing, True
             try:
                 if self._rejoining or not await self._renew(lost):
-                    self._rejoining = True
-                    await self.join()
-                    await self.rejoined()
-                    self._rejoining = False
-                    log.info("node joined again", extra={"node": self.name})
+                    await self._join_again(lost)
                 failing = False
             except (StoreUnavailable, StartError) as error:
                 if not before:
@@ -105,11 +107,26 @@ class RedisNode:
             except Exception:  # a bug must not end the renewals silently
                 log.exception("lease renewal failed", extra={"store": SETTING})
 
+    async def _join_again(self, lost: Callable[[str], None]) -> None:
+        """Take a slot under another name. The node does nothing else until it has recovered."""
+        self._rejoining = True
+        await self.join()
+        recovering = asyncio.ensure_future(self.rejoined())
+        try:
+            while not (await asyncio.wait((recovering,), timeout=RENEWAL_SECONDS))[0]:
+                if not await self._renew(lost):
+                    raise StoreUnavailable("the lease ended during the recovery")
+            await recovering
+        finally:
+            recovering.cancel()
+        self._rejoining = False
+        log.info("node joined again", extra={"node": self.name})
+
     async def leave(self) -> None:
         """Give the slot back."""
         self._until = 0.0
         try:
-            await self._scripts.run("node_leave", ["lease", "nodes"], [self.name, self.holder])
+            await self._scripts.run("node_leave", ["lease", "nodes", f"sockets:{self.name}"], [self.name, self.holder])
         except StoreUnavailable as error:
             log.warning("lease not released", extra={"store": SETTING, "error": str(error)})
 
@@ -118,13 +135,13 @@ class RedisNode:
         requested, sent = boot_time(), self._clock.now()
         holder, now, live = await self._scripts.run(
             "node_renew",
-            ["lease", "nodes", "cluster"],
-            [self.name, self.holder, _milliseconds(), self._cluster],
+            ["lease", "nodes", "cluster", f"sockets:{self.name}"],
+            [self.name, self.holder, _milliseconds(), self._cluster, int(DIRECTORY_SECONDS * 1000)],
         )
         if holder != self.holder:
             lost(f"{SETTING}: another chat_server ({decode_holder(holder)}) took this one's place")
         self.live = frozenset(name.decode() for name in live)
-        if self.name not in self.live or self.lapsed():
+        if self.name not in self.live or not await self.held():
             return False
         if not self._differs(sent, int(now)):
             self._until = requested + LEASE_SECONDS

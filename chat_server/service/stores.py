@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from chat_server.cache.backplane import Backplane
 from chat_server.cache.rates import RateStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.model.messages import MessageStore
@@ -19,4 +20,5 @@ class Stores(msgspec.Struct, frozen=True):
     sessions: SessionStore
     rates: RateStore
     sending: SendStrategy
+    backplane: Backplane
     delete_expired: Callable[[], Awaitable[None]]

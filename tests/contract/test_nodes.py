@@ -10,7 +10,7 @@ from chat_server import conf
 from chat_server.cache import redis, redis_nodes
 from chat_server.cache.redis import RedisLease, Scripts
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
-from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError
 from chat_server.utils.lease import Lease
 from tests.contract.conftest import _server
@@ -39,7 +39,7 @@ async def scripts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripts]:
 
 
 async def joined(scripts: Scripts, clock: Clock | None = None) -> RedisNode:
-    node = RedisNode(scripts, await cluster_name(scripts), clock or Clock())
+    node = RedisNode(scripts, await cluster_name(scripts), clock or Clock(), Timeline(Clock()))
     await node.join()
     return node
 
@@ -68,7 +68,7 @@ async def test_a_single_server_is_refused_next_to_a_node(scripts: Scripts) -> No
 async def test_a_node_is_refused_next_to_a_single_server(scripts: Scripts) -> None:
     lease = Lease(RedisLease(scripts), "Redis", 0)
     await lease.take()
-    node = RedisNode(scripts, await cluster_name(scripts), Clock())
+    node = RedisNode(scripts, await cluster_name(scripts), Clock(), Timeline(Clock()))
     with pytest.raises(StartError, match=r"another chat_server \(host .*Processes = many"):
         await node.join()
 

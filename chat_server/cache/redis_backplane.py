@@ -1,0 +1,351 @@
+"""Backplane on Redis Pub/Sub: one channel for each node, and one hash with the users who have sockets there."""
+
+import asyncio
+import logging
+import struct
+from collections import deque
+from collections.abc import Collection, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from redis import asyncio as aioredis
+from redis.exceptions import RedisError
+
+from chat_server.cache.backplane import Item, Receiver, Sockets
+from chat_server.cache.redis import Scripts
+from chat_server.cache.redis_nodes import DIRECTORY_SECONDS, RedisNode
+from chat_server.utils.batch import Batcher
+from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.errors import StoreUnavailable, cause
+
+log = logging.getLogger(__name__)
+
+# Seconds between two probes on the node's own channel, and without one until the subscription counts as broken.
+PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 3.0
+# A message is published less than this after its time was taken, in microseconds: StoreTimeout, and clocks that differ.
+PUBLISHED_WITHIN = 60 * MICROSECONDS
+# Items per script. A script that runs long delays all nodes.
+MAX_ITEMS = 256
+# Users per script that writes or reads the directory.
+MAX_USERS = 1000
+# Bytes that wait while the node recovers. Beyond it they are dropped, and the node recovers once more.
+MAX_WAITING = 64 * 1024 * 1024
+# Seconds until a change is published again to nodes that have not confirmed it.
+REPEAT_SECONDS = 1.0
+
+# How a payload begins: an item; a change and its number; the confirmation of a change.
+ITEM, CHANGE, CONFIRMED = b"i", b"?", b"!"
+_NUMBER = struct.Struct(">Q")
+_HEADER = struct.Struct(">QH")  # read again since; length of the name of the node
+_RECORD = struct.Struct(">II")  # lengths of the payload and of the names of users
+
+
+class Gap(NamedTuple):
+    """Items published after `since` may be lost. `closed` is set when the node has recovered."""
+
+    since: int
+    closed: asyncio.Event
+
+
+class RedisBackplane:
+    """Backplane of one node. `scripts` need no lease. Pub/Sub ignores the database, so names of channels contain it."""
+
+    has_peers = True
+
+    def __init__(
+        self, redis: "aioredis.Redis", scripts: Scripts, node: RedisNode, clock: Clock, timeout: float
+    ) -> None:
+        database = redis.connection_pool.connection_kwargs.get("db", 0)
+        self._redis = redis
+        self._scripts = scripts
+        self._node = node
+        self._clock = clock
+        self._channels = f"{scripts.prefix}{database}:node:"
+        self._directories = f"{scripts.prefix}sockets:"
+        self._publishing: Batcher[Item, int] = Batcher(self._publish, most=MAX_ITEMS)
+        self._entering: Batcher[tuple[str, Sockets], int] = Batcher(
+            self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
+        )
+        self._sockets: dict[str, Sockets] = {}  # the directory of this node as it should be
+        self._incomplete = False  # an entry could not be written
+        self._lost_since = 0  # items published since could not be published
+        self._waiting: deque[bytes | Gap] = deque()
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self._probed = clock.now()  # when the last probe was published that arrived
+        self._changes = 0
+        self._confirmed: dict[int, tuple[set[str], asyncio.Event]] = {}  # the changes of this node, by number
+        self._applying: set[tuple[str, int]] = set()
+        self._receiver: Receiver | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.lapsed = node.lapsed
+        node.rejoined = self._rejoined
+
+    # --- publishing
+
+    def publish(self, items: Sequence[Item]) -> asyncio.Future[list[int]]:
+        return asyncio.gather(*map(self._publishing.submit, items))
+
+    async def confirm(self, payload: bytes) -> None:
+        self._changes += 1
+        number, confirmed, event = self._changes, set[str](), asyncio.Event()
+        self._confirmed[number] = confirmed, event
+        message = _record(CHANGE + _NUMBER.pack(number) + payload)
+        waiting: set[str] | None = None
+        try:
+            while True:
+                known: list[str | bytes] = [self._node.name, self._channels, self._header() + message, *confirmed]
+                found = {name.decode() for name in await self._scripts.run("publish_change", ["nodes"], known)}
+                waiting = found if waiting is None else waiting & found  # the others have lost their leases
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REPEAT_SECONDS):
+                        while not waiting <= confirmed:
+                            event.clear()
+                            await event.wait()
+                if waiting <= confirmed:
+                    return
+                if self.lapsed():
+                    raise StoreUnavailable(f"{self._scripts.name}: the lease of this process has ended")
+        finally:
+            del self._confirmed[number]
+
+    async def _publish(self, items: list[Item]) -> Sequence[int]:
+        arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels]
+        arguments += [self._header(self._lost_since), int(self._lost_since > 0)]
+        for users, payload in items:
+            arguments += [ITEM + payload, -1] if users is None else [ITEM + payload, len(users), *users]
+        try:
+            return await self._run_publish(arguments)
+        except StoreUnavailable as error:
+            log.warning("items not published", extra={"items": len(items), "error": str(error)})
+            return [0] * len(items)
+
+    async def _run_publish(self, arguments: Sequence[str | int | bytes]) -> list[int]:
+        began = self._clock.now() - PUBLISHED_WITHIN
+        try:
+            accepted: list[int] = await self._scripts.run("publish", ["nodes"], arguments)
+        except BaseException:
+            self._lost_since = self._lost_since or began
+            raise
+        self._lost_since = 0
+        return accepted
+
+    def _header(self, since: int = 0) -> bytes:
+        name = self._node.name.encode()
+        return _HEADER.pack(since, len(name)) + name
+
+    # --- the directory
+
+    async def set_sockets(self, user: str, sockets: Sockets) -> int:
+        if sockets.open:
+            self._sockets[user] = sockets
+        else:
+            self._sockets.pop(user, None)
+        return await self._entering.submit((user, sockets))
+
+    async def find_sockets(self, users: Collection[str]) -> dict[str, Sockets]:
+        found, names = dict[str, Sockets](), list(users)
+        for start in range(0, len(names), MAX_USERS):
+            page = names[start : start + MAX_USERS]
+            arguments = [self._node.name, self._directories, self._channels, *page]
+            for user, counts in zip(page, await self._scripts.run("sockets_find", ["nodes"], arguments), strict=True):
+                if counts:
+                    some = [Sockets(*map(int, count.split(b","))) for count in counts]
+                    found[user] = Sockets(sum(one.open for one in some), sum(one.sync for one in some))
+        return found
+
+    async def _enter(self, entries: Sequence[tuple[str, Sockets]]) -> Sequence[int]:
+        keys = ["nodes", f"sockets:{self._node.name}"]
+        arguments: list[str | int] = [self._node.name, self._directories, int(DIRECTORY_SECONDS * 1000)]
+        for user, (opened, sync) in entries:
+            arguments += [user, f"{opened},{sync}" if opened else ""]
+        try:
+            elsewhere: list[int] = await self._scripts.run("sockets_set", keys, arguments)
+        except BaseException:
+            self._incomplete = True
+            raise
+        return elsewhere
+
+    async def _enter_all(self) -> None:
+        """Write the whole directory of this node."""
+        self._incomplete = False
+        entries = list(self._sockets.items())
+        for start in range(0, len(entries), MAX_USERS):
+            await self._enter(entries[start : start + MAX_USERS])
+
+    # --- receiving
+
+    async def open(self) -> None:
+        """Subscribe. Raises StoreUnavailable."""
+        self._reading = self._begin(self._read(await self._subscribe()))
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._begin(self._consume(receiver))
+        self._begin(self._probe())
+
+    async def close(self) -> None:
+        """Publish what waits and end the subscription."""
+        await self._publishing.flush()
+        await self._entering.flush()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _subscribe(self) -> Any:
+        """Subscribe to the channel of this node, and return when Redis has confirmed it."""
+        subscription = self._redis.pubsub()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await subscription.subscribe(self._channels + self._node.name)
+                while await subscription.get_message(timeout=PROBE_TIMEOUT) is None:
+                    pass
+        except (RedisError, OSError, TimeoutError) as error:
+            await _close(subscription)
+            raise StoreUnavailable(f"{self._scripts.name}: no subscription, {cause(error)}") from error
+        return subscription
+
+    async def _read(self, subscription: Any) -> None:
+        """Read the subscription. When it ends or is silent, subscribe again; recover once Redis has confirmed that."""
+        try:
+            while True:
+                try:
+                    message = await subscription.get_message(timeout=PROBE_TIMEOUT)
+                except (RedisError, OSError):
+                    message = None
+                if message and message["type"] == "message":
+                    self._append(message["data"])
+                    continue
+                log.warning("subscription broken", extra={"store": self._scripts.name})
+                await _close(subscription)
+                subscription = await self._subscribe_again()
+                self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event()))
+        finally:
+            await _close(subscription)
+
+    async def _subscribe_again(self) -> Any:
+        while True:
+            try:
+                return await self._subscribe()
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"error": str(error)})
+                await asyncio.sleep(PROBE_SECONDS)
+
+    async def _probe(self) -> None:
+        """Publish to the node's own channel: while that arrives, messages of others do, too."""
+        while True:
+            with suppress(StoreUnavailable):
+                probe = self._header(self._clock.now())
+                await self._scripts.run("publish_probe", [], [self._channels + self._node.name, probe])
+                if self._incomplete:
+                    await self._enter_all()
+                if self._lost_since:  # tell the others, even if nothing else is to be published
+                    await self._publish([])
+            await asyncio.sleep(PROBE_SECONDS)
+
+    def _append(self, entry: bytes | Gap) -> None:
+        size = len(entry) if isinstance(entry, bytes) else 0
+        if self._waiting_bytes + size > MAX_WAITING:
+            self._waiting.clear()
+            self._waiting_bytes, size = 0, 0
+            entry = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event())
+        self._waiting.append(entry)
+        self._waiting_bytes += size
+        self._arrived.set()
+
+    async def _consume(self, receiver: Receiver) -> None:
+        """Handle what arrived, one after the other."""
+        while True:
+            while self._waiting:
+                entry = self._waiting.popleft()
+                try:
+                    if isinstance(entry, Gap):
+                        await self._recover(receiver, entry)
+                    else:
+                        self._waiting_bytes -= len(entry)
+                        await self._handle(receiver, entry)
+                except Exception:  # the next one must be handled
+                    log.exception("item failed")
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _recover(self, receiver: Receiver, gap: Gap) -> None:
+        while True:
+            try:
+                await self._enter_all()
+                await receiver.recover(gap.since)
+                break
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"error": str(error)})
+                await asyncio.sleep(PROBE_SECONDS)
+        gap.closed.set()
+
+    async def _handle(self, receiver: Receiver, message: bytes) -> None:
+        since, size = _HEADER.unpack_from(message)
+        place = _HEADER.size + size
+        sender = message[_HEADER.size : place].decode()
+        if sender == self._node.name:
+            self._probed = since
+            return
+        if since:
+            await self._recover(receiver, Gap(since, asyncio.Event()))
+        for record, users in _records(message, place):
+            kind, payload = record[:1], record[1:]
+            if kind == ITEM:
+                await receiver.received(users, payload)
+            elif kind == CHANGE:
+                (number,) = _NUMBER.unpack_from(payload)
+                self._begin(self._apply(receiver, sender, number, payload[_NUMBER.size :]))
+            elif (change := self._confirmed.get(_NUMBER.unpack(payload)[0])) is not None:
+                change[0].add(sender)
+                change[1].set()
+
+    async def _apply(self, receiver: Receiver, sender: str, number: int, payload: bytes) -> None:
+        """Apply a change and confirm it, after everything that was published before."""
+        if (sender, number) in self._applying:  # published again meanwhile
+            return
+        self._applying.add((sender, number))
+        try:
+            await receiver.apply(payload)
+            await self._publishing.flush()
+            arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels, self._header(), 0]
+            await self._run_publish([*arguments, CONFIRMED + _NUMBER.pack(number), -2, sender])
+        except StoreUnavailable as error:  # the sender publishes the change again
+            log.warning("store unavailable", extra={"error": str(error)})
+        except Exception:
+            log.exception("change failed")
+        finally:
+            self._applying.discard((sender, number))
+
+    async def _rejoined(self) -> None:
+        """Subscribe to the channel of the node's other name, and return when the node has recovered."""
+        self._reading.cancel()
+        await self.open()
+        gap = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event())
+        self._append(gap)
+        await gap.closed.wait()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _close(subscription: Any) -> None:
+    with suppress(RedisError, OSError):
+        await subscription.aclose()
+
+
+def _record(payload: bytes) -> bytes:
+    return _RECORD.pack(len(payload), 0) + payload
+
+
+def _records(message: bytes, place: int) -> Iterator[tuple[bytes, list[str]]]:
+    """The payloads of a message, each with the users of this node."""
+    while place < len(message):
+        size, names = _RECORD.unpack_from(message, place)
+        place += _RECORD.size
+        payload, users = message[place : place + size], message[place + size : place + size + names]
+        place += size + names
+        yield payload, users.decode().split("\n") if users else []

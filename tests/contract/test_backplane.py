@@ -1,0 +1,187 @@
+"""Backplane on Redis: items between nodes, the directory, confirmed changes and gaps."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+
+import pytest
+from redis import Redis
+
+from chat_server import conf
+from chat_server.cache import redis, redis_backplane, redis_nodes
+from chat_server.cache.backplane import Item, Sockets
+from chat_server.cache.redis import Scripts
+from chat_server.cache.redis_backplane import RedisBackplane
+from chat_server.cache.redis_nodes import RedisNode, cluster_name
+from chat_server.utils.clock import Clock, Timeline
+from tests.contract.conftest import _server
+
+
+class Process:
+    """One process of a cluster, and what it received."""
+
+    def __init__(self, node: RedisNode, backplane: RedisBackplane) -> None:
+        self.node = node
+        self.renewing = asyncio.create_task(node.keep(pytest.fail))
+        self.backplane = backplane
+        self.items: list[tuple[list[str], bytes]] = []
+        self.applied: list[bytes] = []
+        self.gaps: list[int] = []
+        self.may_apply = asyncio.Event()
+        self.may_apply.set()
+
+    async def received(self, users: Sequence[str], payload: bytes) -> None:
+        self.items.append((list(users), payload))
+
+    async def apply(self, payload: bytes) -> None:
+        await self.may_apply.wait()
+        self.applied.append(payload)
+
+    async def recover(self, since: int) -> None:
+        self.gaps.append(since)
+
+
+@pytest.fixture
+async def processes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Process]]:
+    monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(redis_nodes, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(redis_backplane, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(redis_backplane, "REPEAT_SECONDS", 0.2)
+    config = conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{_server('redis').port}")
+    prefix = f"{uuid.uuid4().hex}:"
+    async with AsyncExitStack() as stack:
+        processes = []
+        for _ in range(3):
+            client = redis.client(config, 5)
+            scripts = Scripts(client, prefix, 5)
+            stack.push_async_callback(scripts.close)
+            node = RedisNode(scripts, await cluster_name(scripts), Clock(), Timeline(Clock()))
+            await node.join()
+            backplane = RedisBackplane(client, scripts, node, Clock(), 5)
+            await backplane.open()
+            process = Process(node, backplane)
+            backplane.start(process)
+            stack.push_async_callback(backplane.close)
+            stack.callback(process.renewing.cancel)
+            processes.append(process)
+        yield processes
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_an_item_reaches_the_processes_of_its_users(processes: list[Process]) -> None:
+    one, two, three = processes
+    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    await three.backplane.set_sockets("bob", Sockets(2, 1))
+    await three.backplane.set_sockets("cid", Sockets(1, 1))
+    accepted = await one.backplane.publish(
+        [Item(["bob", "ann"], b"first"), Item(["cid"], b"\0second"), Item(["x"], b"")]
+    )
+    assert accepted == [2, 1, 0]
+    await until(lambda: len(three.items) == 2)
+    assert two.items == [(["bob"], b"first")]
+    assert three.items == [(["bob"], b"first"), (["cid"], b"\0second")]
+    assert one.items == []
+
+
+async def test_items_arrive_in_the_order_of_the_calls(processes: list[Process]) -> None:
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    await asyncio.gather(*(one.backplane.publish([Item(["bob"], b"%d" % n)]) for n in range(1000)))
+    await until(lambda: len(two.items) == 1000)
+    assert [payload for _, payload in two.items] == [b"%d" % n for n in range(1000)]
+
+
+async def test_an_item_for_everyone_reaches_every_other_process(processes: list[Process]) -> None:
+    assert await processes[0].backplane.publish([Item(None, b"all")]) == [2]
+    await until(lambda: processes[1].items and processes[2].items)
+    assert processes[1].items == processes[2].items == [([], b"all")]
+
+
+async def test_the_directory_counts_the_sockets_elsewhere(processes: list[Process]) -> None:
+    one, two, three = processes
+    assert await two.backplane.set_sockets("bob", Sockets(3, 1)) == 0
+    assert await three.backplane.set_sockets("bob", Sockets(2, 0)) == 3
+    assert await one.backplane.find_sockets(["bob", "cid"]) == {"bob": Sockets(5, 1)}
+    assert await two.backplane.find_sockets(["bob"]) == {"bob": Sockets(2, 0)}
+    await three.backplane.set_sockets("bob", Sockets(0, 0))
+    assert await two.backplane.find_sockets(["bob"]) == {}
+
+
+async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[Process]) -> None:
+    one, two, three = processes
+    three.may_apply.clear()
+    confirming = asyncio.create_task(one.backplane.confirm(b"change"))
+    await until(lambda: two.applied)
+    await asyncio.sleep(0.1)
+    assert not confirming.done()
+    three.may_apply.set()
+    await asyncio.wait_for(confirming, 5)
+    assert three.applied == [b"change"]
+
+
+async def test_a_change_waits_for_a_silent_process_until_its_lease_ends(processes: list[Process]) -> None:
+    one, two, three = processes
+    two.may_apply.clear()
+    two.renewing.cancel()
+    await asyncio.wait_for(one.backplane.confirm(b"change"), 5)
+    assert two.node.lapsed()
+    assert three.applied == [b"change"]
+    assert two.applied == []
+
+
+async def test_items_before_a_confirmation_arrive_before_it(processes: list[Process]) -> None:
+    """What a process published before it applied a change arrives before the change is confirmed."""
+    one, two, three = processes
+    await three.backplane.set_sockets("cid", Sockets(1, 0))
+    publishing: list[asyncio.Future[list[int]]] = []
+
+    async def apply(payload: bytes) -> None:
+        publishing.extend(two.backplane.publish([Item(["cid"], b"item")]) for _ in range(50))
+        await asyncio.sleep(0)
+
+    two.apply = apply  # type: ignore[method-assign]
+    await one.backplane.confirm(b"change")
+    await one.backplane.publish([Item(["cid"], b"after")])
+    await until(lambda: len(three.items) == 51)
+    assert three.items[-1] == (["cid"], b"after")
+
+
+async def test_a_killed_subscription_is_a_gap(processes: list[Process]) -> None:
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    before = two.gaps, two.backplane._probed
+    with Redis(port=_server("redis").port) as admin:
+        admin.client_kill_filter(_type="pubsub")
+    await until(lambda: all(process.gaps for process in processes))
+    assert two.gaps[0] < before[1]
+    assert await one.backplane.publish([Item(["bob"], b"again")]) == [1]
+    await until(lambda: two.items)
+
+
+async def test_a_failed_publication_is_a_gap_for_the_others(
+    processes: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = processes
+    one.backplane._lost_since = 12345
+    await until(lambda: two.gaps and three.gaps)
+    assert two.gaps == three.gaps == [12345]
+    assert one.gaps == []
+    assert not one.backplane._lost_since
+
+
+async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[Process]) -> None:
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    names = {process.node.name for process in processes}
+    with Redis(port=_server("redis").port) as admin:
+        admin.flushall()
+    await until(lambda: not names & {process.node.name for process in processes})
+    await until(lambda: not any(process.backplane.lapsed() for process in processes))
+    assert await one.backplane.find_sockets(["bob"]) == {"bob": Sockets(1, 0)}
+    assert two.gaps
