@@ -139,6 +139,10 @@ async def _application(
         Events(dispatcher.add, services.confirmations.confirm, registry.leave, metrics.add_slow_reader),
         page.fallback_page,
     )
+    if services.cluster and services.receiver:
+        sockets.cluster = services.cluster
+        services.receiver.check_sessions = sockets.check_sessions
+        services.cluster.start(services.receiver)
     metrics.add_gauge("chat_sockets", "Open sockets.", sockets.open)
     metrics.add_gauge("chat_users_online", "Users with an open socket.", registry.users)
     metrics.add_gauge(

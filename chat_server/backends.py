@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from chat_server.cache.backplane import Backplane, LocalBackplane
+from chat_server.cache.backplane import Backplane
 from chat_server.cache.contacts import ContactStore, ExportableContacts
 from chat_server.cache.rates import RateStore
 from chat_server.cache.sessions import ExportableSessions
 from chat_server.cache.sqlite import CACHE_SCHEMA, SWEEP, SqliteContacts, SqliteRates, SqliteSessions, sweep
 from chat_server.conf import Settings
-from chat_server.model.messages import ExportableMessages, MessageStore
+from chat_server.model.messages import ExportableMessages, MessageLog, MessageStore
 from chat_server.model.sqlite import MESSAGES_SCHEMA, USERS_SCHEMA, SqliteMessages, SqliteUsers
 from chat_server.model.users import ExportableUsers
 from chat_server.service.contact_limit import SameDatabase, SendStrategy, SeparateStores, Unlimited
-from chat_server.service.stores import Stores
+from chat_server.service.stores import ClusterStores, Stores
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.lease import LEASE_SECONDS, Held, Lease, LeaseStore, both
@@ -91,7 +91,15 @@ async def open_stores(
 
         sending = _send_strategy(settings, database, stores.messages, stores.contacts)
         timeline.advance(await opener.newest(stores))
-        yield Stores(stores.users, stores.messages, stores.sessions, rates, sending, opener.backplane, delete_expired)
+        yield Stores(
+            stores.users,
+            stores.messages,
+            stores.sessions,
+            rates,
+            sending,
+            delete_expired,
+            opener.shared(),
+        )
 
 
 @asynccontextmanager
@@ -190,7 +198,8 @@ class _StoreOpener:
         self._metrics = metrics
         self._timeout = settings.stores.store_timeout
         self._node: RedisNode | None = None
-        self.backplane: Backplane = LocalBackplane()
+        self._log: MessageLog | None = None
+        self._backplane: Backplane | None = None
         self._deadline = time.monotonic() + settings.stores.start_timeout
 
     async def open_database(self) -> Database:
@@ -241,12 +250,15 @@ class _StoreOpener:
             return mongodb.MongoMessages(client[config.name], self._timeout, name=name)
         lease_store = mongodb.MongoLease(client[config.name], self._timeout, name)
         lease = await self._hold_lease("mongodb", name, lease_store, "[MongoDB] MongoDBName")
-        held = both(lease.held, self._node.held) if self._node else lease.held
+        held = both(lease.held, await self._join_cluster(self._node)) if self._node else lease.held
         watch = self._metrics.for_store("mongodb")
         timeline = self._timeline if self._node else None
-        return await self._with_retry(
+        messages = await self._with_retry(
             name, lambda: mongodb.connect(config, client, self._timeout, days, held, watch, timeline)
         )
+        if isinstance(messages, mongodb.ChainedMessages):
+            self._log = messages
+        return messages
 
     async def _open_cache(self, database: Database | None) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
         """Open the stores of sessions, rates and contacts, which are always in the same backend."""
@@ -267,7 +279,7 @@ class _StoreOpener:
         await self._with_retry(scripts.name, scripts.reach if self._alongside else scripts.ping)
         if not self._alongside:
             if self._node:
-                held = await self._join_cluster(self._node)
+                held = self._node.held
             else:
                 lease_store = redis.RedisLease(without_lease)
                 held = (await self._hold_lease("redis", scripts.name, lease_store, "[redis] RedisAddr")).held
@@ -282,6 +294,10 @@ class _StoreOpener:
             redis.RedisRates(scripts, self._clock),
             redis.RedisContacts(scripts, limit, window, kept),
         )
+
+    def shared(self) -> ClusterStores | None:
+        """What this process shares with others; None if it is the only one."""
+        return ClusterStores(self._backplane, self._log) if self._backplane and self._log else None
 
     def _connect_redis(self, timeout: float) -> "tuple[Redis, Scripts]":
         """Create a client of Redis, and scripts that need no lease."""
@@ -312,7 +328,7 @@ class _StoreOpener:
         self._stack.push_async_callback(node.leave)
         self._metrics.add_lease("redis", node.left)
         self._renew_with(node.keep(self._on_takeover))
-        self.backplane = backplane = RedisBackplane(*self._connection, node, self._clock, self._timeout)
+        self._backplane = backplane = RedisBackplane(*self._connection, node, self._clock, self._timeout)
         await self._with_retry("Redis", backplane.open)
         self._stack.push_async_callback(backplane.close)
         return node.held

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import cycle
 
 from aiohttp import web
@@ -16,6 +16,7 @@ from chat_server.api.runner import Protocol
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import SocketSettings
 from chat_server.service.accounts import Accounts, Session
+from chat_server.service.cluster import Cluster
 from chat_server.service.frames import Frames
 from chat_server.service.names import GROUP_SIGN, normal
 from chat_server.service.peers import Peers
@@ -26,6 +27,9 @@ from chat_server.utils.free_lists import clear_free_lists
 from chat_server.utils.token_bucket import TokenBucket
 
 log = logging.getLogger(__name__)
+
+# Sessions per call to the store when all are checked.
+SESSIONS_AT_ONCE = 1000
 
 
 class ConnectionManager:
@@ -51,6 +55,7 @@ class ConnectionManager:
         self._frames = frames
         self._proxy_policy = proxy_policy
         self._page = page  # the answer to a browser that opens a socket's address as a page
+        self.cluster: Cluster | None = None  # set if there are several processes
         self._events = events
         self._connections: set[Connection] = set()  # until their peers disconnect; the registry has those that are open
         self._users: Counter[str] = Counter()  # sockets, those that are being opened included
@@ -95,6 +100,8 @@ class ConnectionManager:
         address = self._proxy_policy.client_address(request)
         self._reserve(session.user, address)
         try:
+            if self.cluster:
+                await self._enter(self.cluster, session.user)
             return await self._serve(request, ws, session, peer, address, endings)
         finally:
             self._release(session.user, address)
@@ -105,10 +112,15 @@ class ConnectionManager:
             (self._addresses, address, self._config.sockets_per_address),
         ):
             if limit and counter[key] >= limit:
-                why = f"{limit} sockets are open already"
-                raise Refused(Status.SOCKET_FAILED, Reason.TOO_MANY, why, retry_after=60)
+                raise _too_many(limit)
         self._users[user] += 1
         self._addresses[address] += 1
+
+    async def _enter(self, cluster: Cluster, user: str) -> None:
+        """Enter a socket into the directory, before its user can learn that it is open: from now on messages arrive."""
+        if await cluster.enter(user, opening=1) + self._users[user] > self._config.sockets_per_user:
+            cluster.enter(user)
+            raise _too_many(self._config.sockets_per_user)
 
     def _release(self, user: str, address: str) -> None:
         for counter, key in ((self._users, user), (self._addresses, address)):
@@ -217,6 +229,16 @@ class ConnectionManager:
         except StoreUnavailable as error:
             log.warning("sessions not renewed", extra={"why": str(error)})  # an unavailable store ends no session
             return
+        self._close_ended(connections, alive)
+
+    async def check_sessions(self) -> None:
+        """Close the sockets whose sessions have ended. Raises StoreUnavailable."""
+        connections = list(self._connections)
+        for start in range(0, len(connections), SESSIONS_AT_ONCE):
+            page = connections[start : start + SESSIONS_AT_ONCE]
+            self._close_ended(page, await self._sessions.use([connection.session for connection in page]))
+
+    def _close_ended(self, connections: Sequence[Connection], alive: Container[bytes]) -> None:
         for connection in connections:
             if connection.session not in alive:
                 connection.close(4001, "the session ended")
@@ -240,6 +262,11 @@ class ConnectionManager:
     def waiting(self) -> int:
         """The bytes that wait for the readers of all sockets."""
         return sum(connection.waiting for connection in self._connections)
+
+
+def _too_many(limit: int) -> Refused:
+    why = f"{limit} sockets are open already"
+    return Refused(Status.SOCKET_FAILED, Reason.TOO_MANY, why, retry_after=60)
 
 
 def _is_handshake(ws: WebSocket, request: web.Request) -> bool:

@@ -12,6 +12,7 @@ from chat_server.api.inbox import BAD_FRAME
 from chat_server.api.limits import ANSWERS_AT_ONCE, LARGE_AT_ONCE, LARGE_BYTES, LARGE_TIMEOUT, SHARED_BATCHES
 from chat_server.service import frames
 from chat_server.service.answers import INTERNAL, SENDING_FAILED, Answer
+from chat_server.service.cluster import Cluster
 from chat_server.service.frames import SEND, Request
 from chat_server.service.sending import Batch
 from chat_server.service.services import Services
@@ -46,6 +47,7 @@ class Dispatcher:
             frames.CONVERSATIONS: Op(services.conversations.conversations, Status.CONVERSATIONS_FAILED),
             frames.TYPING: Op(services.typing.typing, Status.TYPING_FAILED),
         }
+        self._cluster = services.cluster
         self._loop = asyncio.get_running_loop()
         self._large = ConcurrencyLimiter(LARGE_AT_ONCE, LARGE_TIMEOUT)
         self._ready: list[Connection] = []
@@ -80,6 +82,7 @@ class Dispatcher:
     def _take(self, connections: Sequence[Connection]) -> list[Sends]:
         """Begin with what each connection asks for next. Returns the sends that may share one call to the store."""
         shared = []
+        lapsed = self._cluster and self._cluster.lapsed()  # then this process may do nothing
         for connection in connections:
             items, size = connection.inbox.take()
             first = items[0] if items else None
@@ -89,10 +92,18 @@ class Dispatcher:
                 self._answers.refused(connection, BAD_FRAME, first)
                 self._done(connection)
             elif first.op_type != SEND:
-                self._begin(self._do(connection, first))
+                if lapsed:
+                    self._answers.refused(connection, first.op_type, _lapsed(self._ops[first.op_type].failed))
+                    self._done(connection)
+                else:
+                    self._begin(self._do(connection, first))
             else:
                 batch = self._sending.batch(connection, items)
-                if batch.direct and size <= LARGE_BYTES:
+                if lapsed:
+                    batch.results = [_lapsed(Status.SEND_FAILED)] * len(items)
+                    self._due.append((connection, batch))  # behind those that are stored already
+                    self._schedule_answers()
+                elif batch.direct and size <= LARGE_BYTES:
                     shared.append((connection, batch))
                 else:
                     batch.direct = False  # it waits: by then, a block may exist
@@ -105,10 +116,34 @@ class Dispatcher:
             await self._store([batch for _, batch in batches], large)
             # Pipelining: the next sends go to the store at once. From the next loop iteration on, while the store works
             # on them, these are answered. Other requests wait until the sends before them are answered.
+            if self._cluster:
+                batches = self._forward(self._cluster, batches)
             self._due.extend(batches)
             self._schedule_answers()
             batches = self._take([one for one, _ in batches if one.inbox.next_is_send()])
             large = False  # `_take` begins large batches in tasks of their own
+
+    def _forward(self, cluster: Cluster, batches: Sequence[Sends]) -> list[Sends]:
+        """Publish the messages to other processes. Returns the batches that can be answered without waiting for these.
+
+        The others are answered later, and before the next requests of their connections, so the order stays.
+        """
+        ready, waiting, results = list[Sends](), list[Sends](), list[Awaitable[None]]()
+        for connection, batch in batches:
+            if result := cluster.forward(batch):
+                waiting.append((connection, batch))
+                results.append(result)
+            else:
+                ready.append((connection, batch))
+        if waiting:
+            self._begin(self._answer_later(waiting, results))
+        return ready
+
+    async def _answer_later(self, batches: list[Sends], results: Sequence[Awaitable[None]]) -> None:
+        await asyncio.gather(*results, return_exceptions=True)
+        self._due.extend(batches)
+        self._schedule_answers()
+        await self._send(self._take([one for one, _ in batches if one.inbox.next_is_send()]))
 
     async def _store(self, batches: list[Batch], large: bool) -> None:
         try:
@@ -176,3 +211,7 @@ class Dispatcher:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _lapsed(failed: Status) -> Refused:
+    return Refused(failed, Reason.STORE_AWAY, "this server cannot reach the others, send it again")

@@ -1,6 +1,7 @@
-"""The interface between the server processes of a cluster. A process of `Processes = one` has a LocalBackplane."""
+"""The interface between the server processes of a cluster. A process of `Processes = one` has none."""
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 
@@ -11,13 +12,6 @@ class Item(NamedTuple):
     payload: bytes
 
 
-class Sockets(NamedTuple):
-    """How many sockets, and sync sockets among them, a user has."""
-
-    open: int
-    sync: int
-
-
 class Receiver(Protocol):
     """Handles what other processes publish, in the order in which each of them published it."""
 
@@ -26,7 +20,15 @@ class Receiver(Protocol):
         ...
 
     async def apply(self, payload: bytes) -> None:
-        """Handle a change for which another process waits. It may be called twice for one change."""
+        """Handle a change for which another process waits. It is called again if it fails."""
+        ...
+
+    def appeared(self, node: str, users: Sequence[str]) -> None:
+        """Another process listens; these users have sockets there."""
+        ...
+
+    def vanished(self, node: str) -> None:
+        """Another process listens no more: it has ended, or it may be told nothing now."""
         ...
 
     async def recover(self, since: int) -> None:
@@ -40,7 +42,9 @@ class Backplane(Protocol):
     It only notifies: an item may be lost, and the processes that may have lost it are told so (`Receiver.recover`).
     """
 
-    has_peers: bool  # whether there can be other processes
+    def name(self) -> str:
+        """Return the name of this process; another one after a lapse."""
+        ...
 
     def lapsed(self) -> bool:
         """Whether this process can no longer be sure that the others know of it. It must then do nothing."""
@@ -61,34 +65,14 @@ class Backplane(Protocol):
         """Return when every other process has applied a change, or can do nothing more. Raises StoreUnavailable."""
         ...
 
-    def set_sockets(self, user: str, sockets: Sockets) -> Awaitable[int]:
-        """Enter the sockets of a user here into the directory. Returns how many the user has elsewhere."""
+    def lock(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Hold the lock `name`, which one process at a time can hold. Raises StoreUnavailable."""
         ...
 
-    async def find_sockets(self, users: Collection[str]) -> dict[str, Sockets]:
-        """Return the users who have sockets at other processes. Raises StoreUnavailable."""
+    def set_sockets(self, user: str, sockets: int) -> Awaitable[int]:
+        """Enter the number of a user's sockets here into the directory. Returns how many the user has elsewhere."""
         ...
 
-
-class LocalBackplane:
-    """The Backplane of a single process. Its users call it only where waiting costs nothing."""
-
-    has_peers = False
-
-    def lapsed(self) -> bool:
-        return False
-
-    def start(self, receiver: Receiver) -> None:
-        """Nobody publishes."""
-
-    async def publish(self, items: Sequence[Item]) -> list[int]:
-        return [0] * len(items)
-
-    async def confirm(self, payload: bytes) -> None:
-        """Nobody else has to know."""
-
-    async def set_sockets(self, user: str, sockets: Sockets) -> int:
-        return 0
-
-    async def find_sockets(self, users: Collection[str]) -> dict[str, Sockets]:
-        return {}
+    async def count_users(self) -> int:
+        """Return how many users have sockets at any process, this one included. Raises StoreUnavailable."""
+        ...

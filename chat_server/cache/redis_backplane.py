@@ -4,15 +4,16 @@ import asyncio
 import logging
 import struct
 from collections import deque
-from collections.abc import Collection, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
-from chat_server.cache.backplane import Item, Receiver, Sockets
+from chat_server.cache.backplane import Item, Receiver
 from chat_server.cache.redis import Scripts
+from chat_server.cache.redis_lock import RedisLocks
 from chat_server.cache.redis_nodes import DIRECTORY_SECONDS, RedisNode
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
@@ -33,6 +34,9 @@ MAX_WAITING = 64 * 1024 * 1024
 # Seconds until a change is published again to nodes that have not confirmed it.
 REPEAT_SECONDS = 1.0
 
+# Applied changes that are remembered. A change is published again at most until the lease of a node has ended.
+MAX_APPLIED = 256
+
 # How a payload begins: an item; a change and its number; the confirmation of a change.
 ITEM, CHANGE, CONFIRMED = b"i", b"?", b"!"
 _NUMBER = struct.Struct(">Q")
@@ -50,8 +54,6 @@ class Gap(NamedTuple):
 class RedisBackplane:
     """Backplane of one node. `scripts` need no lease. Pub/Sub ignores the database, so names of channels contain it."""
 
-    has_peers = True
-
     def __init__(
         self, redis: "aioredis.Redis", scripts: Scripts, node: RedisNode, clock: Clock, timeout: float
     ) -> None:
@@ -63,10 +65,10 @@ class RedisBackplane:
         self._channels = f"{scripts.prefix}{database}:node:"
         self._directories = f"{scripts.prefix}sockets:"
         self._publishing: Batcher[Item, int] = Batcher(self._publish, most=MAX_ITEMS)
-        self._entering: Batcher[tuple[str, Sockets], int] = Batcher(
+        self._entering: Batcher[tuple[str, int], int] = Batcher(
             self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
         )
-        self._sockets: dict[str, Sockets] = {}  # the directory of this node as it should be
+        self._sockets: dict[str, int] = {}  # the directory of this node as it should be
         self._incomplete = False  # an entry could not be written
         self._lost_since = 0  # items published since could not be published
         self._waiting: deque[bytes | Gap] = deque()
@@ -76,10 +78,16 @@ class RedisBackplane:
         self._changes = 0
         self._confirmed: dict[int, tuple[set[str], asyncio.Event]] = {}  # the changes of this node, by number
         self._applying: set[tuple[str, int]] = set()
-        self._receiver: Receiver | None = None
+        self._applied: deque[tuple[str, int]] = deque(maxlen=MAX_APPLIED)
+        self._listening = set[str]()  # other nodes
+        self._known = self._listening  # those of them whose directories are known; empty after a gap
         self._tasks: set[asyncio.Task[None]] = set()
         self.lapsed = node.lapsed
+        self.lock = RedisLocks(scripts).hold
         node.rejoined = self._rejoined
+
+    def name(self) -> str:
+        return self._node.name
 
     # --- publishing
 
@@ -136,29 +144,23 @@ class RedisBackplane:
 
     # --- the directory
 
-    async def set_sockets(self, user: str, sockets: Sockets) -> int:
-        if sockets.open:
+    async def set_sockets(self, user: str, sockets: int) -> int:
+        if sockets:
             self._sockets[user] = sockets
         else:
             self._sockets.pop(user, None)
         return await self._entering.submit((user, sockets))
 
-    async def find_sockets(self, users: Collection[str]) -> dict[str, Sockets]:
-        found, names = dict[str, Sockets](), list(users)
-        for start in range(0, len(names), MAX_USERS):
-            page = names[start : start + MAX_USERS]
-            arguments = [self._node.name, self._directories, self._channels, *page]
-            for user, counts in zip(page, await self._scripts.run("sockets_find", ["nodes"], arguments), strict=True):
-                if counts:
-                    some = [Sockets(*map(int, count.split(b","))) for count in counts]
-                    found[user] = Sockets(sum(one.open for one in some), sum(one.sync for one in some))
-        return found
+    async def count_users(self) -> int:
+        arguments = [self._node.name, self._directories, self._channels]
+        count: int = await self._scripts.run("users_count", ["nodes"], arguments)
+        return count
 
-    async def _enter(self, entries: Sequence[tuple[str, Sockets]]) -> Sequence[int]:
+    async def _enter(self, entries: Sequence[tuple[str, int]]) -> Sequence[int]:
         keys = ["nodes", f"sockets:{self._node.name}"]
         arguments: list[str | int] = [self._node.name, self._directories, int(DIRECTORY_SECONDS * 1000)]
-        for user, (opened, sync) in entries:
-            arguments += [user, f"{opened},{sync}" if opened else ""]
+        for entry in entries:
+            arguments += entry
         try:
             elsewhere: list[int] = await self._scripts.run("sockets_set", keys, arguments)
         except BaseException:
@@ -180,9 +182,8 @@ class RedisBackplane:
         self._reading = self._begin(self._read(await self._subscribe()))
 
     def start(self, receiver: Receiver) -> None:
-        self._receiver = receiver
         self._begin(self._consume(receiver))
-        self._begin(self._probe())
+        self._begin(self._probe(receiver))
 
     async def close(self) -> None:
         """Publish what waits and end the subscription."""
@@ -231,17 +232,33 @@ class RedisBackplane:
                 log.warning("store unavailable", extra={"error": str(error)})
                 await asyncio.sleep(PROBE_SECONDS)
 
-    async def _probe(self) -> None:
+    async def _probe(self, receiver: Receiver) -> None:
         """Publish to the node's own channel: while that arrives, messages of others do, too."""
         while True:
             with suppress(StoreUnavailable):
                 probe = self._header(self._clock.now())
                 await self._scripts.run("publish_probe", [], [self._channels + self._node.name, probe])
+                await self._watch(receiver)
                 if self._incomplete:
                     await self._enter_all()
                 if self._lost_since:  # tell the others, even if nothing else is to be published
                     await self._publish([])
             await asyncio.sleep(PROBE_SECONDS)
+
+    async def _watch(self, receiver: Receiver) -> None:
+        """Find the other nodes that have started or ended."""
+        names = await self._scripts.run("nodes_listening", ["nodes"], [self._node.name, self._channels])
+        listening = {name.decode() for name in names}
+        for name in self._listening - listening:
+            self._listening.discard(name)
+            receiver.vanished(name)
+            # It may have stored messages that it did not publish.
+            self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event()))
+        for name in listening - self._known:
+            users = await self._scripts.run("node_users", [f"sockets:{name}"])
+            self._listening.add(name)
+            receiver.appeared(name, [user.decode() for user in users])
+        self._known = self._listening
 
     def _append(self, entry: bytes | Gap) -> None:
         size = len(entry) if isinstance(entry, bytes) else 0
@@ -273,6 +290,7 @@ class RedisBackplane:
         while True:
             try:
                 await self._enter_all()
+                self._known = set()
                 await receiver.recover(gap.since)
                 break
             except StoreUnavailable as error:
@@ -306,7 +324,9 @@ class RedisBackplane:
             return
         self._applying.add((sender, number))
         try:
-            await receiver.apply(payload)
+            if (sender, number) not in self._applied:  # the confirmation may have been lost
+                await receiver.apply(payload)
+                self._applied.append((sender, number))
             await self._publishing.flush()
             arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels, self._header(), 0]
             await self._run_publish([*arguments, CONFIRMED + _NUMBER.pack(number), -2, sender])

@@ -247,6 +247,22 @@ class MessageStore(Protocol):
         ...
 
 
+class MessageLog(Protocol):
+    """What several processes need of a MessageStore in addition."""
+
+    def saw(self, message: Message) -> None:
+        """Note a message that another process has stored, so that the next one here needs no query."""
+        ...
+
+    async def since(self, time: int, count: int) -> list[Message]:
+        """Return the first `count` messages of all conversations after `time`, in order. Raises StoreUnavailable."""
+        ...
+
+    async def end_of(self, key: ConversationKey) -> int:
+        """Return a time after every message of a conversation that is stored now. Raises StoreUnavailable."""
+        ...
+
+
 class ExportableMessages(MessageStore, Protocol):
     """What a migration needs in addition: reading and writing messages as they are stored."""
 

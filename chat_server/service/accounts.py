@@ -14,7 +14,9 @@ from chat_server.cache.rates import Rate, RateStore
 from chat_server.cache.sessions import SessionStore
 from chat_server.conf import AccountSettings
 from chat_server.model.users import State, User, UserStore
+from chat_server.service.coordinator import Coordinator
 from chat_server.service.names import RULES, is_available, is_name, normal
+from chat_server.service.packets import SessionsEnded
 from chat_server.service.registry import Registry
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import Duplicate, StoreUnavailable
@@ -59,6 +61,7 @@ class Accounts:
         rates: RateStore,
         passwords: Passwords,
         registry: Registry,
+        coordinator: Coordinator,
     ) -> None:
         self._config = config
         self._users = users
@@ -66,6 +69,7 @@ class Accounts:
         self._rates = rates
         self._passwords = passwords
         self._registry = registry
+        self._coordinator = coordinator
         self._window = config.login_window * MINUTE
         self._known: dict[str, None] = {}
         self._changes: set[asyncio.Task[None]] = set()
@@ -179,6 +183,7 @@ class Accounts:
     async def _end_session(self, session: Session) -> None:
         await self._sessions.end(session.digest)
         await self._registry.end(session.user, only=session.digest)
+        await self._coordinator.confirm(SessionsEnded(session.user, session.digest, None))
 
     async def _change_password(self, session: Session, user: User, hashed: str) -> None:
         # Checked again, because hashing took time. An unavailable store fails here, before anything has changed.
@@ -205,6 +210,7 @@ class Accounts:
     async def _end_others_once(self, session: Session) -> None:
         await self._sessions.end_others(session.user, session.digest)
         await self._registry.end(session.user, keep=session.digest)
+        await self._coordinator.confirm(SessionsEnded(session.user, None, session.digest))
 
     async def _check_login(self, name: str, password: str, address: str) -> User:
         """Check the rates and the password of a login. Raises Refused."""

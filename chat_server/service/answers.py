@@ -7,6 +7,7 @@ from operator import attrgetter
 
 import msgspec
 
+from chat_server.model.messages import Message
 from chat_server.service.frames import SEND, Frames, Request, given_id
 from chat_server.service.live_groups import LiveGroup
 from chat_server.service.peers import Peer
@@ -56,6 +57,8 @@ class Answers:
             allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
             for other in self._registry.sockets(receiver):
                 other.send(allowed_again)
+            if self._registry.forward:
+                self._registry.forward([receiver], allowed_again, to_all=True)
         results, outboxes = iter(batch.results), 0
         statuses: list[Status] = []
         for to, requests in groupby(batch.requests, _TO):
@@ -63,6 +66,16 @@ class Answers:
             outboxes += self._answer_run(batch, batch.receivers[to], run, statuses)
         self._metrics.add_answers(SEND, statuses)
         return len(statuses) + outboxes
+
+    def receive(self, message: Message, users: Iterable[str], group: LiveGroup | None) -> None:
+        """Deliver a message that another process has stored, unless it was delivered before."""
+        receivers = [socket for user in users for socket in self._registry.sockets(user)]
+        if receivers and message.time not in self._delivered:
+            self._delivered.add(message.time)
+            frame = self._frames.live(message, message.time)
+            delivery = Delivery(message.sender, message.id, message.time, group)
+            for receiver in receivers:
+                receiver.deliver(frame, [delivery])
 
     def answered(self, socket: Socket, op: int, answer: Answer) -> None:
         """Answer a request that is no send."""
@@ -108,7 +121,7 @@ class Answers:
                         deliveries.append(Delivery(message.sender, message.id, time, group))
                         if receivers:
                             self._delivered.add(time)
-                    status = online_status
+                    status = _ONLINE if result.elsewhere else online_status
                     answer = self._frames.acknowledgement(socket.user, status, message.id, time)
                 else:
                     status, answer = result.status, self._refusal(socket, result, request)

@@ -78,6 +78,22 @@ class Blocks:
                 raise
             self._change((blocker, blocked), exists=False)
 
+    async def read_again(self, blocker: str, blocked: str) -> None:
+        """Note a change by another process. If the store is unavailable, assume a block; `refresh` finds out."""
+        block = (blocker, blocked)
+        async with self._change_lock.hold(blocker):
+            try:
+                exists = block in await self._store.existing([block])
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"error": str(error)})
+                exists = True
+            self._change(block, exists=exists)
+
+    def clear(self) -> None:
+        """Forget everything: changes by other processes may have been missed."""
+        self._cached.clear()
+        self._existing.clear()
+
     async def blocked_by(self, user: str) -> list[str]:
         """Return the users that `user` blocks, ordered by name. Raises StoreUnavailable."""
         return await self._store.blocked_by(user)

@@ -112,6 +112,14 @@ class LiveGroups:
         found = [group for group in groups if group] + await self._load(missing)
         return [group for group in found if user in group.members]
 
+    def in_use(self, number: int) -> LiveGroup | None:
+        """The group of this number, if anything here uses it."""
+        return self._live.get(number)
+
+    async def get(self, number: int) -> LiveGroup | None:
+        """The group of this number, if it exists. Raises StoreUnavailable."""
+        return self._live.get(number) or next(iter(await self._load([number])), None)
+
     async def look_up_blocks(self, group: LiveGroup, user: str) -> BlocksOf:
         """Which blocks exist between `user` and the other members. Raises StoreUnavailable."""
         while (found := group.blocks.get(user)) is None:
@@ -134,6 +142,11 @@ class LiveGroups:
             if group.blocks:
                 for user in group.blocks.keys() & users:
                     del group.blocks[user]
+
+    def forget_blocks(self) -> None:
+        """Forget all blocks between members: changes by other processes may have been missed."""
+        for group in list(self._live.values()):
+            group.blocks.clear()
 
     def apply(self, group: Group) -> tuple[LiveGroup, list[str]]:
         """Note the state of a group after a change. Returns it with one line for each difference (protocol, 42011)."""

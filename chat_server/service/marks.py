@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from chat_server.model.messages import GroupView, MessageStore
 from chat_server.service.answers import Answer
+from chat_server.service.coordinator import Coordinator
 from chat_server.service.frames import Request
 from chat_server.service.live_groups import LiveGroup
 from chat_server.service.notices import Notices
@@ -11,7 +12,6 @@ from chat_server.service.peers import Peers, View
 from chat_server.service.references import MAX_PAGE, References, names_of, refuse_missing
 from chat_server.service.registry import Socket
 from chat_server.status import Reason, Refused, Status
-from chat_server.utils.clock import Timeline
 from chat_server.utils.locks import KeyedLock
 
 
@@ -19,13 +19,13 @@ class Marks:
     """Marks messages as read and deletes them. The ops raise Refused, StoreUnavailable."""
 
     def __init__(
-        self, peers: Peers, references: References, messages: MessageStore, notices: Notices, timeline: Timeline
+        self, peers: Peers, references: References, messages: MessageStore, notices: Notices, coordinator: Coordinator
     ) -> None:
         self._peers = peers
         self._references = references
         self._messages = messages
         self._notices = notices
-        self._timeline = timeline
+        self._coordinator = coordinator
         self._change_lock = KeyedLock()  # by user: one request is worked on at a time, however many sockets ask
 
     async def mark_read(self, socket: Socket, request: Request) -> Answer:
@@ -54,7 +54,7 @@ class Marks:
         refuse_missing(Status.MARK_READ_FAILED, view, missing)
 
     async def _mark_all(self, socket: Socket, view: View) -> int:
-        until, after, count = self._timeline.next(), 0, 0
+        until, after, count = await self._coordinator.end_of(view.key), 0, 0
         while True:
             page = await self._messages.unread(view.name, socket.user, after, MAX_PAGE)
             page = [message for message in page if message.time < until]

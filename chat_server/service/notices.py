@@ -21,9 +21,11 @@ class Notices:
 
     async def read(self, reads: Sequence[tuple[Socket, str, list[str]]]) -> None:
         """Tell which messages (ids) of an author each socket has read, but tell no author whom the reader blocks."""
-        listening, listeners = self._registry.sync_users, self._registry.sync_sockets
-        reads = [one for one in reads if one[0].user in listening or one[1] in listening]
-        blocks = [(by.user, author) for by, author, ids in reads if ids and listeners(author, without=by)]
+        if not self._registry.forward:  # most messages concern no sync socket
+            listening = self._registry.sync_users
+            reads = [one for one in reads if one[0].user in listening or one[1] in listening]
+        may_listen = self._registry.may_listen
+        blocks = [(by.user, author) for by, author, ids in reads if ids and may_listen((author,))]
         blocked = await self._blocks.states(blocks) if blocks else {}
         for by, author, ids in reads:
             users = (by.user, author) if blocked.get((by.user, author)) is False else (by.user,)
@@ -45,7 +47,7 @@ class Notices:
             self._send(by, (member,), group.name, Status.DELETED, lines)
 
     def group_changed(self, users: Iterable[str], group: str, lines: Sequence[str]) -> None:
-        """Tell users what changed in a group: `+NAME`, `-NAME`, or `!NAME` for a new owner."""
+        """Tell users at this process what changed in a group: `+NAME`, `-NAME`, or `!NAME` for a new owner."""
         listeners = [socket for user in users for socket in self._registry.sync_sockets(user)]
         for start in range(0, len(lines) if listeners else 0, MAX_PAGE):
             content = "\n".join(lines[start : start + MAX_PAGE])
@@ -54,8 +56,6 @@ class Notices:
                 socket.send(frame)
 
     def _send(self, by: Socket, users: Sequence[str], to: str, status: Status, lines: list[str]) -> None:
-        listeners = [socket for user in users for socket in self._registry.sync_sockets(user, without=by)]
-        for start in range(0, len(lines) if listeners else 0, MAX_PAGE):
+        for start in range(0, len(lines) if self._registry.may_listen(users) else 0, MAX_PAGE):
             frame = self._frames.notice(by.user, to, status, lines[start : start + MAX_PAGE])
-            for socket in listeners:
-                socket.send(frame)
+            self._registry.notify(users, frame, without=by)

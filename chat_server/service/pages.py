@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from chat_server.model.messages import Message, MessageStore
 from chat_server.service.answers import Answer
 from chat_server.service.confirmations import Confirmations
+from chat_server.service.coordinator import Coordinator
 from chat_server.service.frames import Frames, Request
 from chat_server.service.live_groups import LiveGroup
 from chat_server.service.page_stream import NEWEST, PageStream, count_of
@@ -13,7 +14,6 @@ from chat_server.service.peers import Peers, View
 from chat_server.service.references import LATEST, MAX_PAGE, References, names_of
 from chat_server.service.registry import Socket
 from chat_server.status import Reason, Refused, Status
-from chat_server.utils.clock import Timeline
 
 # They match in linear time: no two adjacent unbounded repetitions can match the same character.
 _SKIP = re.compile(r"([0-9]+)-([0-9]{1,3})")
@@ -33,7 +33,7 @@ class Pages:
         confirmations: Confirmations,
         stream: PageStream,
         frames: Frames,
-        timeline: Timeline,
+        coordinator: Coordinator,
     ) -> None:
         self._peers = peers
         self._references = references
@@ -41,7 +41,7 @@ class Pages:
         self._confirmations = confirmations
         self._stream = stream
         self._frames = frames
-        self._timeline = timeline
+        self._coordinator = coordinator
 
     async def history(self, socket: Socket, request: Request) -> Answer:
         """Op 2: a page of the conversation."""
@@ -65,7 +65,7 @@ class Pages:
         view = await self._peers.view(socket, request, FAILED)
         left = count_of(FAILED, request.content) if request.content else LATEST
         await self._confirmations.flush()
-        until = self._timeline.next()
+        until = await self._coordinator.end_of(view.key)
         read = self._unread_in(view.group, view) if view.group else self._unread_of(view)
 
         async def read_on(last: Message | None, most: int) -> list[Message]:

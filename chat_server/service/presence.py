@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Any
 
@@ -48,14 +48,16 @@ class Presence:
         self._registry = registry
         self._frames = frames
         self._clock = clock
-        self._online: set[str] = set()
+        self._online: set[str] = set()  # at this process
+        self._elsewhere: dict[str, set[str]] = {}  # users who are online at other processes -> their names
+        self.tell: Callable[[str, bool], None] = lambda user, online: None  # called when a user is online here, or not
         self._leaving: dict[str, float] = {}  # users without a socket -> when they are offline; in order of time
         self._changed: dict[str, None] = {}  # users whose peers have no frame yet; the oldest change first
         self._changed_for: dict[str, set[str]] = {}  # likewise, but only these peers get a frame
 
     async def seen_online(self, viewer: str, users: Iterable[str]) -> set[str]:
         """Return the users that `viewer` sees as online. Check `online` too when the result is used later."""
-        online = [user for user in users if user in self._online]
+        online = [user for user in users if self._is_online(user)]
         blocks = await self._blocks.states([(user, viewer) for user in online], cache=False)
         return {user for user in online if blocks.get((user, viewer)) is False}
 
@@ -64,7 +66,7 @@ class Presence:
 
         False if `user` has just blocked `viewer`; `seen_online` finds earlier blocks.
         """
-        return user in self._online and not self._blocks.is_cached(user, viewer)
+        return self._is_online(user) and not self._blocks.is_cached(user, viewer)
 
     def waiting(self) -> int:
         """Return how many users have changed and wait for their round."""
@@ -76,13 +78,35 @@ class Presence:
             self._leaving.pop(user, None)
             if user not in self._online:
                 self._online.add(user)
-                self._announce(user)
+                self.tell(user, True)
+                if user not in self._elsewhere:
+                    self._announce(user)
         elif user in self._online:
             self._leaving.setdefault(user, self._clock.monotonic() + GRACE_SECONDS)
 
+    def changed_elsewhere(self, node: str, user: str, *, online: bool) -> None:
+        """Note that a user came online at another process, or went offline there."""
+        before, nodes = self._is_online(user), self._elsewhere.setdefault(user, set())
+        (nodes.add if online else nodes.discard)(node)
+        if not nodes:
+            del self._elsewhere[user]
+        if self._is_online(user) != before:
+            self._announce(user)
+
+    def appeared(self, node: str, users: Collection[str]) -> None:
+        """Note which users are online at another process, and no others."""
+        missing = [user for user, nodes in self._elsewhere.items() if node in nodes and user not in users]
+        for user in missing:
+            self.changed_elsewhere(node, user, online=False)
+        for user in users:
+            self.changed_elsewhere(node, user, online=True)
+
+    def _is_online(self, user: str) -> bool:
+        return user in self._online or user in self._elsewhere
+
     def changed_for(self, user: str, peer: str) -> None:
         """Note that `user` has blocked or unblocked `peer`, who then sees `user` go offline or come online."""
-        if user in self._online:
+        if self._is_online(user):
             _make_room(self._changed_for, user)
             self._changed_for.setdefault(user, set()).add(peer)
 
@@ -124,7 +148,9 @@ class Presence:
         while self._leaving and (user := next(iter(self._leaving))) and self._leaving[user] <= now:
             del self._leaving[user]
             self._online.discard(user)
-            self._announce(user)
+            self.tell(user, False)
+            if user not in self._elsewhere:
+                self._announce(user)
 
     def _announce(self, user: str) -> None:
         _make_room(self._changed, user)

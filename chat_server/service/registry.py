@@ -1,7 +1,7 @@
-"""The open sockets of this process, by user. A bus between several processes would fit behind this one seam."""
+"""The open sockets of this process, by user, and frames for users wherever their sockets are."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Protocol
 
 import msgspec
@@ -74,6 +74,14 @@ class Socket(Protocol):
         ...
 
 
+class Forward(Protocol):
+    """Passes a frame to the sockets that users have at other processes."""
+
+    def __call__(self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False) -> None:
+        """Pass it to the sync sockets, or `to_all` sockets; see `Registry.notify`."""
+        ...
+
+
 class Registry:
     """The sockets of this process, by user."""
 
@@ -83,6 +91,7 @@ class Registry:
         self._leaving: set[Socket] = set()  # closing or closed, with requests that may still be in work
         self.endings = 0  # the number of `end` calls: an upgrade in progress then checks its session again
         self.changed: Callable[[str], None] = lambda user: None  # called when a socket of a user opened or closed
+        self.forward: Forward | None = None  # passes frames to other processes, if there can be any
 
     def add(self, socket: Socket) -> None:
         """Deliver to this socket from now on."""
@@ -107,6 +116,30 @@ class Registry:
         """The open sync sockets of `user`, except the socket `without`."""
         return [socket for socket in self._sockets.get(user, ()) if socket.sync and socket is not without]
 
+    def may_listen(self, users: Iterable[str]) -> bool:
+        """Whether `notify` may find a sync socket."""
+        return self.forward is not None or not self.sync_users.isdisjoint(users)
+
+    def may_be_online(self, users: Mapping[str, object]) -> Set[str]:
+        """Those of the users who may have a socket at some process."""
+        return users.keys() if self.forward else self._sockets.keys() & users.keys()
+
+    def notify(
+        self, users: Collection[str], frame: bytes, *, without: Socket | None = None, optional: bool = False
+    ) -> None:
+        """Send a frame to the sync sockets of users, at all processes; an `optional` one only while there is room."""
+        self.notify_here(users, frame, without=without, optional=optional)
+        if self.forward:
+            self.forward(users, frame, optional=optional)
+
+    def notify_here(
+        self, users: Iterable[str], frame: bytes, *, without: Socket | None = None, optional: bool = False
+    ) -> None:
+        """As `notify`, but only at this process."""
+        for user in users:
+            for socket in self.sync_sockets(user, without):
+                (socket.offer if optional else socket.send)(frame)
+
     def online(self, user: str) -> bool:
         """Whether `user` has a socket open."""
         return user in self._sockets
@@ -119,8 +152,8 @@ class Registry:
         """How many users have a socket open."""
         return len(self._sockets)
 
-    async def broadcast(self, sender: Socket, frame: bytes) -> int:
-        """Send to every socket of every other user, and to the sender's other sync sockets.
+    async def broadcast(self, sender: str, frame: bytes, without: Socket | None = None) -> int:
+        """Send to every socket of every other user, and to the sender's sync sockets except `without`.
 
         Returns the number of users it reached. Never waits for a reader; other work runs in between.
         """
@@ -128,10 +161,10 @@ class Registry:
         budget = BROADCAST_STRIDE
         for user, sockets in list(self._sockets.items()):
             for socket in sockets:
-                if user != sender.user or (socket.sync and socket is not sender):
+                if user != sender or (socket.sync and socket is not without):
                     socket.offer(frame)
                     budget -= 1
-            reached += user != sender.user
+            reached += user != sender
             if budget <= 0:
                 await asyncio.sleep(0)
                 budget = BROADCAST_STRIDE

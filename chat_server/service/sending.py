@@ -31,10 +31,14 @@ _BAD_ID = Refused(_FAILED, Reason.BAD_ID, "the first line is no valid id: 1 to 6
 
 
 class Sent(msgspec.Struct, gc=False):
-    """A message that is stored, now or by an earlier request."""
+    """A message that is stored, now or by an earlier request.
+
+    `elsewhere`: how many other processes with a receiver that the sender sees as online have accepted the message.
+    """
 
     message: Message
     added: Added
+    elsewhere: int = 0
 
 
 class Batch(msgspec.Struct, eq=False):

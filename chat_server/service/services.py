@@ -7,9 +7,12 @@ from chat_server.service.answers import Answers
 from chat_server.service.blocking import Blocking
 from chat_server.service.blocks import Blocks
 from chat_server.service.broadcast import Broadcasts
+from chat_server.service.cluster import Cluster
+from chat_server.service.cluster_receiver import ClusterReceiver
 from chat_server.service.confirmations import Confirmations
 from chat_server.service.contact_limit import ContactCache, ContactLimit
 from chat_server.service.conversations import ConversationList
+from chat_server.service.coordinator import Coordinator, SingleProcess
 from chat_server.service.erasure import DeletedGroups
 from chat_server.service.frames import Frames
 from chat_server.service.groups import Groups
@@ -52,8 +55,15 @@ class Services:
         live_groups = LiveGroups(users.groups, blocks)
         blocks.changed = live_groups.blocks_changed
         self.presence = presence = Presence(messages, blocks, registry, frames, clock)
-        registry.changed = presence.changed
-        self.accounts = Accounts(settings.accounts, users, stores.sessions, stores.rates, passwords, registry)
+        registry.changed = self._changed
+        shared = stores.shared
+        self.cluster = Cluster(shared.backplane, shared.log, registry) if shared else None
+        coordinator: Coordinator = self.cluster or SingleProcess(timeline)
+        if self.cluster:
+            presence.tell = self.cluster.tell_presence
+        self.accounts = Accounts(
+            settings.accounts, users, stores.sessions, stores.rates, passwords, registry, coordinator
+        )
         self.peers = peers = Peers(self.accounts, live_groups)
         cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)
         self.limit = ContactLimit(messages, stores.sending, cache)
@@ -62,18 +72,37 @@ class Services:
         self.confirmations = confirmations = Confirmations(messages, notices)
         self.sending = Sending(settings.chat, peers, live_groups, blocks, messages, self.limit, timeline)
         self.answers = Answers(registry, frames, metrics)
-        self.pages = Pages(peers, references, messages, confirmations, stream, frames, timeline)
+        self.pages = Pages(peers, references, messages, confirmations, stream, frames, coordinator)
         self.conversations = ConversationList(peers, live_groups, messages, confirmations, presence, stream, frames)
-        self.marks = Marks(peers, references, messages, notices, timeline)
-        self.broadcasts = Broadcasts(settings.chat, stores.rates, registry, frames, timeline)
+        self.marks = Marks(peers, references, messages, notices, coordinator)
+        self.broadcasts = Broadcasts(settings.chat, stores.rates, registry, frames, timeline, self.cluster)
         self.typing = TypingIndicator(peers, live_groups, self.limit, blocks, registry, frames, clock)
 
-        self.blocking = Blocking(blocks, self.sending.settle, presence)
+        self.blocking = Blocking(blocks, self.sending.settle, presence, coordinator)
         additions = Additions(settings.chat, self.accounts, messages)
         self.groups = Groups(
-            users.groups, live_groups, additions, peers, self.sending.settle_group, presence, notices, timeline
+            users.groups,
+            live_groups,
+            additions,
+            peers,
+            self.sending.settle_group,
+            presence,
+            notices,
+            timeline,
+            coordinator,
         )
         self.deleted_groups = DeletedGroups(users.groups, messages)
+        self.receiver: ClusterReceiver | None = None  # with several processes
+        if shared:
+            self.receiver = ClusterReceiver(
+                shared.log, registry, self.answers, frames, self.sending, blocks, self.groups, presence, timeline
+            )
+
+    def _changed(self, user: str) -> None:
+        """A socket of a user opened or closed."""
+        self.presence.changed(user)
+        if self.cluster:
+            self.cluster.enter(user)
 
     async def refresh(self) -> None:
         """Find what a command has changed: disabled and removed users, and their blocks and groups."""

@@ -1,6 +1,7 @@
 """Op 8, typing: tell the sync sockets of the other users, but store nothing (docs/protocol.md section 2, Op 8)."""
 
 import asyncio
+from collections.abc import Collection
 from weakref import WeakKeyDictionary
 
 from chat_server.service.answers import Answer
@@ -16,7 +17,7 @@ from chat_server.utils.clock import Clock
 STOPPED, STARTED = CONTENTS = ("0", "1")
 # Seconds between two `1` that pass, for each socket and conversation.
 INTERVAL = 2.0
-# Other work runs after this many receivers of a frame.
+# Other work runs after a frame was sent to the sync sockets of this many users.
 RECEIVERS_PER_TURN = 50
 # Conversations that are tracked for each socket.
 TRACKED = 16
@@ -54,27 +55,28 @@ class TypingIndicator:
         to = peer.name if isinstance(peer, LiveGroup) else peer
         if limiter.allows(to, request.content, self._clock.monotonic()):
             frame = self._frames.typing(me, to, request.content)
-            for number, receiver in enumerate(await self._receivers(me, peer), 1):
-                if isinstance(peer, LiveGroup) and not peer.members.keys() >= {me, receiver.user}:
+            receivers = await self._receivers(me, peer)
+            if self._registry.forward:
+                self._registry.forward(receivers, frame, optional=True)
+            for number, receiver in enumerate(receivers, 1):
+                if isinstance(peer, LiveGroup) and not peer.members.keys() >= {me, receiver}:
                     continue  # removed while other work ran in between
-                receiver.offer(frame)
+                self._registry.notify_here((receiver,), frame, optional=True)
                 if number % RECEIVERS_PER_TURN == 0:
                     await asyncio.sleep(0)
         return Answer(Status.TYPING, "", silent=True)
 
-    async def _receivers(self, me: str, peer: Peer) -> list[Socket]:
-        """The sync sockets of the users who may know that `me` is typing."""
+    async def _receivers(self, me: str, peer: Peer) -> Collection[str]:
+        """The users who may know that `me` is typing."""
         if isinstance(peer, LiveGroup):
             blocks = await self._groups.look_up_blocks(peer, me)
             if me not in peer.members:  # removed meanwhile
                 return []
-            online = self._registry.sockets_among(peer.members).keys()
-            users = online - blocks.by_others - blocks.by_member - {me}
-            return [receiver for user in users for receiver in self._registry.sync_sockets(user)]
+            return self._registry.may_be_online(peer.members) - blocks.by_others - blocks.by_member - {me}
         if await self._limit.are_contacts(me, peer, self._clock.now()):
             states = await self._blocks.states([(me, peer), (peer, me)])
             if list(states.values()) == [False, False]:
-                return self._registry.sync_sockets(peer)
+                return [peer]
         return []
 
 

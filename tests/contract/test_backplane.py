@@ -10,7 +10,7 @@ from redis import Redis
 
 from chat_server import conf
 from chat_server.cache import redis, redis_backplane, redis_nodes
-from chat_server.cache.backplane import Item, Sockets
+from chat_server.cache.backplane import Item
 from chat_server.cache.redis import Scripts
 from chat_server.cache.redis_backplane import RedisBackplane
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
@@ -28,6 +28,7 @@ class Process:
         self.items: list[tuple[list[str], bytes]] = []
         self.applied: list[bytes] = []
         self.gaps: list[int] = []
+        self.others: dict[str, set[str]] = {}  # the users of other nodes
         self.may_apply = asyncio.Event()
         self.may_apply.set()
 
@@ -37,6 +38,12 @@ class Process:
     async def apply(self, payload: bytes) -> None:
         await self.may_apply.wait()
         self.applied.append(payload)
+
+    def appeared(self, node: str, users: Sequence[str]) -> None:
+        self.others[node] = set(users)
+
+    def vanished(self, node: str) -> None:
+        self.others.pop(node, None)
 
     async def recover(self, since: int) -> None:
         self.gaps.append(since)
@@ -76,9 +83,9 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def test_an_item_reaches_the_processes_of_its_users(processes: list[Process]) -> None:
     one, two, three = processes
-    await two.backplane.set_sockets("bob", Sockets(1, 0))
-    await three.backplane.set_sockets("bob", Sockets(2, 1))
-    await three.backplane.set_sockets("cid", Sockets(1, 1))
+    await two.backplane.set_sockets("bob", 1)
+    await three.backplane.set_sockets("bob", 2)
+    await three.backplane.set_sockets("cid", 1)
     accepted = await one.backplane.publish(
         [Item(["bob", "ann"], b"first"), Item(["cid"], b"\0second"), Item(["x"], b"")]
     )
@@ -91,7 +98,7 @@ async def test_an_item_reaches_the_processes_of_its_users(processes: list[Proces
 
 async def test_items_arrive_in_the_order_of_the_calls(processes: list[Process]) -> None:
     one, two, _ = processes
-    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    await two.backplane.set_sockets("bob", 1)
     await asyncio.gather(*(one.backplane.publish([Item(["bob"], b"%d" % n)]) for n in range(1000)))
     await until(lambda: len(two.items) == 1000)
     assert [payload for _, payload in two.items] == [b"%d" % n for n in range(1000)]
@@ -105,12 +112,13 @@ async def test_an_item_for_everyone_reaches_every_other_process(processes: list[
 
 async def test_the_directory_counts_the_sockets_elsewhere(processes: list[Process]) -> None:
     one, two, three = processes
-    assert await two.backplane.set_sockets("bob", Sockets(3, 1)) == 0
-    assert await three.backplane.set_sockets("bob", Sockets(2, 0)) == 3
-    assert await one.backplane.find_sockets(["bob", "cid"]) == {"bob": Sockets(5, 1)}
-    assert await two.backplane.find_sockets(["bob"]) == {"bob": Sockets(2, 0)}
-    await three.backplane.set_sockets("bob", Sockets(0, 0))
-    assert await two.backplane.find_sockets(["bob"]) == {}
+    assert await two.backplane.set_sockets("bob", 3) == 0
+    assert await three.backplane.set_sockets("bob", 2) == 3
+    assert await one.backplane.set_sockets("bob", 1) == 5
+    assert await one.backplane.count_users() == 1
+    for process in processes:
+        await process.backplane.set_sockets("bob", 0)
+    assert await two.backplane.count_users() == 0
 
 
 async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[Process]) -> None:
@@ -125,7 +133,7 @@ async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[Pr
     assert three.applied == [b"change"]
 
 
-async def test_a_change_waits_for_a_silent_process_until_its_lease_ends(processes: list[Process]) -> None:
+async def test_a_change_waits_for_a_lease_at_most(processes: list[Process]) -> None:
     one, two, three = processes
     two.may_apply.clear()
     two.renewing.cancel()
@@ -138,7 +146,7 @@ async def test_a_change_waits_for_a_silent_process_until_its_lease_ends(processe
 async def test_items_before_a_confirmation_arrive_before_it(processes: list[Process]) -> None:
     """What a process published before it applied a change arrives before the change is confirmed."""
     one, two, three = processes
-    await three.backplane.set_sockets("cid", Sockets(1, 0))
+    await three.backplane.set_sockets("cid", 1)
     publishing: list[asyncio.Future[list[int]]] = []
 
     async def apply(payload: bytes) -> None:
@@ -154,7 +162,7 @@ async def test_items_before_a_confirmation_arrive_before_it(processes: list[Proc
 
 async def test_a_killed_subscription_is_a_gap(processes: list[Process]) -> None:
     one, two, _ = processes
-    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    await two.backplane.set_sockets("bob", 1)
     before = two.gaps, two.backplane._probed
     with Redis(port=_server("redis").port) as admin:
         admin.client_kill_filter(_type="pubsub")
@@ -177,11 +185,24 @@ async def test_a_failed_publication_is_a_gap_for_the_others(
 
 async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[Process]) -> None:
     one, two, _ = processes
-    await two.backplane.set_sockets("bob", Sockets(1, 0))
+    await two.backplane.set_sockets("bob", 1)
     names = {process.node.name for process in processes}
     with Redis(port=_server("redis").port) as admin:
         admin.flushall()
     await until(lambda: not names & {process.node.name for process in processes})
     await until(lambda: not any(process.backplane.lapsed() for process in processes))
-    assert await one.backplane.find_sockets(["bob"]) == {"bob": Sockets(1, 0)}
+    assert await one.backplane.publish([Item(["bob"], b"again")]) == [1]
     assert two.gaps
+
+
+async def test_the_end_of_a_subscription_is_seen_at_once(processes: list[Process]) -> None:
+    one, two, three = processes
+    await two.backplane.set_sockets("bob", 1)
+    await until(lambda: set(one.others) == {two.node.name, three.node.name})
+    two.backplane._reading.cancel()
+    await until(lambda: set(one.others) == {three.node.name})
+    await until(lambda: one.gaps)  # it may have stored something that it did not publish
+    assert await one.backplane.count_users() == 0
+    assert await one.backplane.publish([Item(["bob"], b"lost")]) == [0]
+    await two.backplane.open()
+    await until(lambda: one.others.get(two.node.name) == {"bob"})

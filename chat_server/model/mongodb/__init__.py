@@ -1,5 +1,6 @@
 """Messages in MongoDB."""
 
+from chat_server.model.mongodb.chain import ChainedMessages
 from chat_server.model.mongodb.connection import POOL, address, call, client, client_options, failure, reach
 from chat_server.model.mongodb.documents import LATEST
 from chat_server.model.mongodb.lease import MongoLease
@@ -10,6 +11,7 @@ from chat_server.model.mongodb.probe import probe
 __all__ = [
     "LATEST",
     "POOL",
+    "ChainedMessages",
     "MongoLease",
     "MongoMessages",
     "address",

@@ -13,8 +13,16 @@ import msgspec
 from bson import Int64
 from pymongo.errors import BulkWriteError
 
-from chat_server.model.messages import Added, Message
-from chat_server.model.mongodb.documents import EARLIEST, LATEST, conversation_of, earlier_message, to_document
+from chat_server.model.messages import Added, ConversationKey, Message
+from chat_server.model.mongodb.documents import (
+    EARLIEST,
+    LATEST,
+    conversation_key,
+    conversation_of,
+    earlier_message,
+    to_document,
+    to_message,
+)
 from chat_server.model.mongodb.messages import MongoMessages
 from chat_server.utils.clock import MICROSECONDS, Timeline
 
@@ -49,8 +57,15 @@ class ChainedMessages(MongoMessages):
         )
 
     def saw(self, message: Message) -> None:
-        """Note a message that another process has stored, so that the next one here needs no query."""
         self._newest.raise_to(conversation_of(message), message.time)
+
+    async def since(self, time: int, count: int) -> list[Message]:
+        query = {"_id": {"$gt": Int64(time), "$lt": LATEST}, "deleted": False}
+        found = await self._call(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
+        return [to_message(document) for document in found]
+
+    async def end_of(self, key: ConversationKey) -> int:
+        return 1 + await self._read_newest(conversation_key(key))
 
     async def _insert(self, messages: Sequence[Message]) -> list[Added]:
         added, left = list[Added](), list(messages)

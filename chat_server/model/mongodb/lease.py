@@ -6,6 +6,7 @@ import pymongo
 
 from chat_server.model.mongodb.connection import call
 from chat_server.model.mongodb.documents import LEASES
+from chat_server.utils.errors import StoreUnavailable
 
 
 class MongoLease:
@@ -27,7 +28,11 @@ class MongoLease:
         taking = self._leases.find_one_and_update(
             {"_id": "server"}, [{"$set": lease}], upsert=True, return_document=pymongo.ReturnDocument.AFTER
         )
-        return bytes((await call(taking, self._timeout, self._name))["holder"])
+        if (
+            taken := await call(taking, self._timeout, self._name)
+        ) is None:  # of processes that start together, one wins
+            raise StoreUnavailable(f"{self._name}: another process has just taken the lease")
+        return bytes(taken["holder"])
 
     async def release(self, holder: bytes) -> None:
         await call(self._leases.delete_one({"_id": "server", "holder": holder}), self._timeout, self._name)

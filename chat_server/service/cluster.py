@@ -1,0 +1,116 @@
+"""What this process tells the other processes of its cluster."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+from chat_server.cache.backplane import Backplane, Item
+from chat_server.model.messages import MessageLog
+from chat_server.service.live_groups import LiveGroup
+from chat_server.service.packets import BroadcastMessage, Change, Notice, PresenceChanged, encode, pack
+from chat_server.service.registry import Registry
+from chat_server.service.sending import Batch, Sent
+from chat_server.utils.locks import KeyedLock
+
+_NOTHING = encode(Notice(b"", to_all=False, optional=True))  # published only to count the processes of users
+
+
+class Cluster:
+    """Coordinator of several processes. Publishes messages, frames and changes, and keeps the directory."""
+
+    def __init__(self, backplane: Backplane, log: MessageLog, registry: Registry) -> None:
+        self._backplane = backplane
+        self._locks = KeyedLock()
+        self.end_of = log.end_of
+        self._registry = registry
+        self._entries: set[asyncio.Future[int]] = set()
+        self.lapsed = backplane.lapsed
+        self.start = backplane.start
+        registry.forward = self.forward_frame
+
+    def forward(self, batch: Batch) -> Awaitable[None] | None:
+        """Publish the stored messages of a batch. Await the result, if there is one, before the batch is answered.
+
+        A message with a receiver at this process is acknowledged without waiting for the others.
+        """
+        user, items, counted = batch.socket.user, list[Item](), list[tuple[Sent, int]]()
+        wait = False
+        for request, sent in zip(batch.requests, batch.results, strict=True):
+            peer = batch.receivers[request.to]
+            if not isinstance(sent, Sent) or peer in batch.blocked_by:
+                continue
+            group = peer if isinstance(peer, LiveGroup) else None
+            deliver = sent.added.new or sent.added.unread
+            payload = pack(sent.message, sent.added.time) if deliver else _NOTHING
+            if group:
+                receivers, seen = _members(group, user, sent.added.time)
+            else:
+                receivers = seen = [sent.message.receiver]
+            items.append(Item(receivers, payload))
+            if len(seen) < len(receivers):
+                items.append(Item(seen, _NOTHING))
+            counted.append((sent, len(items) - 1))
+            wait = wait or not any(self._registry.online(name) for name in seen)
+            if sent.added.new:
+                items.append(Item([user], pack(sent.message, sent.added.time, copy=True)))
+        if not items:
+            return None
+        publishing = self._backplane.publish([item for item in items if item.users])
+        return self._count(items, counted, publishing) if wait else None
+
+    async def _count(
+        self, items: Sequence[Item], counted: Sequence[tuple[Sent, int]], publishing: Awaitable[list[int]]
+    ) -> None:
+        results = iter(await publishing)
+        accepted = [next(results) if item.users else 0 for item in items]
+        for sent, place in counted:
+            sent.elsewhere = accepted[place]
+
+    def forward_frame(
+        self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False
+    ) -> None:
+        """A Forward of the registry."""
+        if names := list(users):
+            self._backplane.publish([Item(names, encode(Notice(frame, to_all, optional)))])
+
+    async def broadcast(self, sender: str, content: str, time: int) -> int:
+        """Publish a message to all online users. Returns how many others there are. Raises StoreUnavailable."""
+        await self._backplane.publish([Item(None, encode(BroadcastMessage(sender, content, time)))])
+        return await self._backplane.count_users() - 1
+
+    def tell_presence(self, user: str, online: bool) -> None:
+        """Tell the others that a user came online here, or went offline."""
+        self._backplane.publish([Item(None, encode(PresenceChanged(self._backplane.name(), user, online)))])
+
+    async def confirm(self, change: Change) -> None:
+        """See Coordinator."""
+        await self._backplane.confirm(encode(change))
+
+    @asynccontextmanager
+    async def hold(self, name: str) -> AsyncIterator[None]:
+        """See Coordinator."""
+        async with self._locks.hold(name), self._backplane.lock(name):
+            yield
+
+    def enter(self, user: str, opening: int = 0) -> Awaitable[int]:
+        """Enter the sockets of a user into the directory, `opening` of which will open soon.
+
+        Returns how many there are at other processes.
+        """
+        sockets = len(self._registry.sockets(user)) + opening
+        entry = asyncio.ensure_future(self._backplane.set_sockets(user, sockets))
+        self._entries.add(entry)
+        entry.add_done_callback(self._entered)
+        return entry
+
+    def _entered(self, entry: "asyncio.Future[int]") -> None:
+        self._entries.discard(entry)
+        if not entry.cancelled():
+            entry.exception()  # the backplane enters it again
+
+
+def _members(group: LiveGroup, sender: str, time: int) -> tuple[list[str], list[str]]:
+    """The other members who may read a message, and those of them whom the sender sees as online if they are."""
+    receivers = [user for user, since in group.members.items() if user != sender and since < time]
+    blocks = group.blocks.get(sender)
+    return receivers, [user for user in receivers if blocks and user not in blocks.by_others]

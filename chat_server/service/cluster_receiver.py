@@ -1,0 +1,131 @@
+"""What this process does for the other processes of its cluster."""
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+from chat_server.model.messages import Message, MessageLog
+from chat_server.service.answers import Answers
+from chat_server.service.blocks import Blocks
+from chat_server.service.frames import Frames
+from chat_server.service.groups import Groups
+from chat_server.service.packets import (
+    BlockChanged,
+    BroadcastMessage,
+    Notice,
+    PresenceChanged,
+    SessionsEnded,
+    StoredMessage,
+    decode_change,
+    decode_packet,
+    unpack,
+)
+from chat_server.service.presence import Presence
+from chat_server.service.registry import Registry
+from chat_server.service.sending import Sending
+from chat_server.utils.clock import Timeline
+from chat_server.utils.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+# Messages that are read again at a time after a gap.
+PAGE = 1000
+
+
+class ClusterReceiver:
+    """Handles what other processes publish; a Receiver of the backplane."""
+
+    def __init__(
+        self,
+        messages: MessageLog,
+        registry: Registry,
+        answers: Answers,
+        frames: Frames,
+        sending: Sending,
+        blocks: Blocks,
+        groups: Groups,
+        presence: Presence,
+        timeline: Timeline,
+    ) -> None:
+        self._messages = messages
+        self._registry = registry
+        self._answers = answers
+        self._frames = frames
+        self._sending = sending
+        self._blocks = blocks
+        self._groups = groups
+        self._presence = presence
+        self._timeline = timeline
+        self.check_sessions: Callable[[], Awaitable[None]] = _nothing  # closes the sockets whose sessions have ended
+
+    async def received(self, users: Sequence[str], payload: bytes) -> None:
+        packet = decode_packet(payload)
+        if isinstance(packet, StoredMessage):
+            await self._receive(users, unpack(packet), copy=packet.copy)
+        elif isinstance(packet, Notice):
+            if not packet.to_all:
+                self._registry.notify_here(users, packet.frame, optional=packet.optional)
+            else:
+                for user in users:
+                    for socket in self._registry.sockets(user):
+                        socket.send(packet.frame)
+        elif isinstance(packet, BroadcastMessage):
+            frame = self._frames.broadcast(packet.sender, packet.content, packet.time)
+            await self._registry.broadcast(packet.sender, frame)
+        elif isinstance(packet, PresenceChanged):
+            self._presence.changed_elsewhere(packet.node, packet.user, online=packet.online)
+
+    def appeared(self, node: str, users: Sequence[str]) -> None:
+        self._presence.appeared(node, set(users))
+
+    def vanished(self, node: str) -> None:
+        self._presence.appeared(node, set())
+
+    async def _receive(self, users: Collection[str], message: Message, *, copy: bool = False) -> None:
+        self._timeline.advance(message.time)  # an answer to it is later
+        self._messages.saw(message)
+        if copy:
+            self._registry.notify_here(users, self._frames.live(message, message.time))
+            return
+        group = None
+        if message.group:
+            try:
+                group = await self._groups.live.get(message.group)
+            except StoreUnavailable as error:  # without it, the message is delivered and stays unread
+                log.warning("store unavailable", extra={"error": str(error)})
+        if group:  # a member may have been removed since
+            users = [user for user in users if group.members.get(user, message.time) < message.time]
+        self._answers.receive(message, users, group)
+
+    async def apply(self, payload: bytes) -> None:
+        change = decode_change(payload)
+        if isinstance(change, SessionsEnded):
+            await self._registry.end(change.user, only=change.only, keep=change.keep)
+        elif isinstance(change, BlockChanged):
+            await self._blocks.read_again(change.blocker, change.blocked)
+            self._presence.changed_for(change.blocker, change.blocked)
+            await self._sending.settle(change.blocker, change.blocked)
+        else:
+            await self._groups.changed_elsewhere(change)
+
+    async def recover(self, since: int) -> None:
+        log.info("gap noticed", extra={"since": since})
+        self._blocks.clear()
+        self._groups.live.forget_blocks()
+        await self._groups.refresh()
+        await self.check_sessions()
+        while page := await self._messages.since(since, PAGE):
+            for message in page:
+                await self._deliver_again(message)
+            since = page[-1].time
+
+    async def _deliver_again(self, message: Message) -> None:
+        """Deliver a message that may have been missed."""
+        if not message.group:
+            if not message.read and self._registry.online(message.receiver):
+                await self._receive([message.receiver], message)
+        elif group := await self._groups.live.get(message.group):
+            await self._receive(self._registry.sockets_among(group.members).keys() - {message.sender}, message)
+
+
+async def _nothing() -> None:
+    pass

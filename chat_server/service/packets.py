@@ -1,0 +1,81 @@
+"""What server processes tell each other, as bytes for the backplane."""
+
+import msgspec
+
+from chat_server.model.messages import Message
+
+
+class StoredMessage(msgspec.Struct, array_like=True, tag="m"):
+    """A message that another process has stored. `copy`: for the other sync sockets of its sender."""
+
+    message: tuple[str, str, str, str, int, int]  # sender, receiver, id, text, time, number of the group
+    copy: bool
+
+
+class Notice(msgspec.Struct, array_like=True, tag="n"):
+    """A frame for the sync sockets of users, or `to_all` sockets. An `optional` frame may be dropped."""
+
+    frame: bytes
+    to_all: bool
+    optional: bool
+
+
+class BroadcastMessage(msgspec.Struct, array_like=True, tag="b"):
+    """A message to all online users (op 6); `time` in microseconds."""
+
+    sender: str
+    content: str
+    time: int
+
+
+class PresenceChanged(msgspec.Struct, array_like=True, tag="p"):
+    """A user came online at a process, or went offline there."""
+
+    node: str
+    user: str
+    online: bool
+
+
+class SessionsEnded(msgspec.Struct, array_like=True, tag="s"):
+    """The session `only`, or all sessions of the user except `keep`, have ended."""
+
+    user: str
+    only: bytes | None
+    keep: bytes | None
+
+
+class BlockChanged(msgspec.Struct, array_like=True, tag="k"):
+    """A block was stored or deleted."""
+
+    blocker: str
+    blocked: str
+
+
+class GroupChanged(msgspec.Struct, array_like=True, tag="g"):
+    """A group was changed. `lines`: see protocol section 2, code 42011; `time`: new members may read what is later."""
+
+    number: int
+    name: str
+    members: list[str]
+    lines: list[str]
+    time: int
+
+
+Packet = StoredMessage | Notice | BroadcastMessage | PresenceChanged
+Change = SessionsEnded | BlockChanged | GroupChanged
+
+encode = msgspec.msgpack.Encoder().encode
+decode_packet = msgspec.msgpack.Decoder(Packet).decode
+decode_change = msgspec.msgpack.Decoder(Change).decode
+
+
+def pack(message: Message, time: int, *, copy: bool = False) -> bytes:
+    """Encode a stored message; `time` is the one under which it is stored."""
+    fields = (message.sender, message.receiver, message.id, message.text, time, message.group)
+    return encode(StoredMessage(fields, copy))
+
+
+def unpack(packet: StoredMessage) -> Message:
+    """Return the message of a packet."""
+    sender, receiver, id, text, time, group = packet.message
+    return Message(sender, receiver, id, text, time, group=group)
