@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.harness import ServerHandle, serving
+from tests.harness import CLUSTER, ServerHandle, serving
 
 
 @pytest.hookimpl(wrapper=True)
@@ -23,6 +23,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         return (yield)
     finally:
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """With CHAT_TEST_PROCESSES, skip the tests that make sense with one process only."""
+    if not CLUSTER:
+        return
+    from tests.cluster import suite  # noqa: PLC0415 - only a run on several processes needs it
+
+    for item in items:
+        name = item.function.__name__
+        if reason := suite.reason(item.path.name, name, item.fixturenames):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -44,6 +44,8 @@ TIMEOUT = 60.0
 UNCOUNTED_ENVIRON = {"PATH": os.environ["PATH"]}
 # The environment of a child process: only PATH and the variables that coverage needs to measure the process.
 CLEAN_ENVIRON = UNCOUNTED_ENVIRON | {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
+# Whether the e2e suite runs on several processes: the environment variable is their number.
+CLUSTER = bool(os.environ.get("CHAT_TEST_PROCESSES"))
 # Cheap password hashes, and no limits: a test of a limit sets it.
 DEFAULTS = {
     "HttpPort": 0,
@@ -277,7 +279,15 @@ async def serving(
     """Run a server in this process, on a free port, with its data in `folder`. Register and log in `users`.
 
     `stores` contains environment variables that select other stores, such as CHAT_REDIS_REDISDB.
+
+    With CHAT_TEST_PROCESSES, run that many processes behind a balancer instead (tests/cluster/suite.py).
     """
+    if CLUSTER:
+        from tests.cluster import suite  # noqa: PLC0415 - it imports this module
+
+        async with suite.serving(folder, clock, users=users, stores=stores, **settings) as cluster:
+            yield cluster
+        return
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in {**DEFAULTS, **settings}.items()}
     environ |= {"CHAT_SERVICE_DATADIR": str(folder), **(stores or {})}
     async with app.serving(conf.load(None, environ), clock) as (host, port):
@@ -362,29 +372,49 @@ def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def subprocess_server(
+    folder: Path, *, users: Sequence[str] = (), prefix: tuple[str, ...] = (), **options: Any
+) -> AsyncIterator[SubprocessServer]:
+    """Run a server in its own process: see `one_process_server`. `users` are registered and logged in.
+
+    With CHAT_TEST_PROCESSES, run that many processes behind a balancer instead (tests/cluster/suite.py).
+    """
+    if CLUSTER:
+        from tests.cluster import suite  # noqa: PLC0415 - it imports this module
+
+        async with suite.subprocess_server(folder, users=users, prefix=prefix, **options) as cluster:
+            yield cluster
+        return
+    async with one_process_server(folder, prefix=prefix, **options) as server:
+        await server.add_users(*users)
+        yield server
+
+
+@asynccontextmanager
+async def one_process_server(
     folder: Path,
     *,
-    users: Sequence[str] = (),
     prefix: tuple[str, ...] = (),
     stores: Mapping[str, str] | None = None,
     coverage: bool = True,
+    log: Path | None = None,
+    run_py: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[SubprocessServer]:
     """Run a server in its own process with its data in `folder`; kill it at the end if it still runs.
 
-    `users` are registered and logged in. `stores` contains environment variables that select other stores.
-    `prefix` is a command that runs the server, such as strace. `coverage=False` saves the CPU time of the measurement.
-    The log is in folder/../server.log.
+    `stores` contains environment variables that select other stores. `prefix` is a command that runs the server, such
+    as strace. `coverage=False` saves the CPU time of the measurement. `log` is folder/../server.log by default.
+    `run_py` is the program of another version of the server.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
     config.write_text("[service]\n" + "\n".join(f"{key} = {value}" for key, value in values.items()))
-    log = folder.parent / "server.log"
+    log = log or folder.parent / "server.log"
     with log.open("ab") as errors:
         child = await asyncio.create_subprocess_exec(
             *prefix,
             sys.executable,
-            str(ROOT / "run.py"),
+            str(run_py or ROOT / "run.py"),
             "--config",
             str(config),
             stdout=asyncio.subprocess.PIPE,
@@ -398,7 +428,6 @@ async def subprocess_server(
         match = re.search(r"ready.*http://(\S+):(\d+)", ready)  # text, or JSON in release mode
         assert match, (ready, log.read_text())
         server = SubprocessServer(match[1], int(match[2]), child, log)
-        await server.add_users(*users)
         yield server
     finally:
         if child.returncode is None:
