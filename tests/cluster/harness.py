@@ -27,7 +27,7 @@ from chat_server.conf import settings as conf_settings
 from tests import servers
 from tests.cluster.clock import ShiftedClock
 from tests.cluster.relay import Balancer, FaultyNetwork
-from tests.harness import TIMEOUT, ChatClient, ServerHandle, SubprocessServer, one_process_server
+from tests.harness import TIMEOUT, ChatClient, ServerHandle, SubprocessServer, one_process_server, run_command
 from tests.servers import DatabaseServer
 
 # The number of processes of the e2e suite (tests/cluster/suite.py). With 1, every cluster has one process, which takes
@@ -161,9 +161,12 @@ class Process(ServerHandle):
 class Cluster(ServerHandle, Sequence[Process]):
     """Processes behind a balancer, which sends each connection, and so each request, to the next process."""
 
-    def __init__(self, processes: Sequence[Process], balancer: Balancer, tokens: dict[str, str]) -> None:
+    def __init__(
+        self, processes: Sequence[Process], balancer: Balancer, tokens: dict[str, str], environ: Mapping[str, str]
+    ) -> None:
         super().__init__("127.0.0.1", balancer.port)
         self.balancer = balancer
+        self.environ = environ  # of a command on the same stores
         self.tokens = tokens
         self._processes = processes
 
@@ -186,6 +189,12 @@ class Cluster(ServerHandle, Sequence[Process]):
         local, remote = chat.connection.local_address[1], chat.connection.remote_address[1]
         port = self.balancer.target_port(local) if remote == self.port else remote
         return next(process for process in self._processes if process.port == port)
+
+    async def command(self, *arguments: str) -> str:
+        """Run `python run.py` on the same stores; fail unless it succeeds. Return its output."""
+        code, out, err = await run_command(*arguments, environ=self.environ)
+        assert code == 0, (out, err)
+        return out
 
     async def rolling_restart(self, run_py: Path | None = None) -> None:
         """Restart one process after the other, with another version of the server if `run_py` is its program.
@@ -263,7 +272,8 @@ async def cluster(
             await stack.enter_async_context(process.running())
         await asyncio.gather(*(process.start() for process in processes))
         balancer = await stack.enter_async_context(Balancer([process.port for process in processes], port).running())
-        running = Cluster(processes * (count // len(processes)), balancer, tokens)
+        commands = environ | {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in settings.items()}
+        running = Cluster(processes * (count // len(processes)), balancer, tokens, commands)
         await running.add_users(*users)
         yield running
 

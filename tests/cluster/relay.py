@@ -181,6 +181,10 @@ class FaultyNetwork(Relay):
             return
         await link.write(direction, data)
 
+    def redirect_to(self, port: int) -> None:
+        """Forward new connections to this port; open ones stay."""
+        self._target = lambda: port
+
     def subscriptions(self) -> list[Link]:
         """Return the open connections that subscribed to a channel of Redis."""
         return [link for link in self.links if link.is_subscription]

@@ -1,0 +1,407 @@
+"""Failures of processes, of Redis and of MongoDB under traffic (tests/cluster/traffic.py).
+
+No acknowledged message is lost, duplicated or reordered; receivers get their messages without any action; no process
+exits.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests import servers
+from tests.cluster.harness import (
+    FREEZE_SECONDS,
+    Cluster,
+    Databases,
+    cluster,
+    receive_ids,
+    require_several_processes,
+    within,
+)
+from tests.cluster.traffic import ring, traffic
+from tests.faults.stores import history, unavailable
+from tests.harness import ChatClient
+
+USERS = ("1", "2", "3", "4", "5", "6")
+# A process without Redis answers store_away after its lease of 10 s; issue 20 asks for an outage of five minutes.
+OUTAGE_SECONDS = float(os.environ.get("CHAT_TEST_OUTAGE", "25"))
+# The program (run.py) of an earlier version that supports several processes.
+OLD_VERSION = os.environ.get("CHAT_TEST_OLD_VERSION")
+LIVE_SECONDS = 10.0  # after a gap, receivers have their messages within this time
+
+Disruption = Callable[[Cluster, Databases], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIterator[Cluster]:
+    """Run three processes, and check at the end that none has exited or logged a traceback."""
+    settings: dict[str, Any] = {"StrangerLimit": 0, "StoreTimeout": 2, "HeartbeatSeconds": 5}
+    async with cluster(folder, databases, 3, users=USERS, **{**settings, **options}) as three:
+        yield three
+        for process in set(three):
+            assert process.server.process.returncode is None, process.log.read_text()[-2000:]
+            assert "Traceback" not in process.log.read_text()
+
+
+# --- a process
+
+
+async def test_a_message_stored_but_not_published_arrives(databases: Databases, tmp_path: Path) -> None:
+    """The process is killed in between. The receiver, on another process, does nothing for it."""
+    require_several_processes()
+    async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0) as three:
+        await three.make_contacts("1", "2")
+        async with three[1].chat("2", "1") as two, three[2].chat("1", "2") as witness:
+            async with three[0].chat("1", "2") as one, three[0].redis.holding(b"unpublished") as held:
+                await one.put(1, "m1\nunpublished")
+                await held.wait()
+
+                async def stored() -> bool:
+                    return "m1\nunpublished" in await history(witness)
+
+                await within(5, "the message is stored", stored)
+                await three[0].kill()
+            async with asyncio.timeout(LIVE_SECONDS):
+                assert await receive_ids(two, 1) == ["m1"]
+            retry = await witness.send("m1\nunpublished")
+            assert retry["op_type"] in (40018, 40019)
+            await two.expect_nothing()
+            assert (await history(witness)).count("m1\nunpublished") == 1
+
+
+async def test_a_killed_process_loses_and_reorders_nothing(databases: Databases, tmp_path: Path) -> None:
+    """One after the other is killed under traffic and started again."""
+    async with serving(databases, tmp_path) as three, traffic(three, ring(three, USERS)):
+        for process in dict.fromkeys(three):
+            await asyncio.sleep(1)
+            await process.kill()
+            await asyncio.sleep(2)
+            await process.start()
+
+
+async def test_a_frozen_process_loses_and_reorders_nothing(databases: Databases, tmp_path: Path) -> None:
+    """For longer than a lease. What its sockets sent in the meantime is refused or stored, never both."""
+    async with serving(databases, tmp_path) as three, traffic(three, ring(three, USERS)):
+        await asyncio.sleep(1)
+        async with three[2].frozen():
+            await asyncio.sleep(FREEZE_SECONDS + 2)
+
+
+async def test_a_frozen_process_processes_no_buffered_frame(databases: Databases, tmp_path: Path) -> None:
+    """It answers store_away to what arrived after its lease; the sockets stay open."""
+    require_several_processes()
+    async with serving(databases, tmp_path) as three:
+        await three.make_contacts("1", "2")
+        async with three[2].chat("1", "2") as one, three[0].chat("2", "1") as two:
+            async with three[2].frozen():
+                await asyncio.sleep(FREEZE_SECONDS)
+                await one.put(1, "m1\nbuffered")
+            answer = await one.receive()
+            if answer["op_type"] == 40008:  # otherwise, the lease was renewed before the frame was processed
+                assert answer["reason"] == "store_away"
+                await two.expect_nothing()
+
+
+async def test_a_rolling_restart_loses_and_reorders_nothing(databases: Databases, tmp_path: Path) -> None:
+    """From the version in CHAT_TEST_OLD_VERSION to this one, if it is set."""
+    async with serving(databases, tmp_path) as three:
+        if OLD_VERSION:
+            await three.rolling_restart(Path(OLD_VERSION))
+        async with traffic(three, ring(three, USERS)):
+            await asyncio.sleep(1)
+            await three.rolling_restart()
+            await asyncio.sleep(1)
+
+
+# --- the subscription
+
+
+async def subscribe_again(redis: Redis, count: int) -> None:
+    """Wait until Redis has at least this many subscribed clients."""
+
+    async def subscribed() -> bool:
+        return len(await redis.client_list(_type="pubsub")) >= count
+
+    await within(LIVE_SECONDS, f"{count} processes are subscribed", subscribed)
+
+
+async def kill_subscriptions(three: Cluster, databases: Databases) -> None:
+    async with Redis(port=databases.redis.port) as redis:
+        for _ in range(3):
+            assert await redis.client_kill_filter(_type="pubsub") > 0
+            await asyncio.sleep(1)
+            await subscribe_again(redis, len(set(three)))
+
+
+async def break_half_open(three: Cluster, databases: Databases) -> None:
+    """The process notices by itself that its subscription is deaf, and opens another one."""
+    network = three[1].redis
+    before = network.subscriptions()
+    assert before
+    async with network.half_open(before):
+
+        async def replaced() -> bool:
+            return any(link not in before for link in network.subscriptions())
+
+        await within(LIVE_SECONDS, "the process subscribes again", replaced)
+        await asyncio.sleep(1)
+
+
+async def overflow_output_buffer(three: Cluster, databases: Databases) -> None:
+    """Redis closes a subscription whose reader is too slow."""
+    network = three[1].redis
+    async with Redis(port=databases.redis.port) as redis:
+        await redis.config_set("client-output-buffer-limit", "pubsub 65536 0 0")
+        try:
+            # User 2 has its sockets on this process. The traffic has no conversation of 2 and 4.
+            async with (
+                network.unread(network.subscriptions()),
+                three[0].chat("4", "2") as four,
+                asyncio.timeout(LIVE_SECONDS * 3),
+            ):
+                while len(await redis.client_list(_type="pubsub")) >= len(set(three)):
+                    for number in range(50):
+                        await four.put(1, f"\n{number}" + "x" * 16_000)
+                    for _ in range(50):
+                        assert (await four.receive())["op_type"] in (40018, 40019)
+            await subscribe_again(redis, len(set(three)))
+        finally:
+            await redis.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+
+
+# --- Redis
+
+
+async def restart_redis(three: Cluster, databases: Databases) -> None:
+    await asyncio.to_thread(databases.redis.kill)
+    await asyncio.to_thread(databases.redis.start)
+
+
+async def freeze_redis(three: Cluster, databases: Databases) -> None:
+    async with unavailable(databases.redis, "frozen"):
+        await asyncio.sleep(5)
+
+
+async def cut_redis_from_one_process(three: Cluster, databases: Databases) -> None:
+    """For longer than the lease: the sockets of this process stay open, and its users are told store_away."""
+    async with three[1].redis.unreachable():
+        await asyncio.sleep(FREEZE_SECONDS + 4)
+
+
+async def delay_redis(three: Cluster, databases: Databases) -> None:
+    three[1].redis.delay = 0.3
+    await asyncio.sleep(5)
+    three[1].redis.delay = 0
+
+
+async def kill_mongodb(three: Cluster, databases: Databases) -> None:
+    async with unavailable(databases.mongodb, "killed"):
+        await asyncio.sleep(3)
+
+
+async def cut_mongodb_from_one_process(three: Cluster, databases: Databases) -> None:
+    async with three[1].mongodb.unreachable():
+        await asyncio.sleep(5)
+
+
+@pytest.mark.parametrize(
+    "disrupt",
+    [
+        kill_subscriptions,
+        break_half_open,
+        overflow_output_buffer,
+        restart_redis,
+        freeze_redis,
+        cut_redis_from_one_process,
+        delay_redis,
+        kill_mongodb,
+        cut_mongodb_from_one_process,
+    ],
+)
+async def test_a_disruption_loses_and_reorders_nothing(
+    databases: Databases, tmp_path: Path, disrupt: Disruption
+) -> None:
+    """After each, an idle receiver on every process also gets a new message live."""
+    if disrupt in (kill_subscriptions, break_half_open, overflow_output_buffer):
+        require_several_processes()
+    async with serving(databases, tmp_path) as three:
+        async with traffic(three, ring(three, USERS)):
+            await asyncio.sleep(1)
+            await disrupt(three, databases)
+            await asyncio.sleep(2)
+        await check_delivery(three)
+
+
+async def check_delivery(three: Cluster) -> None:
+    """Fail unless a message on one process arrives live on each other one."""
+    for process in three:
+        async with three[0].chat("1", "2") as one, process.chat("2", "1") as two:
+            answer = await one.send(f"live{process.port}\nhello")
+            assert answer["op_type"] == 40018, answer
+            assert await receive_ids(two, 1) == [f"live{process.port}"]
+
+
+async def test_messages_of_a_deaf_time_arrive_late(databases: Databases, tmp_path: Path) -> None:
+    """While the receiver's process is deaf, a message is stored and acknowledged; it arrives without any action."""
+    require_several_processes()
+    async with serving(databases, tmp_path) as three:
+        await three.make_contacts("1", "2")
+        async with three[0].chat("1", "2") as one, three[1].chat("2", "1") as two:
+            network = three[1].redis
+            async with network.half_open(network.subscriptions()):
+                for number in range(20):
+                    assert (await one.send(f"m{number}\nhello"))["op_type"] in (40018, 40019)
+                async with asyncio.timeout(LIVE_SECONDS):
+                    assert await receive_ids(two, 20) == [f"m{number}" for number in range(20)]
+            await asyncio.sleep(3)
+            await two.expect_nothing()
+
+
+async def test_sync_sockets_are_closed_after_a_gap(databases: Databases, tmp_path: Path) -> None:
+    """With 1001, because marks and deletions have no log; plain sockets of the same user stay open."""
+    require_several_processes()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[1].chat("1", sync=True) as sync,
+        three[1].chat("1", "2") as plain,
+    ):
+        network = three[1].redis
+        network.cut(network.subscriptions())
+        async with asyncio.timeout(LIVE_SECONDS):
+            assert await sync.wait_closed() == 1001
+        await (await plain.connection.ping())
+
+
+async def test_a_flushed_redis_ends_sessions_and_loses_nothing(databases: Databases, tmp_path: Path) -> None:
+    """After a new login, everything works again on all processes."""
+    async with serving(databases, tmp_path, HeartbeatSeconds=1) as three:
+        async with three[0].chat("1", "2") as one, three[1].chat("2", "1") as two:
+            await one.send("m1\nhello")
+            assert await receive_ids(two, 1) == ["m1"]
+            async with Redis(port=databases.redis.port) as redis:
+                await redis.flushall()
+            assert await one.wait_closed() == 4001
+            assert await two.wait_closed() == 4001
+        for user in ("1", "2"):
+            three.tokens[user] = await three.login(user)
+        await check_delivery(three)
+        async with three[2].chat("2", "1") as two:
+            assert "m1\nhello" in await history(two)
+
+
+async def test_a_failover_of_redis_loses_and_reorders_nothing(databases: Databases, tmp_path: Path) -> None:
+    """A replica takes over behind the same address, and the old Redis becomes its replica."""
+    require_several_processes()
+    replica = await asyncio.to_thread(servers.redis, "--replicaof", "127.0.0.1", str(databases.redis.port))
+    try:
+        async with Redis(port=replica.port) as new, Redis(port=databases.redis.port) as old:
+
+            async def replicated() -> bool:
+                return bool((await new.info("replication"))["master_link_status"] == "up")
+
+            await within(20, "the replica is synchronised", replicated)
+            async with serving(databases, tmp_path) as three:
+                async with traffic(three, ring(three, USERS)):
+                    await asyncio.sleep(1)
+                    await new.replicaof("NO", "ONE")
+                    await old.replicaof("127.0.0.1", str(replica.port))
+                    for process in three:
+                        process.redis.redirect_to(replica.port)
+                    await asyncio.sleep(5)
+                await check_delivery(three)
+            await old.replicaof("NO", "ONE")
+    finally:
+        replica.stop()
+
+
+@pytest.mark.timeout(OUTAGE_SECONDS * 2 + 240)
+async def test_a_long_outage_of_redis_keeps_sockets_open(databases: Databases, tmp_path: Path) -> None:
+    """Every frame is refused with the failure code of its op and store_away, also between contacts."""
+    require_several_processes()
+    async with serving(databases, tmp_path) as three:
+        await three.make_contacts("1", "2")
+        async with three[0].chat("1", "2") as one, three[1].chat("2", "1") as two:
+            async with unavailable(databases.redis, "killed"):
+                await asyncio.sleep(FREEZE_SECONDS)
+                await expect_refusals(one)
+                await asyncio.sleep(OUTAGE_SECONDS - FREEZE_SECONDS)
+                await expect_refusals(one)
+
+            async def accepted() -> bool:
+                return bool((await one.send("after\nthe outage"))["op_type"] == 40018)
+
+            await within(LIVE_SECONDS, "messages are accepted", accepted)
+            assert await receive_ids(two, 1) == ["after"]
+
+
+async def expect_refusals(chat: ChatClient) -> None:
+    """Fail unless every op is refused with store_away."""
+    requests = {1: ("hello", 40008), 2: ("-1", 40004), 3: ("", 40004), 4: ("*", 40006), 5: ("m1", 40012)}
+    requests |= {6: ("hello", 40008), 7: ("-1", 40022)}
+    for op_type, (content, failure) in requests.items():
+        answer = await chat.answer(op_type, content)
+        assert (answer["op_type"], answer.get("reason")) == (failure, "store_away"), answer
+
+
+# --- clocks
+
+
+async def test_clocks_two_seconds_apart_reorder_nothing(databases: Databases, tmp_path: Path) -> None:
+    """A reply is later than the message it answers, whichever clock is ahead."""
+    async with serving(databases, tmp_path, clocks=True) as three:
+        for process, seconds in zip(three, (-1.0, 0.0, 1.0), strict=True):
+            assert process.clock
+            process.clock.move(seconds)
+        async with traffic(three, ring(three, USERS)):
+            await asyncio.sleep(3)
+        async with three[2].chat("1", "2") as one, three[0].chat("2", "1") as two:
+            times: list[int] = []
+            for number in range(10):
+                times.append((await one.send(f"question{number}\nhello"))["time"])
+                assert (await receive_ids(two, 1))[-1] == f"question{number}"
+                times.append((await two.send(f"answer{number}\nhello"))["time"])
+                assert (await receive_ids(one, 1))[-1] == f"answer{number}"
+            assert times == sorted(times)
+            texts = [text for text in await history(two) if text.startswith(("question", "answer"))]
+            assert texts == [f"{kind}{n}\nhello" for n in range(10) for kind in ("question", "answer")]
+
+
+async def test_a_clock_six_seconds_off_stops_a_start(databases: Databases, tmp_path: Path) -> None:
+    require_several_processes()
+    async with serving(databases, tmp_path, clocks=True) as three:
+        await three[2].stop()
+        clock = three[2].clock
+        assert clock
+        clock.move(6)
+        with pytest.raises(AssertionError, match="clock"):
+            await three[2].start()
+        clock.move(0)
+        await three[2].start()
+
+
+async def test_a_clock_that_jumps_six_seconds_is_refused(databases: Databases, tmp_path: Path) -> None:
+    """The process acknowledges nothing while its clock is wrong."""
+    require_several_processes()
+    async with serving(databases, tmp_path, clocks=True) as three:
+        await three.make_contacts("1", "2")
+        async with three[2].chat("1", "2") as one:
+            clock = three[2].clock
+            assert clock
+            clock.move(6)
+
+            async def refused() -> bool:
+                return bool((await one.send("hello")).get("reason") == "store_away")
+
+            await within(FREEZE_SECONDS, "store_away with a wrong clock", refused)
+            clock.move(0)
+
+            async def accepted() -> bool:
+                return not await refused()
+
+            await within(FREEZE_SECONDS, "messages with a right clock", accepted)

@@ -1,0 +1,137 @@
+"""Users who write to each other all the time, as docs/clients.md requires, and a check that nothing was lost.
+
+A sender has one message in flight and repeats it with the same id until it is acknowledged, on another process if its
+socket ends. So the messages of a sender are stored and delivered in the order of their numbers, whatever happens.
+A receiver only reads. It calls op 3 after it has opened a socket, and otherwise asks for nothing.
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import websockets
+
+from tests.cluster.harness import Cluster
+from tests.faults.stores import history
+from tests.harness import ChatClient, ServerHandle, wait_until
+
+ACKNOWLEDGED = (40018, 40019)
+PAUSE = 0.02  # seconds between two messages of a sender
+
+
+class Pair(NamedTuple):
+    """A sender and a receiver, each with the process on which its first socket is."""
+
+    sender: str
+    receiver: str
+    sends_on: ServerHandle
+    receives_on: ServerHandle
+
+
+class Conversation:
+    """The messages of one pair."""
+
+    def __init__(self, cluster: Cluster, pair: Pair) -> None:
+        self.pair = pair
+        self.acknowledged: list[str] = []
+        self.received: set[str] = set()
+        self.live: list[dict[str, None]] = []  # per socket: what arrived without a request, in order of first arrival
+        self.refusals = 0
+        self.reconnects = 0
+        self.stopping = False
+        self._cluster = cluster
+
+    async def send(self) -> None:
+        """Send until `stopping` is set and the last message is acknowledged."""
+        ids = (f"m{number}" for number in itertools.count(1))
+        waiting: str | None = None
+        server = self.pair.sends_on
+        while not self.stopping or waiting:
+            try:
+                async with server.chat(self.pair.sender, self.pair.receiver) as chat:
+                    while not self.stopping or waiting:
+                        waiting = waiting or next(ids)
+                        await self._send_once(chat, waiting)
+                        waiting = None
+                        await asyncio.sleep(PAUSE)
+            except (OSError, websockets.WebSocketException, EOFError):
+                self.reconnects += 1
+                server = self._cluster
+                await asyncio.sleep(0.2)
+
+    async def _send_once(self, chat: ChatClient, id: str) -> None:
+        while (answer := await chat.send(f"{id}\nto {self.pair.receiver}"))["op_type"] not in ACKNOWLEDGED:
+            assert (answer["op_type"], answer["reason"]) == (40008, "store_away"), answer
+            self.refusals += 1
+            await asyncio.sleep(0.1)
+        self.acknowledged.append(id)
+
+    async def receive(self) -> None:
+        """Receive until cancelled."""
+        server = self.pair.receives_on
+        while True:
+            try:
+                async with server.chat(self.pair.receiver, self.pair.sender) as chat:
+                    self.live.append({})
+                    await chat.put(3)
+                    while True:
+                        self._note(await chat.connection.recv(decode=True))
+            except (OSError, websockets.WebSocketException, EOFError):
+                self.reconnects += 1
+                server = self._cluster
+                await asyncio.sleep(0.2)
+
+    def _note(self, text: str) -> None:
+        frame = json.loads(text)
+        if frame["from"] == self.pair.sender and frame["op_type"] in (40011, 40005):
+            self.received.add(frame["id"])
+            if frame["op_type"] == 40011:
+                self.live[-1].setdefault(frame["id"])
+
+    def is_complete(self) -> bool:
+        """Whether every acknowledged message has arrived."""
+        return self.received.issuperset(self.acknowledged)
+
+    async def check(self) -> None:
+        """Fail unless each socket received the messages in order, and all are stored once, in order."""
+        for live in self.live:
+            numbers = [int(id[1:]) for id in live]
+            assert numbers == sorted(numbers), "received out of order"
+        async with self._cluster.chat(self.pair.receiver, self.pair.sender) as chat:
+            stored = [content.partition("\n")[0] for content in await history(chat)]
+        assert stored == self.acknowledged
+
+
+@asynccontextmanager
+async def traffic(cluster: Cluster, pairs: Sequence[Pair], patience: float = 20) -> AsyncIterator[list[Conversation]]:
+    """Let all pairs write until the end. Then fail unless every acknowledged message arrives within `patience` seconds.
+
+    The users must be able to write without a limit.
+    """
+    conversations = [Conversation(cluster, pair) for pair in pairs]
+    async with asyncio.TaskGroup() as group:
+        receivers = [group.create_task(one.receive()) for one in conversations]
+        senders = [group.create_task(one.send()) for one in conversations]
+        yield conversations
+        for one in conversations:
+            one.stopping = True
+        await asyncio.wait_for(asyncio.gather(*senders), 60)
+        async with asyncio.timeout(patience):
+            await wait_until(lambda: all(one.is_complete() for one in conversations), "every acknowledged message")
+        for task in receivers:
+            task.cancel()
+    for one in conversations:
+        assert len(one.acknowledged) > 10, "too little traffic to show anything"
+        await one.check()
+
+
+def ring(cluster: Cluster, users: Sequence[str]) -> list[Pair]:
+    """Let each user write to the next one; the sockets are spread over all processes."""
+    count = len(cluster)
+    return [
+        Pair(user, users[(n + 1) % len(users)], cluster[n % count], cluster[(n + 1) % count])
+        for n, user in enumerate(users)
+    ]
