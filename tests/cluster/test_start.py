@@ -1,0 +1,89 @@
+"""The setting Processes: what it requires, and which servers may run next to each other."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers
+from tests.cluster.harness import Databases, cluster, require_several_processes
+from tests.faults.stores import start_error
+from tests.harness import one_process_server, run_command
+
+
+@pytest.fixture(autouse=True)
+def several_processes() -> None:
+    require_several_processes()
+
+
+def environ(databases: Databases, folder: Path) -> dict[str, str]:
+    """Return the environment of a server on databases of this test."""
+    return databases.environ("s" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16])
+
+
+@pytest.mark.parametrize("missing", ["mysql", "mongodb", "redis"])
+async def test_many_requires_all_three_stores(databases: Databases, tmp_path: Path, missing: str) -> None:
+    stores = servers.environ(**{name: server for name, server in databases._asdict().items() if name != missing})
+    line, _ = await start_error(tmp_path / "data", stores, Processes="many")
+    assert "Processes" in line
+
+
+async def test_an_unknown_value_of_processes_is_refused(tmp_path: Path) -> None:
+    line, _ = await start_error(tmp_path / "data", {}, Processes="two")
+    assert "Processes" in line
+
+
+@pytest.mark.parametrize("first", ["one", "many"])
+@pytest.mark.parametrize("second", ["one", "many"])
+async def test_only_many_starts_next_to_many(databases: Databases, tmp_path: Path, first: str, second: str) -> None:
+    stores = environ(databases, tmp_path)
+    async with one_process_server(tmp_path / "a" / "data", stores=stores, **parents(tmp_path / "a"), Processes=first):
+        if first == second == "many":
+            async with one_process_server(
+                tmp_path / "b" / "data", stores=stores, **parents(tmp_path / "b"), Processes=second
+            ) as server:
+                await server.add_users("1")
+        else:
+            line, _ = await start_error(tmp_path / "other", stores, Processes=second)
+            assert "another chat_server" in line
+
+
+def parents(folder: Path) -> dict[str, Any]:
+    """Make the folder of a server; no further options."""
+    folder.mkdir()
+    return {}
+
+
+async def test_a_process_with_another_redis_is_refused(databases: Databases, tmp_path: Path) -> None:
+    """The record in MongoDB names the Redis of the cluster."""
+    stores = environ(databases, tmp_path)
+    (tmp_path / "a").mkdir()
+    other = servers.redis()
+    try:
+        async with one_process_server(tmp_path / "a" / "data", stores=stores, Processes="many"):
+            different = stores | {"CHAT_REDIS_REDISADDR": f"127.0.0.1:{other.port}"}
+            line, _ = await start_error(tmp_path / "b", different, Processes="many")
+            assert "Redis" in line
+    finally:
+        other.stop()
+
+
+async def test_a_stopped_process_frees_its_slot_at_once(databases: Databases, tmp_path: Path) -> None:
+    """More starts than slots (64), one after the other, also after kill -9."""
+    async with cluster(tmp_path, databases, 2, users=("1",)) as two:
+        for number in range(6):
+            await (two[1].stop() if number % 2 else two[1].kill())
+            await two[1].start()
+        async with two[1].chat("1"):
+            pass
+
+
+async def test_an_embedded_server_does_not_import_redis(tmp_path: Path) -> None:
+    """The default, `one`, stays as it was."""
+    async with one_process_server(tmp_path / "data") as server:
+        modules = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert "_sqlite3" in modules
+    code, out, err = await run_command("--check", environ={"CHAT_SERVICE_DATADIR": str(tmp_path / "data")})
+    assert code == 0, (out, err)
