@@ -55,7 +55,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-class Relay:
+class TcpRelay:
     """Relays each connection to the first of `candidate_ports` that accepts it. A FIN stays a FIN, an RST an RST."""
 
     def __init__(self, port: int = 0) -> None:
@@ -132,7 +132,7 @@ class Relay:
                 return
 
 
-class Balancer(Relay):
+class Balancer(TcpRelay):
     """Sends each connection to the next of `ports`, or to the one after it if no process listens there.
 
     It has no health checks: a frozen process still gets connections. A test takes a process out by removing its port.
@@ -154,7 +154,7 @@ class Balancer(Relay):
         return found
 
 
-class FaultyNetwork(Relay):
+class FaultyNetwork(TcpRelay):
     """The network between one process and one database. `delay`: seconds by which each packet is late."""
 
     def __init__(self, target: Callable[[], int]) -> None:

@@ -22,7 +22,7 @@ ACKNOWLEDGED = (40018, 40019)
 PAUSE = 0.02  # seconds between two messages of a sender
 
 
-class Pair(NamedTuple):
+class TrafficPair(NamedTuple):
     """A sender and a receiver, each with the process on which its first socket is."""
 
     sender: str
@@ -31,10 +31,10 @@ class Pair(NamedTuple):
     receives_on: ServerHandle
 
 
-class Conversation:
+class PairTraffic:
     """The messages of one pair."""
 
-    def __init__(self, cluster: Cluster, pair: Pair) -> None:
+    def __init__(self, cluster: Cluster, pair: TrafficPair) -> None:
         self.pair = pair
         self.acknowledged: list[str] = []
         self.received: set[str] = set()
@@ -106,14 +106,16 @@ class Conversation:
 
 
 @asynccontextmanager
-async def traffic(cluster: Cluster, pairs: Sequence[Pair], patience: float = 20) -> AsyncIterator[list[Conversation]]:
+async def traffic(
+    cluster: Cluster, pairs: Sequence[TrafficPair], patience: float = 20
+) -> AsyncIterator[list[PairTraffic]]:
     """Let all pairs write until the end, and then ten messages more.
 
     Fail unless every acknowledged message arrives within another `patience` seconds.
 
     The users must be able to write without a limit.
     """
-    conversations = [Conversation(cluster, pair) for pair in pairs]
+    conversations = [PairTraffic(cluster, pair) for pair in pairs]
     async with asyncio.TaskGroup() as group:
         receivers = [group.create_task(one.receive()) for one in conversations]
         senders = [group.create_task(one.send()) for one in conversations]
@@ -134,10 +136,10 @@ async def traffic(cluster: Cluster, pairs: Sequence[Pair], patience: float = 20)
         await one.check()
 
 
-def ring(cluster: Cluster, users: Sequence[str]) -> list[Pair]:
+def ring(cluster: Cluster, users: Sequence[str]) -> list[TrafficPair]:
     """Let each user write to the next one; the sockets are spread over all processes."""
     count = len(cluster)
     return [
-        Pair(user, users[(n + 1) % len(users)], cluster[n % count], cluster[(n + 1) % count])
+        TrafficPair(user, users[(n + 1) % len(users)], cluster[n % count], cluster[(n + 1) % count])
         for n, user in enumerate(users)
     ]

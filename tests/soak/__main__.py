@@ -17,9 +17,10 @@ from chat_server.model import mongodb, mysql
 from tests import needs, servers
 from tests.servers import DatabaseServer
 from tests.soak.checker import read_back
+from tests.soak.cluster import disrupt_cluster
 from tests.soak.disruptions import disrupt
 from tests.soak.ledger import Ledger
-from tests.soak.run import SoakRun, measure
+from tests.soak.run import ClusterRun, ServerRun, measure
 
 MIB = 2**20
 MAX_GROWTH = 32  # MiB
@@ -31,7 +32,7 @@ RELEASE_TIME = 5.0  # seconds after which the server has released everything of 
 
 async def soak(seed: int, seconds: float, folder: Path, databases: Sequence[DatabaseServer] = ()) -> Ledger:
     """Disrupt the server for `seconds`, measure it in a calm period, and read all data back."""
-    run = SoakRun(seed, folder, databases)
+    run = ServerRun(seed, folder, databases)
     progress = asyncio.create_task(_print_progress(run.ledger))
     await disrupt(run, seconds)
     await calm(run, max(10, seconds / 10))
@@ -43,7 +44,17 @@ async def soak(seed: int, seconds: float, folder: Path, databases: Sequence[Data
     return run.ledger
 
 
-async def calm(run: SoakRun, seconds: float) -> None:
+async def soak_cluster(seed: int, seconds: float, folder: Path, databases: Sequence[DatabaseServer]) -> Ledger:
+    """Disrupt a cluster for `seconds`, and read all data back through a new one."""
+    run = ClusterRun(seed, folder, databases)
+    progress = asyncio.create_task(_print_progress(run.ledger))
+    await disrupt_cluster(run, seconds)
+    await read_back(run)
+    progress.cancel()
+    return run.ledger
+
+
+async def calm(run: ServerRun, seconds: float) -> None:
     """Check that an undisturbed server releases what it used for its clients when they close."""
     async with run.serving() as server:
         async with run.load():
@@ -77,17 +88,18 @@ def main() -> int:
         prog="python -m tests.soak", description="Disrupt a server under load, then check all data."
     )
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--stores", choices=("embedded", "servers"), default="embedded")
+    parser.add_argument("--stores", choices=("embedded", "servers", "cluster"), default="embedded")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the seed of the run to repeat")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, which ends all child processes
     print(f"make soak MINUTES={args.minutes:g} STORES={args.stores} SEED={args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chat-soak-"))
-    if args.stores == "servers" and (missing := needs.missing("mariadbd", "redis-server")):
+    if args.stores != "embedded" and (missing := needs.missing("mariadbd", "redis-server")):
         parser.error(f"apt-get install {missing}")
     with ExitStack() as stack:
-        databases = stack.enter_context(servers.running()) if args.stores == "servers" else []
-        ledger = asyncio.run(soak(args.seed, args.minutes * 60, folder, databases))
+        databases = stack.enter_context(servers.running()) if args.stores != "embedded" else []
+        test = soak_cluster if args.stores == "cluster" else soak
+        ledger = asyncio.run(test(args.seed, args.minutes * 60, folder, databases))
     for fault in ledger.faults:
         print(f"FAULT: {fault}")
     print(json.dumps({**vars(args), "folder": str(folder), **ledger.counts}))

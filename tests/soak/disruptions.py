@@ -8,14 +8,14 @@ from contextlib import AsyncExitStack
 
 from tests.harness import SubprocessServer
 from tests.servers import DatabaseServer
-from tests.soak.run import SoakRun
+from tests.soak.run import ServerRun
 
 # Relative frequencies.
 DISRUPTIONS = {"kill": 8, "stop": 1, "freeze": 2, "cut": 2}
 WITH_DATABASES = {**DISRUPTIONS, "kill database": 5}
 
 
-async def disrupt(run: SoakRun, seconds: float) -> None:
+async def disrupt(run: ServerRun, seconds: float) -> None:
     """Disrupt the server under load for `seconds`; then let the clients send the rest of their messages."""
     await run.prepare()
     async with AsyncExitStack() as last, run.load():
@@ -29,7 +29,7 @@ async def disrupt(run: SoakRun, seconds: float) -> None:
         await last.enter_async_context(run.serving())  # until the load has ended
 
 
-async def _disrupt_once(run: SoakRun, server: SubprocessServer, rng: random.Random) -> None:
+async def _disrupt_once(run: ServerRun, server: SubprocessServer, rng: random.Random) -> None:
     disruptions = WITH_DATABASES if run.databases else DISRUPTIONS
     [kind] = rng.choices(list(disruptions), list(disruptions.values()))
     if server.process.returncode is not None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from tests import servers
+from tests.cluster.harness import Cluster, Databases, cluster
 from tests.faults.stores import count_connections
 from tests.harness import ServerHandle, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -21,6 +22,7 @@ SILENT_USER = "star"  # never answers
 BLOCKER, BLOCKED = "u2", "u1"
 STRANGER_LIMIT = 5
 FAST = Pace((1, 1, 2, 8, 32, 64), 0)
+PROCESSES = 4  # of a cluster
 # secantusd, which represents MongoDB, sorts without indexes and answers slowly.
 SLOW = Pace((1, 1, 2, 4), 1)
 DRAIN_TIMEOUT = 120.0  # seconds in which every client must have sent its remaining messages
@@ -46,10 +48,10 @@ class SoakRun:
         self.server = ServerHandle("127.0.0.1", servers.free_port())
         self.devices: list[Device] = []
         self.databases = databases
-        self._folder = folder
+        self.folder = folder
         self.seed = seed
         self._pace = SLOW if databases else FAST
-        self._stores = servers.environ(**{database.name: database for database in databases})
+        self.stores = servers.environ(**{database.name: database for database in databases})
         users = [f"u{n}" for n in range(USERS)]
         for n in range(0, USERS, 4):
             members, guests = [[users[(n + step) % USERS] for step in steps] for steps in ((0, -1, -2, -3), (1, 2, 3))]
@@ -67,13 +69,9 @@ class SoakRun:
     def _add(self, name: str, user: str, peers: Sequence[str], **options: Any) -> None:
         self.devices.append(Device(self.ledger, self.server, self.seed, self._pace, name, user, peers, **options))
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[SubprocessServer]:
+    def serving(self) -> AbstractAsyncContextManager[ServerHandle]:
         """Run the server once."""
-        settings: dict[str, Any] = {"HttpPort": self.server.port, "StrangerLimit": STRANGER_LIMIT}
-        async with subprocess_server(self._folder / "data", stores=self._stores, **settings) as server:
-            server.tokens = self.server.tokens
-            yield server
+        raise NotImplementedError
 
     async def prepare(self) -> None:
         """Register all users, and let each write to its peers once, so that no contact limit applies to them."""
@@ -88,7 +86,7 @@ class SoakRun:
             await self._block(server)
             await self.keeper.create()
 
-    async def _block(self, server: SubprocessServer) -> None:
+    async def _block(self, server: ServerHandle) -> None:
         """Let BLOCKER block one of its peers, which goes on writing to it."""
         headers = {"Authorization": f"Bearer {server.tokens[BLOCKER]}"}
         response = await server.post("/user/block", {"user_name": BLOCKED}, headers=headers)
@@ -112,6 +110,34 @@ class SoakRun:
         self.keeper.draining = False
         for device in self.devices:
             device.draining = False
+
+
+class ServerRun(SoakRun):
+    """The users of one server process."""
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[SubprocessServer]:
+        """Run the server once."""
+        port = self.server.port
+        async with subprocess_server(
+            self.folder / "data", stores=self.stores, HttpPort=port, StrangerLimit=STRANGER_LIMIT
+        ) as server:
+            server.tokens = self.server.tokens
+            yield server
+
+
+class ClusterRun(SoakRun):
+    """The users of several processes behind a balancer."""
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Cluster]:
+        """Run all processes."""
+        named = {database.name: database for database in self.databases}
+        async with cluster(
+            self.folder, Databases(**named), PROCESSES, port=self.server.port, StrangerLimit=STRANGER_LIMIT
+        ) as processes:
+            processes.tokens = self.server.tokens
+            yield processes
 
 
 async def measure(server: SubprocessServer, databases: Sequence[DatabaseServer], files: int = 0) -> ResourceUse:

@@ -10,12 +10,12 @@ import pytest
 from tests.soak.checker import read_back
 from tests.soak.disruptions import disrupt
 from tests.soak.ledger import SentMessage, SoakGroup
-from tests.soak.run import SoakRun
+from tests.soak.run import ServerRun
 
 
 async def test_soak_loses_nothing_and_finds_manipulated_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.soak.ledger.MAX_FAULTS", 10_000)  # keep all kinds
-    run = SoakRun(1, tmp_path)
+    run = ServerRun(1, tmp_path)
     await disrupt(run, 4)
     await read_back(run)
     ledger = run.ledger
@@ -63,7 +63,7 @@ def manipulate_groups(data: Path, lost: SentMessage, group: SoakGroup, guest: st
         database.execute("INSERT INTO members (number, user, since) VALUES (?, ?, ?)", (number, guest, number))
 
 
-async def send_unread_and_read(run: SoakRun) -> tuple[SentMessage, SentMessage]:
+async def send_unread_and_read(run: ServerRun) -> tuple[SentMessage, SentMessage]:
     """Send two more messages while the receiver is offline; then mark the second."""
     device = run.devices[0]
     unread, read = (device.new(device.peers[0]) for _ in range(2))

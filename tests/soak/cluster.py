@@ -1,0 +1,120 @@
+"""The disruptions of a cluster during a soak test: of its processes, its databases and the networks between them."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from tests.cluster.harness import FREEZE_SECONDS, Cluster, Process
+from tests.faults.stores import unavailable
+from tests.soak.run import ClusterRun
+
+# Relative frequencies.
+OF_PROCESSES = {"kill": 6, "stop": 2, "freeze": 4, "freeze beyond the lease": 1, "cut": 2}
+OF_DATABASES = {"kill database": 4, "freeze database": 2}
+OF_NETWORKS = {
+    "cut subscription": 3,
+    "half-open subscription": 2,
+    "unread subscription": 2,
+    "delay redis": 2,
+    "delay mongodb": 2,
+    "cut redis": 2,
+    "cut redis beyond the lease": 1,
+    "cut mongodb": 2,
+}
+
+START_TRIES = 5
+
+Action = Callable[[str, random.Random], Awaitable[None]]
+
+
+async def disrupt_cluster(run: ClusterRun, seconds: float) -> None:
+    """Disrupt processes, databases and networks at the same time; then let the clients send the rest.
+
+    Each of the three has a random sequence of its own, so that a seed repeats the same actions.
+    """
+    await run.prepare()
+    async with run.serving() as cluster:
+        disruptions = _ClusterDisruptions(run, cluster)
+        async with run.load(), asyncio.TaskGroup() as group:
+            for kinds, action in (
+                (OF_PROCESSES, disruptions.disrupt_process),
+                (OF_DATABASES, disruptions.disrupt_database),
+                (OF_NETWORKS, disruptions.disrupt_network),
+            ):
+                group.create_task(disruptions.repeat(kinds, action, seconds))
+        disruptions.check_processes()
+
+
+class _ClusterDisruptions:
+    def __init__(self, run: ClusterRun, cluster: Cluster) -> None:
+        self._run = run
+        self._processes: list[Process] = list(dict.fromkeys(cluster))
+
+    async def repeat(self, kinds: dict[str, int], action: Action, seconds: float) -> None:
+        """Repeat a random action of these kinds for `seconds`. Each action ends with everything running again."""
+        rng = random.Random(f"{self._run.seed} {' '.join(kinds)}")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await asyncio.sleep(rng.uniform(0.5, 4))
+            [kind] = rng.choices(list(kinds), list(kinds.values()))
+            self._run.ledger.counts[kind] += 1
+            await action(kind, rng)
+
+    def check_processes(self) -> None:
+        """Record processes that ended by themselves, and errors in their logs."""
+        for process in self._processes:
+            if (code := process.server.process.returncode) is not None:
+                self._run.ledger.fault(f"process {process.number} ended by itself with {code}")
+            if "Traceback" in (log := process.log.read_text()):
+                traceback = log[log.index("Traceback") :][:2000]
+                self._run.ledger.fault(f"the log of process {process.number} has a traceback: {traceback}")
+
+    async def disrupt_process(self, kind: str, rng: random.Random) -> None:
+        """Kill, stop or freeze a process, or cut all clients."""
+        process, pause = rng.choice(self._processes), rng.uniform(0, 3)
+        self.check_processes()
+        if kind == "cut":
+            for device in self._run.devices:
+                device.reset()
+        elif kind.startswith("freeze"):
+            async with process.frozen():
+                await asyncio.sleep(pause + (FREEZE_SECONDS if "lease" in kind else 0))
+        else:
+            await (process.kill() if kind == "kill" else process.stop())
+            await asyncio.sleep(pause)
+            await self._start(process)
+
+    async def _start(self, process: Process) -> None:
+        """Start a process as a service manager does: again and again, because another disruption may end a start."""
+        for _ in range(START_TRIES):
+            try:
+                return await process.start()
+            except AssertionError:
+                self._run.ledger.counts["start failed"] += 1
+        self._run.ledger.fault(f"process {process.number} did not start {START_TRIES} times")
+
+    async def disrupt_database(self, kind: str, rng: random.Random) -> None:
+        """Kill or freeze a database."""
+        async with unavailable(rng.choice(self._run.databases), "killed" if kind.startswith("kill") else "frozen"):
+            await asyncio.sleep(rng.uniform(0, 2))
+
+    async def disrupt_network(self, kind: str, rng: random.Random) -> None:
+        """Disturb the connections of one process to Redis or MongoDB."""
+        process, pause = rng.choice(self._processes), rng.uniform(1, 6)
+        network = process.mongodb if "mongodb" in kind else process.redis
+        if kind.startswith("delay"):
+            network.delay = rng.uniform(0.01, 0.5)
+            await asyncio.sleep(pause)
+            network.delay = 0
+        elif kind == "cut subscription":
+            network.cut(network.subscriptions())
+        elif kind == "half-open subscription":
+            async with network.half_open(network.subscriptions()):
+                await asyncio.sleep(pause)
+        elif kind == "unread subscription":
+            async with network.unread(network.subscriptions()):
+                await asyncio.sleep(pause)
+        else:
+            async with network.unreachable():
+                await asyncio.sleep(pause + (FREEZE_SECONDS if "lease" in kind else 0))
