@@ -136,10 +136,13 @@ async def traffic(
         await one.check()
 
 
-def ring(cluster: Cluster, users: Sequence[str]) -> list[TrafficPair]:
-    """Let each user write to the next one; the sockets are spread over all processes."""
+def pairs_of(cluster: Cluster, users: Sequence[str]) -> list[TrafficPair]:
+    """Let the first user write to the second, the third to the fourth, and so on, each on another process.
+
+    No user has a second socket, whose pongs would confirm messages that the receiver did not read.
+    """
     count = len(cluster)
     return [
-        TrafficPair(user, users[(n + 1) % len(users)], cluster[n % count], cluster[(n + 1) % count])
-        for n, user in enumerate(users)
+        TrafficPair(sender, receiver, cluster[n % count], cluster[(n + 1) % count])
+        for n, (sender, receiver) in enumerate(zip(users[::2], users[1::2], strict=True))
     ]

@@ -44,6 +44,7 @@ async def disrupt_cluster(run: ClusterRun, seconds: float) -> None:
             ):
                 group.create_task(disruptions.repeat(kinds, action, seconds))
         disruptions.check_processes()
+        disruptions.check_logs()
 
 
 class _ClusterDisruptions:
@@ -62,13 +63,17 @@ class _ClusterDisruptions:
             await action(kind, rng)
 
     def check_processes(self) -> None:
-        """Record processes that ended by themselves, and errors in their logs."""
+        """Record processes that ended by themselves."""
         for process in self._processes:
             if (code := process.server.process.returncode) is not None:
                 self._run.ledger.fault(f"process {process.number} ended by itself with {code}")
-            if "Traceback" in (log := process.log.read_text()):
-                traceback = log[log.index("Traceback") :][:2000]
-                self._run.ledger.fault(f"the log of process {process.number} has a traceback: {traceback}")
+
+    def check_logs(self) -> None:
+        """Record unexpected errors in the logs."""
+        for process in self._processes:
+            for line in process.log.read_text().splitlines():
+                if "exception=" in line:
+                    self._run.ledger.fault(f"process {process.number} logged an unexpected error: {line[:2000]}")
 
     async def disrupt_process(self, kind: str, rng: random.Random) -> None:
         """Kill, stop or freeze a process, or cut all clients."""
@@ -89,9 +94,11 @@ class _ClusterDisruptions:
         """Start a process as a service manager does: again and again, because another disruption may end a start."""
         for _ in range(START_TRIES):
             try:
-                return await process.start()
+                await process.start()
             except AssertionError:
                 self._run.ledger.counts["start failed"] += 1
+            else:
+                return
         self._run.ledger.fault(f"process {process.number} did not start {START_TRIES} times")
 
     async def disrupt_database(self, kind: str, rng: random.Random) -> None:
