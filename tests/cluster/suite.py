@@ -23,13 +23,67 @@ from tests.cluster.harness import PROCESSES, Cluster, Databases, cluster, runnin
 from tests.harness import SubprocessServer
 
 PREFIX = "one process: "
-FIXTURES = {"monkeypatch": "the test changes code or variables of its own process"}
-EMBEDDED = "the test reads or damages the embedded database"
-COMMANDS = "the test runs commands on the embedded stores of the server"
+FIXTURES = {
+    "monkeypatch": "the test changes code or variables of its own process",
+    "caplog": "the test reads the log of its own process",
+}
+EMBEDDED = "the test reads, changes or damages the embedded database"
+FOLDER = "the test is about the files of the embedded database"
+COMMANDS = "the test runs commands on the embedded stores"
+MEMORY = "the test is about the memory of its own process"
 PROCESS = "the test measures or signals one process"
-MEMORY = "the test is about the memory of one process"
+BALANCER = "the buffers of the balancer hide from the server how a client reads"
+PORT = "the test listens on the port of the killed server, which the balancer still has"
 # File, or file::test, below tests/e2e -> the reason.
-ONE_PROCESS: dict[str, str] = {}
+ONE_PROCESS: dict[str, str] = {
+    "test_backup.py": FOLDER,
+    "test_data_folder.py": FOLDER,
+    "test_migrate.py": COMMANDS,
+    "test_migrate_from_go.py": COMMANDS,
+    "test_users.py": COMMANDS,
+    "test_accounts.py::test_existing_users_keep_names_that_are_now_refused": EMBEDDED,
+    "test_accounts.py::test_hashes_of_unprepared_passwords_verify": EMBEDDED,
+    "test_accounts.py::test_a_hash_made_by_the_go_server_verifies": EMBEDDED,
+    "test_accounts.py::test_only_token_digests_and_password_hashes_are_stored": EMBEDDED,
+    "test_backpressure.py::test_live_messages_over_outbox_bytes_close_with_1013": BALANCER,
+    "test_blocks.py::test_a_user_blocks_at_most_a_thousand_others": EMBEDDED,
+    "test_blocks.py::test_nothing_passes_after_the_answer": EMBEDDED,
+    "test_blocks.py::test_a_new_user_of_a_removed_name_is_not_blocked": COMMANDS,
+    "test_chat.py::test_a_retry_after_a_store_failure_delivers_once": EMBEDDED,
+    "test_chat.py::test_known_users_chat_while_the_user_store_is_unavailable": EMBEDDED,
+    "test_cli.py::test_check_reports_its_findings_and_changes_nothing": COMMANDS,
+    "test_cli.py::test_check_does_not_affect_a_running_server": COMMANDS,
+    "test_cli.py::test_check_after_a_kill_changes_nothing": COMMANDS,
+    "test_cli.py::test_a_second_process_on_the_same_data_is_refused": FOLDER,
+    "test_connection.py::test_a_deleted_session_closes_its_sockets_with_4001": EMBEDDED,
+    "test_connection.py::test_an_unavailable_store_closes_no_socket": EMBEDDED,
+    "test_contact_limit.py::test_a_message_that_was_not_stored_counts_once": EMBEDDED,
+    "test_costs.py::test_a_closed_socket_is_freed_without_garbage_collection": MEMORY,
+    "test_examples.py::test_both_examples_chat_and_survive_a_restart": PORT,
+    "test_examples.py::test_both_examples_chat_in_a_group": PORT,
+    "test_go_faults.py::test_history_recovers_with_the_store": EMBEDDED,
+    "test_go_faults.py::test_nothing_is_acknowledged_while_the_store_is_unavailable": EMBEDDED,
+    "test_group_barrier.py::test_no_former_member_passes_after_the_answer": EMBEDDED,
+    "test_heartbeat.py::test_a_reader_that_stops_in_a_page_is_disconnected": BALANCER,
+    "test_heartbeat.py::test_a_half_closed_reader_that_stops_is_disconnected": BALANCER,
+    "test_heartbeat.py::test_a_client_that_reads_each_message_stays": BALANCER,
+    "test_http.py::test_an_error_in_the_server_is_500": EMBEDDED,
+    "test_http.py::test_an_unresponsive_database_is_503_until_it_recovers": EMBEDDED,
+    "test_http.py::test_health_reports_an_unresponsive_database": EMBEDDED,
+    "test_http.py::test_an_unreadable_database_is_unavailable": EMBEDDED,
+    "test_http.py::test_a_database_too_damaged_to_write_is_unavailable": EMBEDDED,
+    "test_limits.py::test_a_disconnected_client_leaves_the_queue": EMBEDDED,
+    "test_logs.py::test_debug_lines_are_readable_and_contain_no_secret": EMBEDDED,
+    "test_logs.py::test_release_lines_are_json_and_contain_no_secret": EMBEDDED,
+    "test_many_sockets.py": MEMORY,
+    "test_metrics.py::test_store_calls_and_batches_are_measured": MEMORY,
+    "test_metrics.py::test_labels_are_few_and_contain_no_user": EMBEDDED,
+    "test_promises.py::test_contacts_chat_while_the_counters_are_unavailable": EMBEDDED,
+    "test_promises.py::test_logout_answers_after_the_frames_in_progress": EMBEDDED,
+    "test_promises.py::test_an_upgrade_during_logout_is_refused_or_closed": EMBEDDED,
+    "test_promises.py::test_no_frame_to_an_ended_session_passes_after_the_answer": BALANCER,
+    "test_streams.py::test_repeated_errors_are_counted": EMBEDDED,
+}
 
 
 def reason(file: str, test: str, fixtures: Sequence[str]) -> str | None:

@@ -159,5 +159,5 @@ def test_every_test_listed_for_one_process_exists() -> None:
     for key, reason in suite.ONE_PROCESS.items():
         file, _, test = key.partition("::")
         text = (ROOT / "tests" / "e2e" / file).read_text("utf-8")
-        assert f"def {test}(" in text, key
+        assert not test or f"def {test}(" in text, key
         assert reason
