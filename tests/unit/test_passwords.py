@@ -12,8 +12,9 @@ import pytest
 
 from chat_server.conf import AccountSettings
 from chat_server.service.accounts import Accounts
-from chat_server.service.cluster import confirmed
+from chat_server.service.coordinator import SingleProcess
 from chat_server.status import Reason, Refused
+from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.passwords import MAX_BYTES, MAX_INPUT, Passwords, TooBusy, prepare
 from tests.harness import TIMEOUT, wait_until
 
@@ -216,7 +217,8 @@ async def test_the_few_threads_end_at_close() -> None:
 async def test_a_login_refused_as_too_many_asks_no_store() -> None:
     no_store: Any = None
     passwords = Passwords(SLOW, timeout=0)
-    accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store, confirmed)
+    coordinator = SingleProcess(Timeline(Clock()))
+    accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store, coordinator)
     under_way = asyncio.create_task(passwords.hash("secret1"))
     await asyncio.sleep(0)  # hashing starts
     for refused in (accounts.login("1", "secret1", "192.0.2.1"), accounts.register("1", "secret1", "192.0.2.1")):
