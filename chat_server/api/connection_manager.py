@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack
 from itertools import cycle
 
 from aiohttp import web
@@ -100,9 +101,12 @@ class ConnectionManager:
         address = self._proxy_policy.client_address(request)
         self._reserve(session.user, address)
         try:
-            if self.cluster:
-                await self._enter(self.cluster, session.user)
-            return await self._serve(request, ws, session, peer, address, endings)
+            with ExitStack() as opening:
+                if self.cluster:  # before the user can learn that the socket is open: from then on messages arrive
+                    opening.callback(self.cluster.opened, session.user)
+                    if not await self.cluster.open(session.user, self._config.sockets_per_user):
+                        raise _too_many(self._config.sockets_per_user)
+                return await self._serve(request, ws, session, peer, address, endings, opening.close)
         finally:
             self._release(session.user, address)
 
@@ -116,12 +120,6 @@ class ConnectionManager:
         self._users[user] += 1
         self._addresses[address] += 1
 
-    async def _enter(self, cluster: Cluster, user: str) -> None:
-        """Enter a socket into the directory, before its user can learn that it is open: from now on messages arrive."""
-        if await cluster.enter(user, opening=1) + self._users[user] > self._config.sockets_per_user:
-            cluster.enter(user)
-            raise _too_many(self._config.sockets_per_user)
-
     def _release(self, user: str, address: str) -> None:
         for counter, key in ((self._users, user), (self._addresses, address)):
             counter[key] -= 1
@@ -129,7 +127,14 @@ class ConnectionManager:
                 del counter[key]
 
     async def _serve(
-        self, request: web.Request, ws: WebSocket, session: Session, peer: str, address: str, endings: int
+        self,
+        request: web.Request,
+        ws: WebSocket,
+        session: Session,
+        peer: str,
+        address: str,
+        endings: int,
+        opened: Callable[[], None],
     ) -> WebSocket:
         writer = await ws.prepare(request)
         ws.headers.clear()  # they are sent, and would take memory as long as the socket is open
@@ -156,6 +161,7 @@ class ConnectionManager:
         if not obstacle:
             connection.send(self._frames.answer(session.user, Status.CONNECTED))
         self._registry.add(connection)
+        opened()
         self._connections.add(connection)
         self._none_open.clear()
         log.info("socket opened", extra={"user": session.user, "address": address})

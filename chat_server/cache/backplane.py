@@ -69,8 +69,11 @@ class Backplane(Protocol):
         """Hold the lock `name`, which one process at a time can hold. Raises StoreUnavailable."""
         ...
 
-    def set_sockets(self, user: str, sockets: int) -> Awaitable[int]:
-        """Enter the number of a user's sockets here into the directory. Returns how many the user has elsewhere."""
+    def set_sockets(self, user: str, sockets: int, limit: int = 0) -> Awaitable[bool]:
+        """Enter the number of a user's sockets here into the directory. Raises StoreUnavailable.
+
+        Returns False and enters nothing if the user would have more than `limit` sockets at all processes; 0: no limit.
+        """
         ...
 
     async def count_users(self) -> int:

@@ -44,6 +44,14 @@ _HEADER = struct.Struct(">QH")  # read again since; length of the name of the no
 _RECORD = struct.Struct(">II")  # lengths of the payload and of the names of users
 
 
+class Entry(NamedTuple):
+    """A number of sockets for the directory; `limit` of the sockets at all nodes, 0 for none."""
+
+    user: str
+    sockets: int
+    limit: int
+
+
 class Gap(NamedTuple):
     """Items published after `since` may be lost. `closed` is set when the node has recovered."""
 
@@ -65,9 +73,7 @@ class RedisBackplane:
         self._channels = f"{scripts.prefix}{database}:node:"
         self._directories = f"{scripts.prefix}sockets:"
         self._publishing: Batcher[Item, int] = Batcher(self._publish, most=MAX_ITEMS)
-        self._entering: Batcher[tuple[str, int], int] = Batcher(
-            self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
-        )
+        self._entering: Batcher[Entry, int] = Batcher(self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name)
         self._sockets: dict[str, int] = {}  # the directory of this node as it should be
         self._incomplete = False  # an entry could not be written
         self._lost_since = 0  # items published since could not be published
@@ -144,34 +150,34 @@ class RedisBackplane:
 
     # --- the directory
 
-    async def set_sockets(self, user: str, sockets: int) -> int:
+    async def set_sockets(self, user: str, sockets: int, limit: int = 0) -> bool:
         if sockets:
             self._sockets[user] = sockets
         else:
             self._sockets.pop(user, None)
-        return await self._entering.submit((user, sockets))
+        return bool(await self._entering.submit(Entry(user, sockets, limit)))
 
     async def count_users(self) -> int:
         arguments = [self._node.name, self._directories, self._channels]
         count: int = await self._scripts.run("users_count", ["nodes"], arguments)
         return count
 
-    async def _enter(self, entries: Sequence[tuple[str, int]]) -> Sequence[int]:
+    async def _enter(self, entries: Sequence[Entry]) -> Sequence[int]:
         keys = ["nodes", f"sockets:{self._node.name}"]
-        arguments: list[str | int] = [self._node.name, self._directories, int(DIRECTORY_SECONDS * 1000)]
+        arguments: list[str | int] = [self._node.name, self._directories, self._channels, int(DIRECTORY_SECONDS * 1000)]
         for entry in entries:
             arguments += entry
         try:
-            elsewhere: list[int] = await self._scripts.run("sockets_set", keys, arguments)
+            entered: list[int] = await self._scripts.run("sockets_set", keys, arguments)
         except BaseException:
             self._incomplete = True
             raise
-        return elsewhere
+        return entered
 
     async def _enter_all(self) -> None:
         """Write the whole directory of this node."""
         self._incomplete = False
-        entries = list(self._sockets.items())
+        entries = [Entry(user, sockets, 0) for user, sockets in self._sockets.items()]
         for start in range(0, len(entries), MAX_USERS):
             await self._enter(entries[start : start + MAX_USERS])
 

@@ -1,6 +1,7 @@
 """What this process tells the other processes of its cluster."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -23,7 +24,8 @@ class Cluster:
         self._locks = KeyedLock()
         self.end_of = log.end_of
         self._registry = registry
-        self._entries: set[asyncio.Future[int]] = set()
+        self._opening: Counter[str] = Counter()  # sockets of users that are not in the registry yet
+        self._entries: set[asyncio.Future[bool]] = set()
         self.lapsed = backplane.lapsed
         self.start = backplane.start
         registry.forward = self.forward_frame
@@ -92,18 +94,31 @@ class Cluster:
         async with self._locks.hold(name), self._backplane.lock(name):
             yield
 
-    def enter(self, user: str, opening: int = 0) -> Awaitable[int]:
-        """Enter the sockets of a user into the directory, `opening` of which will open soon.
+    async def open(self, user: str, limit: int) -> bool:
+        """Enter a socket that will open into the directory: from now on messages arrive. Raises StoreUnavailable.
 
-        Returns how many there are at other processes.
+        False if the user would have more than `limit` sockets at all processes; 0: no limit. Call `opened` afterwards.
         """
-        sockets = len(self._registry.sockets(user)) + opening
-        entry = asyncio.ensure_future(self._backplane.set_sockets(user, sockets))
+        self._opening[user] += 1
+        return await self._enter(user, limit)
+
+    def opened(self, user: str) -> None:
+        """The registry has a socket for which `open` was called, or it does not open."""
+        self._opening[user] -= 1
+        if not self._opening[user]:
+            del self._opening[user]
+        self.sockets_changed(user)
+
+    def sockets_changed(self, user: str) -> None:
+        """Enter the number of a user's sockets into the directory."""
+        entry = asyncio.ensure_future(self._enter(user))
         self._entries.add(entry)
         entry.add_done_callback(self._entered)
-        return entry
 
-    def _entered(self, entry: "asyncio.Future[int]") -> None:
+    def _enter(self, user: str, limit: int = 0) -> Awaitable[bool]:
+        return self._backplane.set_sockets(user, len(self._registry.sockets(user)) + self._opening[user], limit)
+
+    def _entered(self, entry: "asyncio.Future[bool]") -> None:
         self._entries.discard(entry)
         if not entry.cancelled():
             entry.exception()  # the backplane enters it again

@@ -102,7 +102,7 @@ class Services:
         """A socket of a user opened or closed."""
         self.presence.changed(user)
         if self.cluster:
-            self.cluster.enter(user)
+            self.cluster.sockets_changed(user)
 
     async def refresh(self) -> None:
         """Find what a command has changed: disabled and removed users, and their blocks and groups."""

@@ -110,11 +110,13 @@ async def test_an_item_for_everyone_reaches_every_other_process(processes: list[
     assert processes[1].items == processes[2].items == [([], b"all")]
 
 
-async def test_the_directory_counts_the_sockets_elsewhere(processes: list[Process]) -> None:
+async def test_a_limit_counts_the_sockets_at_all_processes(processes: list[Process]) -> None:
     one, two, three = processes
-    assert await two.backplane.set_sockets("bob", 3) == 0
-    assert await three.backplane.set_sockets("bob", 2) == 3
-    assert await one.backplane.set_sockets("bob", 1) == 5
+    assert await two.backplane.set_sockets("bob", 3, limit=3)
+    assert not await three.backplane.set_sockets("bob", 1, limit=3)
+    assert await three.backplane.set_sockets("bob", 2)
+    assert not await one.backplane.set_sockets("bob", 1, limit=5)
+    assert await one.backplane.set_sockets("bob", 1, limit=6)
     assert await one.backplane.count_users() == 1
     for process in processes:
         await process.backplane.set_sockets("bob", 0)
