@@ -142,6 +142,7 @@ async def _application(
     if services.cluster and services.receiver:
         sockets.cluster = services.cluster
         services.receiver.check_sessions = sockets.check_sessions
+        services.receiver.close_slowly = sockets.close_slowly
         services.cluster.start(services.receiver)
     metrics.add_gauge("chat_sockets", "Open sockets.", sockets.open)
     metrics.add_gauge("chat_users_online", "Users with an open socket.", registry.users)

@@ -21,7 +21,7 @@ from chat_server.service.cluster import Cluster
 from chat_server.service.frames import Frames
 from chat_server.service.names import GROUP_SIGN, normal
 from chat_server.service.peers import Peers
-from chat_server.service.registry import Registry
+from chat_server.service.registry import Registry, Socket
 from chat_server.status import Reason, Refused, Status
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.free_lists import clear_free_lists
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Sessions per call to the store when all are checked.
 SESSIONS_AT_ONCE = 1000
+# `close_slowly` closes sockets over this many seconds, so that their clients do not all load the state at once.
+CLOSING_SECONDS = 5.0
 
 
 class ConnectionManager:
@@ -66,6 +68,7 @@ class ConnectionManager:
         self._beating = cycle(range(SLOTS))
         self._most_open = 0  # since memory was last freed
         self._ending = False
+        self._closing: set[asyncio.Task[None]] = set()  # calls of `close_slowly`
         self._none_open = asyncio.Event()
         self._none_open.set()
 
@@ -249,6 +252,20 @@ class ConnectionManager:
             if connection.session not in alive:
                 connection.close(4001, "the session ended")
 
+    def close_slowly(self, sockets: Sequence[Socket]) -> None:
+        """Close sockets with 1001 over CLOSING_SECONDS, each after its requests in work."""
+        if sockets:
+            task = asyncio.create_task(self._close_slowly(sockets))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _close_slowly(self, sockets: Sequence[Socket]) -> None:
+        log.info("sockets closing", extra={"sockets": len(sockets)})
+        async with asyncio.TaskGroup() as closing:
+            for socket in sockets:
+                closing.create_task(socket.finish(1001, "some events were lost, connect again"))
+                await asyncio.sleep(CLOSING_SECONDS / len(sockets))
+
     def _drop_buckets(self) -> None:
         """Drop the token buckets of users without a socket, once they are full again."""
         now = asyncio.get_running_loop().time()
@@ -258,6 +275,8 @@ class ConnectionManager:
     async def end(self) -> None:
         """Finish the requests in work, and close all sockets with 1001."""
         self._ending = True
+        for task in self._closing:
+            task.cancel()
         await asyncio.gather(*(one.finish(1001, "the server is going away") for one in list(self._connections)))
         await self._none_open.wait()  # each peer has answered the close frame, or had CLOSE_TIMEOUT to do so
 

@@ -31,8 +31,12 @@ class Receiver(Protocol):
         """Another process listens no more: it has ended, or it may be told nothing now."""
         ...
 
-    async def recover(self, since: int) -> None:
-        """Items published after `since` (microseconds) may be lost. Later items wait until this returns."""
+    async def recover(self, since: int, *, own: bool) -> None:
+        """Items published after `since` (microseconds) may be lost. Later items wait until this returns.
+
+        `own`: this process did not receive them. Otherwise, another process may not have published them.
+        Called again if it raises StoreUnavailable.
+        """
         ...
 
 

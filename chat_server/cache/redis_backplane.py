@@ -53,10 +53,14 @@ class Entry(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Items published after `since` may be lost. `closed` is set when the node has recovered."""
+    """Items published after `since` may be lost. `closed` is set when the node has recovered.
+
+    `own`: this node did not receive them. Otherwise, another node may not have published them.
+    """
 
     since: int
     closed: asyncio.Event
+    own: bool
 
 
 class RedisBackplane:
@@ -226,7 +230,7 @@ class RedisBackplane:
                 log.warning("subscription broken", extra={"store": self._scripts.name})
                 await _close(subscription)
                 subscription = await self._subscribe_again()
-                self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event()))
+                self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True))
         finally:
             await _close(subscription)
 
@@ -259,7 +263,7 @@ class RedisBackplane:
             self._listening.discard(name)
             receiver.vanished(name)
             # It may have stored messages that it did not publish.
-            self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event()))
+            self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
         for name in listening - self._known:
             users = await self._scripts.run("node_users", [f"sockets:{name}"])
             self._listening.add(name)
@@ -271,7 +275,7 @@ class RedisBackplane:
         if self._waiting_bytes + size > MAX_WAITING:
             self._waiting.clear()
             self._waiting_bytes, size = 0, 0
-            entry = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event())
+            entry = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True)
         self._waiting.append(entry)
         self._waiting_bytes += size
         self._arrived.set()
@@ -297,7 +301,7 @@ class RedisBackplane:
             try:
                 await self._enter_all()
                 self._known = set()
-                await receiver.recover(gap.since)
+                await receiver.recover(gap.since, own=gap.own)
                 break
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"error": str(error)})
@@ -312,7 +316,7 @@ class RedisBackplane:
             self._probed = since
             return
         if since:
-            await self._recover(receiver, Gap(since, asyncio.Event()))
+            await self._recover(receiver, Gap(since, asyncio.Event(), own=False))
         for record, users in _records(message, place):
             kind, payload = record[:1], record[1:]
             if kind == ITEM:
@@ -347,7 +351,7 @@ class RedisBackplane:
         """Subscribe to the channel of the node's other name, and return when the node has recovered."""
         self._reading.cancel()
         await self.open()
-        gap = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event())
+        gap = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True)
         self._append(gap)
         await gap.closed.wait()
 

@@ -20,7 +20,7 @@ from chat_server.service.packets import (
     unpack,
 )
 from chat_server.service.presence import Presence
-from chat_server.service.registry import Registry
+from chat_server.service.registry import Registry, Socket
 from chat_server.service.sending import Sending
 from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
@@ -56,6 +56,7 @@ class ClusterReceiver:
         self._presence = presence
         self._timeline = timeline
         self.check_sessions: Callable[[], Awaitable[None]] = _nothing  # closes the sockets whose sessions have ended
+        self.close_slowly: Callable[[Sequence[Socket]], None] = lambda sockets: None
 
     async def received(self, users: Sequence[str], payload: bytes) -> None:
         packet = decode_packet(payload)
@@ -107,8 +108,10 @@ class ClusterReceiver:
         else:
             await self._groups.changed_elsewhere(change)
 
-    async def recover(self, since: int) -> None:
-        log.info("gap noticed", extra={"since": since})
+    async def recover(self, since: int, *, own: bool) -> None:
+        log.info("gap noticed", extra={"since": since, "own": own})
+        # Marks, deletions and presence have no log: the clients of these sockets must load the state again.
+        outdated = [socket for socket in self._registry if socket.sync] if own else []
         self._blocks.clear()
         self._groups.live.forget_blocks()
         await self._groups.refresh()
@@ -117,6 +120,7 @@ class ClusterReceiver:
             for message in page:
                 await self._deliver_again(message)
             since = page[-1].time
+        self.close_slowly(outdated)
 
     async def _deliver_again(self, message: Message) -> None:
         """Deliver a message that may have been missed."""

@@ -69,6 +69,10 @@ class Socket(Protocol):
         """Close it and drop the requests that are not in work yet, also where it is closing already."""
         ...
 
+    async def finish(self, code: int, why: str) -> None:
+        """Finish the requests in work, for a bounded time, and close."""
+        ...
+
     async def wait_idle(self) -> None:
         """Wait until no request of it is in work."""
         ...

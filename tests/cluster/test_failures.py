@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from chat_server.api.connection_manager import CLOSING_SECONDS
 from tests import servers
 from tests.cluster.harness import (
     FREEZE_SECONDS,
@@ -276,6 +277,27 @@ async def test_sync_sockets_are_closed_after_a_gap(databases: Databases, tmp_pat
         async with asyncio.timeout(LIVE_SECONDS):
             assert await sync.wait_closed() == 1001
         await (await plain.connection.ping())
+        async with three[1].chat("1", sync=True) as again:  # it has missed nothing
+            await asyncio.sleep(CLOSING_SECONDS + 1)
+            await again.expect_nothing()
+
+
+async def test_a_lapse_closes_sync_sockets_of_its_process(databases: Databases, tmp_path: Path) -> None:
+    """Those of the other processes stay open: they have missed only what the frozen process did not publish."""
+    require_several_processes()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[1].chat("1", sync=True) as sync,
+        three[1].chat("2", "1") as plain,
+        three[0].chat("3", sync=True) as other,
+    ):
+        async with three[1].frozen():
+            await asyncio.sleep(FREEZE_SECONDS)
+        async with asyncio.timeout(LIVE_SECONDS):
+            assert await sync.wait_closed() == 1001
+        await asyncio.sleep(CLOSING_SECONDS)
+        await plain.expect_nothing()
+        await other.expect_nothing()
 
 
 async def test_a_flushed_redis_ends_sessions_and_loses_nothing(databases: Databases, tmp_path: Path) -> None:
