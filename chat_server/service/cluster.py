@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from chat_server.cache.backplane import Backplane, Item
@@ -11,6 +11,7 @@ from chat_server.service.live_groups import LiveGroup
 from chat_server.service.packets import BroadcastMessage, Change, Notice, PresenceChanged, encode, pack
 from chat_server.service.registry import Registry
 from chat_server.service.sending import Batch, Sent
+from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.locks import KeyedLock
 
 _NOTHING = encode(Notice(b"", to_all=False, optional=True))  # published only to count the processes of users
@@ -29,6 +30,16 @@ class Cluster:
         self.lapsed = backplane.lapsed
         self.start = backplane.start
         registry.forward = self.forward_frame
+
+    def lease_check(self) -> Callable[[], None]:
+        """Return a function that raises StoreUnavailable if the lease has ended since, also if there is another now."""
+        name = self._backplane.name()
+
+        def check() -> None:
+            if self.lapsed() or self._backplane.name() != name:
+                raise StoreUnavailable("the lease of this process has ended")
+
+        return check
 
     def forward(self, batch: Batch) -> Awaitable[None] | None:
         """Publish the stored messages of a batch. Await the result, if there is one, before the batch is answered.

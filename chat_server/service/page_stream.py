@@ -25,8 +25,9 @@ _COUNT = re.compile(r"[0-9]{1,3}")
 class PageStream:
     """Sends pages. For each user, one page is read at a time, however many sockets ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, lease_check: Callable[[], Callable[[], None]] | None = None) -> None:
         self._lock = KeyedLock()
+        self._lease_check = lease_check  # see Cluster; None in a single process
 
     def lock(self, user: str) -> AbstractAsyncContextManager[None]:
         """Hold it while reading the beginning of a page for `user`."""
@@ -45,12 +46,17 @@ class PageStream:
         Of a page with more than PIECE characters only the beginning is kept until the reader has taken it; then the
         rest is read again. So a socket that is not read takes little memory, whatever it requests. `encode` is called
         just before an item is sent: it returns None, or raises Refused, if the user may no longer read it.
+
+        Raises StoreUnavailable if the process loses its lease meanwhile.
         """
         sent = 0
+        check = self._lease_check() if self._lease_check else None
         while page:
             piece = page[: _fitting(page)]
             page.clear()  # the caller refers to this list, too
             for one in piece:
+                if check is not None:
+                    check()
                 if frame := encode(one):
                     socket.send(frame)
                     sent += 1
@@ -59,6 +65,8 @@ class PageStream:
             if most > 0:
                 async with self.lock(socket.user):
                     page = await read_on(piece[-1], min(most, MAX_PAGE, 2 * len(piece)))
+        if check is not None:
+            check()
         return sent
 
 

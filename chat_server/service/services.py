@@ -68,7 +68,8 @@ class Services:
         cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)
         self.limit = ContactLimit(messages, stores.sending, cache)
 
-        references, notices, stream = References(messages), Notices(blocks, registry, frames), PageStream()
+        references, notices = References(messages), Notices(blocks, registry, frames)
+        stream = PageStream(self.cluster.lease_check if self.cluster else None)
         self.confirmations = confirmations = Confirmations(messages, notices)
         self.sending = Sending(settings.chat, peers, live_groups, blocks, messages, self.limit, timeline)
         self.answers = Answers(registry, frames, metrics)

@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from chat_server.api.connection_manager import CLOSING_SECONDS
-from tests import servers
+from tests import raw, servers
 from tests.cluster.harness import (
     FREEZE_SECONDS,
     Cluster,
@@ -107,6 +107,25 @@ async def test_a_frozen_process_processes_no_buffered_frame(databases: Databases
             if answer["op_type"] == 40008:  # otherwise, the lease was renewed before the frame was processed
                 assert answer["reason"] == "store_away"
                 await two.expect_nothing()
+
+
+@pytest.mark.parametrize(("op", "content"), [(2, "-200"), (3, "")])
+async def test_a_page_in_progress_stops_at_a_lapse(databases: Databases, tmp_path: Path, op: int, content: str) -> None:
+    """The process is frozen in the middle of a page that its client does not read. It sends no further message."""
+    require_several_processes()
+    count = 200
+    async with serving(databases, tmp_path, HeartbeatSeconds=60) as three:
+        await raw.store_messages(three[0], "1", "2", count)
+        async with raw.chat(three[2], "2", to="1", buffer=4096) as two:
+            await two.put(op, content)
+            await two.wait_stalled()
+            async with three[2].frozen():
+                await asyncio.sleep(FREEZE_SECONDS)
+            frames = [await two.receive()]
+            while frames[-1]["from"] != "System":
+                frames.append(await two.receive())
+            assert (frames[-1]["op_type"], frames[-1].get("reason")) == (40004, "store_away")
+            assert len(frames) <= count
 
 
 async def test_a_rolling_restart_loses_and_reorders_nothing(databases: Databases, tmp_path: Path) -> None:
