@@ -156,6 +156,43 @@ async def test_a_position_is_not_moved_back_by_another_process(nodes: list[Node]
     assert await nodes[1].store.advance(GROUP.number, {BOB: Confirmed(0, [sent[2]])}) == {BOB: sent[2]}
 
 
+async def at_once(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two nodes read which messages are unread before either of them marks any."""
+    barrier = asyncio.Barrier(2)
+    for node in nodes[:2]:
+
+        async def mark(times: Sequence[Any], mark: Any = node.store._mark_times) -> set[int]:
+            await barrier.wait()
+            marked: set[int] = await mark(times)
+            return marked
+
+        monkeypatch.setattr(node.store, "_mark_times", mark)
+
+
+async def test_two_processes_mark_each_message_once(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, _ = nodes
+    sent = [one.message(id=f"m{number}") for number in range(6)]
+    times = [added.time for added in await one.add(*sent)]
+    await at_once(nodes, monkeypatch)
+    (found, first), second = await asyncio.gather(
+        one.store.mark(ANN, BOB, ["m0", "m1", "m2", "m3"]), two.store.mark_delivered(times[2:])
+    )
+    assert found == {"m0", "m1", "m2", "m3"}
+    marked = [*first, *(f"m{times.index(time)}" for time in second)]
+    assert sorted(marked) == [f"m{number}" for number in range(6)]
+
+
+async def test_two_processes_delete_a_message_once(nodes: list[Node]) -> None:
+    """The later one does not delete another message that its line could mean instead."""
+    await nodes[0].add(nodes[0].message(id="m1"))
+    reply = Message(BOB, ANN, "m1", "hello", nodes[0].timeline.next())
+    await nodes[0].add(reply)
+    alternatives = [[(ANN, "m1"), (BOB, "m1")]]
+    deleted = await asyncio.gather(*(node.store.delete(PAIR, alternatives) for node in nodes))
+    assert sorted(map(str, deleted)) == sorted(map(str, [[(ANN, "m1")], [None], [None]]))
+    assert len(await times(nodes[0])) == 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_readers_of_concurrent_writers_skip_nothing(nodes: list[Node], seed: int) -> None:
     """A reader that continues after the last message that it has seen finds every message, in the same order."""

@@ -6,11 +6,12 @@ newest message has none. This holds whatever the clocks, the leases or a delayed
 """
 
 import asyncio
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from bson import Int64
+from bson import Binary, Int64
 from pymongo.errors import BulkWriteError
 
 from chat_server.model.messages import Added, ConversationKey, Message
@@ -80,6 +81,17 @@ class ChainedMessages(MongoMessages):
             elif left:  # another process has extended the conversation, or taken the time
                 left[0] = msgspec.structs.replace(left[0], time=self._timeline.next())
         return added
+
+    async def _mark_times(self, times: Sequence[Int64]) -> set[int]:
+        """See MongoMessages. Another process may mark the same messages, so each document names the call that did."""
+        mark = Binary(secrets.token_bytes(8))
+        query = {"_id": {"$in": list(times)}, "read": False}
+        result = await self._call(self._messages.update_many(query, {"$set": {"read": True, "marked_by": mark}}))
+        if result.modified_count == len(times):
+            return set(map(int, times))
+        query = {"_id": {"$in": list(times)}, "marked_by": mark}
+        found = await self._call(self._messages.find(query, {"_id": 1}).to_list(None))
+        return {int(document["_id"]) for document in found}
 
     async def _link(self, messages: Sequence[Message]) -> list[Link]:
         """Put each message after the newest one of its conversation, or after the one before it in `messages`."""

@@ -147,17 +147,14 @@ class MongoMessages(MongoGroupMessages):
             documents = await self._call(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
             found = {document["mid"] for document in documents}
             unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
-            if unread:
-                await self._mark_times(list(unread.values()))
-        return found, [id for id in dict.fromkeys(ids) if id in unread]
+            marked = await self._mark_times(list(unread.values())) if unread else set()
+        return found, [id for id in dict.fromkeys(ids) if unread.get(id) in marked]
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         query = {"_id": {"$in": [Int64(time) for time in times]}, "read": False}
         async with self._marking:
             documents = await self._call(self._messages.find(query, {"_id": 1}).to_list(None))
-            if documents:
-                await self._mark_times([document["_id"] for document in documents])
-        return {int(document["_id"]) for document in documents}
+            return await self._mark_times([document["_id"] for document in documents]) if documents else set()
 
     async def delete(self, key: ConversationKey, keys: Sequence[Sequence[MessageKey]]) -> list[MessageKey | None]:
         return [await self._delete_first(conversation_key(key), alternatives) for alternatives in keys]
@@ -327,8 +324,10 @@ class MongoMessages(MongoGroupMessages):
         unread = await self._call(self._messages.find(query, {"_id": 1}).limit(MAX_UNREAD).to_list(MAX_UNREAD))
         return Conversation(peer, last[0], len(unread), last[0].time)
 
-    async def _mark_times(self, times: Sequence[Int64]) -> None:
+    async def _mark_times(self, times: Sequence[Int64]) -> set[int]:
+        """Mark unread messages as read. Returns the times of those that this call has marked."""
         await self._call(self._messages.update_many({"_id": {"$in": list(times)}}, {"$set": {"read": True}}))
+        return set(map(int, times))
 
     async def _delete_first(self, conv: str, alternatives: Sequence[MessageKey]) -> MessageKey | None:
         for sender, id in alternatives:
