@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -51,6 +52,17 @@ class ExportableStores(msgspec.Struct, frozen=True):
     messages: ExportableMessages
     sessions: ExportableSessions
     contacts: ExportableContacts
+
+
+class AlongsideStores(NamedTuple):
+    """Stores for a command. `no_server`: certainly no server runs on them.
+
+    `confirm` returns when every process of a cluster has applied a change, or raises StoreUnavailable.
+    """
+
+    stores: ExportableStores
+    no_server: bool
+    confirm: Callable[[bytes], Awaitable[None]]
 
 
 class Purpose(Enum):
@@ -121,13 +133,10 @@ async def open_exportable(
 
 
 @asynccontextmanager
-async def open_alongside(
-    settings: Settings, clock: Clock, *, create: bool
-) -> AsyncIterator[tuple[ExportableStores, bool]]:
+async def open_alongside(settings: Settings, clock: Clock, *, create: bool) -> AsyncIterator[AlongsideStores]:
     """Open the stores for a command, even while a server runs: its lock, leases and schemas stay untouched.
 
-    `create`: create the embedded database if it does not exist. The second value is True if certainly no server runs.
-    Raises StartError like `open_stores`.
+    `create`: create the embedded database if it does not exist. Raises StartError like `open_stores`.
     """
     database_file = settings.stores.data_dir / "chat.db"
     if not create and _uses_embedded(settings) and not database_file.exists():
@@ -136,7 +145,7 @@ async def open_alongside(
         opener = _StoreOpener(_without_deadlines(settings), clock, stack, Purpose.ADMINISTER)
         database = await opener.open_database() if _uses_embedded(settings) else None
         stores, _ = await opener.open_all(database)
-        yield stores, database is not None and database.owns_lock
+        yield AlongsideStores(stores, database is not None and database.owns_lock, opener.confirm)
 
 
 def _without_deadlines(settings: Settings) -> Settings:
@@ -201,6 +210,7 @@ class _StoreOpener:
         self._log: MessageLog | None = None
         self._backplane: Backplane | None = None
         self._deadline = time.monotonic() + settings.stores.start_timeout
+        self.confirm: Callable[[bytes], Awaitable[None]] = _nothing  # see AlongsideStores
 
     async def open_database(self) -> Database:
         """Open the embedded database."""
@@ -277,6 +287,10 @@ class _StoreOpener:
         scripts = without_lease
         # A command that only reads also works with a Redis that is full or read-only.
         await self._with_retry(scripts.name, scripts.reach if self._alongside else scripts.ping)
+        if self._alongside and settings.stores.processes == "many":
+            from chat_server.cache.redis_changes import confirm_as_command  # noqa: PLC0415
+
+            self.confirm = partial(confirm_as_command, client, scripts)
         if not self._alongside:
             if self._node:
                 held = self._node.held
@@ -373,6 +387,10 @@ class _StoreOpener:
                 if first:
                     log.warning("store not ready", extra={"store": name, "error": why})
                 await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _nothing(_: bytes) -> None:
+    pass
 
 
 def by_backend(settings: Settings) -> dict[str, list[str]]:

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import struct
 from collections import deque
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -13,11 +12,25 @@ from redis.exceptions import RedisError
 
 from chat_server.cache.backplane import Item, Receiver
 from chat_server.cache.redis import Scripts
+from chat_server.cache.redis_changes import (
+    CHANGE,
+    CONFIRMED,
+    ITEM,
+    NUMBER,
+    RedisChanges,
+    close,
+    header,
+    node_channels,
+    parse_header,
+    record,
+    records,
+    subscribe,
+)
 from chat_server.cache.redis_lock import RedisLocks
 from chat_server.cache.redis_nodes import DIRECTORY_SECONDS, RedisNode
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
-from chat_server.utils.errors import StoreUnavailable, cause
+from chat_server.utils.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +44,8 @@ MAX_ITEMS = 256
 MAX_USERS = 1000
 # Bytes that wait while the node recovers. Beyond it they are dropped, and the node recovers once more.
 MAX_WAITING = 64 * 1024 * 1024
-# Seconds until a change is published again to nodes that have not confirmed it.
-REPEAT_SECONDS = 1.0
-
 # Applied changes that are remembered. A change is published again at most until the lease of a node has ended.
 MAX_APPLIED = 256
-
-# How a payload begins: an item; a change and its number; the confirmation of a change.
-ITEM, CHANGE, CONFIRMED = b"i", b"?", b"!"
-_NUMBER = struct.Struct(">Q")
-_HEADER = struct.Struct(">QH")  # read again since; length of the name of the node
-_RECORD = struct.Struct(">II")  # lengths of the payload and of the names of users
 
 
 class Entry(NamedTuple):
@@ -64,17 +68,16 @@ class Gap(NamedTuple):
 
 
 class RedisBackplane:
-    """Backplane of one node. `scripts` need no lease. Pub/Sub ignores the database, so names of channels contain it."""
+    """Backplane of one node. `scripts` need no lease."""
 
     def __init__(
         self, redis: "aioredis.Redis", scripts: Scripts, node: RedisNode, clock: Clock, timeout: float
     ) -> None:
-        database = redis.connection_pool.connection_kwargs.get("db", 0)
         self._redis = redis
         self._scripts = scripts
         self._node = node
         self._clock = clock
-        self._channels = f"{scripts.prefix}{database}:node:"
+        self._channels = node_channels(redis, scripts)
         self._directories = f"{scripts.prefix}sockets:"
         self._publishing: Batcher[Item, int] = Batcher(self._publish, most=MAX_ITEMS)
         self._entering: Batcher[Entry, int] = Batcher(self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name)
@@ -85,8 +88,8 @@ class RedisBackplane:
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._probed = clock.now()  # when the last probe was published that arrived
-        self._changes = 0
-        self._confirmed: dict[int, tuple[set[str], asyncio.Event]] = {}  # the changes of this node, by number
+        self._changes = RedisChanges(scripts, self._channels, self.name, node.lapsed)
+        self.confirm = self._changes.confirm
         self._applying: set[tuple[str, int]] = set()
         self._applied: deque[tuple[str, int]] = deque(maxlen=MAX_APPLIED)
         self._listening = set[str]()  # other nodes
@@ -104,32 +107,9 @@ class RedisBackplane:
     def publish(self, items: Sequence[Item]) -> asyncio.Future[list[int]]:
         return asyncio.gather(*map(self._publishing.submit, items))
 
-    async def confirm(self, payload: bytes) -> None:
-        self._changes += 1
-        number, confirmed, event = self._changes, set[str](), asyncio.Event()
-        self._confirmed[number] = confirmed, event
-        message = _record(CHANGE + _NUMBER.pack(number) + payload)
-        waiting: set[str] | None = None
-        try:
-            while True:
-                known: list[str | bytes] = [self._node.name, self._channels, self._header() + message, *confirmed]
-                found = {name.decode() for name in await self._scripts.run("publish_change", ["nodes"], known)}
-                waiting = found if waiting is None else waiting & found  # the others have lost their leases
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(REPEAT_SECONDS):
-                        while not waiting <= confirmed:
-                            event.clear()
-                            await event.wait()
-                if waiting <= confirmed:
-                    return
-                if self.lapsed():
-                    raise StoreUnavailable(f"{self._scripts.name}: the lease of this process has ended")
-        finally:
-            del self._confirmed[number]
-
     async def _publish(self, items: list[Item]) -> Sequence[int]:
         arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels]
-        arguments += [self._header(self._lost_since), int(self._lost_since > 0)]
+        arguments += [header(self._node.name, self._lost_since), int(self._lost_since > 0)]
         for users, payload in items:
             arguments += [ITEM + payload, -1] if users is None else [ITEM + payload, len(users), *users]
         try:
@@ -147,10 +127,6 @@ class RedisBackplane:
             raise
         self._lost_since = 0
         return accepted
-
-    def _header(self, since: int = 0) -> bytes:
-        name = self._node.name.encode()
-        return _HEADER.pack(since, len(name)) + name
 
     # --- the directory
 
@@ -204,17 +180,8 @@ class RedisBackplane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _subscribe(self) -> Any:
-        """Subscribe to the channel of this node, and return when Redis has confirmed it."""
-        subscription = self._redis.pubsub()
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                await subscription.subscribe(self._channels + self._node.name)
-                while await subscription.get_message(timeout=PROBE_TIMEOUT) is None:
-                    pass
-        except (RedisError, OSError, TimeoutError) as error:
-            await _close(subscription)
-            raise StoreUnavailable(f"{self._scripts.name}: no subscription, {cause(error)}") from error
-        return subscription
+        """Subscribe to the channel of this node. Raises StoreUnavailable."""
+        return await subscribe(self._redis, self._channels + self._node.name, self._scripts.name)
 
     async def _read(self, subscription: Any) -> None:
         """Read the subscription. When it ends or is silent, subscribe again; recover once Redis has confirmed that."""
@@ -228,11 +195,11 @@ class RedisBackplane:
                     self._append(message["data"])
                     continue
                 log.warning("subscription broken", extra={"store": self._scripts.name})
-                await _close(subscription)
+                await close(subscription)
                 subscription = await self._subscribe_again()
                 self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True))
         finally:
-            await _close(subscription)
+            await close(subscription)
 
     async def _subscribe_again(self) -> Any:
         while True:
@@ -246,8 +213,8 @@ class RedisBackplane:
         """Publish to the node's own channel: while that arrives, messages of others do, too."""
         while True:
             with suppress(StoreUnavailable):
-                probe = self._header(self._clock.now())
-                await self._scripts.run("publish_probe", [], [self._channels + self._node.name, probe])
+                probe = header(self._node.name, self._clock.now())
+                await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
                 await self._watch(receiver)
                 if self._incomplete:
                     await self._enter_all()
@@ -309,24 +276,21 @@ class RedisBackplane:
         gap.closed.set()
 
     async def _handle(self, receiver: Receiver, message: bytes) -> None:
-        since, size = _HEADER.unpack_from(message)
-        place = _HEADER.size + size
-        sender = message[_HEADER.size : place].decode()
+        sender, since, place = parse_header(message)
         if sender == self._node.name:
             self._probed = since
             return
         if since:
             await self._recover(receiver, Gap(since, asyncio.Event(), own=False))
-        for record, users in _records(message, place):
-            kind, payload = record[:1], record[1:]
+        for content, users in records(message, place):
+            kind, payload = content[:1], content[1:]
             if kind == ITEM:
                 await receiver.received(users, payload)
             elif kind == CHANGE:
-                (number,) = _NUMBER.unpack_from(payload)
-                self._begin(self._apply(receiver, sender, number, payload[_NUMBER.size :]))
-            elif (change := self._confirmed.get(_NUMBER.unpack(payload)[0])) is not None:
-                change[0].add(sender)
-                change[1].set()
+                (number,) = NUMBER.unpack_from(payload)
+                self._begin(self._apply(receiver, sender, number, payload[NUMBER.size :]))
+            else:
+                self._changes.note(sender, NUMBER.unpack(payload)[0])
 
     async def _apply(self, receiver: Receiver, sender: str, number: int, payload: bytes) -> None:
         """Apply a change and confirm it, after everything that was published before."""
@@ -338,8 +302,8 @@ class RedisBackplane:
                 await receiver.apply(payload)
                 self._applied.append((sender, number))
             await self._publishing.flush()
-            arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels, self._header(), 0]
-            await self._run_publish([*arguments, CONFIRMED + _NUMBER.pack(number), -2, sender])
+            message = header(self._node.name) + record(CONFIRMED + NUMBER.pack(number))
+            await self._scripts.run("publish_to", [], [self._channels + sender, message])
         except StoreUnavailable as error:  # the sender publishes the change again
             log.warning("store unavailable", extra={"error": str(error)})
         except Exception:
@@ -360,22 +324,3 @@ class RedisBackplane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _close(subscription: Any) -> None:
-    with suppress(RedisError, OSError):
-        await subscription.aclose()
-
-
-def _record(payload: bytes) -> bytes:
-    return _RECORD.pack(len(payload), 0) + payload
-
-
-def _records(message: bytes, place: int) -> Iterator[tuple[bytes, list[str]]]:
-    """The payloads of a message, each with the users of this node."""
-    while place < len(message):
-        size, names = _RECORD.unpack_from(message, place)
-        place += _RECORD.size
-        payload, users = message[place : place + size], message[place + size : place + size + names]
-        place += size + names
-        yield payload, users.decode().split("\n") if users else []

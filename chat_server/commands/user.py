@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from chat_server.backends import ExportableStores, open_alongside
+from chat_server.backends import AlongsideStores, open_alongside
 from chat_server.commands.export import export
 from chat_server.conf import Settings
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
@@ -19,6 +19,7 @@ from chat_server.model.groups import PAGE
 from chat_server.model.messages import Pair
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
+from chat_server.service.packets import SessionsEnded, encode
 from chat_server.utils.clock import Clock
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
 from chat_server.utils.passwords import Passwords, bad_password
@@ -72,8 +73,8 @@ def _prepare(options: argparse.Namespace, settings: Settings) -> Action:
 
 async def _run_with_stores(action: Action, settings: Settings, *, create: bool) -> None:
     try:
-        async with open_alongside(settings, Clock(), create=create) as (stores, no_server):
-            await action(UserAdmin(stores, settings, no_server=no_server))
+        async with open_alongside(settings, Clock(), create=create) as opened:
+            await action(UserAdmin(opened, settings))
     except StoreUnavailable as error:
         raise StartError(f"{error}; run the same command again") from error
 
@@ -134,16 +135,12 @@ def _parse_entry(number: int, line: str, min_length: int) -> Entry:
 
 
 class UserAdmin:
-    """The actions of the command `user`. Each prints its result, and raises StartError or StoreUnavailable.
+    """The actions of the command `user`. Each prints its result, and raises StartError or StoreUnavailable."""
 
-    `no_server`: certainly no server runs on the stores.
-    """
-
-    def __init__(self, stores: ExportableStores, settings: Settings, *, no_server: bool) -> None:
-        self._users = stores.users
-        self._stores = stores
+    def __init__(self, opened: AlongsideStores, settings: Settings) -> None:
+        self._stores, self._no_server, self._confirm = opened
+        self._users = self._stores.users
         self._settings = settings
-        self._no_server = no_server
 
     async def add(self, name: str, password: str) -> None:
         """Add a user."""
@@ -259,8 +256,11 @@ class UserAdmin:
             hashing.close()
 
     async def _end_sessions(self, name: str) -> str:
-        """End all sessions of the user, and return a summary."""
+        """End all sessions of the user, wait for the processes of a cluster, and return a summary."""
         count = await self._stores.sessions.end_others(name)
+        await self._confirm(encode(SessionsEnded(name, None, None)))
+        if self._settings.stores.processes == "many":
+            return f"{count} sessions ended"
         within = f", their sockets close within {self._settings.sockets.heartbeat_seconds:g} s"
         return f"{count} sessions ended{'' if self._no_server else within}"
 

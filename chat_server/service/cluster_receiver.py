@@ -57,6 +57,7 @@ class ClusterReceiver:
         self._timeline = timeline
         self.check_sessions: Callable[[], Awaitable[None]] = _nothing  # closes the sockets whose sessions have ended
         self.close_slowly: Callable[[Sequence[Socket]], None] = lambda sockets: None
+        self.forget_user: Callable[[str], None] = lambda user: None  # drops a user from the cache of names
 
     async def received(self, users: Sequence[str], payload: bytes) -> None:
         packet = decode_packet(payload)
@@ -100,6 +101,8 @@ class ClusterReceiver:
     async def apply(self, payload: bytes) -> None:
         change = decode_change(payload)
         if isinstance(change, SessionsEnded):
+            if change.only is None and change.keep is None:  # a command may have disabled or removed the user
+                self.forget_user(change.user)
             await self._registry.end(change.user, only=change.only, keep=change.keep)
         elif isinstance(change, BlockChanged):
             await self._blocks.read_again(change.blocker, change.blocked)

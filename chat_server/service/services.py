@@ -98,6 +98,7 @@ class Services:
             self.receiver = ClusterReceiver(
                 shared.log, registry, self.answers, frames, self.sending, blocks, self.groups, presence, timeline
             )
+            self.receiver.forget_user = self.accounts.forget
 
     def _changed(self, user: str) -> None:
         """A socket of a user opened or closed."""

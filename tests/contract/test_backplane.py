@@ -2,20 +2,26 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from chat_server import conf
-from chat_server.cache import redis, redis_backplane, redis_nodes
+from chat_server.cache import redis, redis_backplane, redis_changes, redis_nodes
 from chat_server.cache.backplane import Item
 from chat_server.cache.redis import Scripts
 from chat_server.cache.redis_backplane import RedisBackplane
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
 from chat_server.utils.clock import Clock, Timeline
+from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import _server
+
+# Confirms a change for a process that is no node.
+Command = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
 class Process:
@@ -53,13 +59,26 @@ class Process:
 
 
 @pytest.fixture
-async def processes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Process]]:
+def prefix() -> str:
+    return f"{uuid.uuid4().hex}:"
+
+
+@pytest.fixture
+async def command(prefix: str) -> AsyncIterator[Command]:
+    """Confirms a change as a command on the stores of `processes`."""
+    client = redis.client(conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{_server('redis').port}"), 5)
+    scripts = Scripts(client, prefix, 5)
+    yield partial(redis_changes.confirm_as_command, client, scripts)
+    await scripts.close()
+
+
+@pytest.fixture
+async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Process]]:
     monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(redis_nodes, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(redis_backplane, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(redis_backplane, "REPEAT_SECONDS", 0.2)
+    monkeypatch.setattr(redis_changes, "REPEAT_SECONDS", 0.2)
     config = conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{_server('redis').port}")
-    prefix = f"{uuid.uuid4().hex}:"
     async with AsyncExitStack() as stack:
         processes = []
         for _ in range(3):
@@ -146,6 +165,51 @@ async def test_a_change_waits_for_a_lease_at_most(processes: list[Process]) -> N
     assert two.node.lapsed()
     assert three.applied == [b"change"]
     assert two.applied == []
+
+
+async def test_a_command_waits_until_all_have_applied_its_change(processes: list[Process], command: Command) -> None:
+    processes[2].may_apply.clear()
+    confirming = asyncio.create_task(command(b"change"))
+    await until(lambda: processes[0].applied and processes[1].applied)
+    await asyncio.sleep(0.3)
+    assert not confirming.done()
+    processes[2].may_apply.set()
+    await asyncio.wait_for(confirming, 5)
+    assert [process.applied for process in processes] == [[b"change"]] * 3
+
+
+async def test_a_command_waits_for_a_lease_at_most(processes: list[Process], command: Command) -> None:
+    processes[1].may_apply.clear()
+    processes[1].renewing.cancel()
+    await asyncio.wait_for(command(b"change"), 5)
+    assert processes[1].node.lapsed()
+    assert processes[0].applied == processes[2].applied == [b"change"]
+
+
+async def test_a_command_without_processes_returns(command: Command) -> None:
+    await asyncio.wait_for(command(b"change"), 5)
+
+
+async def test_a_command_does_not_wait_for_ever(
+    processes: list[Process], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_changes, "COMMAND_SECONDS", 0.5)
+    processes[1].may_apply.clear()
+    with pytest.raises(StoreUnavailable, match="has not confirmed"):
+        await asyncio.wait_for(command(b"change"), 5)
+
+
+async def test_a_command_notices_the_end_of_its_subscription(processes: list[Process], command: Command) -> None:
+    """It fails, or subscribes again; it does not wait in vain."""
+    processes[1].may_apply.clear()
+    confirming = asyncio.create_task(command(b"change"))
+    await until(lambda: processes[0].applied)
+    with Redis(port=_server("redis").port) as client:
+        client.client_kill_filter(_type="pubsub")
+    await asyncio.sleep(0.3)
+    processes[1].may_apply.set()
+    with suppress(StoreUnavailable):
+        await asyncio.wait_for(confirming, 5)
 
 
 async def test_items_before_a_confirmation_arrive_before_it(processes: list[Process]) -> None:

@@ -1,6 +1,6 @@
 -- Publish items to the nodes that have sockets of their users, as one message per node. KEYS: the nodes.
 -- ARGV: this node, key prefix of the directory, prefix of the channels, a header, whether every node gets it (0 or 1);
--- then for each item its payload, a number, and so many users; number -1: every node; -2: the node that follows.
+-- then for each item its payload, the number of its users, and these users; number -1: for every node.
 -- Returns for each item how many other nodes accepted it. It writes nothing, so that no replica publishes again.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -26,13 +26,13 @@ while place <= #ARGV do
                 end
             end
         end
-        if number == -1 or (number == -2 and node == ARGV[place + 2]) or (here and #here > 0) then
+        if number == -1 or (here and #here > 0) then
             local names = table.concat(here or {}, '\n')
             table.insert(records[node], struct.pack('>I4I4', #payload, #names) .. payload .. names)
             table.insert(contained[node], #accepted)
         end
     end
-    place = place + 2 + math.abs(number == -1 and 0 or number == -2 and 1 or number)
+    place = place + 2 + math.max(number, 0)
 end
 for _, node in ipairs(nodes) do
     if #contained[node] > 0 or ARGV[5] == '1' then
