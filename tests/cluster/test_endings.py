@@ -187,7 +187,7 @@ async def test_upgrades_in_progress_get_no_lasting_socket(databases: Databases, 
             assert (await try_upgrade(process, headers, uid=LEAVING)).status_code == 401
 
 
-@OVER_HTTP
+@ENDINGS
 async def test_an_ending_waits_for_a_frozen_process(databases: Databases, tmp_path: Path, end: End) -> None:
     """The answer comes within 11 s. After SIGCONT, the frozen process processes none of its buffered frames."""
     require_several_processes()
