@@ -48,7 +48,7 @@ MAX_WAITING = 64 * 1024 * 1024
 MAX_APPLIED = 256
 
 
-class Entry(NamedTuple):
+class DirectoryEntry(NamedTuple):
     """A number of sockets for the directory; `limit` of the sockets at all nodes, 0 for none."""
 
     user: str
@@ -80,7 +80,9 @@ class RedisBackplane:
         self._channels = node_channels(redis, scripts)
         self._directories = f"{scripts.prefix}sockets:"
         self._publishing: Batcher[Item, int] = Batcher(self._publish, most=MAX_ITEMS)
-        self._entering: Batcher[Entry, int] = Batcher(self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name)
+        self._entering: Batcher[DirectoryEntry, int] = Batcher(
+            self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
+        )
         self._sockets: dict[str, int] = {}  # the directory of this node as it should be
         self._incomplete = False  # an entry could not be written
         self._lost_since = 0  # items published since could not be published
@@ -135,14 +137,14 @@ class RedisBackplane:
             self._sockets[user] = sockets
         else:
             self._sockets.pop(user, None)
-        return bool(await self._entering.submit(Entry(user, sockets, limit)))
+        return bool(await self._entering.submit(DirectoryEntry(user, sockets, limit)))
 
     async def count_users(self) -> int:
         arguments = [self._node.name, self._directories, self._channels]
         count: int = await self._scripts.run("users_count", ["nodes"], arguments)
         return count
 
-    async def _enter(self, entries: Sequence[Entry]) -> Sequence[int]:
+    async def _enter(self, entries: Sequence[DirectoryEntry]) -> Sequence[int]:
         keys = ["nodes", f"sockets:{self._node.name}"]
         arguments: list[str | int] = [self._node.name, self._directories, self._channels, int(DIRECTORY_SECONDS * 1000)]
         for entry in entries:
@@ -157,7 +159,7 @@ class RedisBackplane:
     async def _enter_all(self) -> None:
         """Write the whole directory of this node."""
         self._incomplete = False
-        entries = [Entry(user, sockets, 0) for user, sockets in self._sockets.items()]
+        entries = [DirectoryEntry(user, sockets, 0) for user, sockets in self._sockets.items()]
         for start in range(0, len(entries), MAX_USERS):
             await self._enter(entries[start : start + MAX_USERS])
 

@@ -64,7 +64,7 @@ def running_databases() -> Iterator[Databases]:
         yield Databases(**{server.name: server for server in started})
 
 
-class Process(ServerHandle):
+class ServerProcess(ServerHandle):
     """One server process of a cluster, on a port of its own. It can be killed, frozen and started again.
 
     `clock`: the process has a wall clock of its own, which the test moves.
@@ -158,11 +158,11 @@ class Process(ServerHandle):
                 await self._stack.aclose()
 
 
-class Cluster(ServerHandle, Sequence[Process]):
+class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
     """Processes behind a balancer, which sends each connection, and so each request, to the next process."""
 
     def __init__(
-        self, processes: Sequence[Process], balancer: Balancer, tokens: dict[str, str], environ: Mapping[str, str]
+        self, processes: Sequence[ServerProcess], balancer: Balancer, tokens: dict[str, str], environ: Mapping[str, str]
     ) -> None:
         super().__init__("127.0.0.1", balancer.port)
         self.balancer = balancer
@@ -171,10 +171,10 @@ class Cluster(ServerHandle, Sequence[Process]):
         self._processes = processes
 
     @overload
-    def __getitem__(self, index: int) -> Process: ...
+    def __getitem__(self, index: int) -> ServerProcess: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Process]: ...
-    def __getitem__(self, index: int | slice) -> Process | Sequence[Process]:
+    def __getitem__(self, index: slice) -> Sequence[ServerProcess]: ...
+    def __getitem__(self, index: int | slice) -> ServerProcess | Sequence[ServerProcess]:
         return self._processes[index]
 
     def __len__(self) -> int:
@@ -184,7 +184,7 @@ class Cluster(ServerHandle, Sequence[Process]):
         """Return an HTTP client that opens a connection for each request."""
         return super().client(**{"limits": httpx.Limits(max_keepalive_connections=0), **options})
 
-    def process_of(self, chat: ChatClient) -> Process:
+    def process_of(self, chat: ChatClient) -> ServerProcess:
         """Return the process that has this socket."""
         local, remote = chat.connection.local_address[1], chat.connection.remote_address[1]
         port = self.balancer.target_port(local) if remote == self.port else remote
@@ -251,7 +251,7 @@ async def cluster(
     clocks: bool = False,
     log: Path | None = None,
     **settings: Any,
-) -> AsyncIterator[Cluster]:
+) -> AsyncIterator[ProcessGroup]:
     """Run `count` processes with their data below `folder`. Register `users`, and log them in, through the balancer.
 
     `port` is the port of the balancer, `log` the log of all processes (default: one log each). `clocks`: each process
@@ -264,7 +264,7 @@ async def cluster(
     environ = await asyncio.to_thread(databases.environ, name)
     tokens: dict[str, str] = {}
     processes = [
-        Process(number, folder / f"process{number}", tokens, databases, environ, settings, clock=clocks, log=log)
+        ServerProcess(number, folder / f"process{number}", tokens, databases, environ, settings, clock=clocks, log=log)
         for number in range(1 if PROCESSES == 1 else count)
     ]
     async with AsyncExitStack() as stack:
@@ -273,7 +273,7 @@ async def cluster(
         await asyncio.gather(*(process.start() for process in processes))
         balancer = await stack.enter_async_context(Balancer([process.port for process in processes], port).running())
         commands = environ | {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in settings.items()}
-        running = Cluster(processes * (count // len(processes)), balancer, tokens, commands)
+        running = ProcessGroup(processes * (count // len(processes)), balancer, tokens, commands)
         await running.add_users(*users)
         yield running
 

@@ -22,7 +22,7 @@ class Direction(Enum):
     REPLIES = auto()  # to the client
 
 
-class Link:
+class RelayedConnection:
     """One client's connection through a relay, and the connection to its target."""
 
     def __init__(self, client: asyncio.StreamWriter, target: asyncio.StreamWriter) -> None:
@@ -60,14 +60,14 @@ class TcpRelay:
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
-        self.links: set[Link] = set()
+        self.links: set[RelayedConnection] = set()
         self._relaying: set[asyncio.Task[None]] = set()
 
     def candidate_ports(self) -> Sequence[int]:
         """Return ports of 127.0.0.1 to try, in this order. If none accepts, the client's connection gets an RST."""
         raise NotImplementedError
 
-    async def forward(self, link: Link, direction: Direction, data: bytes) -> None:
+    async def forward(self, link: RelayedConnection, direction: Direction, data: bytes) -> None:
         """Forward data; empty data is the end of this direction."""
         await link.write(direction, data)
 
@@ -85,7 +85,7 @@ class TcpRelay:
                 task.cancel()
             await asyncio.gather(*self._relaying, return_exceptions=True)
 
-    def cut(self, links: Sequence[Link] | set[Link]) -> None:
+    def cut(self, links: Sequence[RelayedConnection] | set[RelayedConnection]) -> None:
         """End connections with an RST."""
         for link in list(links):
             link.cut()
@@ -103,7 +103,7 @@ class TcpRelay:
         else:
             _reset(writer)
             return
-        link = Link(writer, target)
+        link = RelayedConnection(writer, target)
         self.links.add(link)
         copies = [
             asyncio.create_task(self._copy(link, Direction.REQUESTS, reader)),
@@ -122,7 +122,7 @@ class TcpRelay:
                 copy.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
 
-    async def _copy(self, link: Link, direction: Direction, reader: asyncio.StreamReader) -> None:
+    async def _copy(self, link: RelayedConnection, direction: Direction, reader: asyncio.StreamReader) -> None:
         while True:
             if direction is Direction.REPLIES:
                 await link.replies_read.wait()
@@ -169,7 +169,7 @@ class FaultyNetwork(TcpRelay):
     def candidate_ports(self) -> Sequence[int]:
         return () if self.is_refusing else (self._target(),)
 
-    async def forward(self, link: Link, direction: Direction, data: bytes) -> None:
+    async def forward(self, link: RelayedConnection, direction: Direction, data: bytes) -> None:
         if direction is Direction.REQUESTS:
             link.is_subscription = link.is_subscription or bool(SUBSCRIBE.search(data))
             if self._held_text is not None and self._held_text in data:
@@ -185,7 +185,7 @@ class FaultyNetwork(TcpRelay):
         """Forward new connections to this port; open ones stay."""
         self._target = lambda: port
 
-    def subscriptions(self) -> list[Link]:
+    def subscriptions(self) -> list[RelayedConnection]:
         """Return the open connections that subscribed to a channel of Redis."""
         return [link for link in self.links if link.is_subscription]
 
@@ -203,7 +203,7 @@ class FaultyNetwork(TcpRelay):
             self._released.set()
 
     @asynccontextmanager
-    async def unread(self, links: Sequence[Link]) -> AsyncIterator[None]:
+    async def unread(self, links: Sequence[RelayedConnection]) -> AsyncIterator[None]:
         """Read no replies on these connections until the end, so that the database buffers them."""
         for link in links:
             link.replies_read.clear()
@@ -214,7 +214,7 @@ class FaultyNetwork(TcpRelay):
                 link.replies_read.set()
 
     @asynccontextmanager
-    async def half_open(self, links: Sequence[Link]) -> AsyncIterator[None]:
+    async def half_open(self, links: Sequence[RelayedConnection]) -> AsyncIterator[None]:
         """Drop all data on these connections, without an error on either side. At the end, cut them."""
         for link in links:
             link.is_discarding = True

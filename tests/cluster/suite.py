@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from chat_server.utils.clock import Clock
-from tests.cluster.harness import PROCESSES, Cluster, Databases, cluster, running_databases
+from tests.cluster.harness import PROCESSES, Databases, ProcessGroup, cluster, running_databases
 from tests.harness import SubprocessServer
 
 PREFIX = "one process: "
@@ -110,7 +110,7 @@ def databases() -> Databases:
 @asynccontextmanager
 async def serving(
     folder: Path, clock: Clock | None, *, stores: Mapping[str, str] | None, **options: Any
-) -> AsyncIterator[Cluster]:
+) -> AsyncIterator[ProcessGroup]:
     """Replace `harness.serving`."""
     if clock:
         _skip("the test moves the clock of its own process")

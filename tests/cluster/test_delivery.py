@@ -11,8 +11,8 @@ from chat_server.service.presence import GRACE_SECONDS
 from tests.cluster.harness import (
     FREEZE_SECONDS,
     KILL_SECONDS,
-    Cluster,
     Databases,
+    ProcessGroup,
     cluster,
     require_several_processes,
     within,
@@ -22,7 +22,7 @@ from tests.harness import ChatClient
 
 
 @pytest.fixture
-async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[Cluster]:
+async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[ProcessGroup]:
     """Three processes; the users 1, 2 and 3 may write to each other."""
     async with cluster(tmp_path, databases, 3, users=("1", "2", "3"), StrangerLimit=0) as processes:
         yield processes
@@ -34,7 +34,7 @@ async def is_online(chat: ChatClient, peer: str) -> bool:
     return next(bool(frame["online"]) for frame in page if "online" in frame and peer in (frame["from"], frame["to"]))
 
 
-async def test_a_message_reaches_sockets_on_every_process(three: Cluster) -> None:
+async def test_a_message_reaches_sockets_on_every_process(three: ProcessGroup) -> None:
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(three[0].chat("1", "2"))
         sockets = [await stack.enter_async_context(process.chat("2", "1")) for process in three]
@@ -47,13 +47,13 @@ async def test_a_message_reaches_sockets_on_every_process(three: Cluster) -> Non
             await chat.expect_nothing()
 
 
-async def test_the_balancer_spreads_sockets_over_all_processes(three: Cluster) -> None:
+async def test_the_balancer_spreads_sockets_over_all_processes(three: ProcessGroup) -> None:
     async with AsyncExitStack() as stack:
         chats = [await stack.enter_async_context(three.chat("1")) for _ in range(6)]
         assert {three.process_of(chat) for chat in chats} == set(three)
 
 
-async def test_40018_needs_a_socket_on_any_process(three: Cluster) -> None:
+async def test_40018_needs_a_socket_on_any_process(three: ProcessGroup) -> None:
     async with three[0].chat("1", "2") as one:
         assert (await one.send("m1\nhello"))["op_type"] == 40019
         for number, process in enumerate(three):
@@ -66,7 +66,7 @@ async def test_40018_needs_a_socket_on_any_process(three: Cluster) -> None:
             await within(KILL_SECONDS, "40019 after the last socket closed", offline)
 
 
-async def test_a_retry_on_another_process_is_not_delivered_again(three: Cluster) -> None:
+async def test_a_retry_on_another_process_is_not_delivered_again(three: ProcessGroup) -> None:
     """Unread or confirmed, the receiver's process knows what it has delivered."""
     async with three[0].chat("1", "2") as one, three[1].chat("1", "2") as again, three[2].chat("2", "1") as two:
         first = await one.send("m1\nhello")
@@ -77,7 +77,7 @@ async def test_a_retry_on_another_process_is_not_delivered_again(three: Cluster)
         assert (await again.send("m1\nanother text"))["reason"] == "id_used"
 
 
-async def test_a_broadcast_counts_and_reaches_each_user_once(three: Cluster) -> None:
+async def test_a_broadcast_counts_and_reaches_each_user_once(three: ProcessGroup) -> None:
     """A user with sockets on two processes counts once, and each of its sockets gets the message once."""
     async with (
         three[0].chat("1") as one,
@@ -92,7 +92,7 @@ async def test_a_broadcast_counts_and_reaches_each_user_once(three: Cluster) -> 
             await chat.expect_nothing()
 
 
-async def test_sync_notices_reach_other_processes_once(three: Cluster) -> None:
+async def test_sync_notices_reach_other_processes_once(three: ProcessGroup) -> None:
     """The copy of a sent message, 40007 after op 4 and after a pong, and 40013."""
     async with (
         three[0].chat("1", "2") as one,
@@ -116,7 +116,7 @@ async def test_sync_notices_reach_other_processes_once(three: Cluster) -> None:
             await chat.expect_nothing()
 
 
-async def test_a_pong_on_one_process_is_told_on_another(three: Cluster) -> None:
+async def test_a_pong_on_one_process_is_told_on_another(three: ProcessGroup) -> None:
     async with three[0].chat("1", "2", sync=True) as one, three[1].chat("2", "1") as two:
         await one.send("m1\nhello")
         assert (await two.receive())["id"] == "m1"
@@ -125,7 +125,7 @@ async def test_a_pong_on_one_process_is_told_on_another(three: Cluster) -> None:
         await one.expect_nothing()
 
 
-async def test_typing_reaches_sync_sockets_of_other_processes_once(three: Cluster) -> None:
+async def test_typing_reaches_sync_sockets_of_other_processes_once(three: ProcessGroup) -> None:
     async with (
         three[0].chat("1", "2") as one,
         three[1].chat("2", sync=True) as two,
@@ -141,7 +141,7 @@ async def test_typing_reaches_sync_sockets_of_other_processes_once(three: Cluste
             await chat.expect_nothing()
 
 
-async def test_presence_covers_all_processes(three: Cluster) -> None:
+async def test_presence_covers_all_processes(three: ProcessGroup) -> None:
     """Moving to another process within five seconds is not announced; leaving the last one is, once."""
     await three.make_contacts("1", "2")
     await asyncio.sleep(GRACE_SECONDS + 1)
@@ -171,7 +171,7 @@ async def test_40021_reaches_all_sockets_of_the_refused_sender(databases: Databa
         assert (await ones[0].send("m3\nhello"))["op_type"] == 40019
 
 
-async def test_the_members_of_a_group_are_online_on_any_process(three: Cluster) -> None:
+async def test_the_members_of_a_group_are_online_on_any_process(three: ProcessGroup) -> None:
     body = {"group": "#g", "users": ["2"]}
     async with three[1].chat("2", "1") as two:
         await two.send("h1\nhello")
@@ -183,7 +183,7 @@ async def test_the_members_of_a_group_are_online_on_any_process(three: Cluster) 
         assert members == {"1": False, "2": True}
 
 
-async def test_users_of_a_killed_process_are_offline_within_a_second(three: Cluster) -> None:
+async def test_users_of_a_killed_process_are_offline_within_a_second(three: ProcessGroup) -> None:
     """40019, the count of op 6, and after the usual five seconds op 7 and presence."""
     require_several_processes()
     await three.make_contacts("1", "2")
@@ -204,7 +204,7 @@ async def test_users_of_a_killed_process_are_offline_within_a_second(three: Clus
         assert not await is_online(one, "2")
 
 
-async def test_users_of_a_frozen_process_are_offline_in_11_seconds(three: Cluster) -> None:
+async def test_users_of_a_frozen_process_are_offline_in_11_seconds(three: ProcessGroup) -> None:
     """After SIGCONT, they are online again or their sockets are closed."""
     require_several_processes()
     await three.make_contacts("1", "2")

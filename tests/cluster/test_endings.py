@@ -10,7 +10,7 @@ import pytest
 import websockets
 
 from tests import raw
-from tests.cluster.harness import FREEZE_SECONDS, Cluster, Databases, cluster, require_several_processes
+from tests.cluster.harness import FREEZE_SECONDS, Databases, ProcessGroup, cluster, require_several_processes
 from tests.e2e.http_helpers import check_success, post, try_upgrade
 from tests.harness import PASSWORD, TIMEOUT, Frame, ServerHandle
 
@@ -19,35 +19,35 @@ CLOSE_SECONDS = 1.0
 LEAVING, STAYING = "1", "2"
 
 
-async def log_out(three: Cluster) -> None:
+async def log_out(three: ProcessGroup) -> None:
     check_success(await post(three, "/user/logout", three.tokens[LEAVING], user_name=LEAVING), 41015)
 
 
-async def change_password(three: Cluster) -> None:
+async def change_password(three: ProcessGroup) -> None:
     """From another session, which stays."""
     token = await three.login(LEAVING)
     body = {"user_name": LEAVING, "old_password": PASSWORD, "new_password": "another secret"}
     check_success(await post(three, "/user/set_password", token, **body), 41005)
 
 
-async def disable(three: Cluster) -> None:
+async def disable(three: ProcessGroup) -> None:
     require_several_processes()  # a single process finds the change at its next heartbeat
     await three.command("user", "disable", LEAVING)
 
 
-async def remove(three: Cluster) -> None:
+async def remove(three: ProcessGroup) -> None:
     require_several_processes()
     await three.command("user", "remove", LEAVING, "--messages", "keep")
 
 
-End = Callable[[Cluster], Awaitable[None]]
+End = Callable[[ProcessGroup], Awaitable[None]]
 ENDINGS = pytest.mark.parametrize("end", [log_out, change_password, disable, remove])
 # The answer of these comes from a process of the cluster, which knows the others.
 OVER_HTTP = pytest.mark.parametrize("end", [log_out, change_password])
 
 
 @asynccontextmanager
-async def serving(databases: Databases, folder: Path) -> AsyncIterator[Cluster]:
+async def serving(databases: Databases, folder: Path) -> AsyncIterator[ProcessGroup]:
     users = (LEAVING, STAYING)
     async with cluster(folder, databases, 3, users=users, StrangerLimit=0, FramesPerSecond=0) as three:
         yield three

@@ -18,8 +18,8 @@ from chat_server.api.connection_manager import CLOSING_SECONDS
 from tests import raw, servers
 from tests.cluster.harness import (
     FREEZE_SECONDS,
-    Cluster,
     Databases,
+    ProcessGroup,
     cluster,
     receive_ids,
     require_several_processes,
@@ -36,11 +36,11 @@ OUTAGE_SECONDS = float(os.environ.get("CHAT_TEST_OUTAGE", "25"))
 OLD_VERSION = os.environ.get("CHAT_TEST_OLD_VERSION")
 LIVE_SECONDS = 10.0  # after a gap, receivers have their messages within this time
 
-Disruption = Callable[[Cluster, Databases], Awaitable[None]]
+Disruption = Callable[[ProcessGroup, Databases], Awaitable[None]]
 
 
 @asynccontextmanager
-async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIterator[Cluster]:
+async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIterator[ProcessGroup]:
     """Run three processes, and check at the end that none has exited or logged an unexpected error."""
     settings: dict[str, Any] = {"StrangerLimit": 0, "StoreTimeout": 2, "HeartbeatSeconds": 5}
     async with cluster(folder, databases, 3, users=USERS, **{**settings, **options}) as three:
@@ -151,7 +151,7 @@ async def subscribe_again(redis: Redis, count: int) -> None:
     await within(LIVE_SECONDS, f"{count} processes are subscribed", subscribed)
 
 
-async def kill_subscriptions(three: Cluster, databases: Databases) -> None:
+async def kill_subscriptions(three: ProcessGroup, databases: Databases) -> None:
     async with Redis(port=databases.redis.port) as redis:
         for _ in range(3):
             assert await redis.client_kill_filter(_type="pubsub") > 0
@@ -159,7 +159,7 @@ async def kill_subscriptions(three: Cluster, databases: Databases) -> None:
             await subscribe_again(redis, len(set(three)))
 
 
-async def break_half_open(three: Cluster, databases: Databases) -> None:
+async def break_half_open(three: ProcessGroup, databases: Databases) -> None:
     """The process notices by itself that its subscription is deaf, and opens another one."""
     network = three[1].redis
     before = network.subscriptions()
@@ -173,7 +173,7 @@ async def break_half_open(three: Cluster, databases: Databases) -> None:
         await asyncio.sleep(1)
 
 
-async def overflow_output_buffer(three: Cluster, databases: Databases) -> None:
+async def overflow_output_buffer(three: ProcessGroup, databases: Databases) -> None:
     """Redis closes a subscription whose reader is too slow."""
     network = three[1].redis
     async with Redis(port=databases.redis.port) as redis:
@@ -198,34 +198,34 @@ async def overflow_output_buffer(three: Cluster, databases: Databases) -> None:
 # --- Redis
 
 
-async def restart_redis(three: Cluster, databases: Databases) -> None:
+async def restart_redis(three: ProcessGroup, databases: Databases) -> None:
     await asyncio.to_thread(databases.redis.kill)
     await asyncio.to_thread(databases.redis.start)
 
 
-async def freeze_redis(three: Cluster, databases: Databases) -> None:
+async def freeze_redis(three: ProcessGroup, databases: Databases) -> None:
     async with unavailable(databases.redis, "frozen"):
         await asyncio.sleep(5)
 
 
-async def cut_redis_from_one_process(three: Cluster, databases: Databases) -> None:
+async def cut_redis_from_one_process(three: ProcessGroup, databases: Databases) -> None:
     """For longer than the lease: the sockets of this process stay open, and its users are told store_away."""
     async with three[1].redis.unreachable():
         await asyncio.sleep(FREEZE_SECONDS + 4)
 
 
-async def delay_redis(three: Cluster, databases: Databases) -> None:
+async def delay_redis(three: ProcessGroup, databases: Databases) -> None:
     three[1].redis.delay = 0.3
     await asyncio.sleep(5)
     three[1].redis.delay = 0
 
 
-async def kill_mongodb(three: Cluster, databases: Databases) -> None:
+async def kill_mongodb(three: ProcessGroup, databases: Databases) -> None:
     async with unavailable(databases.mongodb, "killed"):
         await asyncio.sleep(3)
 
 
-async def cut_mongodb_from_one_process(three: Cluster, databases: Databases) -> None:
+async def cut_mongodb_from_one_process(three: ProcessGroup, databases: Databases) -> None:
     async with three[1].mongodb.unreachable():
         await asyncio.sleep(5)
 
@@ -258,7 +258,7 @@ async def test_a_disruption_loses_and_reorders_nothing(
         await check_delivery(three)
 
 
-async def check_delivery(three: Cluster) -> None:
+async def check_delivery(three: ProcessGroup) -> None:
     """Fail unless a message on one process arrives live on each other one."""
     for number, process in enumerate(three):
         async with three[0].chat("1", "2") as one, process.chat("2", "1") as two:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.cluster.harness import (
     FREEZE_SECONDS,
-    Cluster,
     Databases,
+    ProcessGroup,
     cluster,
     receive_ids,
     require_several_processes,
@@ -24,7 +24,7 @@ USERS = ("1", "2", "3", "4")
 
 
 @pytest.fixture
-async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[Cluster]:
+async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[ProcessGroup]:
     """Three processes with a group of the users 1 (the owner), 2 and 3."""
     async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0) as processes:
         await group_helpers.create(processes, "1", GROUP, "2", "3")
@@ -39,7 +39,7 @@ async def unblock(server: ServerHandle, user: str, other: str) -> None:
     check_success(await post(server, "/user/unblock", server.tokens[user], user_name=other), 43003)
 
 
-async def test_a_group_message_reaches_each_socket_once(three: Cluster) -> None:
+async def test_a_group_message_reaches_each_socket_once(three: ProcessGroup) -> None:
     async with AsyncExitStack() as stack:
         others = [await stack.enter_async_context(process.chat(user)) for process in three for user in "23"]
         outsider = await stack.enter_async_context(three[1].chat("4"))
@@ -53,7 +53,7 @@ async def test_a_group_message_reaches_each_socket_once(three: Cluster) -> None:
             await chat.expect_nothing()
 
 
-async def test_changes_of_members_reach_all_processes_once(three: Cluster) -> None:
+async def test_changes_of_members_reach_all_processes_once(three: ProcessGroup) -> None:
     """A change on one process is in effect on the others when it is answered."""
     async with (
         three[0].chat("1", sync=True) as one,
@@ -78,7 +78,7 @@ async def test_changes_of_members_reach_all_processes_once(three: Cluster) -> No
             await chat.expect_nothing()
 
 
-async def test_the_first_message_of_a_new_member_passes_at_once(three: Cluster) -> None:
+async def test_the_first_message_of_a_new_member_passes_at_once(three: ProcessGroup) -> None:
     """Each process may hold an older list of members when the change is made elsewhere."""
     async with AsyncExitStack() as stack:
         fours = [await stack.enter_async_context(process.chat("4")) for process in three]
@@ -137,7 +137,7 @@ async def ids_in(server: ServerHandle, user: str, to: str, sender: str) -> list[
 
 
 @pytest.mark.parametrize("change", ["remove", "block"])
-async def test_nothing_passes_after_the_answer_to_a_change(three: Cluster, change: str) -> None:
+async def test_nothing_passes_after_the_answer_to_a_change(three: ProcessGroup, change: str) -> None:
     """User 2 floods on every process. What is stored and delivered at the answer is all that ever is."""
     to = GROUP if change == "remove" else "1"
     async with AsyncExitStack() as stack:
@@ -165,7 +165,7 @@ async def test_nothing_passes_after_the_answer_to_a_change(three: Cluster, chang
 
 
 @pytest.mark.parametrize("change", ["remove", "block"])
-async def test_a_change_waits_for_a_frozen_process(three: Cluster, change: str) -> None:
+async def test_a_change_waits_for_a_frozen_process(three: ProcessGroup, change: str) -> None:
     """The answer comes within 11 s, and no frame in a buffer of the frozen process is stored afterwards."""
     require_several_processes()
     to = GROUP if change == "remove" else "1"
@@ -185,7 +185,7 @@ async def test_a_change_waits_for_a_frozen_process(three: Cluster, change: str) 
     assert await ids_in(three[1], "1", GROUP if change == "remove" else "2", "2") == ["m0"]
 
 
-async def test_a_block_applies_on_every_process(three: Cluster) -> None:
+async def test_a_block_applies_on_every_process(three: ProcessGroup) -> None:
     """In both directions, for typing and for the online flags; an unblock too."""
     async with AsyncExitStack() as stack:
         ones = [await stack.enter_async_context(process.chat("1", "2", sync=True)) for process in three]
@@ -208,7 +208,7 @@ async def test_a_block_applies_on_every_process(three: Cluster) -> None:
                     assert await receive_ids(chat, 1) == [f"m{number}"]
 
 
-async def test_a_deleted_group_is_gone_on_every_process(three: Cluster) -> None:
+async def test_a_deleted_group_is_gone_on_every_process(three: ProcessGroup) -> None:
     """A new group with the old name shows no old message on any process."""
     async with AsyncExitStack() as stack:
         twos = [await stack.enter_async_context(process.chat("2", sync=True)) for process in three]
@@ -224,7 +224,7 @@ async def test_a_deleted_group_is_gone_on_every_process(three: Cluster) -> None:
     check_refusal(await group_helpers.ask_members(three[2], "1", GROUP), 404, 42008, "no_such_group", "group")
 
 
-async def test_read_positions_are_told_to_other_processes(three: Cluster) -> None:
+async def test_read_positions_are_told_to_other_processes(three: ProcessGroup) -> None:
     """Op 4 and 40013 on one process reach the sync sockets on the others once."""
     async with (
         three[0].chat("1") as one,
@@ -244,7 +244,7 @@ async def test_read_positions_are_told_to_other_processes(three: Cluster) -> Non
             await chat.expect_nothing()
 
 
-async def test_a_group_has_one_owner_and_one_name_on_all(three: Cluster) -> None:
+async def test_a_group_has_one_owner_and_one_name_on_all(three: ProcessGroup) -> None:
     """Simultaneous creations of one name on all processes: exactly one succeeds."""
     answers = await asyncio.gather(
         *(

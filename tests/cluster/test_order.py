@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import Cluster, Databases, cluster, receive_ids
+from tests.cluster.harness import Databases, ProcessGroup, cluster, receive_ids
 from tests.e2e import group_helpers
 from tests.harness import ChatClient, Frame, wait_until
 
@@ -20,7 +20,7 @@ WALK_PAGE = 7
 
 
 @pytest.fixture
-async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[Cluster]:
+async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[ProcessGroup]:
     """Three processes with a group of the users 1, 2 and 3, and time for held requests."""
     users = ("1", "2", "3")
     async with cluster(tmp_path, databases, 3, users=users, StrangerLimit=0, StoreTimeout=20) as processes:
@@ -29,7 +29,7 @@ async def three(databases: Databases, tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 @asynccontextmanager
-async def late_message(three: Cluster, one: ChatClient, two: ChatClient, to: str) -> AsyncIterator[None]:
+async def late_message(three: ProcessGroup, one: ChatClient, two: ChatClient, to: str) -> AsyncIterator[None]:
     """Let `one` send "late", which process 0 has given a time but MongoDB has not, and then `two` send "early".
 
     At the end, MongoDB stores "late", and both messages are acknowledged.
@@ -59,7 +59,7 @@ def reference(frame: Frame, to: str) -> str:
 
 
 @pytest.mark.parametrize("to", ["2", GROUP])
-async def test_a_walk_finds_a_message_stored_late(three: Cluster, to: str) -> None:
+async def test_a_walk_finds_a_message_stored_late(three: ProcessGroup, to: str) -> None:
     """A reader pages with `+N@ID` from the newest message it has seen."""
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(three[0].chat("1"))
@@ -80,7 +80,7 @@ async def test_a_walk_finds_a_message_stored_late(three: Cluster, to: str) -> No
 
 
 @pytest.mark.parametrize("to", ["2", GROUP])
-async def test_op_3_and_a_star_skip_no_message_stored_late(three: Cluster, to: str) -> None:
+async def test_op_3_and_a_star_skip_no_message_stored_late(three: ProcessGroup, to: str) -> None:
     """A sync socket reads what is unread, marks everything with `*`, and then finds the late message as unread."""
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(three[0].chat("1"))
@@ -106,7 +106,7 @@ async def test_op_3_and_a_star_skip_no_message_stored_late(three: Cluster, to: s
         assert "late" in [frame["id"] for frame in found]
 
 
-async def test_a_pong_moves_no_position_past_a_late_message(three: Cluster) -> None:
+async def test_a_pong_moves_no_position_past_a_late_message(three: ProcessGroup) -> None:
     """The member confirms "early" on a plain socket; "late" stays unread until it is delivered and confirmed."""
     async with (
         three[0].chat("1") as one,
@@ -129,7 +129,7 @@ async def test_a_pong_moves_no_position_past_a_late_message(three: Cluster) -> N
 
 
 @asynccontextmanager
-async def late_message_unseen(three: Cluster, one: ChatClient, two: ChatClient) -> AsyncIterator[None]:
+async def late_message_unseen(three: ProcessGroup, one: ChatClient, two: ChatClient) -> AsyncIterator[None]:
     """As `late_message`, with no socket of the third member open when "late2" is stored."""
     async with three[0].mongodb.holding(b"held again") as held:
         await one.put(1, "late2\nheld again", to=GROUP)
@@ -143,7 +143,7 @@ async def late_message_unseen(three: Cluster, one: ChatClient, two: ChatClient) 
 
 
 @pytest.mark.parametrize("to", ["2", GROUP])
-async def test_a_walk_beside_two_busy_writers_skips_nothing(three: Cluster, to: str) -> None:
+async def test_a_walk_beside_two_busy_writers_skips_nothing(three: ProcessGroup, to: str) -> None:
     """One of them has a slow connection to MongoDB. A walk with `+N@ID` during the writing is the whole history."""
     three[0].mongodb.delay = 0.03
     peer = "1" if to == "2" else to
@@ -170,7 +170,7 @@ async def test_a_walk_beside_two_busy_writers_skips_nothing(three: Cluster, to: 
         assert [(frame["from"], frame["id"]) for frame in seen] == [(frame["from"], frame["id"]) for frame in stored]
 
 
-async def test_times_are_unique_across_processes(three: Cluster) -> None:
+async def test_times_are_unique_across_processes(three: ProcessGroup) -> None:
     """Three processes write to one group as fast as they can: no message is refused, and all are stored."""
     async with AsyncExitStack() as stack:
         chats = [
@@ -193,7 +193,7 @@ async def test_times_are_unique_across_processes(three: Cluster) -> None:
             assert [frame["id"] for frame in stored if frame["from"] == user] == [f"m{n}" for n in range(100)]
 
 
-async def test_the_list_of_conversations_skips_no_late_one(three: Cluster) -> None:
+async def test_the_list_of_conversations_skips_no_late_one(three: ProcessGroup) -> None:
     """Op 7 shows the conversation with the late message, with its unread count, as soon as it is stored."""
     async with three[0].chat("1") as one, three[1].chat("3") as third, three[2].chat("2", sync=True) as reader:
         async with three[0].mongodb.holding(b"held back") as held:

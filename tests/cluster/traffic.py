@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import websockets
 
-from tests.cluster.harness import Cluster
+from tests.cluster.harness import ProcessGroup
 from tests.faults.stores import history
 from tests.harness import ChatClient, ServerHandle, wait_until
 
@@ -34,7 +34,7 @@ class TrafficPair(NamedTuple):
 class PairTraffic:
     """The messages of one pair."""
 
-    def __init__(self, cluster: Cluster, pair: TrafficPair) -> None:
+    def __init__(self, cluster: ProcessGroup, pair: TrafficPair) -> None:
         self.pair = pair
         self.acknowledged: list[str] = []
         self.received: set[str] = set()
@@ -107,7 +107,7 @@ class PairTraffic:
 
 @asynccontextmanager
 async def traffic(
-    cluster: Cluster, pairs: Sequence[TrafficPair], patience: float = 20
+    cluster: ProcessGroup, pairs: Sequence[TrafficPair], patience: float = 20
 ) -> AsyncIterator[list[PairTraffic]]:
     """Let all pairs write until the end, and then ten messages more.
 
@@ -136,7 +136,7 @@ async def traffic(
         await one.check()
 
 
-def pairs_of(cluster: Cluster, users: Sequence[str]) -> list[TrafficPair]:
+def pairs_of(cluster: ProcessGroup, users: Sequence[str]) -> list[TrafficPair]:
     """Let the first user write to the second, the third to the fourth, and so on, each on another process.
 
     No user has a second socket, whose pongs would confirm messages that the receiver did not read.

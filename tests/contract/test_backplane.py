@@ -24,7 +24,7 @@ from tests.contract.conftest import _server
 Command = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
-class Process:
+class BackplaneProcess:
     """One process of a cluster, and what it received."""
 
     def __init__(self, node: RedisNode, backplane: RedisBackplane) -> None:
@@ -73,7 +73,7 @@ async def command(prefix: str) -> AsyncIterator[Command]:
 
 
 @pytest.fixture
-async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Process]]:
+async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[BackplaneProcess]]:
     monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(redis_nodes, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(redis_backplane, "PROBE_SECONDS", 0.1)
@@ -89,7 +89,7 @@ async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             await node.join()
             backplane = RedisBackplane(client, scripts, node, Clock(), 5)
             await backplane.open()
-            process = Process(node, backplane)
+            process = BackplaneProcess(node, backplane)
             backplane.start(process)
             stack.push_async_callback(backplane.close)
             stack.callback(process.renewing.cancel)
@@ -103,7 +103,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_item_reaches_the_processes_of_its_users(processes: list[Process]) -> None:
+async def test_an_item_reaches_the_processes_of_its_users(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     await two.backplane.set_sockets("bob", 1)
     await three.backplane.set_sockets("bob", 2)
@@ -118,7 +118,7 @@ async def test_an_item_reaches_the_processes_of_its_users(processes: list[Proces
     assert one.items == []
 
 
-async def test_items_arrive_in_the_order_of_the_calls(processes: list[Process]) -> None:
+async def test_items_arrive_in_the_order_of_the_calls(processes: list[BackplaneProcess]) -> None:
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
     await asyncio.gather(*(one.backplane.publish([Item(["bob"], b"%d" % n)]) for n in range(1000)))
@@ -126,13 +126,13 @@ async def test_items_arrive_in_the_order_of_the_calls(processes: list[Process]) 
     assert [payload for _, payload in two.items] == [b"%d" % n for n in range(1000)]
 
 
-async def test_an_item_for_everyone_reaches_every_other_process(processes: list[Process]) -> None:
+async def test_an_item_for_everyone_reaches_every_other_process(processes: list[BackplaneProcess]) -> None:
     assert await processes[0].backplane.publish([Item(None, b"all")]) == [2]
     await until(lambda: processes[1].items and processes[2].items)
     assert processes[1].items == processes[2].items == [([], b"all")]
 
 
-async def test_a_limit_counts_the_sockets_at_all_processes(processes: list[Process]) -> None:
+async def test_a_limit_counts_the_sockets_at_all_processes(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     assert await two.backplane.set_sockets("bob", 3, limit=3)
     assert not await three.backplane.set_sockets("bob", 1, limit=3)
@@ -145,7 +145,7 @@ async def test_a_limit_counts_the_sockets_at_all_processes(processes: list[Proce
     assert await two.backplane.count_users() == 0
 
 
-async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[Process]) -> None:
+async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     three.may_apply.clear()
     confirming = asyncio.create_task(one.backplane.confirm(b"change"))
@@ -157,7 +157,7 @@ async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[Pr
     assert three.applied == [b"change"]
 
 
-async def test_a_change_waits_for_a_lease_at_most(processes: list[Process]) -> None:
+async def test_a_change_waits_for_a_lease_at_most(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     two.may_apply.clear()
     two.renewing.cancel()
@@ -167,7 +167,9 @@ async def test_a_change_waits_for_a_lease_at_most(processes: list[Process]) -> N
     assert two.applied == []
 
 
-async def test_a_command_waits_until_all_have_applied_its_change(processes: list[Process], command: Command) -> None:
+async def test_a_command_waits_until_all_have_applied_its_change(
+    processes: list[BackplaneProcess], command: Command
+) -> None:
     processes[2].may_apply.clear()
     confirming = asyncio.create_task(command(b"change"))
     await until(lambda: processes[0].applied and processes[1].applied)
@@ -178,7 +180,7 @@ async def test_a_command_waits_until_all_have_applied_its_change(processes: list
     assert [process.applied for process in processes] == [[b"change"]] * 3
 
 
-async def test_a_command_waits_for_a_lease_at_most(processes: list[Process], command: Command) -> None:
+async def test_a_command_waits_for_a_lease_at_most(processes: list[BackplaneProcess], command: Command) -> None:
     processes[1].may_apply.clear()
     processes[1].renewing.cancel()
     await asyncio.wait_for(command(b"change"), 5)
@@ -191,7 +193,7 @@ async def test_a_command_without_processes_returns(command: Command) -> None:
 
 
 async def test_a_command_does_not_wait_for_ever(
-    processes: list[Process], command: Command, monkeypatch: pytest.MonkeyPatch
+    processes: list[BackplaneProcess], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_changes, "COMMAND_SECONDS", 0.5)
     processes[1].may_apply.clear()
@@ -199,7 +201,9 @@ async def test_a_command_does_not_wait_for_ever(
         await asyncio.wait_for(command(b"change"), 5)
 
 
-async def test_a_command_notices_the_end_of_its_subscription(processes: list[Process], command: Command) -> None:
+async def test_a_command_notices_the_end_of_its_subscription(
+    processes: list[BackplaneProcess], command: Command
+) -> None:
     """It fails, or subscribes again; it does not wait in vain."""
     processes[1].may_apply.clear()
     confirming = asyncio.create_task(command(b"change"))
@@ -212,7 +216,7 @@ async def test_a_command_notices_the_end_of_its_subscription(processes: list[Pro
         await asyncio.wait_for(confirming, 5)
 
 
-async def test_items_before_a_confirmation_arrive_before_it(processes: list[Process]) -> None:
+async def test_items_before_a_confirmation_arrive_before_it(processes: list[BackplaneProcess]) -> None:
     """What a process published before it applied a change arrives before the change is confirmed."""
     one, two, three = processes
     await three.backplane.set_sockets("cid", 1)
@@ -229,7 +233,7 @@ async def test_items_before_a_confirmation_arrive_before_it(processes: list[Proc
     assert three.items[-1] == (["cid"], b"after")
 
 
-async def test_a_killed_subscription_is_a_gap(processes: list[Process]) -> None:
+async def test_a_killed_subscription_is_a_gap(processes: list[BackplaneProcess]) -> None:
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
     before = two.gaps, two.backplane._probed
@@ -243,7 +247,7 @@ async def test_a_killed_subscription_is_a_gap(processes: list[Process]) -> None:
 
 
 async def test_a_failed_publication_is_a_gap_for_the_others(
-    processes: list[Process], monkeypatch: pytest.MonkeyPatch
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, three = processes
     one.backplane._lost_since = 12345
@@ -254,7 +258,7 @@ async def test_a_failed_publication_is_a_gap_for_the_others(
     assert not one.backplane._lost_since
 
 
-async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[Process]) -> None:
+async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[BackplaneProcess]) -> None:
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
     names = {process.node.name for process in processes}
@@ -266,7 +270,7 @@ async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[Pro
     assert two.own_gaps
 
 
-async def test_the_end_of_a_subscription_is_seen_at_once(processes: list[Process]) -> None:
+async def test_the_end_of_a_subscription_is_seen_at_once(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     await two.backplane.set_sockets("bob", 1)
     await until(lambda: set(one.others) == {two.node.name, three.node.name})

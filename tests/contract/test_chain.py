@@ -15,7 +15,7 @@ from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.lease import always
 from tests import servers
 from tests.contract.conftest import _server
-from tests.contract.test_nodes import ShiftedClock
+from tests.contract.test_nodes import OffsetClock
 
 ANN, BOB = "ann", "bob"
 PAIR = Pair(ANN, BOB)
@@ -49,7 +49,7 @@ async def nodes() -> AsyncIterator[list[Node]]:
     config = servers.mongodb_config(_server("mongodb"), f"t{uuid.uuid4().hex}")
     client, opened = mongodb.client(config, 20), []
     for slot, seconds in enumerate((0.0, -2.0, 0.5)):
-        clock: Clock = ShiftedClock(seconds)
+        clock: Clock = OffsetClock(seconds)
         timeline = Timeline(clock)
         timeline.use_slot(slot)
         store = await mongodb.connect(config, client, 20, 0, always, timeline=timeline)

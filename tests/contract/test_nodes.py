@@ -18,7 +18,7 @@ from tests.contract.conftest import _server
 LEASE = 0.4  # seconds
 
 
-class ShiftedClock(Clock):
+class OffsetClock(Clock):
     """The clock of a host that differs by `seconds`."""
 
     def __init__(self, seconds: float) -> None:
@@ -121,12 +121,12 @@ async def test_nodes_survive_a_flush_under_the_same_cluster_name(scripts: Script
 @pytest.mark.parametrize("seconds", [-6, 6])
 async def test_a_node_with_a_wrong_clock_does_not_start(scripts: Scripts, seconds: float) -> None:
     with pytest.raises(StartError, match="clocks"):
-        await joined(scripts, ShiftedClock(seconds))
+        await joined(scripts, OffsetClock(seconds))
     assert (await joined(scripts)).slot == 0  # the slot is free again
 
 
 async def test_a_node_whose_clock_jumps_loses_its_lease(scripts: Scripts) -> None:
-    clock = ShiftedClock(0)
+    clock = OffsetClock(0)
     node = await joined(scripts, clock)
     keeping = asyncio.create_task(node.keep(pytest.fail))
     clock.seconds = 7

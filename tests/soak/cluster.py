@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-from tests.cluster.harness import FREEZE_SECONDS, Cluster, Process
+from tests.cluster.harness import FREEZE_SECONDS, ProcessGroup, ServerProcess
 from tests.faults.stores import unavailable
 from tests.soak.run import ClusterRun
 
@@ -48,9 +48,9 @@ async def disrupt_cluster(run: ClusterRun, seconds: float) -> None:
 
 
 class _ClusterDisruptions:
-    def __init__(self, run: ClusterRun, cluster: Cluster) -> None:
+    def __init__(self, run: ClusterRun, cluster: ProcessGroup) -> None:
         self._run = run
-        self._processes: list[Process] = list(dict.fromkeys(cluster))
+        self._processes: list[ServerProcess] = list(dict.fromkeys(cluster))
 
     async def repeat(self, kinds: dict[str, int], action: Action, seconds: float) -> None:
         """Repeat a random action of these kinds for `seconds`. Each action ends with everything running again."""
@@ -90,7 +90,7 @@ class _ClusterDisruptions:
             await asyncio.sleep(pause)
             await self._start(process)
 
-    async def _start(self, process: Process) -> None:
+    async def _start(self, process: ServerProcess) -> None:
         """Start a process as a service manager does: again and again, because another disruption may end a start."""
         for _ in range(START_TRIES):
             try:

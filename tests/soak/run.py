@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from tests import servers
-from tests.cluster.harness import Cluster, Databases, cluster
+from tests.cluster.harness import Databases, ProcessGroup, cluster
 from tests.faults.stores import count_connections
 from tests.harness import ServerHandle, SubprocessServer, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -130,7 +130,7 @@ class ClusterRun(SoakRun):
     """The users of several processes behind a balancer."""
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Cluster]:
+    async def serving(self) -> AsyncIterator[ProcessGroup]:
         """Run all processes."""
         named = {database.name: database for database in self.databases}
         async with cluster(
