@@ -43,7 +43,7 @@ class Receiver(Protocol):
 class Backplane(Protocol):
     """Passes payloads to other processes, and knows which users have sockets there.
 
-    It only notifies: an item may be lost, and the processes that may have lost it are told so (`Receiver.recover`).
+    It only notifies: an item may be lost, and then `Receiver.recover` is called.
     """
 
     def name(self) -> str:

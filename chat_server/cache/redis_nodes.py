@@ -13,7 +13,7 @@ from chat_server.utils.lease import boot_time, decode_holder, shared_holder
 
 log = logging.getLogger(__name__)
 
-# The lease of a node ends this many seconds after its last renewal. Other nodes wait for a silent node at most so long.
+# Seconds from the last renewal of a lease to its end: the longest that other nodes wait for a silent node.
 LEASE_SECONDS = 10.0
 RENEWAL_SECONDS = 1.0
 # The directory of a node ends this many seconds after its last renewal: never before the lease, which counts.

@@ -198,7 +198,7 @@ async def test_users_of_a_killed_process_are_offline_within_a_second(three: Proc
             return bool((await one.answer(6, "to all"))["content"] == "0")
 
         await within(KILL_SECONDS, "40019", offline)
-        await within(KILL_SECONDS, "op 6 counts nobody", uncounted)
+        await within(KILL_SECONDS, "op 6 counts no user", uncounted)
         async with asyncio.timeout(GRACE_SECONDS + KILL_SECONDS + 1):
             assert await one.receive_presence() == ["-2"]
         assert not await is_online(one, "2")

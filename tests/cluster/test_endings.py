@@ -112,7 +112,7 @@ async def stored_ids(server: ServerHandle) -> list[str]:
 
 @ENDINGS
 async def test_an_ending_under_load_closes_all_sockets(databases: Databases, tmp_path: Path, end: End) -> None:
-    """4001 within a second on every process. What is stored at the answer is what is stored for ever."""
+    """4001 within a second on every process. Nothing is stored after the answer."""
     async with serving(databases, tmp_path) as three:
         leaving = [Sender(process, LEAVING, STAYING, f"l{number}-") for number, process in enumerate(three)]
         staying = Sender(three[0], STAYING, LEAVING, "s-")

@@ -209,7 +209,7 @@ async def freeze_redis(three: ProcessGroup, databases: Databases) -> None:
 
 
 async def cut_redis_from_one_process(three: ProcessGroup, databases: Databases) -> None:
-    """For longer than the lease: the sockets of this process stay open, and its users are told store_away."""
+    """For longer than the lease: the sockets of this process stay open, and every frame gets store_away."""
     async with three[1].redis.unreachable():
         await asyncio.sleep(FREEZE_SECONDS + 4)
 

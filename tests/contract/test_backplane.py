@@ -204,7 +204,7 @@ async def test_a_command_does_not_wait_for_ever(
 async def test_a_command_notices_the_end_of_its_subscription(
     processes: list[BackplaneProcess], command: Command
 ) -> None:
-    """It fails, or subscribes again; it does not wait in vain."""
+    """It fails, or subscribes again."""
     processes[1].may_apply.clear()
     confirming = asyncio.create_task(command(b"change"))
     await until(lambda: processes[0].applied)
