@@ -151,9 +151,21 @@ async def test_messages_of_a_single_process_come_first(nodes: list[Node]) -> Non
 async def test_a_position_is_not_moved_back_by_another_process(nodes: list[Node]) -> None:
     sent = [(await nodes[0].add(nodes[0].message(group=True)))[0].time for _ in range(3)]
     await nodes[0].store.move_position(GROUP.number, BOB, sent[1])
-    await nodes[1].store._set_positions({f"{GROUP.number}/{BOB}": sent[0]})
+    assert not await nodes[1].store.move_position(GROUP.number, BOB, sent[0])
     assert await nodes[2].store.positions([GROUP.number]) == {GROUP.number: {BOB: sent[1]}}
     assert await nodes[1].store.advance(GROUP.number, {BOB: Confirmed(0, [sent[2]])}) == {BOB: sent[2]}
+
+
+async def test_two_processes_move_a_position_once(nodes: list[Node]) -> None:
+    """Each confirms the same deliveries, such as those of two sockets of one member."""
+    sent = [(await nodes[0].add(nodes[0].message(group=True)))[0].time for _ in range(20)]
+    for number in range(0, 20, 2):
+        confirmed = {BOB: Confirmed(0, sent[number : number + 2])}
+        moved = await asyncio.gather(*(node.store.advance(GROUP.number, confirmed) for node in nodes))
+        assert sorted(map(len, moved)) == [0, 0, 1]
+        assert {BOB: sent[number + 1]} in moved
+    moves = await asyncio.gather(*(node.store.move_position(GROUP.number, ANN, sent[-1]) for node in nodes))
+    assert sorted(moves) == [False, False, True]
 
 
 async def at_once(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:

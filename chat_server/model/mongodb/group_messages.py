@@ -33,6 +33,8 @@ from chat_server.model.read_positions import Range, Row, find_moves
 
 # Positions are read in pages of this size.
 PAGE = 1000
+# MongoDB's code of an insert whose key exists.
+DUPLICATE_KEY = 11000
 
 
 class MongoGroupMessages:
@@ -42,7 +44,7 @@ class MongoGroupMessages:
         self._call = calls
         self._messages = database[MESSAGES]
         self._positions = database[POSITIONS]
-        self._moving = asyncio.Lock()  # one caller at a time, so that only one of them moves a position
+        self._moving = asyncio.Lock()  # one caller at a time: the next one continues where this one ends
 
     async def newest_with_id(self, group: GroupKey, id: str) -> tuple[str, int] | None:
         query = {"conv": conversation_key(group), "mid": id, "group": True, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
@@ -63,12 +65,7 @@ class MongoGroupMessages:
         return dict(zip(numbers, found, strict=True))
 
     async def move_position(self, number: int, user: str, time: int) -> bool:
-        key = position_key(number, user)
-        async with self._moving:
-            if time <= (await self._stored_positions([key])).get(key, 0):
-                return False
-            await self._set_positions({key: time})
-            return True
+        return bool(await self._raise_positions({position_key(number, user): time}))
 
     async def advance(self, number: int, confirmed: Mapping[str, Confirmed]) -> dict[str, int]:
         async def read(ranges: Sequence[Range], limit: int) -> Sequence[Sequence[Row]]:
@@ -79,8 +76,8 @@ class MongoGroupMessages:
             stored = await self._stored_positions(list(keys.values()))
             positions = {user: stored[key] for user, key in keys.items() if key in stored}
             moves = await find_moves(confirmed, positions, read)
-            await self._set_positions({keys[user]: move.position for user, move in moves.items()})
-        return {user: move.confirmed for user, move in moves.items() if move.confirmed}
+            raised = await self._raise_positions({keys[user]: move.position for user, move in moves.items()})
+        return {user: move.confirmed for user, move in moves.items() if move.confirmed and keys[user] in raised}
 
     async def erase_sent(self, number: int, user: str, limit: int) -> int:
         query = {"conv": group_key(number), "from": user}
@@ -90,7 +87,12 @@ class MongoGroupMessages:
         return removed
 
     async def put_positions(self, number: int, positions: Mapping[str, int]) -> None:
-        await self._set_positions({position_key(number, user): time for user, time in positions.items()}, "$set")
+        await self._write_positions(
+            [
+                pymongo.UpdateOne({"_id": position_key(number, user)}, {"$set": {"position": Int64(time)}}, upsert=True)
+                for user, time in positions.items()
+            ]
+        )
 
     async def _page(
         self, key: ConversationKey, after: int, before: int, order: int, count: int, *, skip: int = 0
@@ -133,17 +135,37 @@ class MongoGroupMessages:
         found = await self._call(self._positions.find({"_id": {"$in": list(keys)}}).to_list(None))
         return {document["_id"]: int(document["position"]) for document in found}
 
-    async def _set_positions(self, positions: Mapping[str, int], change: str = "$max") -> None:
-        """Store positions. With `$max`, one that another process has moved further stays there."""
-        updates = [
-            pymongo.UpdateOne({"_id": key}, {change: {"position": Int64(time)}}, upsert=True)
-            for key, time in positions.items()
-        ]
+    async def _raise_positions(self, positions: Mapping[str, int]) -> set[str]:
+        """Store positions that are greater than the stored ones. Returns the keys that this call has changed."""
+        raised, left = set[str](), dict(positions)
+        for _ in range(2):  # the second time, if two processes have created a position at the same moment
+            updates = [
+                pymongo.UpdateOne(
+                    {"_id": key, "position": {"$lt": Int64(time)}}, {"$set": {"position": Int64(time)}}, upsert=True
+                )
+                for key, time in left.items()
+            ]
+            keys = list(left)
+            # If the stored position is not less, the upsert finds that its key is in use.
+            left = {keys[index]: left[keys[index]] for index in await self._write_positions(updates)}
+            raised |= set(keys) - left.keys()
+        return raised
+
+    async def _write_positions(self, updates: Sequence[pymongo.UpdateOne]) -> list[int]:
+        """Execute updates. Returns which of them failed as duplicates."""
         try:
             if updates:
                 await self._call(self._positions.bulk_write(updates, ordered=False))
         except BulkWriteError as error:
+            return self._duplicates(error)
+        return []
+
+    def _duplicates(self, error: BulkWriteError) -> list[int]:
+        """Return which writes of a batch failed as duplicates. Raises StoreUnavailable if anything else failed."""
+        errors = error.details["writeErrors"]
+        if any(one["code"] != DUPLICATE_KEY for one in errors) or error.details.get("writeConcernErrors"):
             raise self._call.incomplete() from error
+        return [one["index"] for one in errors]
 
     async def _remove(self, cursor: Any, limit: int) -> int:
         """Remove the messages that a query finds, at most `limit`. Returns how many there were."""

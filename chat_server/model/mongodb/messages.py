@@ -46,7 +46,6 @@ from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 
 T = TypeVar("T")
 
-DUPLICATE_KEY = 11000
 # Callers whose messages go into one insert, at most.
 MAX_CALLERS = 512
 EXPIRY = "at_1"  # the index by which messages expire
@@ -302,13 +301,6 @@ class MongoMessages(MongoGroupMessages):
                 raise StoreUnavailable(f"{self._call.name}: it rolled back what it had stored")
         found = {(document["conv"], document["from"], document["mid"]): document for document in documents}
         return [found.get((conversation_of(m), m.sender, m.id)) for m in messages]
-
-    def _duplicates(self, error: BulkWriteError) -> list[int]:
-        """Return which writes of a batch failed as duplicates. Raises StoreUnavailable if anything else failed."""
-        errors = error.details["writeErrors"]
-        if any(one["code"] != DUPLICATE_KEY for one in errors) or error.details.get("writeConcernErrors"):
-            raise self._call.incomplete() from error
-        return [one["index"] for one in errors]
 
     async def _expect_lease(self) -> None:
         if not await self._held():
