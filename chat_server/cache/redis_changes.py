@@ -15,7 +15,7 @@ from chat_server.utils.errors import StoreUnavailable, cause
 
 # Seconds until a change is published again to nodes that have not confirmed it.
 REPEAT_SECONDS = 1.0
-# Seconds until Redis has confirmed a subscription.
+# Seconds until Redis has confirmed a subscription, and until a command pings a silent one, which must then answer.
 SUBSCRIBE_SECONDS = 3.0
 # Seconds until a command gives up a change: the lease of a frozen node, and time for a slow one.
 COMMAND_SECONDS = 30.0
@@ -101,10 +101,15 @@ async def confirm_as_command(redis: "aioredis.Redis", scripts: Scripts, payload:
 
 
 async def _read(subscription: Any, changes: RedisChanges) -> None:
-    """Note each confirmation. Raises RedisError or OSError when the subscription ends."""
+    """Note each confirmation. Raises RedisError or OSError when the subscription ends, TimeoutError if it is silent."""
+    silent = False
     while True:
-        message = await subscription.get_message(timeout=COMMAND_SECONDS)
-        if message and message["type"] == "message":
+        message = await subscription.get_message(timeout=SUBSCRIBE_SECONDS)
+        if message is None and silent:
+            raise TimeoutError
+        if silent := message is None:  # its connection may be half-open
+            await subscription.ping()
+        elif message["type"] == "message":
             node, _, place = parse_header(message["data"])
             for payload, _ in records(message["data"], place):
                 changes.note(node, NUMBER.unpack(payload[1:])[0])  # nodes publish nothing else here

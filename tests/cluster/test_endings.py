@@ -10,9 +10,17 @@ import pytest
 import websockets
 
 from tests import raw
-from tests.cluster.harness import FREEZE_SECONDS, Databases, ProcessGroup, cluster, require_several_processes
+from tests.cluster.harness import (
+    FREEZE_SECONDS,
+    Databases,
+    ProcessGroup,
+    cluster,
+    require_several_processes,
+    within,
+)
+from tests.cluster.relay import FaultyNetwork
 from tests.e2e.http_helpers import check_success, post, try_upgrade
-from tests.harness import PASSWORD, TIMEOUT, Frame, ServerHandle
+from tests.harness import PASSWORD, TIMEOUT, Frame, ServerHandle, run_command
 
 CLOSE_SECONDS = 1.0
 # The user whose sessions end, and a peer who stays.
@@ -207,6 +215,25 @@ async def test_an_ending_waits_for_a_frozen_process(databases: Databases, tmp_pa
         assert {frame["reason"] for frame in frames} <= {"store_away"}
         await two.expect_nothing()
         assert await stored_ids(three[1]) == []
+
+
+async def test_a_command_fails_if_its_subscription_is_half_open(databases: Databases, tmp_path: Path) -> None:
+    """It waits for a frozen process, and must not wait for a confirmation that cannot arrive."""
+    require_several_processes()
+    async with serving(databases, tmp_path) as three, FaultyNetwork(lambda: databases.redis.port).running() as network:
+        environ = {**three.environ, "CHAT_REDIS_REDISADDR": f"127.0.0.1:{network.port}"}
+
+        async def subscribed() -> bool:
+            return bool(network.subscriptions())
+
+        async with three[2].frozen():
+            disabling = asyncio.create_task(run_command("user", "disable", LEAVING, environ=environ))
+            await within(TIMEOUT, "subscription of the command", subscribed)
+            async with network.half_open(network.subscriptions()), asyncio.timeout(FREEZE_SECONDS):
+                code, _, err = await disabling
+        assert code == 1
+        assert "run the same command again" in err
+        await disable(three)
 
 
 async def test_a_frozen_process_delays_only_its_own_endings(databases: Databases, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from chat_server.cache.redis_backplane import RedisBackplane
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.errors import StoreUnavailable
+from tests.cluster.relay import FaultyNetwork
 from tests.contract.conftest import _server
 
 # Confirms a change for a process that is no node.
@@ -58,6 +59,10 @@ class BackplaneProcess:
             self.own_gaps.append(since)
 
 
+def _client(port: int) -> Any:
+    return redis.client(conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{port}"), 5)
+
+
 @pytest.fixture
 def prefix() -> str:
     return f"{uuid.uuid4().hex}:"
@@ -66,7 +71,7 @@ def prefix() -> str:
 @pytest.fixture
 async def command(prefix: str) -> AsyncIterator[Command]:
     """Confirms a change as a command on the stores of `processes`."""
-    client = redis.client(conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{_server('redis').port}"), 5)
+    client = _client(_server("redis").port)
     scripts = Scripts(client, prefix, 5)
     yield partial(redis_changes.confirm_as_command, client, scripts)
     await scripts.close()
@@ -214,6 +219,26 @@ async def test_a_command_notices_the_end_of_its_subscription(
     processes[1].may_apply.set()
     with suppress(StoreUnavailable):
         await asyncio.wait_for(confirming, 5)
+
+
+async def test_a_command_notices_a_half_open_subscription(
+    processes: list[BackplaneProcess], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The confirmations get lost, but the command hangs as little as it claims success."""
+    monkeypatch.setattr(redis_changes, "SUBSCRIBE_SECONDS", 0.5)
+    processes[1].may_apply.clear()
+    async with FaultyNetwork(lambda: _server("redis").port).running() as network:
+        client = _client(network.port)
+        scripts = Scripts(client, prefix, 5)
+        confirming = asyncio.create_task(redis_changes.confirm_as_command(client, scripts, b"change"))
+        await until(lambda: processes[0].applied)
+        await asyncio.sleep(1.2)  # it pings, and Redis answers
+        assert not confirming.done()
+        async with network.half_open(network.subscriptions()):
+            processes[1].may_apply.set()
+            with pytest.raises(StoreUnavailable, match="no answer in time"):
+                await asyncio.wait_for(confirming, 3)
+        await scripts.close()
 
 
 async def test_items_before_a_confirmation_arrive_before_it(processes: list[BackplaneProcess]) -> None:
