@@ -222,8 +222,6 @@ class _StoreOpener:
 
     async def open_all(self, database: Database | None) -> tuple[ExportableStores, RateStore]:
         """Open all stores. `database` is None if no store is embedded."""
-        if self._settings.stores.processes == "many" and self._purpose is Purpose.SERVE:
-            self._node = await self._find_cluster()
         users = await self._open_users(database)
         messages = await self._open_messages(database)
         sessions, rates, contacts = await self._open_cache(database)
@@ -259,6 +257,8 @@ class _StoreOpener:
         if self._alongside:
             return mongodb.MongoMessages(client[config.name], self._timeout, name=name)
         lease_store = mongodb.MongoLease(client[config.name], self._timeout, name)
+        if self._settings.stores.processes == "many" and self._purpose is Purpose.SERVE:
+            self._node = await self._find_cluster(await self._with_retry(name, lease_store.number))
         lease = await self._hold_lease("mongodb", name, lease_store, "[MongoDB] MongoDBName")
         held = both(lease.held, await self._join_cluster(self._node)) if self._node else lease.held
         watch = self._metrics.for_store("mongodb")
@@ -322,8 +322,8 @@ class _StoreOpener:
         self._stack.push_async_callback(scripts.close)
         return client, scripts
 
-    async def _find_cluster(self) -> "RedisNode":
-        """Create the node of this process. It joins after MongoDB's lease, which decides who uses the stores."""
+    async def _find_cluster(self, database: str) -> "RedisNode":
+        """Create the node of this process for this `database` of MongoDB. It joins after MongoDB's lease is taken."""
         from chat_server.cache import redis_nodes  # noqa: PLC0415
 
         # A call that hangs must leave time for another within the lease.
@@ -331,7 +331,7 @@ class _StoreOpener:
         await self._with_retry(scripts.name, lambda: scripts.run("cluster_probe", ["probe"]))
         name = await self._with_retry(scripts.name, lambda: redis_nodes.cluster_name(scripts))
         self._connection = client, scripts
-        return redis_nodes.RedisNode(scripts, name, self._clock, self._timeline or Timeline(self._clock))
+        return redis_nodes.RedisNode(scripts, name, database, self._clock, self._timeline or Timeline(self._clock))
 
     async def _join_cluster(self, node: "RedisNode") -> Held:
         """Take a lease for this node and renew it until the stack closes."""

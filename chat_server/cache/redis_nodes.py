@@ -24,17 +24,18 @@ SETTING = "[redis] RedisAddr"
 
 
 class RedisNode:
-    """This process among the nodes. `scripts` without a lease; `cluster` is the name from `cluster_name`.
+    """This process among the nodes. `scripts` without a lease.
 
+    `cluster`, the name from `cluster_name`, and `database`, the number of MongoDB's database, identify the cluster.
     The node's slot also makes the times of `timeline` unique.
 
     A node whose lease ended joins again under a new name, and is not `held` before `rejoined` has returned.
     """
 
-    def __init__(self, scripts: Scripts, cluster: str, clock: Clock, timeline: Timeline) -> None:
+    def __init__(self, scripts: Scripts, cluster: str, database: str, clock: Clock, timeline: Timeline) -> None:
         self._scripts = scripts
         self._cluster = cluster
-        self.holder = shared_holder(cluster)
+        self.holder = shared_holder(f"{cluster}, MongoDB {database}")
         self._clock = clock
         self._timeline = timeline
         self._until = 0.0
@@ -74,7 +75,7 @@ class RedisNode:
             if time.monotonic() > deadline:
                 raise StartError(
                     f"{SETTING}: another chat_server ({known}) is running on it; "
-                    "stop that one, or set Processes = many for all"
+                    "stop that one, or set Processes = many and the same stores for all"
                 )
             log.warning("lease held elsewhere", extra={"store": SETTING, "holder": str(known)})
             await asyncio.sleep(1)

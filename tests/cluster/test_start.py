@@ -70,6 +70,17 @@ async def test_a_process_with_another_redis_is_refused(databases: Databases, tmp
         other.stop()
 
 
+async def test_a_process_with_another_mongodb_is_refused(databases: Databases, tmp_path: Path) -> None:
+    """The lease in Redis names the MongoDB of the cluster."""
+    stores = environ(databases, tmp_path)
+    (tmp_path / "a").mkdir()
+    async with one_process_server(tmp_path / "a" / "data", stores=stores, Processes="many"):
+        different = stores | {"CHAT_MONGODB_MONGODBNAME": stores["CHAT_MONGODB_MONGODBNAME"] + "b"}
+        line, _ = await start_error(tmp_path / "b", different, Processes="many")
+        assert "another chat_server (cluster" in line
+        assert "MongoDB" in line
+
+
 async def test_a_stopped_process_frees_its_slot_at_once(databases: Databases, tmp_path: Path) -> None:
     """More starts than slots (64), one after the other, also after kill -9."""
     async with cluster(tmp_path, databases, 2, users=("1",)) as two:

@@ -90,7 +90,7 @@ async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             client = redis.client(config, 5)
             scripts = Scripts(client, prefix, 5)
             stack.push_async_callback(scripts.close)
-            node = RedisNode(scripts, await cluster_name(scripts), Clock(), Timeline(Clock()))
+            node = RedisNode(scripts, await cluster_name(scripts), "number", Clock(), Timeline(Clock()))
             await node.join()
             backplane = RedisBackplane(client, scripts, node, Clock(), 5)
             await backplane.open()

@@ -39,7 +39,7 @@ async def scripts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripts]:
 
 
 async def joined(scripts: Scripts, clock: Clock | None = None) -> RedisNode:
-    node = RedisNode(scripts, await cluster_name(scripts), clock or Clock(), Timeline(Clock()))
+    node = RedisNode(scripts, await cluster_name(scripts), "number", clock or Clock(), Timeline(Clock()))
     await node.join()
     return node
 
@@ -68,7 +68,7 @@ async def test_a_single_server_is_refused_next_to_a_node(scripts: Scripts) -> No
 async def test_a_node_is_refused_next_to_a_single_server(scripts: Scripts) -> None:
     lease = Lease(RedisLease(scripts), "Redis", 0)
     await lease.take()
-    node = RedisNode(scripts, await cluster_name(scripts), Clock(), Timeline(Clock()))
+    node = RedisNode(scripts, await cluster_name(scripts), "number", Clock(), Timeline(Clock()))
     with pytest.raises(StartError, match=r"another chat_server \(host .*Processes = many"):
         await node.join()
 

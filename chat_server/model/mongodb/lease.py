@@ -1,5 +1,6 @@
 """The lease that lets only one server use the messages."""
 
+import secrets
 from typing import Any
 
 import pymongo
@@ -25,14 +26,20 @@ class MongoLease:
             "holder": {"$cond": [free, {"$literal": holder}, "$holder"]},
             "until": {"$cond": [free, {"$add": [now, seconds]}, "$until"]},
         }
-        taking = self._leases.find_one_and_update(
-            {"_id": "server"}, [{"$set": lease}], upsert=True, return_document=pymongo.ReturnDocument.AFTER
-        )
-        if (
-            taken := await call(taking, self._timeout, self._name)
-        ) is None:  # of processes that start together, one wins
-            raise StoreUnavailable(f"{self._name}: another process has just taken the lease")
-        return bytes(taken["holder"])
+        return bytes((await self._upsert("server", [{"$set": lease}]))["holder"])
 
     async def release(self, holder: bytes) -> None:
         await call(self._leases.delete_one({"_id": "server", "holder": holder}), self._timeout, self._name)
+
+    async def number(self) -> str:
+        """Return the random number of this database, which the first call stores."""
+        return str((await self._upsert("number", {"$setOnInsert": {"number": secrets.token_hex(4)}}))["number"])
+
+    async def _upsert(self, id: str, update: Any) -> Any:
+        updating = self._leases.find_one_and_update(
+            {"_id": id}, update, upsert=True, return_document=pymongo.ReturnDocument.AFTER
+        )
+        updated = await call(updating, self._timeout, self._name)
+        if updated is None:  # of processes that start together, one wins
+            raise StoreUnavailable(f"{self._name}: another process has just taken the lease")
+        return updated
