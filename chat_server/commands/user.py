@@ -19,7 +19,7 @@ from chat_server.model.groups import PAGE
 from chat_server.model.messages import Pair
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
-from chat_server.service.packets import SessionsEnded, encode
+from chat_server.service.packets import Removed, SessionsEnded, encode
 from chat_server.utils.clock import Clock
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
 from chat_server.utils.passwords import Passwords, bad_password
@@ -222,6 +222,7 @@ class UserAdmin:
         ended = await self._end_sessions(name)
         left = await self._leave_groups(name)
         await self._users.blocks.forget(name, by_others=False)
+        await self._confirm(encode(Removed()))
         if keep:
             print(f"removed {name}; {ended}; {left}; kept {await self._count_messages(name)}; the name stays reserved")
             return
@@ -229,6 +230,7 @@ class UserAdmin:
         deleted = await self._erase_messages(name)
         limits = await self._forget_contact_limits(name)
         await self._users.blocks.forget(name, by_others=True)
+        await self._confirm(encode(Removed()))
         await self._users.remove(name)
         print(f"removed {name}; {ended}; {left}; deleted {deleted} and {limits} contact limits; the name is free")
 

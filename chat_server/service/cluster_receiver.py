@@ -13,6 +13,7 @@ from chat_server.service.packets import (
     BroadcastMessage,
     Notice,
     PresenceChanged,
+    Removed,
     SessionsEnded,
     StoredMessage,
     decode_change,
@@ -56,6 +57,7 @@ class ClusterReceiver:
         self._presence = presence
         self._timeline = timeline
         self.check_sessions: Callable[[], Awaitable[None]] = _nothing  # closes the sockets whose sessions have ended
+        self.refresh: Callable[[], Awaitable[None]] = _nothing  # finds what a command has changed
         self.close_slowly: Callable[[Sequence[Socket]], None] = lambda sockets: None
         self.forget_user: Callable[[str], None] = lambda user: None  # drops a user from the cache of names
 
@@ -108,6 +110,8 @@ class ClusterReceiver:
             await self._blocks.read_again(change.blocker, change.blocked)
             self._presence.changed_for(change.blocker, change.blocked)
             await self._sending.settle(change.blocker, change.blocked)
+        elif isinstance(change, Removed):
+            await self.refresh()
         else:
             await self._groups.changed_elsewhere(change)
 

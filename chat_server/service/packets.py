@@ -61,8 +61,12 @@ class GroupChanged(msgspec.Struct, array_like=True, tag="g"):
     time: int
 
 
+class Removed(msgspec.Struct, array_like=True, tag="r"):
+    """A command has removed the blocks and the group memberships of a user."""
+
+
 Packet = StoredMessage | Notice | BroadcastMessage | PresenceChanged
-Change = SessionsEnded | BlockChanged | GroupChanged
+Change = SessionsEnded | BlockChanged | GroupChanged | Removed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_packet = msgspec.msgpack.Decoder(Packet).decode

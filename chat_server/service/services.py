@@ -99,6 +99,7 @@ class Services:
                 shared.log, registry, self.answers, frames, self.sending, blocks, self.groups, presence, timeline
             )
             self.receiver.forget_user = self.accounts.forget
+            self.receiver.refresh = self.refresh
 
     def _changed(self, user: str) -> None:
         """A socket of a user opened or closed."""

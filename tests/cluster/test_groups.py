@@ -78,6 +78,26 @@ async def test_changes_of_members_reach_all_processes_once(three: ProcessGroup) 
             await chat.expect_nothing()
 
 
+async def test_a_removed_user_leaves_groups_on_all_processes(databases: Databases, tmp_path: Path) -> None:
+    """`user remove` returns when they do, long before a heartbeat."""
+    require_several_processes()
+    async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0, HeartbeatSeconds=600) as three:
+        await group_helpers.create(three, "1", GROUP, "2", "3")
+        async with three[1].chat("2", sync=True) as two, three[2].chat("3", sync=True) as other:
+            for chat in (two, other):
+                await chat.answer(7, "-10")  # its process loads the group
+            await three.command("user", "remove", "1", "--messages", "keep")
+            async with asyncio.timeout(1):
+                for chat in (two, other):
+                    assert await chat.receive_change() == (GROUP, ["-1", "!2"])
+            for process in three:
+                members = await group_helpers.members(process, "3", GROUP)
+                assert {name: member["owner"] for name, member in members.items()} == {"2": True, "3": False}
+            assert (await two.send("hello", to="1"))["reason"] == "no_such_user"
+            for chat in (two, other):
+                await chat.expect_no_change()
+
+
 async def test_the_first_message_of_a_new_member_passes_at_once(three: ProcessGroup) -> None:
     """Each process may hold an older list of members when the change is made elsewhere."""
     async with AsyncExitStack() as stack:
