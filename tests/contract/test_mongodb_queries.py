@@ -48,6 +48,8 @@ def reach(collection: str, query: Filter) -> tuple[bool, str | None]:
         assert all(reach(collection, branch) == (True, None) for branch in query["$or"]), query
         return True, None
     equal = {key for key, value in query.items() if not isinstance(value, Mapping) or set(value) <= {"$in", "$eq"}}
+    if "_id" in equal:  # further conditions cost nothing
+        return True, None
     ranges = {key for key in query if key not in equal and not key.startswith("$")}
     found: list[tuple[bool, str | None]] = []
     for index in INDEXES[collection]:
