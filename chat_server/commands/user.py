@@ -16,7 +16,7 @@ from chat_server.commands.export import export
 from chat_server.conf import Settings
 from chat_server.migrate.record_pages import PAGE_SIZE, read_pages
 from chat_server.model.groups import PAGE
-from chat_server.model.messages import Pair
+from chat_server.model.messages import CACHED_SECONDS, Pair
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
 from chat_server.service.packets import Removed, SessionsEnded, encode
@@ -274,10 +274,16 @@ class UserAdmin:
         return f"left {len(numbers)} groups"
 
     async def _wait_for_servers(self) -> None:
-        """Wait until running servers have read the state of their users again, and have finished all their requests."""
+        """Wait until running servers have read the state of their users again, and have finished all their requests.
+
+        Several processes must also have forgotten the user's messages: they store no message after one that is erased.
+        """
         if self._no_server:
             return
-        seconds = self._settings.sockets.heartbeat_seconds + 2 * self._settings.stores.store_timeout
+        seconds = self._settings.sockets.heartbeat_seconds
+        if self._settings.stores.processes == "many":  # the clocks of two processes differ by at most 10 s
+            seconds = max(seconds, CACHED_SECONDS + 10)
+        seconds += 2 * self._settings.stores.store_timeout
         print(f"waiting {seconds:g} s until a running server has closed all sockets of the user", file=sys.stderr)
         await asyncio.sleep(seconds)
 

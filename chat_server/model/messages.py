@@ -5,6 +5,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+# With several processes, a process continues a conversation after a message that it cached at most this long ago.
+CACHED_SECONDS = 60
+
 
 class Pair(NamedTuple):
     """The conversation of two users, in either order."""
@@ -242,6 +245,7 @@ class MessageStore(Protocol):
     async def erase_sent(self, number: int, user: str, limit: int) -> int:
         """Remove at most `limit` messages by `user` in a group, leaving no tombstones. Returns how many.
 
+        With several processes, the newest message of the group becomes a tombstone without a sender.
         If there were fewer, the user's read position is removed too.
         """
         ...

@@ -20,7 +20,7 @@ from tests.cluster.harness import (
 )
 from tests.cluster.relay import FaultyNetwork
 from tests.e2e.http_helpers import check_success, post, try_upgrade
-from tests.harness import PASSWORD, TIMEOUT, Frame, ServerHandle, run_command
+from tests.harness import PASSWORD, TIMEOUT, Frame, ServerHandle, run_command, run_py
 
 CLOSE_SECONDS = 1.0
 # The user whose sessions end, and a peer who stays.
@@ -234,6 +234,20 @@ async def test_a_command_fails_if_its_subscription_is_half_open(databases: Datab
         assert code == 1
         assert "run the same command again" in err
         await disable(three)
+
+
+async def test_messages_are_erased_when_no_process_continues_them(databases: Databases, tmp_path: Path) -> None:
+    """tests/contract/test_chain.py shows that the writers then agree; here, only how long the command waits."""
+    require_several_processes()
+    async with serving(databases, tmp_path) as three:
+        command = await run_py("user", "remove", LEAVING, "--messages", "delete", environ=three.environ)
+        try:
+            assert command.stderr
+            async with asyncio.timeout(TIMEOUT):
+                assert b"waiting 80 s" in await command.stderr.readline()
+        finally:
+            command.kill()
+            await command.communicate()
 
 
 async def test_a_frozen_process_delays_only_its_own_endings(databases: Databases, tmp_path: Path) -> None:

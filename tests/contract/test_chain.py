@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chat_server.model import mongodb
-from chat_server.model.messages import Added, Confirmed, GroupKey, Message, Pair
+from chat_server.model.messages import CACHED_SECONDS, Added, Confirmed, GroupKey, Message, Pair
 from chat_server.model.mongodb.chain import ChainedMessages
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.lease import always
@@ -137,6 +137,65 @@ async def test_deleted_messages_stay_in_the_chain(nodes: list[Node]) -> None:
     await nodes[1].store.delete(PAIR, [[(ANN, message.id)]])
     [added] = await nodes[1].add(nodes[1].message())
     assert added.time > message.time
+
+
+async def in_group(node: Node) -> list[int]:
+    return [message.time for message in await node.store.after(GROUP, 0, 1000)]
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+async def test_writers_agree_on_the_end_of_a_group_after_an_erasure(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """One writer has read the newest message, then it is erased, and the other one writes first."""
+    slow, fast, command = nodes
+    kept = Message(BOB, GROUP.name, "kept", "hello", slow.timeline.next(), group=GROUP.number)
+    before = [(await slow.add(message))[0].time for message in (slow.message(group=True), kept)]
+    await slow.add(slow.message(group=True), slow.message(id="last", group=True))
+    insert = slow.store._insert_links
+
+    async def delayed(links: Sequence[Any]) -> int:
+        monkeypatch.undo()
+        while (erased := await command.store.erase_sent(GROUP.number, ANN, limit)) == limit:
+            counts.append(erased)
+        counts.append(erased)
+        fast.timeline.advance(links[0].message.time)  # its message is later, and visible first
+        [stored] = await fast.add(Message("cid", GROUP.name, "seen", "hello", fast.timeline.next(), group=GROUP.number))
+        seen.append(stored.time)
+        assert await in_group(fast) == [before[1], stored.time]
+        return await insert(links)
+
+    counts, seen = list[int](), list[int]()
+    monkeypatch.setattr(slow.store, "_insert_links", delayed)
+    late = Message(BOB, GROUP.name, "late", "hello", slow.timeline.next(), group=GROUP.number)
+    [stored] = await slow.add(late)
+    assert sum(counts) == 3
+    assert await in_group(command) == [before[1], seen[0], stored.time]
+    records = await command.store.records(GROUP, 0, stored.time, 100)
+    assert [record.sender for record in records] == [BOB, "", "cid", BOB]
+
+
+async def test_writers_agree_on_a_conversation_that_was_erased(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`user remove` frees a name CACHED_SECONDS and 10 s after its last message. Both writers had cached messages."""
+    slow, fast, command = nodes
+    for node in (slow, fast):
+        await node.add(node.message())
+    assert await command.store.erase(PAIR, 100) == 2
+    for node in nodes:
+        monkeypatch.setattr(node.timeline, "now", lambda now=node.timeline.now: now() + (CACHED_SECONDS + 10) * 10**6)
+    insert, seen = slow.store._insert_links, list[int]()
+
+    async def delayed(links: Sequence[Any]) -> int:
+        monkeypatch.setattr(slow.store, "_insert_links", insert)
+        fast.timeline.advance(links[0].message.time)  # its message is later, and visible first
+        seen.extend([added.time for added in await fast.add(fast.message())])
+        return await insert(links)
+
+    monkeypatch.setattr(slow.store, "_insert_links", delayed)
+    [stored] = await slow.add(slow.message())
+    assert await times(command) == [*seen, stored.time]
 
 
 async def test_messages_of_a_single_process_come_first(nodes: list[Node]) -> None:

@@ -14,9 +14,8 @@ import msgspec
 from bson import Binary, Int64
 from pymongo.errors import BulkWriteError
 
-from chat_server.model.messages import Added, ConversationKey, Message
+from chat_server.model.messages import CACHED_SECONDS, Added, ConversationKey, Message
 from chat_server.model.mongodb.documents import (
-    EARLIEST,
     LATEST,
     conversation_key,
     conversation_of,
@@ -31,7 +30,7 @@ from chat_server.utils.clock import MICROSECONDS, Timeline
 CACHED_CONVERSATIONS = 65536
 # An older time is read again, in microseconds. Expiry removes no message younger than 86 s (MessageDays), so no process
 # continues after a message that is removed, while another one starts the conversation anew.
-CACHED_FOR = 60 * MICROSECONDS
+CACHED_FOR = CACHED_SECONDS * MICROSECONDS
 
 
 class Link(NamedTuple):
@@ -130,14 +129,6 @@ class ChainedMessages(MongoMessages):
         unknown = [conv for conv, time in newest.items() if not time]
         newest.update(zip(unknown, await asyncio.gather(*map(self._read_newest, unknown)), strict=True))
         return newest
-
-    async def _read_newest(self, conv: str) -> int:
-        times = [0]
-        for deleted in (False, True):
-            query = {"conv": conv, "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
-            found = await self._call(self._messages.find(query, {"_id": 1}).sort("_id", -1).limit(1).to_list(1))
-            times += [int(document["_id"]) for document in found]
-        return max(times)
 
 
 class NewestTimes:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pymongo
-from bson import Int64
+from bson import Binary, Int64
 from pymongo.errors import BulkWriteError
 
 from chat_server.model.messages import (
@@ -30,6 +30,7 @@ from chat_server.model.mongodb.documents import (
     to_message,
 )
 from chat_server.model.read_positions import Range, Row, find_moves
+from chat_server.utils.digest import digest
 
 # Positions are read in pages of this size.
 PAGE = 1000
@@ -81,10 +82,18 @@ class MongoGroupMessages:
 
     async def erase_sent(self, number: int, user: str, limit: int) -> int:
         query = {"conv": group_key(number), "from": user}
-        removed = await self._remove(self._messages.find(query, {"_id": 1}).limit(limit), limit)
-        if removed < limit:
+        found = await self._call(self._messages.find(query, {"_id": 1}).limit(limit).to_list(limit))
+        times = [document["_id"] for document in found]
+        if times and (newest := await self._read_newest(group_key(number))) in times:
+            # Another process may be about to store a message after it, so it stays in the chain, without its content.
+            chained = {**query, "_id": Int64(newest), "prev": {"$exists": True}}
+            nothing = {"from": "", "mid": str(newest), "deleted": True, "digest": Binary(digest(""))}
+            await self._call(self._messages.update_one(chained, {"$set": nothing, "$unset": {"text": ""}}))
+        if times:
+            await self._call(self._messages.delete_many({**query, "_id": {"$in": times}}))
+        if len(times) < limit:
             await self._call(self._positions.delete_one({"_id": position_key(number, user)}))
-        return removed
+        return len(times)
 
     async def put_positions(self, number: int, positions: Mapping[str, int]) -> None:
         await self._write_positions(
@@ -110,6 +119,14 @@ class MongoGroupMessages:
         rows = await self._read_range(number, Range(max(position, since), LATEST), MAX_UNREAD)
         unread = sum(sender != user for _, sender in rows)
         return Conversation(name, newest[0], unread, newest[0].time, number)
+
+    async def _read_newest(self, conv: str) -> int:
+        times = [0]
+        for deleted in (False, True):
+            query = {"conv": conv, "deleted": deleted, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
+            found = await self._call(self._messages.find(query, {"_id": 1}).sort("_id", -1).limit(1).to_list(1))
+            times += [int(document["_id"]) for document in found]
+        return max(times)
 
     async def _read_range(self, number: int, time: Range, limit: int) -> list[Row]:
         """Return at most `limit` rows at the beginning of a range."""
