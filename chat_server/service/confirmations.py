@@ -20,6 +20,8 @@ MARK_DELAY = 0.05
 MARKED_SOCKETS = 8192
 # Groups whose read positions move at the same time: they share transactions, and ops 2, 3 and 7 wait for all of them.
 GROUPS_AT_ONCE = 64
+# Confirmed deliveries that are kept for a member because an earlier one is not confirmed yet, and such members: 16 MiB.
+MAX_UNUSED, MAX_UNUSED_MEMBERS = 32, 4096
 
 Confirmation = tuple[Socket, list[Delivery]]
 
@@ -27,11 +29,16 @@ _GROUP = attrgetter("group")
 
 
 class Confirmations:
-    """Marks confirmed messages as read, and moves read positions in groups, a short time later and together."""
+    """Marks confirmed messages as read, and moves read positions in groups, a short time later and together.
 
-    def __init__(self, messages: MessageStore, notices: Notices) -> None:
+    `out_of_order`: a message of a group may arrive after a later one, because several processes store them.
+    """
+
+    def __init__(self, messages: MessageStore, notices: Notices, *, out_of_order: bool = False) -> None:
         self._messages = messages
         self._notices = notices
+        self._out_of_order = out_of_order
+        self._unused: dict[tuple[int, str], list[Delivery]] = {}  # confirmed, by group and member; the oldest first
         self._confirmed: list[Confirmation] = []  # not stored yet
         self._taken = self._done = 0  # entries of `_confirmed` so far, and those that were stored or failed
         self._timer: asyncio.TimerHandle | None = None
@@ -108,15 +115,29 @@ class Confirmations:
 
     async def _advance(self, group: LiveGroup, users: Mapping[str, Sequence[Confirmation]]) -> None:
         """Move the read positions of these members of a group."""
+        number = group.key.number
+        if self._unused:
+            users = {user: [(some[-1][0], self._unused.pop((number, user), [])), *some] for user, some in users.items()}
         confirmed = {
             user: Confirmed(since, sorted([delivery.time for _, received in some for delivery in received]))
             for user, some in users.items()
             if (since := group.members.get(user)) is not None
         }
-        reached = await self._messages.advance(group.key.number, confirmed) if confirmed else {}
+        reached = await self._messages.advance(number, confirmed) if confirmed else {}
+        if self._out_of_order:
+            for user in confirmed:
+                self._keep((number, user), users[user], reached.get(user, 0))
         for user, time in reached.items():
             if group.members.get(user) != confirmed[user].since:  # removed meanwhile
                 continue
             newest_first = ((socket, one) for socket, some in users[user][::-1] for one in some[::-1])
             socket, delivery = next(entry for entry in newest_first if entry[1].time == time)
             self._notices.position(socket, group, delivery.sender, delivery.id)
+
+    def _keep(self, key: tuple[int, str], confirmed: Sequence[Confirmation], position: int) -> None:
+        """Keep the newest deliveries after a position for the next confirmation, without their group."""
+        later = [Delivery(one.sender, one.id, one.time) for _, some in confirmed for one in some if one.time > position]
+        if later:
+            self._unused[key] = later[-MAX_UNUSED:]
+        if len(self._unused) > MAX_UNUSED_MEMBERS:
+            del self._unused[next(iter(self._unused))]

@@ -70,7 +70,7 @@ class Services:
 
         references, notices = References(messages), Notices(blocks, registry, frames)
         stream = PageStream(self.cluster.lease_check if self.cluster else None)
-        self.confirmations = confirmations = Confirmations(messages, notices)
+        self.confirmations = confirmations = Confirmations(messages, notices, out_of_order=bool(shared))
         self.sending = Sending(settings.chat, peers, live_groups, blocks, messages, self.limit, timeline)
         self.answers = Answers(registry, frames, metrics)
         self.pages = Pages(peers, references, messages, confirmations, stream, frames, coordinator)

@@ -128,6 +128,27 @@ async def test_a_pong_moves_no_position_past_a_late_message(three: ProcessGroup)
             assert "late2" in [frame["id"] for frame in await page(third, 3, "", GROUP)]
 
 
+async def test_pongs_in_another_order_move_a_position(three: ProcessGroup) -> None:
+    """A message is delivered, and its delivery confirmed, after that of a later message of another process."""
+    async with (
+        three[0].chat("1") as one,
+        three[1].chat("2") as two,
+        three[2].chat("3", GROUP) as third,
+    ):
+        async with three[0].redis.holding(b"held back") as held:
+            await one.put(1, "first\nheld back", to=GROUP)
+            await held.wait()
+            await two.put(1, "second\nhello", to=GROUP)
+            assert await receive_ids(third, 1) == ["second"]
+            assert [frame["id"] for frame in await page(third, 3, "", GROUP)] == ["first", "second"]
+        assert await receive_ids(third, 1) == ["first"]
+
+        async def read() -> bool:
+            return not await page(third, 3, "", GROUP)
+
+        await wait_until(read, "both messages are read")
+
+
 @asynccontextmanager
 async def late_message_unseen(three: ProcessGroup, one: ChatClient, two: ChatClient) -> AsyncIterator[None]:
     """As `late_message`, with no socket of the third member open when "late2" is stored."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chat_server.model.groups import Group
-from chat_server.service.confirmations import GROUPS_AT_ONCE, Confirmations
+from chat_server.service.confirmations import GROUPS_AT_ONCE, MAX_UNUSED, Confirmations
 from chat_server.service.live_groups import LiveGroup
 from chat_server.service.registry import Delivery
 from chat_server.utils.errors import StoreUnavailable
@@ -69,6 +69,22 @@ async def test_confirmations_of_many_sockets_are_stored_together() -> None:
         confirmations.confirm(none, [Delivery("1", f"m{number}", number)])
     await confirmations.flush()
     assert store.calls == 1
+
+
+async def test_kept_confirmations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member may never confirm an earlier message. The newest confirmations are kept, of the latest members."""
+    monkeypatch.setattr("chat_server.service.confirmations.MAX_UNUSED_MEMBERS", 3)
+    socket: Any = UserStub()
+    store: Any = ConcurrentAdvanceStub()
+    confirmations = Confirmations(store, socket, out_of_order=True)
+    for number in range(5):
+        group = LiveGroup(Group(20 + number, f"#g{number}", "1", {"1": 0}))
+        for time in range(100):
+            confirmations.confirm(socket, [Delivery("2", f"m{time}", time, group)])
+            if time % 10 == 9:
+                await confirmations.flush()
+    kept = {key: [one.time for one in unused] for key, unused in confirmations._unused.items()}
+    assert kept == {(20 + number, "1"): list(range(100 - MAX_UNUSED, 100)) for number in (2, 3, 4)}
 
 
 @pytest.mark.parametrize(("first", "calls"), [(100, 200), (0, GROUPS_AT_ONCE)])
