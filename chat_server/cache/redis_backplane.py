@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Sequence, Set
 from typing import Any, NamedTuple
 
 from redis import asyncio as aioredis
@@ -70,6 +69,8 @@ class Gap(NamedTuple):
 class RedisBackplane:
     """Backplane of one node. `scripts` need no lease."""
 
+    _receiver: Receiver
+
     def __init__(
         self, redis: "aioredis.Redis", scripts: Scripts, node: RedisNode, clock: Clock, timeout: float
     ) -> None:
@@ -94,6 +95,8 @@ class RedisBackplane:
         self.confirm = self._changes.confirm
         self._applying: set[tuple[str, int]] = set()
         self._applied: deque[tuple[str, int]] = deque(maxlen=MAX_APPLIED)
+        self._recovering = False
+        self._live: Set[str] = frozenset()  # nodes with a lease, at the last look
         self._listening = set[str]()  # other nodes
         self._known = self._listening  # those of them whose directories are known; empty after a gap
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,8 +173,9 @@ class RedisBackplane:
         self._reading = self._begin(self._read(await self._subscribe()))
 
     def start(self, receiver: Receiver) -> None:
-        self._begin(self._consume(receiver))
-        self._begin(self._probe(receiver))
+        self._receiver = receiver
+        self._begin(self._consume())
+        self._begin(self._probe())
 
     async def close(self) -> None:
         """Publish what waits and end the subscription."""
@@ -191,11 +195,13 @@ class RedisBackplane:
             while True:
                 try:
                     message = await subscription.get_message(timeout=PROBE_TIMEOUT)
+                    if message and message["type"] == "message":
+                        self._arrive(message["data"])
+                        continue
                 except (RedisError, OSError):
-                    message = None
-                if message and message["type"] == "message":
-                    self._append(message["data"])
-                    continue
+                    pass
+                except Exception:  # a bug must not make the node deaf
+                    log.exception("message failed")
                 log.warning("subscription broken", extra={"store": self._scripts.name})
                 await close(subscription)
                 subscription = await self._subscribe_again()
@@ -211,97 +217,139 @@ class RedisBackplane:
                 log.warning("store unavailable", extra={"error": str(error)})
                 await asyncio.sleep(PROBE_SECONDS)
 
-    async def _probe(self, receiver: Receiver) -> None:
+    async def _probe(self) -> None:
         """Publish to the node's own channel: while that arrives, messages of others do, too."""
         while True:
-            with suppress(StoreUnavailable):
+            try:
                 probe = header(self._node.name, self._clock.now())
                 await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
-                await self._watch(receiver)
+                await self._watch()
                 if self._incomplete:
                     await self._enter_all()
                 if self._lost_since:  # tell the others, even if nothing else is to be published
                     await self._publish([])
+            except StoreUnavailable:
+                pass  # the missing probe is a gap
+            except Exception:  # a bug must not end the probes silently
+                log.exception("probe failed")
             await asyncio.sleep(PROBE_SECONDS)
 
-    async def _watch(self, receiver: Receiver) -> None:
+    async def _watch(self) -> None:
         """Find the other nodes that have started or ended."""
         names = await self._scripts.run("nodes_listening", ["nodes"], [self._node.name, self._channels])
         listening = {name.decode() for name in names}
+        ended, self._live = self._live - self._node.live, self._node.live
         for name in self._listening - listening:
             self._listening.discard(name)
-            receiver.vanished(name)
-            # It may have stored messages that it did not publish.
+            self._receiver.vanished(name)
+            ended |= {name}
+        if ended:
+            # They may have stored messages that they did not publish. A node that listens no more can store until its
+            # lease ends, so the end of the lease counts, too.
             self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
         for name in listening - self._known:
             users = await self._scripts.run("node_users", [f"sockets:{name}"])
             self._listening.add(name)
-            receiver.appeared(name, [user.decode() for user in users])
+            self._receiver.appeared(name, [user.decode() for user in users])
         self._known = self._listening
 
     def _append(self, entry: bytes | Gap) -> None:
+        """Let what arrived wait for its turn."""
         size = len(entry) if isinstance(entry, bytes) else 0
         if self._waiting_bytes + size > MAX_WAITING:
-            self._waiting.clear()
+            self._waiting = deque(waiting for waiting in self._waiting if isinstance(waiting, Gap))
             self._waiting_bytes, size = 0, 0
             entry = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True)
         self._waiting.append(entry)
         self._waiting_bytes += size
         self._arrived.set()
 
-    async def _consume(self, receiver: Receiver) -> None:
+    def _arrive(self, message: bytes) -> None:
+        """Take a message of the channel.
+
+        During a recovery, changes and confirmations do not wait: it may last as long as an outage, and it may itself
+        wait for a lock whose holder waits for this node. The receiver checks what it delivers against the new state.
+        """
+        if not (self._recovering and self._take_change(message)):
+            self._append(message)
+
+    async def _consume(self) -> None:
         """Handle what arrived, one after the other."""
         while True:
             while self._waiting:
                 entry = self._waiting.popleft()
                 try:
                     if isinstance(entry, Gap):
-                        await self._recover(receiver, entry)
+                        await self._recover(entry)
                     else:
                         self._waiting_bytes -= len(entry)
-                        await self._handle(receiver, entry)
+                        await self._handle(entry)
                 except Exception:  # the next one must be handled
-                    log.exception("item failed")
+                    log.exception("message failed")
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def _recover(self, receiver: Receiver, gap: Gap) -> None:
-        while True:
-            try:
-                await self._enter_all()
-                self._known = set()
-                await receiver.recover(gap.since, own=gap.own)
-                break
-            except StoreUnavailable as error:
-                log.warning("store unavailable", extra={"error": str(error)})
-                await asyncio.sleep(PROBE_SECONDS)
-        gap.closed.set()
+    async def _recover(self, gap: Gap) -> None:
+        self._recovering = True
+        try:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+            for entry in waiting:  # changes no longer wait
+                if isinstance(entry, Gap):
+                    self._append(entry)
+                else:
+                    self._arrive(entry)
+            while True:
+                try:
+                    await self._enter_all()
+                    self._known = set()
+                    await self._receiver.recover(gap.since, own=gap.own)
+                    break
+                except StoreUnavailable as error:
+                    log.warning("store unavailable", extra={"error": str(error)})
+                    await asyncio.sleep(PROBE_SECONDS)
+        finally:
+            self._recovering = False
+            gap.closed.set()
 
-    async def _handle(self, receiver: Receiver, message: bytes) -> None:
+    async def _handle(self, message: bytes) -> None:
         sender, since, place = parse_header(message)
         if sender == self._node.name:
             self._probed = since
             return
         if since:
-            await self._recover(receiver, Gap(since, asyncio.Event(), own=False))
+            await self._recover(Gap(since, asyncio.Event(), own=False))
+        if self._take_change(message):
+            return
         for content, users in records(message, place):
-            kind, payload = content[:1], content[1:]
-            if kind == ITEM:
-                await receiver.received(users, payload)
-            elif kind == CHANGE:
-                (number,) = NUMBER.unpack_from(payload)
-                self._begin(self._apply(receiver, sender, number, payload[NUMBER.size :]))
-            else:
-                self._changes.note(sender, NUMBER.unpack(payload)[0])
+            if content[:1] == ITEM:
+                try:
+                    await self._receiver.received(users, content[1:])
+                except Exception:  # only this item fails
+                    log.exception("item failed")
 
-    async def _apply(self, receiver: Receiver, sender: str, number: int, payload: bytes) -> None:
+    def _take_change(self, message: bytes) -> bool:
+        """Begin to apply a change, or note a confirmation. Returns whether the message is one of these.
+
+        Both are alone in their messages. What a later version publishes in addition is ignored.
+        """
+        sender, _, place = parse_header(message)
+        content, _ = next(records(message, place), (b"", []))
+        kind, payload = content[:1], content[1:]
+        if kind == CHANGE:
+            (number,) = NUMBER.unpack_from(payload)
+            self._begin(self._apply(sender, number, payload[NUMBER.size :]))
+        elif kind == CONFIRMED:
+            self._changes.note(sender, NUMBER.unpack_from(payload)[0])
+        return kind in (CHANGE, CONFIRMED)
+
+    async def _apply(self, sender: str, number: int, payload: bytes) -> None:
         """Apply a change and confirm it, after everything that was published before."""
         if (sender, number) in self._applying:  # published again meanwhile
             return
         self._applying.add((sender, number))
         try:
             if (sender, number) not in self._applied:  # the confirmation may have been lost
-                await receiver.apply(payload)
+                await self._receiver.apply(payload)
                 self._applied.append((sender, number))
             await self._publishing.flush()
             message = header(self._node.name) + record(CONFIRMED + NUMBER.pack(number))

@@ -128,9 +128,11 @@ async def subscribe(redis: "aioredis.Redis", channel: str, store: str) -> Any:
             await subscription.subscribe(channel)
             while await subscription.get_message(timeout=SUBSCRIBE_SECONDS) is None:
                 pass
-    except (RedisError, OSError, TimeoutError) as error:
+    except BaseException as error:
         await close(subscription)
-        raise StoreUnavailable(f"{store}: no subscription, {cause(error)}") from error
+        if isinstance(error, RedisError | OSError | TimeoutError):
+            raise StoreUnavailable(f"{store}: no subscription, {cause(error)}") from error
+        raise
     return subscription
 
 

@@ -11,6 +11,7 @@ from chat_server.service.groups import Groups
 from chat_server.service.packets import (
     BlockChanged,
     BroadcastMessage,
+    GroupChanged,
     Notice,
     PresenceChanged,
     Removed,
@@ -90,6 +91,8 @@ class ClusterReceiver:
         if copy:
             self._registry.notify_here(users, self._frames.live(message, message.time))
             return
+        if self._blocks.is_cached(message.receiver, message.sender):  # blocked since
+            return
         group = None
         if message.group:
             try:
@@ -112,7 +115,7 @@ class ClusterReceiver:
             await self._sending.settle(change.blocker, change.blocked)
         elif isinstance(change, Removed):
             await self.refresh()
-        else:
+        elif isinstance(change, GroupChanged):
             await self._groups.changed_elsewhere(change)
 
     async def recover(self, since: int, *, own: bool) -> None:
@@ -124,18 +127,25 @@ class ClusterReceiver:
         await self._groups.refresh()
         await self.check_sessions()
         while page := await self._messages.since(since, PAGE):
-            for message in page:
-                await self._deliver_again(message)
+            await self._deliver_again(page)
             since = page[-1].time
         self.close_slowly(outdated)
 
-    async def _deliver_again(self, message: Message) -> None:
-        """Deliver a message that may have been missed."""
-        if not message.group:
-            if not message.read and self._registry.online(message.receiver):
+    async def _deliver_again(self, page: Sequence[Message]) -> None:
+        """Deliver messages that may have been missed. Raises StoreUnavailable."""
+        missed = [
+            message
+            for message in page
+            if message.group or (not message.read and self._registry.online(message.receiver))
+        ]
+        pairs = {(message.receiver, message.sender) for message in missed if not message.group}
+        if len(await self._blocks.states(pairs)) < len(pairs):
+            raise StoreUnavailable("the store of users is away: blocks are not known")
+        for message in missed:
+            if not message.group:
                 await self._receive([message.receiver], message)
-        elif group := await self._groups.live.get(message.group):
-            await self._receive(self._registry.sockets_among(group.members).keys() - {message.sender}, message)
+            elif group := await self._groups.live.get(message.group):
+                await self._receive(self._registry.sockets_among(group.members).keys() - {message.sender}, message)
 
 
 async def _nothing() -> None:

@@ -1,4 +1,12 @@
-"""What server processes tell each other, as bytes for the backplane."""
+"""What server processes tell each other, as bytes for the backplane.
+
+During an update, processes of two versions run together. So a new version may append fields, each with a default, to a
+packet, which earlier versions ignore, and it may add kinds of packets. Earlier versions ignore these, too, and confirm
+changes of a kind that they do not know: they cannot have the feature that the change is about.
+"""
+
+from functools import partial
+from typing import TypeVar, get_args
 
 import msgspec
 
@@ -68,9 +76,25 @@ class Removed(msgspec.Struct, array_like=True, tag="r"):
 Packet = StoredMessage | Notice | BroadcastMessage | PresenceChanged
 Change = SessionsEnded | BlockChanged | GroupChanged | Removed
 
+KINDS = {kind.__struct_config__.tag for kind in get_args(Packet | Change)}
+
 encode = msgspec.msgpack.Encoder().encode
-decode_packet = msgspec.msgpack.Decoder(Packet).decode
-decode_change = msgspec.msgpack.Decoder(Change).decode
+Decoded = TypeVar("Decoded")
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Decoded], payload: bytes) -> Decoded | None:
+    """Decode a payload; None if a later version added its kind. Raises msgspec.DecodeError."""
+    try:
+        return decoder.decode(payload)
+    except msgspec.ValidationError:
+        fields = msgspec.msgpack.decode(payload)
+        if isinstance(fields, list) and fields and fields[0] not in KINDS:
+            return None
+        raise
+
+
+decode_packet = partial(_decode, msgspec.msgpack.Decoder(Packet))
+decode_change = partial(_decode, msgspec.msgpack.Decoder(Change))
 
 
 def pack(message: Message, time: int, *, copy: bool = False) -> bytes:

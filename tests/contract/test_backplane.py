@@ -14,7 +14,7 @@ from chat_server import conf
 from chat_server.cache import redis, redis_backplane, redis_changes, redis_nodes
 from chat_server.cache.backplane import Item
 from chat_server.cache.redis import Scripts
-from chat_server.cache.redis_backplane import RedisBackplane
+from chat_server.cache.redis_backplane import Gap, RedisBackplane
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.errors import StoreUnavailable
@@ -39,8 +39,13 @@ class BackplaneProcess:
         self.others: dict[str, set[str]] = {}  # the users of other nodes
         self.may_apply = asyncio.Event()
         self.may_apply.set()
+        self.may_recover = asyncio.Event()
+        self.may_recover.set()
+        self.failures = 0  # recoveries that fail from now on
 
     async def received(self, users: Sequence[str], payload: bytes) -> None:
+        if payload == b"bad":
+            raise ValueError(payload)
         self.items.append((list(users), payload))
 
     async def apply(self, payload: bytes) -> None:
@@ -57,6 +62,11 @@ class BackplaneProcess:
         self.gaps.append(since)
         if own:
             self.own_gaps.append(since)
+        await self.may_recover.wait()
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("the store is away")
+        self.items.append(([], b"recovered"))
 
 
 def _client(port: int) -> Any:
@@ -100,6 +110,11 @@ async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             stack.callback(process.renewing.cancel)
             processes.append(process)
         yield processes
+
+
+def kill_subscriptions() -> None:
+    with Redis(port=_server("redis").port) as admin:
+        admin.client_kill_filter(_type="pubsub")
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -213,8 +228,7 @@ async def test_a_command_notices_the_end_of_its_subscription(
     processes[1].may_apply.clear()
     confirming = asyncio.create_task(command(b"change"))
     await until(lambda: processes[0].applied)
-    with Redis(port=_server("redis").port) as client:
-        client.client_kill_filter(_type="pubsub")
+    kill_subscriptions()
     await asyncio.sleep(0.3)
     processes[1].may_apply.set()
     with suppress(StoreUnavailable):
@@ -262,13 +276,76 @@ async def test_a_killed_subscription_is_a_gap(processes: list[BackplaneProcess])
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
     before = two.gaps, two.backplane._probed
-    with Redis(port=_server("redis").port) as admin:
-        admin.client_kill_filter(_type="pubsub")
+    kill_subscriptions()
     await until(lambda: all(process.gaps for process in processes))
     assert two.gaps[0] < before[1]
     assert two.own_gaps
     assert await one.backplane.publish([Item(["bob"], b"again")]) == [1]
-    await until(lambda: two.items)
+    await until(lambda: (["bob"], b"again") in two.items)
+
+
+async def test_items_after_a_gap_wait_for_the_recovery(processes: list[BackplaneProcess]) -> None:
+    """In order, also if there is a second gap meanwhile, and if the recovery fails twice."""
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    two.may_recover.clear()
+    two.failures = 2
+    kill_subscriptions()
+    await until(lambda: two.own_gaps)
+    assert await one.backplane.publish([Item(["bob"], b"first")]) == [1]
+    kill_subscriptions()
+    await until(lambda: sum(isinstance(entry, Gap) for entry in two.backplane._waiting))
+    assert await one.backplane.publish([Item(["bob"], b"second")]) == [1]
+    await asyncio.sleep(0.3)
+    assert two.items == []
+    two.may_recover.set()
+    await until(lambda: (["bob"], b"second") in two.items)
+    assert [payload for _, payload in two.items if payload != b"recovered"] == [b"first", b"second"]
+    assert two.items[0] == two.items[-2] == ([], b"recovered")
+    assert len(two.own_gaps) >= 4
+
+
+async def test_a_change_does_not_wait_for_a_recovery(processes: list[BackplaneProcess]) -> None:
+    """Neither at a process that recovers, nor if the process that makes the change recovers."""
+    one, two, _ = processes
+    for process in processes:
+        process.may_recover.clear()
+    kill_subscriptions()
+    await until(lambda: one.gaps and two.gaps)
+    await asyncio.wait_for(one.backplane.confirm(b"change"), 5)
+    assert two.applied == [b"change"]
+    assert (two.items, one.items) == ([], [])
+
+
+async def test_a_full_queue_is_a_gap(processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The items are dropped, but no earlier gap is: a node that joined again waits for it."""
+    monkeypatch.setattr(redis_backplane, "MAX_WAITING", 1000)
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    two.may_recover.clear()
+    kill_subscriptions()
+    await until(lambda: two.gaps)
+    gap = Gap(1, asyncio.Event(), own=True)
+    two.backplane._append(gap)
+    for _ in range(3):
+        await one.backplane.publish([Item(["bob"], b"x" * 500)])
+    await until(lambda: len(two.backplane._waiting) >= 2)
+    two.may_recover.set()
+    await asyncio.wait_for(gap.closed.wait(), 5)
+    await until(lambda: len(two.own_gaps) >= 3)
+    await one.backplane.publish([Item(["bob"], b"after")])
+    await until(lambda: (["bob"], b"after") in two.items)
+
+
+async def test_a_failing_item_does_not_drop_the_next_ones(processes: list[BackplaneProcess]) -> None:
+    """Neither does an item of a kind that only a later version knows."""
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    message = redis_changes.header("later") + redis_changes.record(b"~later") + redis_changes.record(b"iitem")
+    await one.backplane._scripts.run("publish_to", [], [two.backplane._channels + two.node.name, message])
+    await one.backplane.publish([Item(["bob"], payload) for payload in (b"bad", b"good")])
+    await until(lambda: len(two.items) == 2)
+    assert two.items == [([], b"item"), (["bob"], b"good")]
 
 
 async def test_a_failed_publication_is_a_gap_for_the_others(
@@ -307,3 +384,16 @@ async def test_the_end_of_a_subscription_is_seen_at_once(processes: list[Backpla
     assert await one.backplane.publish([Item(["bob"], b"lost")]) == [0]
     await two.backplane.open()
     await until(lambda: one.others.get(two.node.name) == {"bob"})
+
+
+async def test_the_end_of_a_lease_is_a_second_gap(processes: list[BackplaneProcess]) -> None:
+    """A node without a subscription can store, but perhaps not publish, until its lease ends."""
+    one, two, three = processes
+    await until(lambda: set(one.others) == {two.node.name, three.node.name})
+    two.backplane._reading.cancel()
+    await until(lambda: len(one.gaps) == 1)
+    await asyncio.sleep(0.5)
+    assert len(one.gaps) == 1
+    two.renewing.cancel()
+    await until(lambda: len(one.gaps) == 2)
+    assert one.own_gaps == []
