@@ -12,7 +12,7 @@ from typing import Self
 # Bytes in one buffer of a relay. Small buffers pass the backpressure of a reader on to the writer.
 BUFFER = 65_536
 LINGER_RESET = struct.pack("ii", 1, 0)  # closing sends an RST
-SUBSCRIBE = re.compile(rb"\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
+SUBSCRIBE = re.compile(rb"\r\n[PS]?SUBSCRIBE\r\n\$\d+\r\n([^\r]+)", re.IGNORECASE)
 
 
 class Direction(Enum):
@@ -29,7 +29,7 @@ class RelayedConnection:
         self._ends = {Direction.REQUESTS: target, Direction.REPLIES: client}
         self.client_port: int = client.get_extra_info("peername")[1]
         self.target_port: int = target.get_extra_info("peername")[1]
-        self.is_subscription = False  # a connection of Redis that subscribed to a channel
+        self.channel = b""  # of Redis, to which the client subscribed first
         self.is_discarding = False  # both directions
         self.replies_read = asyncio.Event()
         self.replies_read.set()
@@ -171,7 +171,8 @@ class FaultyNetwork(TcpRelay):
 
     async def forward(self, link: RelayedConnection, direction: Direction, data: bytes) -> None:
         if direction is Direction.REQUESTS:
-            link.is_subscription = link.is_subscription or bool(SUBSCRIBE.search(data))
+            if not link.channel and (found := SUBSCRIBE.search(data)):
+                link.channel = found[1]
             if self._held_text is not None and self._held_text in data:
                 self._holding.set()
                 await self._released.wait()
@@ -187,7 +188,7 @@ class FaultyNetwork(TcpRelay):
 
     def subscriptions(self) -> list[RelayedConnection]:
         """Return the open connections that subscribed to a channel of Redis."""
-        return [link for link in self.links if link.is_subscription]
+        return [link for link in self.links if link.channel]
 
     @asynccontextmanager
     async def holding(self, text: bytes) -> AsyncIterator[asyncio.Event]:

@@ -11,21 +11,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from chat_server.api.connection_manager import CLOSING_SECONDS
+from chat_server.cache.redis_backplane import PROBE_TIMEOUT
+from chat_server.cache.redis_changes import CHANGE, ITEM, NUMBER, header, record
 from tests import raw, servers
 from tests.cluster.harness import (
     FREEZE_SECONDS,
     Databases,
     ProcessGroup,
+    ServerProcess,
     cluster,
     receive_ids,
     require_several_processes,
     within,
 )
 from tests.cluster.traffic import pairs_of, traffic
+from tests.e2e.http_helpers import check_success, post
+from tests.e2e.test_blocks import block
 from tests.faults.stores import history, unavailable
 from tests.harness import ChatClient
 
@@ -56,24 +62,40 @@ async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIt
 async def test_a_message_stored_but_not_published_arrives(databases: Databases, tmp_path: Path) -> None:
     """The process is killed in between. The receiver, on another process, does nothing for it."""
     require_several_processes()
-    async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0) as three:
-        await three.make_contacts("1", "2")
-        async with three[1].chat("2", "1") as two, three[2].chat("1", "2") as witness:
-            async with three[0].chat("1", "2") as one, three[0].redis.holding(b"unpublished") as held:
-                await one.put(1, "m1\nunpublished")
-                await held.wait()
+    async with (
+        cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0) as three,
+        three[1].chat("2", "1") as two,
+        three[2].chat("1", "2") as witness,
+    ):
+        async with three[0].chat("1", "2") as one, three[0].redis.holding(b"unpublished") as held:
+            await one.put(1, "m1\nunpublished")
+            await held.wait()
 
-                async def stored() -> bool:
-                    return "m1\nunpublished" in await history(witness)
+            async def stored() -> bool:
+                return "m1\nunpublished" in await history(witness)
 
-                await within(5, "the message is stored", stored)
-                await three[0].kill()
-            async with asyncio.timeout(LIVE_SECONDS):
-                assert await receive_ids(two, 1) == ["m1"]
-            retry = await witness.send("m1\nunpublished")
-            assert retry["op_type"] in (40018, 40019)
+            await within(5, "the message is stored", stored)
+            await three[0].kill()
+        async with asyncio.timeout(LIVE_SECONDS):
+            assert await receive_ids(two, 1) == ["m1"]
+        retry = await witness.send("m1\nunpublished")
+        assert retry["op_type"] in (40018, 40019)
+        await two.expect_nothing()
+        assert (await history(witness)).count("m1\nunpublished") == 1
+
+
+async def test_a_process_without_redis_is_killed(databases: Databases, tmp_path: Path) -> None:
+    """It stores messages until its lease ends, but cannot publish them. It is killed before it reaches Redis again."""
+    require_several_processes()
+    async with serving(databases, tmp_path) as three, three[1].chat("2", "1") as two:
+        async with three[0].chat("1", "2") as one, three[0].redis.unreachable():
+            await asyncio.sleep(3)  # the other processes have read again, because this one no longer listens
+            assert (await one.send("m1\nunpublished"))["op_type"] == 40019
             await two.expect_nothing()
-            assert (await history(witness)).count("m1\nunpublished") == 1
+            await three[0].kill()
+        async with asyncio.timeout(FREEZE_SECONDS + 2):
+            assert await receive_ids(two, 1) == ["m1"]
+        await three[0].start()
 
 
 async def test_a_killed_process_loses_and_reorders_nothing(databases: Databases, tmp_path: Path) -> None:
@@ -97,16 +119,17 @@ async def test_a_frozen_process_loses_and_reorders_nothing(databases: Databases,
 async def test_a_frozen_process_processes_no_buffered_frame(databases: Databases, tmp_path: Path) -> None:
     """It answers store_away to what arrived after its lease; the sockets stay open."""
     require_several_processes()
-    async with serving(databases, tmp_path) as three:
-        await three.make_contacts("1", "2")
-        async with three[2].chat("1", "2") as one, three[0].chat("2", "1") as two:
-            async with three[2].frozen():
-                await asyncio.sleep(FREEZE_SECONDS)
-                await one.put(1, "m1\nbuffered")
-            answer = await one.receive()
-            if answer["op_type"] == 40008:  # otherwise, the lease was renewed before the frame was processed
-                assert answer["reason"] == "store_away"
-                await two.expect_nothing()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[2].chat("1", "2") as one,
+        three[0].chat("2", "1") as two,
+    ):
+        async with three[2].frozen():
+            await asyncio.sleep(FREEZE_SECONDS)
+            await one.put(1, "m1\nbuffered")
+        answer = await one.receive()
+        assert (answer["op_type"], answer.get("reason")) == (40008, "store_away")
+        await two.expect_nothing()
 
 
 @pytest.mark.parametrize(("op", "content"), [(2, "-200"), (3, "")])
@@ -169,30 +192,36 @@ async def break_half_open(three: ProcessGroup, databases: Databases) -> None:
         async def replaced() -> bool:
             return any(link not in before for link in network.subscriptions())
 
-        await within(LIVE_SECONDS, "the process subscribes again", replaced)
+        await within(PROBE_TIMEOUT + 1, "the process subscribes again", replaced)
         await asyncio.sleep(1)
 
 
 async def overflow_output_buffer(three: ProcessGroup, databases: Databases) -> None:
-    """Redis closes a subscription whose reader is too slow."""
+    """Redis closes a subscription whose reader is too slow, before the process notices that nothing arrives.
+
+    What fills the buffer are packets of a later version, which the process ignores.
+    """
     network = three[1].redis
+    [link] = network.subscriptions()
     async with Redis(port=databases.redis.port) as redis:
-        await redis.config_set("client-output-buffer-limit", "pubsub 65536 0 0")
+        await redis.config_set("client-output-buffer-limit", "pubsub 8388608 0 0")
         try:
-            # User 2 has its sockets on this process. The traffic has no conversation of 2 and 5.
-            async with (
-                network.unread(network.subscriptions()),
-                three[0].chat("5", "2") as five,
-                asyncio.timeout(LIVE_SECONDS * 3),
-            ):
-                while len(await redis.client_list(_type="pubsub")) >= len(set(three)):
-                    for number in range(50):
-                        await five.put(1, f"\n{number}" + "x" * 16_000)
-                    for _ in range(50):
-                        assert (await five.receive())["op_type"] in (40018, 40019)
+            async with network.unread([link]), asyncio.timeout(PROBE_TIMEOUT):
+                while await redis.publish(link.channel, newer_message(b"x" * 1_000_000)):
+                    pass
             await subscribe_again(redis, len(set(three)))
         finally:
             await redis.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+
+
+def newer_message(text: bytes) -> bytes:
+    """A message with packets of kinds that only a later version knows."""
+    return (
+        header("later version")
+        + record(ITEM + msgspec.msgpack.encode(["later", text]))
+        + record(b"~" + text)
+        + record(ITEM + msgspec.msgpack.encode(["m", ["1", "2", "later", "hello", 1, 0], False, "later"]))
+    )
 
 
 # --- Redis
@@ -267,20 +296,109 @@ async def check_delivery(three: ProcessGroup) -> None:
             assert await receive_ids(two, 1) == [f"live{number}"]
 
 
+async def test_packets_of_a_later_version_are_ignored(databases: Databases, tmp_path: Path) -> None:
+    """Also fields that it appends. A change of an unknown kind is confirmed, because its sender waits for that."""
+    require_several_processes()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[0].chat("1", "2") as one,
+        three[1].chat("2", "1") as two,
+        Redis(port=databases.redis.port) as redis,
+        redis.pubsub() as replies,
+    ):
+        [link] = three[1].redis.subscriptions()
+        channels, _, _ = link.channel.rpartition(b"node:")
+        await replies.subscribe(channels + b"node:later version")
+        change = record(CHANGE + NUMBER.pack(1) + msgspec.msgpack.encode(["later", "change"]))
+        await redis.publish(link.channel, newer_message(b"text"))
+        await redis.publish(link.channel, header("later version") + change)
+        async with asyncio.timeout(5):
+            while (reply := await replies.get_message(timeout=5)) is None or reply["type"] != "message":
+                pass
+        assert (await one.send("m1\nhello"))["op_type"] == 40018
+        assert await receive_ids(two, 1) == ["m1"]
+        await two.expect_nothing()
+
+
+@asynccontextmanager
+async def unable_to_read_again(process: ServerProcess) -> AsyncIterator[None]:
+    """Let a process subscribe again, which is a gap, while it cannot reach MongoDB."""
+    network = process.redis
+    before = network.subscriptions()
+
+    async def subscribed() -> bool:
+        return bool(network.subscriptions()) and network.subscriptions() != before
+
+    async with process.mongodb.unreachable():
+        network.cut(before)
+        await within(LIVE_SECONDS, "the process subscribes again", subscribed)
+        await asyncio.sleep(1)
+        yield
+
+
+async def test_a_gap_while_mongodb_is_away(databases: Databases, tmp_path: Path) -> None:
+    """Messages wait in order until MongoDB is back, also after a second gap. A logout does not wait."""
+    require_several_processes()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[0].chat("1", "2") as one,
+        three[1].chat("2", "1") as two,
+        three[1].chat("3", "1") as leaving,
+    ):
+        network = three[1].redis
+        async with network.half_open(network.subscriptions()):
+            assert (await one.send("m0\nhello"))["op_type"] == 40018  # accepted by a deaf process
+            async with unable_to_read_again(three[1]):
+                for number in range(1, 20):
+                    assert (await one.send(f"m{number}\nhello"))["op_type"] == 40018
+                network.cut(network.subscriptions())
+                async with asyncio.timeout(5):
+                    check_success(await post(three[0], "/user/logout", three.tokens["3"], user_name="3"), 41015)
+                    assert await leaving.wait_closed() == 4001
+                await two.expect_nothing()
+            async with asyncio.timeout(LIVE_SECONDS):
+                assert await receive_ids(two, 20) == [f"m{number}" for number in range(20)]
+        await asyncio.sleep(2)
+        await two.expect_nothing()
+
+
+async def test_a_block_stops_messages_that_wait_for_a_gap(databases: Databases, tmp_path: Path) -> None:
+    """After its answer, neither messages that are read again nor those that arrived meanwhile are delivered."""
+    require_several_processes()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[0].chat("1", "2") as one,
+        three[0].chat("3", "2") as other,
+        three[1].chat("2", "1") as two,
+    ):
+        network = three[1].redis
+        async with network.half_open(network.subscriptions()):
+            assert (await one.send("m0\nhello"))["op_type"] == 40018
+            async with unable_to_read_again(three[1]):
+                assert (await one.send("m1\nhello"))["op_type"] == 40018
+                async with asyncio.timeout(5):
+                    await block(three[0], "2", "1")
+                assert (await other.send("m2\nhello"))["op_type"] == 40018
+            assert await receive_ids(two, 1) == ["m2"]
+        await two.expect_nothing()
+
+
 async def test_messages_of_a_deaf_time_arrive_late(databases: Databases, tmp_path: Path) -> None:
     """While the receiver's process is deaf, a message is stored and acknowledged; it arrives without any action."""
     require_several_processes()
-    async with serving(databases, tmp_path) as three:
-        await three.make_contacts("1", "2")
-        async with three[0].chat("1", "2") as one, three[1].chat("2", "1") as two:
-            network = three[1].redis
-            async with network.half_open(network.subscriptions()):
-                for number in range(20):
-                    assert (await one.send(f"m{number}\nhello"))["op_type"] in (40018, 40019)
-                async with asyncio.timeout(LIVE_SECONDS):
-                    assert await receive_ids(two, 20) == [f"m{number}" for number in range(20)]
-            await asyncio.sleep(3)
-            await two.expect_nothing()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[0].chat("1", "2") as one,
+        three[1].chat("2", "1") as two,
+    ):
+        network = three[1].redis
+        async with network.half_open(network.subscriptions()):
+            for number in range(20):
+                assert (await one.send(f"m{number}\nhello"))["op_type"] in (40018, 40019)
+            async with asyncio.timeout(LIVE_SECONDS):
+                assert await receive_ids(two, 20) == [f"m{number}" for number in range(20)]
+        await asyncio.sleep(3)
+        await two.expect_nothing()
 
 
 async def test_sync_sockets_are_closed_after_a_gap(databases: Databases, tmp_path: Path) -> None:
@@ -365,9 +483,10 @@ async def test_a_failover_of_redis_loses_and_reorders_nothing(databases: Databas
 async def test_a_long_outage_of_redis_keeps_sockets_open(databases: Databases, tmp_path: Path) -> None:
     """Every frame is refused with the failure code of its op and store_away, also between contacts."""
     require_several_processes()
-    async with serving(databases, tmp_path) as three:
+    async with serving(databases, tmp_path, StrangerLimit=5) as three:
         await three.make_contacts("1", "2")
         async with three[0].chat("1", "2") as one, three[1].chat("2", "1") as two:
+            await two.answer(4, "*")
             async with unavailable(databases.redis, "killed"):
                 await asyncio.sleep(FREEZE_SECONDS)
                 await expect_refusals(one)

@@ -38,7 +38,7 @@ class PairTraffic:
         self.pair = pair
         self.acknowledged: list[str] = []
         self.received: set[str] = set()
-        self.live: list[dict[str, None]] = []  # per socket: what arrived without a request, in order of first arrival
+        self.live: list[list[str]] = []  # per socket: what arrived first without a request, after the end of op 3
         self.refusals = 0
         self.reconnects = 0
         self.stopping = False
@@ -75,21 +75,33 @@ class PairTraffic:
         while True:
             try:
                 async with server.chat(self.pair.receiver, self.pair.sender) as chat:
-                    self.live.append({})
                     await chat.put(3)
-                    while True:
-                        self._note(await chat.connection.recv(decode=True))
+                    await self._read(chat)
             except (OSError, websockets.WebSocketException, EOFError):
                 self.reconnects += 1
                 server = self._cluster
                 await asyncio.sleep(0.2)
 
-    def _note(self, text: str) -> None:
-        frame = json.loads(text)
-        if frame["from"] == self.pair.sender and frame["op_type"] in (40011, 40005):
-            self.received.add(frame["id"])
-            if frame["op_type"] == 40011:
-                self.live[-1].setdefault(frame["id"])
+    async def _read(self, chat: ChatClient) -> None:
+        """Note what arrives on one socket.
+
+        A process that reads again after a gap delivers unread messages that the socket may have from op 3. So only
+        messages that are new to the socket must be in order.
+        """
+        known: set[str] = set()
+        live: list[str] | None = None
+        while True:
+            frame = json.loads(await chat.connection.recv(decode=True))
+            if frame["op_type"] == 40004:  # a store is away
+                await asyncio.sleep(0.2)
+                await chat.put(3)
+            elif frame["from"] == "System" and frame["op_type"] == 40005:
+                self.live.append(live := [])
+            elif frame["from"] == self.pair.sender and frame["op_type"] in (40011, 40005):
+                if live is not None and frame["id"] not in known:
+                    live.append(frame["id"])
+                known.add(frame["id"])
+                self.received.add(frame["id"])
 
     def is_complete(self) -> bool:
         """Whether every acknowledged message has arrived."""
