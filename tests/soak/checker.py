@@ -74,7 +74,7 @@ async def _read_back_as_guest(ledger: Ledger, group: SoakGroup, chat: ChatClient
     if group.absent[chat.user][-1][1] == float("inf"):
         ledger.fault(f"{chat.user} is in {group.name}, but was removed")
     ids = [(one["from"], one["id"]) for one in page]
-    [last] = [one for one in (await chat.ask(7, f"-{PAGE}"))[:-1] if one["to"] == group.name]
+    [last] = [one for one in await ask(chat, 7, f"-{PAGE}") if one["to"] == group.name]
     if last.get("id") != (ids[-1][1] if ids else None):
         ledger.fault(f"op 7 lists another message of {group.name} for {chat.user} than op 2")
     if ids != [(one["from"], one["id"]) for one in whole][len(whole) - len(ids) :]:
@@ -104,27 +104,32 @@ def check_position(ledger: Ledger, group: SoakGroup, user: str, stored: Sequence
 async def check_unread_in_group(ledger: Ledger, chat: ChatClient, stored: Sequence[Frame]) -> None:
     """Check that op 3 returns, and op 7 counts, exactly the messages after the read position."""
     unread = [frame["id"] for frame in stored if frame["from"] != chat.user and not frame["read"]]
-    if [frame["id"] for frame in (await chat.ask(3))[:-1]] != unread:
+    if [frame["id"] for frame in await ask(chat, 3)] != unread:
         ledger.fault(f"op 3 does not return the unread messages of {chat.peer} to {chat.user}")
-    [listed] = [one for one in (await chat.ask(7, f"-{PAGE}"))[:-1] if one["to"] == chat.peer]
+    [listed] = [one for one in await ask(chat, 7, f"-{PAGE}") if one["to"] == chat.peer]
     if listed["unread"] > len(unread) or (len(unread) < PAGE and listed["unread"] != len(unread)):
         ledger.fault(f"op 7 counts {listed['unread']} unread in {chat.peer} for {chat.user}, not {len(unread)}")
+
+
+async def ask(chat: ChatClient, op_type: int, content: str = "") -> list[Frame]:
+    """Return the frames of an answer, without unread messages that several processes deliver again when they start."""
+    return [frame for frame in await chat.ask(op_type, content) if frame["type"] == 2 and frame["from"] != "System"]
 
 
 async def read_by_position(chat: ChatClient) -> list[Frame]:
     """Return all messages, page by page from the oldest, with S-N."""
     found: list[Frame] = []
-    while page := (await chat.ask(2, f"{len(found)}-{PAGE}"))[:-1]:
+    while page := await ask(chat, 2, f"{len(found)}-{PAGE}"):
         found += page
     return found
 
 
 async def read_backwards(chat: ChatClient) -> list[Frame]:
     """Return all messages, page by page from the newest, with -N@ID."""
-    found = page = (await chat.ask(2, f"-{PAGE}"))[:-1]
+    found = page = await ask(chat, 2, f"-{PAGE}")
     while page:
         mark = f"{'>' if page[0]['from'] == chat.user else '<'}{page[0]['id']}"
-        page = (await chat.ask(2, f"-{PAGE}@{mark}"))[:-1]
+        page = await ask(chat, 2, f"-{PAGE}@{mark}")
         found = page + found
     return found
 
@@ -158,9 +163,9 @@ def compare(ledger: Ledger, sent: Sequence[SentMessage], stored: Sequence[Frame]
 async def check_unread(ledger: Ledger, chat: ChatClient, stored: list[Frame]) -> None:
     """Check that op 3 returns, and op 7 counts, exactly the messages to this user that are stored as unread."""
     unread = [frame["id"] for frame in stored if frame["to"] == chat.user and not frame["read"]]
-    if [frame["id"] for frame in (await chat.ask(3))[:-1]] != unread:
+    if [frame["id"] for frame in await ask(chat, 3)] != unread:
         ledger.fault(f"op 3 does not return the unread messages from {chat.peer} to {chat.user}")
-    [*conversations, _] = await chat.ask(7, f"-{PAGE}")
+    conversations = await ask(chat, 7, f"-{PAGE}")
     counts = {frame["from"] if frame["to"] == chat.user else frame["to"]: frame["unread"] for frame in conversations}
     if counts.get(chat.peer, 0) != min(len(unread), 1000):
         ledger.fault(f"op 7 counts {counts.get(chat.peer)} unread from {chat.peer} to {chat.user}, not {len(unread)}")

@@ -24,6 +24,7 @@ class SentMessage:
     limited: bool = False  # the contact limit applies, because the receiver never answers
     group: "SoakGroup | None" = None
     tries: int = 0
+    socket: int = 0  # the number of the socket that sent it last
     time: int | None = None  # in its acknowledgement
     refused: bool = False  # by the contact limit
     may_be_read: bool = False  # after its delivery a pong was sent, or op 4 named it
@@ -81,10 +82,13 @@ class Ledger:
     """All sent messages, and all faults in what the server returned.
 
     `steady`: all stores are always available. Then `store_away` is a fault, and every confirmed message gets marked.
+    `gaps`: there are several processes. After a gap, one of them delivers unread messages of the last minute again,
+    also to sockets that are newer, and only messages from one socket are in order (protocol section 7).
     """
 
-    def __init__(self, *, steady: bool) -> None:
+    def __init__(self, *, steady: bool, gaps: bool = False) -> None:
         self.steady = steady
+        self.gaps = gaps
         self.sent: dict[tuple[str, str, str], SentMessage] = {}
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []

@@ -43,8 +43,10 @@ class SoakRun:
     three after it.
     """
 
+    gaps = False  # see Ledger
+
     def __init__(self, seed: int, folder: Path, databases: Sequence[DatabaseServer] = ()) -> None:
-        self.ledger = Ledger(steady=not databases)
+        self.ledger = Ledger(steady=not databases, gaps=self.gaps)
         self.server = ServerHandle("127.0.0.1", servers.free_port())
         self.devices: list[Device] = []
         self.databases = databases
@@ -128,6 +130,8 @@ class ServerRun(SoakRun):
 
 class ClusterRun(SoakRun):
     """The users of several processes behind a balancer."""
+
+    gaps = True
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[ProcessGroup]:
