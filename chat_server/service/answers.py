@@ -111,6 +111,7 @@ class Answers:
         online_status = _ONLINE if online else _OFFLINE
         frames: list[bytes] = []
         deliveries: list[Delivery] = []
+        repeated = set[int]()  # read again after a gap of this process, and so delivered, since they were stored
         answers = b""
         for request, result in run:
             try:
@@ -119,8 +120,8 @@ class Answers:
                     if result.added.new or (result.added.unread and time not in self._delivered):
                         frames.append(self._frames.live(message, time))
                         deliveries.append(Delivery(message.sender, message.id, time, group))
-                        if receivers:
-                            self._delivered.add(time)
+                        if receivers and not self._delivered.add(time):
+                            repeated.add(time)
                     status = _ONLINE if result.elsewhere else online_status
                     answer = self._frames.acknowledgement(socket.user, status, message.id, time)
                 else:
@@ -132,7 +133,11 @@ class Answers:
             statuses.append(status)
         try:
             if frames:
-                self._deliver(socket, group, receivers, frames, deliveries)
+                self._copy(socket, frames)
+                if repeated:
+                    frames = [frame for frame, one in zip(frames, deliveries, strict=True) if one.time not in repeated]
+                    deliveries = [one for one in deliveries if one.time not in repeated]
+                self._deliver(group, receivers, frames, deliveries)
         except Exception:  # the messages are stored: op 3 returns them
             log.exception("frame failed", extra={"op": SEND})
         socket.send(answers)
@@ -148,13 +153,14 @@ class Answers:
 
     def _deliver(
         self,
-        sender: Socket,
         group: LiveGroup | None,
         receivers: Sequence[Socket],
         frames: Sequence[bytes],
         deliveries: Sequence[Delivery],
     ) -> None:
-        """Deliver messages to the receivers and to the sender's other devices."""
+        """Deliver messages to the receivers."""
+        if not deliveries:
+            return
         together, oldest = b"".join(frames), min([one.time for one in deliveries]) if group else 0
         for receiver in receivers:
             if not group or group.members[receiver.user] < oldest:
@@ -163,7 +169,11 @@ class Answers:
             for frame, delivery in zip(frames, deliveries, strict=True):  # the member has just joined
                 if group.members[receiver.user] < delivery.time:
                     receiver.deliver(frame, [delivery])
+
+    def _copy(self, sender: Socket, frames: Sequence[bytes]) -> None:
+        """Send messages to the sender's other devices."""
         if sender.user in self._registry.sync_users:
+            together = b"".join(frames)
             for other in self._registry.sync_sockets(sender.user, without=sender):
                 other.send(together)
 
@@ -177,13 +187,16 @@ class RecentNumbers:
         self._new: set[int] = set()
         self._old: set[int] = set()
 
-    def add(self, number: int) -> None:
-        """Remember `number`."""
-        if number not in self._new:
-            self._new.add(number)
-            self._free -= 1
-            if not self._free:
-                self._old, self._new, self._free = self._new, set(), self._least
+    def add(self, number: int) -> bool:
+        """Remember `number`. Returns whether it was not remembered before."""
+        if number in self._new:
+            return False
+        known = number in self._old
+        self._new.add(number)
+        self._free -= 1
+        if not self._free:
+            self._old, self._new, self._free = self._new, set(), self._least
+        return not known
 
     def __contains__(self, number: int) -> bool:
         return number in self._new or number in self._old

@@ -39,7 +39,7 @@ class Answering:
     """Answers, with a socket of each of the users."""
 
     def __init__(self, *users: str) -> None:
-        registry = Registry()
+        self.registry = registry = Registry()
         self.answers = Answers(registry, Frames("en"), NO_METRICS)
         self.sockets: list[Any] = [SocketStub(user) for user in users]
         for socket in self.sockets:
@@ -89,3 +89,16 @@ def test_a_retry_in_the_same_batch_is_delivered_once() -> None:
     answering.answer({"2": "2"}, ("2", Added(60)), ("2", Added(60, new=False)))
     assert answering.sockets[1].times == [60]
     assert answering.sockets[0].pieces[0].count(b'"id":"m60"') == 2
+
+
+def test_a_message_read_again_meanwhile_is_delivered_once() -> None:
+    """A process that reads again after a gap may find a message before it is answered. Copies are no deliveries."""
+    answering = Answering("1", "2", "1")
+    other_device = answering.sockets[2]
+    other_device.sync = True
+    answering.registry.sync_users.add("1")
+    answering.answers.receive(Message("1", "2", "m60", "hello", 60), ["2"], None)
+    answering.answer({"2": "2"}, ("2", Added(60)), ("2", Added(61)))
+    answering.answer({"2": "2"}, ("2", Added(61, new=False)))
+    assert answering.sockets[1].times == [60, 61]
+    assert [b"".join(other_device.pieces).count(b'"id":"m%d"' % time) for time in (60, 61)] == [1, 1]
