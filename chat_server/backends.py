@@ -175,6 +175,10 @@ async def _probe_servers(settings: Settings) -> list[str]:
             from chat_server.cache import redis  # noqa: PLC0415
 
             found.append(f"Redis: {await redis.probe(settings.redis, timeout)}")
+        if settings.stores.processes == "many":
+            from chat_server.cache import redis_changes  # noqa: PLC0415
+
+            await redis_changes.probe(settings.redis, timeout)
         if settings.mongodb.mongodb == "mongodb":
             from chat_server.model import mongodb  # noqa: PLC0415
 
@@ -324,11 +328,11 @@ class _StoreOpener:
 
     async def _find_cluster(self, database: str) -> "RedisNode":
         """Create the node of this process for this `database` of MongoDB. It joins after MongoDB's lease is taken."""
-        from chat_server.cache import redis_nodes  # noqa: PLC0415
+        from chat_server.cache import redis_changes, redis_nodes  # noqa: PLC0415
 
         # A call that hangs must leave time for another within the lease.
         client, scripts = self._connect_redis(min(self._timeout, redis_nodes.LEASE_SECONDS / 3))
-        await self._with_retry(scripts.name, lambda: scripts.run("cluster_probe", ["probe"]))
+        await self._with_retry(scripts.name, lambda: redis_changes.probe_rights(client, scripts))
         name = await self._with_retry(scripts.name, lambda: redis_nodes.cluster_name(scripts))
         self._connection = client, scripts
         return redis_nodes.RedisNode(scripts, name, database, self._clock, self._timeline or Timeline(self._clock))

@@ -51,6 +51,7 @@ _REFUSALS = {
 _NOT_PRIMARY = {"READONLY", "MASTERDOWN", "LOADING"}
 # Errors that Redis will return again until an operator changes something. A group captures the command.
 _MISTAKES = {
+    r"\bchannels?\b": "its user lacks the right to channels that begin with RedisPrefix",
     r"DB index is out of range": "it has no database of the number RedisDbName",
     r"cluster mode|^(?:MOVED|CROSSSLOT|CLUSTERDOWN)\b": "it is a cluster, and chat_server needs a single Redis",
     r"unknown command '?`?([\w|-]+)": "it does not know the command {}",
@@ -138,7 +139,7 @@ class Scripts:
                 async with asyncio.timeout(self._timeout):
                     answer = await self._redis.scan(answer[0] or 0, pattern, count)
             except _LOST as error:
-                raise self._failure(error) from error
+                raise self.failure(error) from error
             if found := answer[1]:
                 yield [key.decode().removeprefix(start) for key in found]
 
@@ -163,14 +164,14 @@ class Scripts:
                         results[index] = result
         except _LOST as error:
             await self._drop_connections()
-            raise self._failure(error) from error
+            raise self.failure(error) from error
         if refused := [result for result in results if isinstance(result, RedisError)]:
             self._watch.add_failure()
             if not _NOT_PRIMARY.isdisjoint(map(_refusal, refused)):
                 await self._drop_connections()
         if not await self._held():
             raise StoreUnavailable(f"{self.name}: the lease was not renewed in time")
-        return [self._failure(result) if isinstance(result, RedisError) else result for result in results]
+        return [self.failure(result) if isinstance(result, RedisError) else result for result in results]
 
     async def _drop_connections(self) -> None:
         """Close idle connections: the next call resolves the name again and finds the primary after a failover.
@@ -180,7 +181,7 @@ class Scripts:
         """
         await self._redis.connection_pool.disconnect(inuse_connections=False)
 
-    def _failure(self, error: Exception) -> StoreUnavailable:
+    def failure(self, error: Exception) -> StoreUnavailable:
         """Translate an error of the driver. Redis's texts may repeat arguments, so none of them is passed on."""
         if isinstance(error, AuthenticationError):
             return StoreMisconfigured(f"{self.name}: RedisPw is wrong, or the user in RedisAddr")

@@ -187,7 +187,7 @@ class RedisBackplane:
 
     async def _subscribe(self) -> Any:
         """Subscribe to the channel of this node. Raises StoreUnavailable."""
-        return await subscribe(self._redis, self._channels + self._node.name, self._scripts.name)
+        return await subscribe(self._redis, self._channels + self._node.name, self._scripts)
 
     async def _read(self, subscription: Any) -> None:
         """Read the subscription. When it ends or is silent, subscribe again; recover once Redis has confirmed that."""

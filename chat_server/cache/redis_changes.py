@@ -10,7 +10,8 @@ from typing import Any
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
-from chat_server.cache.redis import Scripts
+from chat_server.cache.redis import Scripts, client
+from chat_server.conf import RedisSettings
 from chat_server.utils.errors import StoreUnavailable, cause
 
 # Seconds until a change is published again to nodes that have not confirmed it.
@@ -82,7 +83,7 @@ async def confirm_as_command(redis: "aioredis.Redis", scripts: Scripts, payload:
     """Like RedisChanges.confirm, for a process that is no node: it receives the confirmations on its own channel."""
     name, channels = f"command:{secrets.token_hex(8)}", node_channels(redis, scripts)
     changes = RedisChanges(scripts, channels, lambda: name, lambda: False)
-    subscription = await subscribe(redis, channels + name, scripts.name)
+    subscription = await subscribe(redis, channels + name, scripts)
     confirming = asyncio.create_task(changes.confirm(payload))
     reading = asyncio.create_task(_read(subscription, changes))
     try:
@@ -98,6 +99,22 @@ async def confirm_as_command(redis: "aioredis.Redis", scripts: Scripts, payload:
         reading.cancel()
         await asyncio.gather(confirming, reading, return_exceptions=True)
         await close(subscription)
+
+
+async def probe_rights(redis: "aioredis.Redis", scripts: Scripts) -> None:
+    """Try what only nodes do: commands of their scripts, and a subscription. Raises StoreUnavailable."""
+    await scripts.run("cluster_probe", ["probe"])
+    await close(await subscribe(redis, node_channels(redis, scripts) + "probe", scripts))
+
+
+async def probe(config: RedisSettings, timeout: float) -> None:
+    """Try what only nodes do, for --check. Raises StoreUnavailable."""
+    redis = client(config, timeout)
+    scripts = Scripts(redis, config.redis_prefix, timeout)
+    try:
+        await probe_rights(redis, scripts)
+    finally:
+        await scripts.close()
 
 
 async def _read(subscription: Any, changes: RedisChanges) -> None:
@@ -120,8 +137,8 @@ def node_channels(redis: "aioredis.Redis", scripts: Scripts) -> str:
     return f"{scripts.prefix}{redis.connection_pool.connection_kwargs.get('db', 0)}:node:"
 
 
-async def subscribe(redis: "aioredis.Redis", channel: str, store: str) -> Any:
-    """Subscribe to a channel, and return when Redis has confirmed it. Raises StoreUnavailable."""
+async def subscribe(redis: "aioredis.Redis", channel: str, scripts: Scripts) -> Any:
+    """Subscribe to a channel, and return when Redis has confirmed it. Raises StoreUnavailable like a script."""
     subscription = redis.pubsub()
     try:
         async with asyncio.timeout(SUBSCRIBE_SECONDS):
@@ -131,7 +148,7 @@ async def subscribe(redis: "aioredis.Redis", channel: str, store: str) -> Any:
     except BaseException as error:
         await close(subscription)
         if isinstance(error, RedisError | OSError | TimeoutError):
-            raise StoreUnavailable(f"{store}: no subscription, {cause(error)}") from error
+            raise scripts.failure(error) from error
         raise
     return subscription
 

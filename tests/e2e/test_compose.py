@@ -161,6 +161,22 @@ async def test_server_works_with_these_accounts_after_a_restart(composed: Compos
             assert await server.wait() == 0
 
 
+async def test_two_servers_work_with_these_accounts(composed: Composed, tmp_path: Path) -> None:
+    stores, users = composed.environment, ("anna", "bert")
+    async with (
+        subprocess_server(tmp_path / "a", stores=stores, Processes="many") as first,
+        subprocess_server(tmp_path / "b", stores=stores, Processes="many") as second,
+    ):
+        await first.add_users(*users)
+        second.tokens = first.tokens
+        async with first.chat("anna", "bert") as anna, second.chat("bert", "anna") as bert:
+            assert (await anna.send("hello"))["op_type"] == 40018
+            assert (await bert.receive())["op_type"] == 40011
+        environment = stores | {"CHAT_SERVICE_PROCESSES": "many"}
+        child = await run_py("user", "disable", "anna", environ=environment)
+        assert await child.wait() == 0
+
+
 async def test_commands_work_with_these_accounts(composed: Composed) -> None:
     soon = {"CHAT_SERVICE_HEARTBEATSECONDS": "0.1", "CHAT_SERVICE_STORETIMEOUT": "2"}  # `remove` waits for these
     for arguments, typed in (
@@ -209,12 +225,20 @@ def test_mongodb_account_uses_only_its_own_database(composed: Composed) -> None:
                 refused()
 
 
-def test_redis_account_uses_only_its_own_keys(composed: Composed) -> None:
+def test_redis_account_uses_only_its_own_keys_and_channels(composed: Composed) -> None:
     """It has no administrative commands."""
     redis = Redis(port=composed.redis.port, username="chat", password=composed.password("redis"))
     with redis:
         redis.set("chat_server:probe", 1, ex=1)
-        for refused in ("SET other 1", "FLUSHALL", "CONFIG GET *", "ACL LIST", "SHUTDOWN", "SCRIPT FLUSH"):
+        for refused in (
+            "SET other 1",
+            "PUBLISH other 1",
+            "FLUSHALL",
+            "CONFIG GET *",
+            "ACL LIST",
+            "SHUTDOWN",
+            "SCRIPT FLUSH",
+        ):
             with pytest.raises(NoPermissionError):
                 redis.execute_command(*refused.split())  # type: ignore[no-untyped-call]
     with Redis(port=composed.redis.port) as stranger, pytest.raises(Exception, match=r"(?i)authenticat"):

@@ -314,6 +314,33 @@ async def test_check_leaves_no_data_in_mongodb(mongodb: DatabaseServer, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("right", "expected"),
+    [
+        ("resetchannels", "channels that begin with RedisPrefix"),
+        ("-publish", "the command publish"),
+        ("-subscribe", "the command subscribe"),
+        ("-pubsub", "the command pubsub"),
+        ("-zcard", "the command zcard"),
+    ],
+)
+async def test_a_missing_right_of_several_processes_is_named(
+    mysql: DatabaseServer, mongodb: DatabaseServer, redis: DatabaseServer, tmp_path: Path, right: str, expected: str
+) -> None:
+    """A single process on the same account does not need it."""
+    with Redis(port=redis.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "chat", "reset", "on", ">secret", "~ours:*", "&ours:*", "+@all", right)
+    stores = servers.environ(mysql=mysql, mongodb=mongodb, redis=redis) | {
+        "CHAT_REDIS_REDISADDR": f"redis://chat@127.0.0.1:{redis.port}",
+        "CHAT_REDIS_REDISPW": "secret",
+        "CHAT_REDIS_REDISPREFIX": "ours:",
+    }
+    line = await check_and_start_error(tmp_path, stores | {"CHAT_SERVICE_PROCESSES": "many"})
+    assert line.endswith(f"Redis at 127.0.0.1:{redis.port}: its user lacks the right to {expected}")
+    child = await run_py("--check", environ=stores)
+    assert await child.wait() == 0
+
+
+@pytest.mark.parametrize(
     ("rules", "expected"),
     [
         (["~ours:*", "+@all", "-evalsha"], "its user lacks the right to the command evalsha"),
@@ -340,7 +367,7 @@ async def test_a_missing_redis_right_is_named(
 
 async def test_the_documented_redis_rights_are_sufficient(redis: DatabaseServer, tmp_path: Path) -> None:
     documented = (ROOT / "docs" / "operations.md").read_text()
-    [rules] = re.findall(r"^ACL SETUSER chat (.*)$", documented, re.MULTILINE)
+    rules, _ = re.findall(r"^ACL SETUSER chat (.*)$", documented, re.MULTILINE)
     with Redis(port=redis.port) as admin:
         admin.execute_command("ACL", "SETUSER", "chat", "reset", *rules.replace(">PASSWORD", ">secret").split())
         stores = servers.environ(redis=redis) | {
