@@ -26,7 +26,7 @@ from chat_server.service.stores import ClusterStores, Stores
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable
 from chat_server.utils.lease import LEASE_SECONDS, Held, Lease, LeaseStore, both
-from chat_server.utils.metrics import NO_METRICS, Metrics
+from chat_server.utils.metrics import NO_METRICS, NO_STORE_METRICS, Metrics, StoreMetrics
 from chat_server.utils.sqlite import Database, examine
 
 if TYPE_CHECKING:
@@ -272,6 +272,8 @@ class _StoreOpener:
         )
         if isinstance(messages, mongodb.ChainedMessages):
             self._log = messages
+            meaning = "Inserts repeated because another process wrote to the conversation."
+            self._metrics.add_counter("chat_cluster_insert_conflicts", meaning, lambda: messages.conflicts)
         return messages
 
     async def _open_cache(self, database: Database | None) -> tuple[ExportableSessions, RateStore, ExportableContacts]:
@@ -317,12 +319,12 @@ class _StoreOpener:
         """What this process shares with others; None if it is the only one."""
         return ClusterStores(self._backplane, self._log) if self._backplane and self._log else None
 
-    def _connect_redis(self, timeout: float) -> "tuple[Redis, Scripts]":
+    def _connect_redis(self, timeout: float, watch: StoreMetrics = NO_STORE_METRICS) -> "tuple[Redis, Scripts]":
         """Create a client of Redis, and scripts that need no lease."""
         from chat_server.cache import redis  # noqa: PLC0415
 
         client = redis.client(self._settings.redis, timeout)
-        scripts = redis.Scripts(client, self._settings.redis.redis_prefix, timeout)
+        scripts = redis.Scripts(client, self._settings.redis.redis_prefix, timeout, watch=watch)
         self._stack.push_async_callback(scripts.close)
         return client, scripts
 
@@ -331,7 +333,8 @@ class _StoreOpener:
         from chat_server.cache import redis_changes, redis_nodes  # noqa: PLC0415
 
         # A call that hangs must leave time for another within the lease.
-        client, scripts = self._connect_redis(min(self._timeout, redis_nodes.LEASE_SECONDS / 3))
+        timeout = min(self._timeout, redis_nodes.LEASE_SECONDS / 3)
+        client, scripts = self._connect_redis(timeout, self._metrics.for_store("redis"))
         await self._with_retry(scripts.name, lambda: redis_changes.probe_rights(client, scripts))
         name = await self._with_retry(scripts.name, lambda: redis_nodes.cluster_name(scripts))
         self._connection = client, scripts
@@ -347,6 +350,7 @@ class _StoreOpener:
         self._metrics.add_lease("redis", node.left)
         self._renew_with(node.keep(self._on_takeover))
         self._backplane = backplane = RedisBackplane(*self._connection, node, self._clock, self._timeout)
+        backplane.add_metrics(self._metrics)
         await self._with_retry("Redis", backplane.open)
         self._stack.push_async_callback(backplane.close)
         return node.held

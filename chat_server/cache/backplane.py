@@ -54,6 +54,10 @@ class Backplane(Protocol):
         """Whether this process can no longer be sure that the others know of it. It must then do nothing."""
         ...
 
+    async def ping(self) -> None:
+        """Return if this process has its lease and receives what others publish. Raises StoreUnavailable."""
+        ...
+
     def start(self, receiver: Receiver) -> None:
         """Pass what others publish to `receiver` from now on."""
         ...

@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence, Set
+from functools import partial
 from typing import Any, NamedTuple
 
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
 from chat_server.cache.backplane import Item, Receiver
+from chat_server.cache.node_counts import NodeCounts
 from chat_server.cache.redis import Scripts
 from chat_server.cache.redis_changes import (
     CHANGE,
@@ -30,6 +32,7 @@ from chat_server.cache.redis_nodes import DIRECTORY_SECONDS, RedisNode
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +94,9 @@ class RedisBackplane:
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._probed = clock.now()  # when the last probe was published that arrived
-        self._changes = RedisChanges(scripts, self._channels, self.name, node.lapsed)
+        self._subscribed = False
+        self._counts = NodeCounts()
+        self._changes = RedisChanges(scripts, self._channels, self.name, node.lapsed, self._counts)
         self.confirm = self._changes.confirm
         self._applying: set[tuple[str, int]] = set()
         self._applied: deque[tuple[str, int]] = deque(maxlen=MAX_APPLIED)
@@ -107,6 +112,38 @@ class RedisBackplane:
     def name(self) -> str:
         return self._node.name
 
+    async def ping(self) -> None:
+        if self.lapsed():
+            raise StoreUnavailable(f"{self._scripts.name}: the lease of this process has ended")
+        if not self._subscribed:
+            raise StoreUnavailable(f"{self._scripts.name}: the subscription of this process is broken")
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Register the metrics of this node."""
+        counts = self._counts
+        for name, meaning, read in (
+            ("ready", "1 with a lease and a subscription, else 0.", lambda: self._subscribed and not self.lapsed()),
+            ("peers", "Other processes that listen.", lambda: len(self._listening)),
+            ("queue", "Items that wait to be published.", self._publishing.waiting),
+            ("waiting_bytes", "Bytes of other processes that wait to be handled.", lambda: self._waiting_bytes),
+            (
+                "recovering_seconds",
+                "Duration so far of the recovery in progress; 0 without one.",
+                counts.recovering_seconds,
+            ),
+            ("changes_waiting", "Changes that other processes have not applied yet.", self._changes.waiting),
+        ):
+            metrics.add_gauge(f"chat_cluster_{name}", meaning, read)
+        for attribute, meaning in (
+            ("published", "Items published."),
+            ("published_bytes", "Bytes of the items, without the names of users."),
+            ("slow_changes", "Changes that another process had not applied after a second, for each second."),
+            ("gaps", "Recoveries."),
+            ("own_gaps", "Recoveries because this process missed notifications."),
+            ("recovery_seconds", "Duration of all recoveries."),
+        ):
+            metrics.add_counter(f"chat_cluster_{attribute}", meaning, partial(getattr, counts, attribute))
+
     # --- publishing
 
     def publish(self, items: Sequence[Item]) -> asyncio.Future[list[int]]:
@@ -118,10 +155,13 @@ class RedisBackplane:
         for users, payload in items:
             arguments += [ITEM + payload, -1] if users is None else [ITEM + payload, len(users), *users]
         try:
-            return await self._run_publish(arguments)
+            accepted = await self._run_publish(arguments)
         except StoreUnavailable as error:
             log.warning("items not published", extra={"items": len(items), "error": str(error)})
             return [0] * len(items)
+        self._counts.published += len(items)
+        self._counts.published_bytes += sum(len(item.payload) for item in items)
+        return accepted
 
     async def _run_publish(self, arguments: Sequence[str | int | bytes]) -> list[int]:
         began = self._clock.now() - PUBLISHED_WITHIN
@@ -170,7 +210,9 @@ class RedisBackplane:
 
     async def open(self) -> None:
         """Subscribe. Raises StoreUnavailable."""
-        self._reading = self._begin(self._read(await self._subscribe()))
+        subscription = await self._subscribe()
+        self._subscribed = True
+        self._reading = self._begin(self._read(subscription))
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -202,9 +244,11 @@ class RedisBackplane:
                     pass
                 except Exception:  # a bug must not make the node deaf
                     log.exception("message failed")
+                self._subscribed = False
                 log.warning("subscription broken", extra={"store": self._scripts.name})
                 await close(subscription)
                 subscription = await self._subscribe_again()
+                self._subscribed = True
                 self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True))
         finally:
             await close(subscription)
@@ -298,18 +342,21 @@ class RedisBackplane:
                     self._append(entry)
                 else:
                     self._arrive(entry)
-            while True:
-                try:
-                    await self._enter_all()
-                    self._known = set()
-                    await self._receiver.recover(gap.since, own=gap.own)
-                    break
-                except StoreUnavailable as error:
-                    log.warning("store unavailable", extra={"error": str(error)})
-                    await asyncio.sleep(PROBE_SECONDS)
+            with self._counts.recovery(own=gap.own):
+                await self._read_again(gap)
         finally:
             self._recovering = False
             gap.closed.set()
+
+    async def _read_again(self, gap: Gap) -> None:
+        while True:
+            try:
+                await self._enter_all()
+                self._known = set()
+                return await self._receiver.recover(gap.since, own=gap.own)
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"error": str(error)})
+                await asyncio.sleep(PROBE_SECONDS)
 
     async def _handle(self, message: bytes) -> None:
         sender, since, place = parse_header(message)

@@ -10,6 +10,7 @@ from typing import Any
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
+from chat_server.cache.node_counts import NodeCounts
 from chat_server.cache.redis import Scripts, client
 from chat_server.conf import RedisSettings
 from chat_server.utils.errors import StoreUnavailable, cause
@@ -35,13 +36,25 @@ class RedisChanges:
     and `lapsed` whether its lease has ended.
     """
 
-    def __init__(self, scripts: Scripts, channels: str, name: Callable[[], str], lapsed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        scripts: Scripts,
+        channels: str,
+        name: Callable[[], str],
+        lapsed: Callable[[], bool],
+        counts: NodeCounts,
+    ) -> None:
+        self._counts = counts
         self._scripts = scripts
         self._channels = channels
         self._name = name
         self._lapsed = lapsed
         self._last = 0  # the number of the last change
         self._confirmed: dict[int, tuple[set[str], asyncio.Event]] = {}  # by the number of the change
+
+    def waiting(self) -> int:
+        """Return how many changes wait for other nodes."""
+        return len(self._confirmed)
 
     async def confirm(self, payload: bytes) -> None:
         """Publish a change. Return when each other node has confirmed it or its lease has ended.
@@ -66,6 +79,7 @@ class RedisChanges:
                             await event.wait()
                 if waiting <= confirmed:
                     return
+                self._counts.slow_changes += 1
                 if self._lapsed():
                     raise StoreUnavailable(f"{self._scripts.name}: the lease of this process has ended")
         finally:
@@ -82,7 +96,7 @@ class RedisChanges:
 async def confirm_as_command(redis: "aioredis.Redis", scripts: Scripts, payload: bytes) -> None:
     """Like RedisChanges.confirm, for a process that is no node: it receives the confirmations on its own channel."""
     name, channels = f"command:{secrets.token_hex(8)}", node_channels(redis, scripts)
-    changes = RedisChanges(scripts, channels, lambda: name, lambda: False)
+    changes = RedisChanges(scripts, channels, lambda: name, lambda: False, NodeCounts())
     subscription = await subscribe(redis, channels + name, scripts)
     confirming = asyncio.create_task(changes.confirm(payload))
     reading = asyncio.create_task(_read(subscription, changes))

@@ -52,6 +52,10 @@ class Batcher(Generic[Item, Result]):
             self._runner = loop.create_task(self._run())
         return future
 
+    def waiting(self) -> int:
+        """Return how many items are submitted and not done."""
+        return self._submitted - self._done
+
     async def flush(self) -> None:
         """Wait until all items submitted so far are done, whether they succeeded or failed."""
         if self._done < self._submitted:

@@ -35,6 +35,9 @@ class Metrics:
     def add_gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Register a gauge. Each scrape calls `read` for the current value."""
 
+    def add_counter(self, name: str, meaning: str, read: Callable[[], float]) -> None:
+        """Register a counter. Each scrape calls `read` for the current value."""
+
     def add_health(self, store: str, up: Callable[[], bool]) -> None:
         """Register the health of a store. Each scrape calls `up`, which must not call the store."""
 

@@ -63,6 +63,9 @@ class PrometheusMetrics(Metrics):
     def add_gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         Gauge(name, meaning, registry=self._registry).set_function(read)
 
+    def add_counter(self, name: str, meaning: str, read: Callable[[], float]) -> None:
+        self._registry.register(ReadCounter(name, meaning, read))
+
     def add_health(self, store: str, up: Callable[[], bool]) -> None:
         self._up.labels(store).set_function(up)
 
@@ -106,6 +109,19 @@ class FrameCollector(Collector):
         for (op, status), count in self.counts.items():
             family.add_metric([str(op) if op else "none", str(int(status))], count)
         yield family
+
+
+class ReadCounter(Collector):
+    """A counter whose value `read` returns."""
+
+    def __init__(self, name: str, meaning: str, read: Callable[[], float]) -> None:
+        self._name = name
+        self._meaning = meaning
+        self._read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the metric; the registry calls this for each scrape."""
+        yield CounterMetricFamily(self._name, self._meaning, value=self._read())
 
 
 class PrometheusStoreMetrics(StoreMetrics):

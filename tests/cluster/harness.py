@@ -94,7 +94,10 @@ class ServerProcess(ServerHandle):
         self.mongodb = FaultyNetwork(lambda: databases.mongodb.port)
         self.run_py: Path | None = None
         self._environ = environ
-        self._settings = settings
+        self._settings = dict(settings)
+        self.metrics_port = 0
+        if "MetricsPort" in settings:  # each process needs a port of its own
+            self._settings["MetricsPort"] = self.metrics_port = servers.free_port()
         self._stack = AsyncExitStack()
         self._server: SubprocessServer | None = None
 

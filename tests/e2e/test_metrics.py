@@ -236,21 +236,29 @@ async def test_a_metrics_port_in_use_is_a_clear_startup_error(server: ServerHand
     assert f"MetricsPort {port}: cannot listen there" in errors.decode().splitlines()[-1]
 
 
+def check_documented(now: Scraped, *, several_processes: bool) -> None:
+    """Fail unless the metrics, those of the dashboard and those of the manual are the same.
+
+    Without `several_processes`, those of a cluster must not exist.
+    """
+    dashboard = json.loads(DASHBOARD.read_text("utf-8"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    on_dashboard = {name for query in queries for name in re.findall(r"\b(?:chat|process)_\w+", query)}
+    table = MANUAL.read_text("utf-8").partition("\n## Metrics\n")[2]
+    manual = set(re.findall(r"^\| `(chat_\w+)` \|", table, re.MULTILINE))
+    if not several_processes:
+        on_dashboard, manual = ({name for name in names if "cluster" not in name} for names in (on_dashboard, manual))
+    assert on_dashboard <= {*now.samples, *now.families}  # a gauge of an unused feature has no sample
+    exported = {name for name in now.families if name.startswith("chat_") and not name.endswith("_created")}
+    assert {name for name in exported if not any(one.startswith(name) for one in on_dashboard)} == set()
+    assert {name.removesuffix("_total") for name in manual} == exported
+
+
 async def test_every_metric_of_the_dashboard_exists(server: ServerHandle, port: int) -> None:
     """The dashboard also contains every metric of the server."""
     async with server.chat("1", to="2") as one:
         await one.send("hello")
-    text = DASHBOARD.read_text("utf-8")
-    dashboard = json.loads(text)
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    on_dashboard = {name for query in queries for name in re.findall(r"\b(?:chat|process)_\w+", query)}
-    now = await scraped(port)
-    assert on_dashboard <= {*now.samples, *now.families}  # a gauge of an unused feature has no sample
-    exported = {name for name in now.families if name.startswith("chat_") and not name.endswith("_created")}
-    assert {name for name in exported if not any(one.startswith(name) for one in on_dashboard)} == set()
-    table = MANUAL.read_text("utf-8").partition("\n## Metrics\n")[2]
-    manual = set(re.findall(r"^\| `(chat_\w+)` \|", table, re.MULTILINE))
-    assert {name.removesuffix("_total") for name in manual} == exported
+    check_documented(await scraped(port), several_processes=False)
 
 
 def _listening(pid: int) -> int:

@@ -47,6 +47,7 @@ class ChainedMessages(MongoMessages):
         super().__init__(*arguments)
         self._timeline = timeline
         self._newest = NewestTimes(CACHED_CONVERSATIONS)
+        self.conflicts = 0  # inserts that another process forced to be repeated
 
     async def prepare(self, days: float) -> None:
         await super().prepare(days)
@@ -78,6 +79,7 @@ class ChainedMessages(MongoMessages):
                 added.append(earlier_message(document, left[0]) or Added(left[0].time))
                 del left[0]
             elif left:  # another process has extended the conversation, or taken the time
+                self.conflicts += 1
                 left[0] = msgspec.structs.replace(left[0], time=self._timeline.next())
         return added
 
