@@ -114,11 +114,16 @@ async def _application(
     accounts, registry, presence = services.accounts, services.registry, services.presence
     dispatcher = Dispatcher(services)
     proxy_policy = ProxyPolicy(settings.server.trusted_proxies, settings.server.allowed_origins)
-    health = Health({"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping})
+    pings = {"users": stores.users.ping, "messages": stores.messages.ping, "cache": stores.sessions.ping}
+    if stores.shared:
+        pings["cluster"] = stores.shared.backplane.ping
+    health = Health(pings)
     for store, names in by_backend(settings).items():
         metrics.add_health(store, partial(health.is_up, names))
     timeout = settings.server.request_timeout
-    endpoints = HttpEndpoints(accounts, services.blocking, envelope, proxy_policy, health, timeout)
+    endpoints = HttpEndpoints(
+        accounts, services.blocking, envelope, proxy_policy, health, pings.get("cluster", _nothing), timeout
+    )
     group_endpoints = GroupEndpoints(services.groups, endpoints.session, envelope, timeout)
     page = Page(
         {
@@ -193,6 +198,7 @@ def _routes(
     return [
         web.get("/ping", endpoints.ping),
         web.get("/health", endpoints.health),
+        web.get("/ready", endpoints.ready),
         web.get("/openapi.json", endpoints.openapi),
         web.post("/user/register", endpoints.register),
         web.post("/user/login", endpoints.login),
@@ -211,6 +217,10 @@ def _routes(
         web.get("/sw.js", page.get_worker),
         web.get("/web/{version}/{name}", page.get_file),
     ]
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def _repeat(work: Callable[[], Awaitable[object]], seconds: float) -> None:

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from chat_server.api.envelope import Envelope
-from chat_server.api.health import Health
+from chat_server.api.health import Health, Ping
 from chat_server.api.proxy_policy import ProxyPolicy
 from chat_server.api.request_body import read_body
 from chat_server.api.session_cookies import delete_cookies, set_cookie
@@ -46,6 +46,7 @@ class HttpEndpoints:
         envelope: Envelope,
         proxy_policy: ProxyPolicy,
         health: Health,
+        ready: Ping,
         timeout: float,
     ) -> None:
         self._accounts = accounts
@@ -53,6 +54,7 @@ class HttpEndpoints:
         self._envelope = envelope
         self._proxy_policy = proxy_policy
         self._health = health
+        self._ready = ready
         self._timeout = timeout
         self._openapi = files("chat_server.api").joinpath("openapi.json").read_bytes()
 
@@ -64,6 +66,11 @@ class HttpEndpoints:
         """GET /health"""
         up, data = await self._health.probe()
         return self._envelope.success(Status.OK, data) if up else self._envelope.unhealthy(data)
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """GET /ready"""
+        await self._ready()
+        return self._envelope.success(Status.OK)
 
     async def openapi(self, request: web.Request) -> web.Response:
         """GET /openapi.json: the description of these endpoints (docs/openapi.yaml)"""

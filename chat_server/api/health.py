@@ -29,7 +29,10 @@ class HealthState(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Probes all stores concurrently. Callers that ask at the same time share one probe."""
+    """Probes all stores concurrently. Callers that ask at the same time share one probe.
+
+    With several processes, one of the stores is `cluster`: the connection of this process to the others.
+    """
 
     def __init__(self, stores: Mapping[str, Ping]) -> None:
         self._stores = stores

@@ -70,7 +70,7 @@ async def test_schemathesis_finds_no_error(tmp_path: Path) -> None:
         async with asyncio.timeout(6 * TIMEOUT):
             output, _ = await run.communicate()
     assert run.returncode == 0, output.decode()
-    assert "15 selected / 15 total" in output.decode()
+    assert "16 selected / 16 total" in output.decode()
 
 
 # --- the checks of the descriptions detect errors
