@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import os
+import re
 import shutil
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -27,11 +28,11 @@ TOKEN = "a-token-that-no-log-may-hold"
 
 
 class Ports(NamedTuple):
-    """The ports of a proxy, with and without TLS, and of the server."""
+    """The ports of a proxy, with and without TLS, and of one server, or of two with `Processes = many`."""
 
     tls: int
     plain: int
-    behind: int
+    behind: Sequence[int]
 
 
 Sample = Callable[[Path, Ports, Path, Path], tuple[str, ...]]
@@ -80,9 +81,11 @@ def nginx(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str
             "/etc/letsencrypt/live/chat.example.org/fullchain.pem": str(certificate),
             "/etc/letsencrypt/live/chat.example.org/privkey.pem": str(key),
             "/var/log/nginx": str(folder),
-            "127.0.0.1:8081": f"127.0.0.1:{ports.behind}",
+            "127.0.0.1:8081": f"127.0.0.1:{ports.behind[0]}",
         },
     )
+    for port in ports.behind[1:]:
+        sample = sample.replace("# server 127.0.0.1:8082", f"server 127.0.0.1:{port}")
     (folder / "chat.conf").write_text(sample)
     places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     http = "".join(f"{place}_temp_path {folder}/{place};\n" for place in places)
@@ -100,9 +103,13 @@ def caddy(folder: Path, ports: Ports, certificate: Path, key: Path) -> tuple[str
             "\n{\n": "\n{\n\tadmin off\n\tauto_https disable_redirects\n",
             "\nhttp://chat.example.org {": f"\nhttp://127.0.0.1:{ports.plain} {{",
             "\nchat.example.org {": f"\nhttps://127.0.0.1:{ports.tls} {{\n\ttls {certificate} {key}",
-            "127.0.0.1:8081": f"127.0.0.1:{ports.behind}",
         },
     )
+    if len(ports.behind) > 1:
+        sample = sample.replace("\treverse_proxy 127.0.0.1:8081\n", "")
+        sample = re.sub(r"\t# (reverse_proxy|\t|\})", r"\t\1", sample)
+    for number, port in enumerate(ports.behind, 8081):
+        sample = sample.replace(f"127.0.0.1:{number}", f"127.0.0.1:{port}")
     (folder / "Caddyfile").write_text(sample)
     return "caddy", "run", "--adapter", "caddyfile", "--config", f"{folder}/Caddyfile"
 
@@ -124,8 +131,8 @@ def sample(request: pytest.FixtureRequest) -> Sample:
 
 
 @asynccontextmanager
-async def running_proxy(behind: int, sample: Sample, folder: Path) -> AsyncIterator[RunningProxy]:
-    """Run the proxy in front of the port `behind`."""
+async def running_proxy(sample: Sample, folder: Path, *behind: int) -> AsyncIterator[RunningProxy]:
+    """Run the proxy in front of the ports `behind`."""
     authority = Authority(folder, "ours")
     certificate, key = authority.sign("127.0.0.1")
     ports = Ports(free_port(), free_port(), behind)
@@ -147,7 +154,7 @@ async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[RunningP
     """Run a server with the users 1 and 2 behind the proxy."""
     async with (
         serving(folder / "data", users=("1", "2"), TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server,
-        running_proxy(server.port, sample, folder) as proxy,
+        running_proxy(sample, folder, server.port) as proxy,
     ):
         yield proxy, server
 
@@ -204,7 +211,7 @@ async def test_failing_requests_put_no_token_into_a_log(sample: Sample, tmp_path
     address = f"/chat/test?uid=1&to_uid=2&token={TOKEN}"
     headers = {"Referer": f"https://chat.example.org{address}", "Authorization": f"Bearer {TOKEN}"}
     headers["Cookie"] = f"session={TOKEN}"
-    async with running_proxy(free_port(), sample, tmp_path) as proxy, proxy.client() as client:
+    async with running_proxy(sample, tmp_path, free_port()) as proxy, proxy.client() as client:
         assert (await client.get(address, headers=headers)).status_code == 502
         shutil.rmtree(proxy.folder / "client_body", ignore_errors=True)  # the folder of nginx for large bodies
         failed = await client.post(address, content=b"x" * 1_000_000, headers=headers)
@@ -218,7 +225,7 @@ async def test_failing_requests_put_no_token_into_a_log(sample: Sample, tmp_path
 
 
 async def test_without_tls_a_token_is_neither_logged_nor_forwarded(sample: Sample, tmp_path: Path) -> None:
-    async with running_proxy(free_port(), sample, tmp_path) as proxy:
+    async with running_proxy(sample, tmp_path, free_port()) as proxy:
         url = f"http://127.0.0.1:{proxy.ports.plain}/chat/test?uid=1&token={TOKEN}"
         async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as client:
             answer = await client.get(url, headers={"Referer": url})

@@ -1,0 +1,103 @@
+"""The samples in docs/proxy with two processes, in the real nginx and Caddy."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.cluster.harness import Databases, ProcessGroup, cluster, require_several_processes, within
+from tests.e2e.test_metrics import scraped
+from tests.e2e.test_proxies import RunningProxy, Sample, running_proxy, sample
+from tests.harness import ChatClient
+
+__all__ = ["sample"]
+
+
+@pytest.fixture(autouse=True)
+def several_processes() -> None:
+    require_several_processes()
+
+
+@asynccontextmanager
+async def balanced(
+    sample: Sample, databases: Databases, folder: Path
+) -> AsyncIterator[tuple[RunningProxy, ProcessGroup]]:
+    """Run two processes with the users 1 and 2 behind the proxy."""
+    async with (
+        cluster(folder, databases, 2, users=("1", "2"), TrustedProxies="127.0.0.1", MetricsPort=1) as two,
+        running_proxy(sample, folder, two[0].port, two[1].port) as proxy,
+    ):
+        await within(5, "the proxy finds both processes", lambda: spread(proxy, two))
+        yield proxy, two
+
+
+async def sockets(two: ProcessGroup) -> list[float]:
+    """Return the number of open sockets of each process."""
+    return [(await scraped(process.metrics_port))("chat_sockets") for process in two]
+
+
+async def spread(proxy: RunningProxy, two: ProcessGroup) -> bool:
+    """Whether four sockets open evenly."""
+    async with AsyncExitStack() as stack:
+        await open_sockets(stack, proxy, two, 4)
+        return await sockets(two) == [2, 2]
+
+
+async def open_sockets(stack: AsyncExitStack, proxy: RunningProxy, two: ProcessGroup, count: int) -> list[ChatClient]:
+    """Open sockets of user 2 through the proxy."""
+    return [await stack.enter_async_context(proxy.chat("2", "1", two.tokens["2"])) for _ in range(count)]
+
+
+async def test_sockets_spread_over_both_processes(sample: Sample, databases: Databases, tmp_path: Path) -> None:
+    async with balanced(sample, databases, tmp_path) as (proxy, two), AsyncExitStack() as stack:
+        receivers = await open_sockets(stack, proxy, two, 6)
+        assert min(await sockets(two)) >= 2
+        async with proxy.chat("1", "2", two.tokens["1"]) as one:
+            assert (await one.send("m1\nhello"))["op_type"] == 40018
+        for receiver in receivers:
+            assert (await receiver.receive())["id"] == "m1"
+
+
+async def test_a_stopped_process_costs_no_request(sample: Sample, databases: Databases, tmp_path: Path) -> None:
+    """Its sockets close with 1001, and open again at the other process. After its start it gets sockets again."""
+    async with balanced(sample, databases, tmp_path) as (proxy, two), AsyncExitStack() as stack:
+        clients = await open_sockets(stack, proxy, two, 4)
+        stopping = asyncio.create_task(two[0].stop())
+        async with proxy.client() as client:
+            while not stopping.done():
+                assert (await client.get("/ping")).status_code == 200
+        await stopping
+        closed = [chat for chat in clients if await close_code(chat) == 1001]
+        assert len(closed) == 2
+        await open_sockets(stack, proxy, two, len(closed))
+        assert (await scraped(two[1].metrics_port))("chat_sockets") == 4
+        await two[0].start()
+
+        async def gets_sockets() -> bool:
+            async with proxy.chat("1", "2", two.tokens["1"]):
+                return (await sockets(two))[0] == 1
+
+        await within(10, "the process gets sockets again", gets_sockets)
+
+
+async def close_code(chat: ChatClient) -> int | None:
+    """Return the code with which the socket closed; None if it is open."""
+    try:
+        async with asyncio.timeout(0.5):
+            while True:
+                await chat.receive()
+    except TimeoutError:
+        return None
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else 1006
+
+
+async def test_sockets_open_while_a_process_lacks_redis(sample: Sample, databases: Databases, tmp_path: Path) -> None:
+    async with balanced(sample, databases, tmp_path) as (proxy, two), two[0].redis.unreachable():
+        await asyncio.sleep(3)  # Caddy asks every second
+        async with AsyncExitStack() as stack:
+            await open_sockets(stack, proxy, two, 6)
+            assert await sockets(two) == [0, 6]
