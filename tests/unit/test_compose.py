@@ -58,7 +58,7 @@ def test_every_setting_in_compose_exists_and_names_a_service(tmp_path: Path) -> 
     assert passwords == tuple((secrets / name).read_text() for name in ("mysql", "mongodb", "redis"))
     addresses = {settings.mysql.db_host, settings.mongodb.addr, "redis"}
     assert settings.redis.redis_addr == "redis://chat@redis:6379/0"
-    assert {*SERVICES} == {"server"} | addresses
+    assert {*SERVICES} == {"server", "server2"} | addresses
 
 
 def test_printed_commands_make_every_secret_and_differ(tmp_path: Path) -> None:
@@ -100,11 +100,23 @@ def test_every_service_limits_logs_memory_and_rights() -> None:
         assert "no-new-privileges:true" in service["security_opt"]
 
 
-def test_only_the_server_is_published_and_on_loopback_only() -> None:
+def test_the_second_server_differs_only_in_its_port() -> None:
+    """It starts only with Processes = many."""
+    first, second = (dict(SERVICES[name]) for name in ("server", "server2"))
+    assert second.pop("profiles") == ["many"]
+    assert first.pop("ports") != second.pop("ports")
+    assert first == second
+    assert first["environment"]["CHAT_SERVICE_PROCESSES"] == "${CHAT_PROCESSES:-one}"
+
+
+def test_only_the_servers_are_published_and_on_loopback_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"server": ["127.0.0.1:${CHAT_PORT:-8081}:8081"]}
+    assert published == {
+        "server": ["127.0.0.1:${CHAT_PORT:-8081}:8081"],
+        "server2": ["127.0.0.1:${CHAT_PORT2:-8082}:8081"],
+    }
     assert COMPOSE["networks"]["stores"] == {"internal": True}
-    assert {tuple(service["networks"]) for name, service in SERVICES.items() if name != "server"} == {("stores",)}
+    assert {tuple(service["networks"]) for name, service in SERVICES.items() if "ports" not in service} == {("stores",)}
 
 
 def test_every_mounted_file_exists() -> None:
