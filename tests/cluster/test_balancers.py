@@ -1,6 +1,8 @@
 """The samples in docs/proxy with two processes, in the real nginx and Caddy."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from tests import needs
 from tests.cluster.harness import Databases, ProcessGroup, cluster, require_several_processes, within
 from tests.e2e.test_metrics import scraped
-from tests.e2e.test_proxies import RunningProxy, Sample, running_proxy, sample
+from tests.e2e.test_proxies import RunningProxy, Sample, nginx, running_proxy, sample
 from tests.harness import ChatClient
 
 __all__ = ["sample"]
@@ -101,3 +104,20 @@ async def test_sockets_open_while_a_process_lacks_redis(sample: Sample, database
         async with AsyncExitStack() as stack:
             await open_sockets(stack, proxy, two, 6)
             assert await sockets(two) == [0, 6]
+
+
+async def test_nginx_drains_a_process_without_closing_sockets(databases: Databases, tmp_path: Path) -> None:
+    needs.program("nginx")
+    async with balanced(nginx, databases, tmp_path) as (proxy, two), AsyncExitStack() as stack:
+        old = await open_sockets(stack, proxy, two, 4)
+        config, line = proxy.folder / "chat.conf", f"server 127.0.0.1:{two[0].port} fail_timeout=1s"
+        config.write_text(config.read_text().replace(line, f"{line} down"))
+        os.kill(int((proxy.folder / "pid").read_text()), signal.SIGHUP)  # nginx -s reload
+
+        async def drained() -> bool:
+            async with proxy.chat("1", "2", two.tokens["1"]), proxy.chat("1", "2", two.tokens["1"]):
+                return await sockets(two) == [2, 4]
+
+        await within(10, "new sockets open at the other process only", drained)
+        assert [await close_code(chat) for chat in old] == [None] * 4
+        assert await sockets(two) == [2, 2]

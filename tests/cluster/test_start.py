@@ -56,6 +56,29 @@ def parents(folder: Path) -> dict[str, Any]:
     return {}
 
 
+async def test_data_stays_from_one_to_many_and_back(databases: Databases, tmp_path: Path) -> None:
+    """Users, sessions and messages. Each change waits until the other kind of server has ended."""
+    stores, tokens = environ(databases, tmp_path), dict[str, str]()
+    ids = list[str]()
+    for number, kind in enumerate(["one", "many", "one", "many"]):
+        folder = tmp_path / str(number)
+        async with one_process_server(
+            folder / "data", stores=stores, **parents(folder), Processes=kind, StartTimeout=30
+        ) as server:
+            if not tokens:
+                await server.add_users("1", "2")
+                tokens = server.tokens
+            server.tokens = tokens
+            async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
+                for chat in (one, two):
+                    assert (await chat.send(f"{len(ids)}\nhello"))["op_type"] == 40018
+                    ids.append(str(len(ids)))
+                page = [frame for frame in await one.ask(2, "-50") if frame["op_type"] == 40005]
+                assert [frame["id"] for frame in page[:-1]] == ids
+            server.process.terminate()
+            assert await server.wait() == 0
+
+
 async def test_a_process_with_another_redis_is_refused(databases: Databases, tmp_path: Path) -> None:
     """The record in MongoDB names the Redis of the cluster."""
     stores = environ(databases, tmp_path)

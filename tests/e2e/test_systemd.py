@@ -57,6 +57,28 @@ def test_units_are_valid(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def test_the_template_of_several_processes_is_valid(tmp_path: Path) -> None:
+    """It is the unit of one process, with the settings in docs/operations.md."""
+    analyze = needs.program("systemd-analyze")
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    [drop_in] = re.findall(r"```ini\n(\[Service\]\nEnvironment=.*?)```", page, re.DOTALL)
+    text = unit("chat-server.service", tmp_path)
+    assert "\nEnvironment=" not in text
+    (tmp_path / "chat-server@.service").write_text(text.replace("[Service]\n", drop_in))
+    instance = tmp_path / "chat-server@8081.service"
+    instance.symlink_to("chat-server@.service")
+    checked = subprocess.run(
+        [analyze, "verify", "--man=no", "--recursive-errors=no", str(instance)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    environ = dict(re.findall(r"(CHAT_\w+)=(\S+)", drop_in.replace("%i", "8081")))
+    server = load(None, environ).server
+    assert (server.http_port, server.metrics_port) == (8081, 18081)
+
+
 def test_credentials_name_settings_that_exist() -> None:
     text = (UNITS / "chat-server.service").read_text("utf-8")
     loaded = re.findall(r"^#LoadCredential=(\w+):/etc/chat-server/\1$", text, re.MULTILINE)
