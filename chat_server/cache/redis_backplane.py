@@ -243,7 +243,7 @@ class RedisBackplane:
                 except (RedisError, OSError):
                     pass
                 except Exception:  # a bug must not make the node deaf
-                    log.exception("message failed")
+                    log.exception("item failed")
                 self._subscribed = False
                 log.warning("subscription broken", extra={"store": self._scripts.name})
                 await close(subscription)
@@ -329,7 +329,7 @@ class RedisBackplane:
                         self._waiting_bytes -= len(entry)
                         await self._handle(entry)
                 except Exception:  # the next one must be handled
-                    log.exception("message failed")
+                    log.exception("item failed")
             self._arrived.clear()
             await self._arrived.wait()
 
