@@ -19,7 +19,7 @@ from chat_server.model.groups import PAGE
 from chat_server.model.messages import CACHED_SECONDS, Pair
 from chat_server.model.users import State, User
 from chat_server.service.names import RULES, is_available, normal
-from chat_server.service.packets import Removed, SessionsEnded, encode
+from chat_server.service.packets import SessionsEnded, encode
 from chat_server.utils.clock import Clock
 from chat_server.utils.errors import Duplicate, StartError, StoreUnavailable
 from chat_server.utils.passwords import Passwords, bad_password
@@ -222,7 +222,7 @@ class UserAdmin:
         ended = await self._end_sessions(name)
         left = await self._leave_groups(name)
         await self._users.blocks.forget(name, by_others=False)
-        await self._confirm(encode(Removed()))
+        await self._update_servers(name)
         if keep:
             print(f"removed {name}; {ended}; {left}; kept {await self._count_messages(name)}; the name stays reserved")
             return
@@ -230,7 +230,7 @@ class UserAdmin:
         deleted = await self._erase_messages(name)
         limits = await self._forget_contact_limits(name)
         await self._users.blocks.forget(name, by_others=True)
-        await self._confirm(encode(Removed()))
+        await self._update_servers(name)
         await self._users.remove(name)
         print(f"removed {name}; {ended}; {left}; deleted {deleted} and {limits} contact limits; the name is free")
 
@@ -260,11 +260,15 @@ class UserAdmin:
     async def _end_sessions(self, name: str) -> str:
         """End all sessions of the user, wait for the processes of a cluster, and return a summary."""
         count = await self._stores.sessions.end_others(name)
-        await self._confirm(encode(SessionsEnded(name, None, None)))
+        await self._update_servers(name)
         if self._settings.stores.processes == "many":
             return f"{count} sessions ended"
         within = f", their sockets close within {self._settings.sockets.heartbeat_seconds:g} s"
         return f"{count} sessions ended{'' if self._no_server else within}"
+
+    async def _update_servers(self, name: str) -> None:
+        """Return when all processes of a cluster have closed the user's sockets and found what has changed."""
+        await self._confirm(encode(SessionsEnded(name, None, None)))
 
     async def _leave_groups(self, name: str) -> str:
         """Remove the user from all groups, and return a summary. A group without other members is deleted."""

@@ -164,10 +164,6 @@ class Accounts:
             for name in await self.not_enabled(names[start : start + PAGE]):
                 self._known.pop(name, None)
 
-    def forget(self, name: str) -> None:
-        """Drop a user from the cache."""
-        self._known.pop(name, None)
-
     async def not_enabled(self, names: Collection[str]) -> set[str]:
         """The names, of at most PAGE, whose users may not log in or do not exist."""
         return set(names) - await self._users.enabled(list(names))

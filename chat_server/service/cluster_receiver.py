@@ -14,7 +14,6 @@ from chat_server.service.packets import (
     GroupChanged,
     Notice,
     PresenceChanged,
-    Removed,
     SessionsEnded,
     StoredMessage,
     decode_change,
@@ -60,7 +59,6 @@ class ClusterReceiver:
         self.check_sessions: Callable[[], Awaitable[None]] = _nothing  # closes the sockets whose sessions have ended
         self.refresh: Callable[[], Awaitable[None]] = _nothing  # finds what a command has changed
         self.close_slowly: Callable[[Sequence[Socket]], None] = lambda sockets: None
-        self.forget_user: Callable[[str], None] = lambda user: None  # drops a user from the cache of names
 
     async def received(self, users: Sequence[str], payload: bytes) -> None:
         packet = decode_packet(payload)
@@ -106,15 +104,13 @@ class ClusterReceiver:
     async def apply(self, payload: bytes) -> None:
         change = decode_change(payload)
         if isinstance(change, SessionsEnded):
-            if change.only is None and change.keep is None:  # a command may have disabled or removed the user
-                self.forget_user(change.user)
             await self._registry.end(change.user, only=change.only, keep=change.keep)
+            if change.only is None and change.keep is None:
+                await self.refresh()
         elif isinstance(change, BlockChanged):
             await self._blocks.read_again(change.blocker, change.blocked)
             self._presence.changed_for(change.blocker, change.blocked)
             await self._sending.settle(change.blocker, change.blocked)
-        elif isinstance(change, Removed):
-            await self.refresh()
         elif isinstance(change, GroupChanged):
             await self._groups.changed_elsewhere(change)
 

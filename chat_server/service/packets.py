@@ -45,7 +45,10 @@ class PresenceChanged(msgspec.Struct, array_like=True, tag="p"):
 
 
 class SessionsEnded(msgspec.Struct, array_like=True, tag="s"):
-    """The session `only`, or all sessions of the user except `keep`, have ended."""
+    """The session `only`, or all sessions of the user except `keep`, have ended.
+
+    Without both, a command has ended them. It may also have changed the user, with blocks and groups.
+    """
 
     user: str
     only: bytes | None
@@ -69,12 +72,8 @@ class GroupChanged(msgspec.Struct, array_like=True, tag="g"):
     time: int
 
 
-class Removed(msgspec.Struct, array_like=True, tag="r"):
-    """A command has removed the blocks and the group memberships of a user."""
-
-
 Packet = StoredMessage | Notice | BroadcastMessage | PresenceChanged
-Change = SessionsEnded | BlockChanged | GroupChanged | Removed
+Change = SessionsEnded | BlockChanged | GroupChanged
 
 KINDS = {kind.__struct_config__.tag for kind in get_args(Packet | Change)}
 

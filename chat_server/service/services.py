@@ -98,7 +98,6 @@ class Services:
             self.receiver = ClusterReceiver(
                 shared.log, registry, self.answers, frames, self.sending, blocks, self.groups, presence, timeline
             )
-            self.receiver.forget_user = self.accounts.forget
             self.receiver.refresh = self.refresh
 
     def _changed(self, user: str) -> None:
