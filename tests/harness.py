@@ -25,6 +25,7 @@ import websockets
 from chat_server import app, conf
 from chat_server.utils.clock import MICROSECONDS, Clock
 from tests import api_schemas
+from tests.forked import ForkedProcess
 
 # httpcore tries to import sniffio, which is not installed, for each of its locks: a fifth of the CPU time of a request.
 # None makes the import fail without a search.
@@ -299,7 +300,7 @@ async def serving(
 class SubprocessServer(ServerHandle):
     """A server that runs in its own process (`python run.py`)."""
 
-    def __init__(self, host: str, port: int, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, host: str, port: int, process: asyncio.subprocess.Process | ForkedProcess, log: Path) -> None:
         super().__init__(host, port)
         self.process = process
         self.log = log
@@ -307,6 +308,16 @@ class SubprocessServer(ServerHandle):
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        self.process.send_signal(number)
+
+    async def next_output(self) -> str:
+        """Return the next line of standard output; "" at its end."""
+        assert self.process.stdout
+        async with asyncio.timeout(TIMEOUT):
+            return (await self.process.stdout.readline()).decode()
 
     async def wait(self) -> int:
         """Wait until the process ends; return the exit code."""
@@ -398,29 +409,32 @@ async def one_process_server(
     coverage: bool = True,
     log: Path | None = None,
     run_py: Path | None = None,
+    forked: bool = False,
     **settings: Any,
 ) -> AsyncIterator[SubprocessServer]:
     """Run a server in its own process with its data in `folder`; kill it at the end if it still runs.
 
     `stores` contains environment variables that select other stores. `prefix` is a command that runs the server, such
     as strace. `coverage=False` saves the CPU time of the measurement. `log` is folder/../server.log by default.
-    `run_py` is the program of another version of the server.
+    `run_py` is the program of another version of the server. `forked`: start faster, without `prefix`.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
     config.write_text("[service]\n" + "\n".join(f"{key} = {value}" for key, value in values.items()))
     log = log or folder.parent / "server.log"
-    with log.open("ab") as errors:
-        child = await asyncio.create_subprocess_exec(
-            *prefix,
-            sys.executable,
-            str(run_py or ROOT / "run.py"),
-            "--config",
-            str(config),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env={**(CLEAN_ENVIRON if coverage else UNCOUNTED_ENVIRON), **(stores or {})},
-        )
+    environ = {**(CLEAN_ENVIRON if coverage else UNCOUNTED_ENVIRON), **(stores or {})}
+    program, arguments = run_py or ROOT / "run.py", ("--config", str(config))
+    child: asyncio.subprocess.Process | ForkedProcess
+    if forked:
+        child = await ForkedProcess.start(program, *arguments, environ=environ, errors=log)
+    else:
+        with log.open("ab") as errors:
+            child = await asyncio.create_subprocess_exec(
+                *(*prefix, sys.executable, str(program), *arguments),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                env=environ,
+            )
     assert child.stdout
     try:
         async with asyncio.timeout(TIMEOUT):

@@ -17,7 +17,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import httpx
 import pymysql
@@ -27,8 +27,19 @@ from chat_server.conf import settings as conf_settings
 from tests import servers
 from tests.cluster.clock import ShiftedClock
 from tests.cluster.relay import Balancer, FaultyNetwork
-from tests.harness import TIMEOUT, ChatClient, ServerHandle, SubprocessServer, one_process_server, run_command
+from tests.harness import (
+    CLEAN_ENVIRON,
+    TIMEOUT,
+    UNCOUNTED_ENVIRON,
+    ChatClient,
+    ServerHandle,
+    SubprocessServer,
+    one_process_server,
+    run_command,
+)
 from tests.servers import DatabaseServer
+
+T = TypeVar("T")
 
 # The number of processes of the e2e suite (tests/cluster/suite.py). With 1, every cluster has one process, which takes
 # the place of all others: this tests the tests before a server supports several processes.
@@ -117,9 +128,17 @@ class ServerProcess(ServerHandle):
         }
         prefix = self.clock.prefix if self.clock else ()
         settings = {**self._settings, "HttpPort": self.port}
+        # A fork can neither preload a clock nor contain another version, and is not measured by coverage.
+        forked = not (prefix or self.run_py or CLEAN_ENVIRON != UNCOUNTED_ENVIRON)
         self._server = await self._stack.enter_async_context(
             one_process_server(
-                self.folder / "data", prefix=prefix, stores=stores, log=self.log, run_py=self.run_py, **settings
+                self.folder / "data",
+                prefix=prefix,
+                stores=stores,
+                log=self.log,
+                run_py=self.run_py,
+                forked=forked,
+                **settings,
             )
         )
 
@@ -211,24 +230,32 @@ class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
             self.balancer.ports.append(process.port)
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
-        """The only process, for tests of the e2e suite."""
-        [process] = set(self._processes)
-        return process.server.process
-
-    @property
     def log(self) -> Path:
         """The log of the first process, which in the e2e suite is the log of all."""
         return self._processes[0].log
 
     def kill(self) -> None:
         """kill -9 for all processes."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all processes."""
         for process in set(self._processes):
-            process.server.kill()
+            process.server.send_signal(number)
 
     async def wait(self) -> int:
-        """Wait until all processes end; return the highest exit code."""
-        return max(await asyncio.gather(*(process.server.wait() for process in set(self._processes))))
+        """Wait until all processes end; return their exit code, which must be the same."""
+        return _same(await asyncio.gather(*(process.server.wait() for process in set(self._processes))))
+
+    async def next_output(self) -> str:
+        """Return the next line of standard output, which must be the same for all processes."""
+        return _same(await asyncio.gather(*(process.server.next_output() for process in set(self._processes))))
+
+
+def _same(values: Sequence[T]) -> T:
+    """Return the only value; fail if there are several."""
+    [value] = set(values)
+    return value
 
 
 def require_several_processes() -> None:

@@ -116,6 +116,8 @@ async def serving(
         _skip("the test moves the clock of its own process")
     if stores:
         _skip("the test selects stores")
+    if "MetricsPort" in options:
+        _skip("each process has metrics of its own")
     port = options.pop("HttpPort", 0)
     started = await asyncio.to_thread(databases)
     async with cluster(folder, started, PROCESSES, port=port, **options) as running:

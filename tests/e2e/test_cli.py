@@ -502,7 +502,7 @@ async def test_sigterm_ends_the_server_despite_slow_connections(tmp_path: Path) 
             for id in sent:
                 await one.put(1, f"{id}\nhello")
             first = await one.receive()
-            server.process.terminate()
+            server.send_signal(signal.SIGTERM)
             acked = [first["id"]]
             with suppress(websockets.ConnectionClosed):
                 while True:
@@ -510,9 +510,8 @@ async def test_sigterm_ends_the_server_despite_slow_connections(tmp_path: Path) 
             assert await one.wait_closed() == 1001
             assert await two.wait_closed() == 1001
             async with asyncio.timeout(MAX_SHUTDOWN_SECONDS):
-                assert await server.process.wait() == 0
-        assert server.process.stdout
-        assert (await server.process.stdout.read()).decode() == "chat-server is ending\n"
+                assert await server.wait() == 0
+        assert [await server.next_output(), await server.next_output()] == ["chat-server is ending\n", ""]
         assert "Traceback" not in server.log.read_text()
     assert not (folder / "chat.db-wal").exists()  # its contents are in chat.db
     assert acked == sent[: len(acked)]
@@ -523,19 +522,17 @@ async def test_sigterm_ends_the_server_despite_slow_connections(tmp_path: Path) 
 
 async def test_sigint_ends_the_server(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", users=("1",)) as server:
-        server.process.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGINT)
         async with asyncio.timeout(MAX_SHUTDOWN_SECONDS):
-            assert await server.process.wait() == 0
+            assert await server.wait() == 0
         assert "Traceback" not in server.log.read_text()
 
 
 async def test_a_second_signal_ends_the_server_immediately(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", users=("1", "2")) as server, slow_connections(server):
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.stdout
-        async with asyncio.timeout(TIMEOUT):
-            assert await server.process.stdout.readline() == b"chat-server is ending\n"
-        server.process.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGTERM)
+        assert await server.next_output() == "chat-server is ending\n"
+        server.send_signal(signal.SIGTERM)
         assert await server.wait() == -signal.SIGTERM
     async with subprocess_server(tmp_path / "data") as again:
         check_success(await send_request(again, "GET", "/health"), 200)

@@ -6,6 +6,7 @@ The scripts of compose.yaml create the accounts in real databases.
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,7 +158,7 @@ async def test_server_works_with_these_accounts_after_a_restart(composed: Compos
             assert (await server.post("/user/logout", {"user_name": "2"}, headers=headers)).status_code == 200
             async with server.client() as client:
                 assert (await client.get("/health")).status_code == 200
-            server.process.terminate()
+            server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
 
 

@@ -310,7 +310,7 @@ async def test_a_client_can_close_normally(server: ServerHandle) -> None:
 async def test_sigterm_closes_every_socket_with_1001(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", users=("1", "2")) as server:
         async with server.chat("1") as one, server.chat("2") as two, server.chat("2") as other:
-            server.process.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGTERM)
             assert [await one.wait_closed(), await two.wait_closed(), await other.wait_closed()] == [1001] * 3
         assert await server.wait() == 0
 

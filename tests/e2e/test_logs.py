@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import signal
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
@@ -144,7 +145,7 @@ def check_no_secret(lines: Iterable[str], tokens: set[str]) -> None:
 
 async def stop(server: SubprocessServer) -> list[str]:
     """Stop the server; return its log lines."""
-    server.process.terminate()
+    server.send_signal(signal.SIGTERM)
     assert await server.wait() == 0
     return server.log.read_text("utf-8").splitlines()
 

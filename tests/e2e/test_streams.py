@@ -74,9 +74,9 @@ async def check_chat(server: ServerHandle) -> None:
 
 
 async def check_end(server: SubprocessServer) -> None:
-    server.process.terminate()
+    server.send_signal(signal.SIGTERM)
     async with asyncio.timeout(MAX_SHUTDOWN_SECONDS):
-        assert await server.process.wait() == 0
+        assert await server.wait() == 0
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_closed_standard_streams_stop_nothing(tmp_path: Path, closed: str)
 
 async def test_sighup_is_ignored(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data") as server:
-        server.process.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
         await wait_until(lambda: "signal ignored" in server.log.read_text())
         await check_chat(server)
         await check_end(server)
@@ -142,8 +142,8 @@ async def test_sighup_is_ignored(tmp_path: Path) -> None:
 async def test_in_release_mode_every_line_is_json(tmp_path: Path) -> None:
     async with subprocess_server(tmp_path / "data", AppMode="release") as server:
         await check_end(server)
-        assert server.process.stdout
-        assert json.loads(await server.process.stdout.read())["event"] == "server ending"
+        assert json.loads(await server.next_output())["event"] == "server ending"
+        assert await server.next_output() == ""
 
 
 async def test_in_release_mode_a_failed_start_is_json(tmp_path: Path) -> None:
