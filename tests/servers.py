@@ -127,22 +127,31 @@ def mysql(*options: str) -> DatabaseServer:
 
 def mongodb() -> DatabaseServer:
     """Start a secantusd that syncs to disk before it answers."""
+    return _secantusd("--sync-on-commit")
+
+
+def _secantusd(*options: str) -> DatabaseServer:
     return _started(
         "mongodb",
         lambda server: [
             *(str(Path(sys.executable).with_name("secantusd-py")), "--port", str(server.port), "--host", "127.0.0.1"),
-            *("--storage-path", str(server.folder / "data"), "--sync-on-commit"),
+            *("--storage-path", str(server.folder / "data"), *options),
         ],
     )
 
 
 @contextmanager
-def running() -> Iterator[list[DatabaseServer]]:
-    """Run MySQL, MongoDB and a Redis that syncs every write, as docs/operations.md recommends."""
+def running(*, durable: bool = True) -> Iterator[list[DatabaseServer]]:
+    """Run MySQL, MongoDB and a Redis that syncs every write, as docs/operations.md recommends.
+
+    Without `durable`, MySQL and MongoDB do not sync, for tests that never kill them.
+    """
+    unsynced = [] if durable else ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0"]
     started: list[DatabaseServer] = []
     try:
-        for start in (mysql, mongodb, lambda: redis("--appendonly", "yes", "--appendfsync", "always")):
-            started.append(start())
+        started.append(mysql(*unsynced))
+        started.append(mongodb() if durable else _secantusd())
+        started.append(redis("--appendonly", "yes", "--appendfsync", "always"))
         yield started
     finally:
         for server in started:

@@ -69,9 +69,9 @@ class Databases(NamedTuple):
 
 
 @contextmanager
-def running_databases() -> Iterator[Databases]:
-    """Run all databases of a cluster."""
-    with servers.running() as started:
+def running_databases(*, durable: bool = True) -> Iterator[Databases]:
+    """Run all databases of a cluster. `durable`: see `servers.running`."""
+    with servers.running(durable=durable) as started:
         yield Databases(**{server.name: server for server in started})
 
 

@@ -33,6 +33,7 @@ COMMANDS = "the test runs commands on the embedded stores"
 MEMORY = "the test is about the memory of its own process"
 PROCESS = "the test measures or signals one process"
 BALANCER = "the buffers of the balancer hide from the server how a client reads"
+RATE = "FramesPerSecond applies to each process (docs/protocol.md, section 3.7)"
 PORT = "the test listens on the port of the killed server, which the balancer still has"
 # File, or file::test, below tests/e2e -> the reason.
 ONE_PROCESS: dict[str, str] = {
@@ -69,6 +70,8 @@ ONE_PROCESS: dict[str, str] = {
     "test_heartbeat.py::test_a_reader_that_stops_in_a_page_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_half_closed_reader_that_stops_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_client_that_reads_each_message_stays": BALANCER,
+    "test_heartbeat.py::test_a_user_that_sends_too_fast_is_read_more_slowly": RATE,
+    "test_heartbeat.py::test_a_new_socket_gets_no_new_burst": RATE,
     "test_http.py::test_an_error_in_the_server_is_500": EMBEDDED,
     "test_http.py::test_an_unresponsive_database_is_503_until_it_recovers": EMBEDDED,
     "test_http.py::test_health_reports_an_unresponsive_database": EMBEDDED,
@@ -104,7 +107,7 @@ def databases() -> Databases:
     """Start the databases, once for all tests of this run."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(running_databases())
+    return stack.enter_context(running_databases(durable=False))
 
 
 @asynccontextmanager
