@@ -5,6 +5,11 @@ from typing import Protocol
 
 import msgspec
 
+# The clocks of the processes that share a store differ by less than this many seconds: each of them by at most MAX_SKEW
+# (redis_nodes.py) from the clock of Redis. A window that ends later than such a clock allows is one of a clock that was
+# set back, and is over.
+CLOCK_TOLERANCE = 10.0
+
 
 class Rate(msgspec.Struct, frozen=True):
     """At most `limit` times per `window` seconds for each `key`, whose parts cannot be confused."""
@@ -15,7 +20,10 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class RateStore(Protocol):
-    """Counts attempts in fixed windows. All methods raise StoreUnavailable."""
+    """Counts attempts in fixed windows. All methods raise StoreUnavailable.
+
+    The clocks of callers may differ by CLOCK_TOLERANCE.
+    """
 
     async def take(self, rates: Sequence[Rate]) -> float:
         """Count one attempt for each rate, if all rates allow it, in one atomic step.

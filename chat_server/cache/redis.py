@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
 from chat_server.cache.contacts import ContactRecord, ContactState, Decision, Permission
-from chat_server.cache.rates import Rate
+from chat_server.cache.rates import CLOCK_TOLERANCE, Rate
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.conf import RedisSettings
 from chat_server.utils.batch import Batcher
@@ -274,12 +274,12 @@ class RedisRates:
 
     async def take(self, rates: Sequence[Rate]) -> float:
         limits = [number for rate in rates for number in (rate.limit, _milliseconds(rate.window))]
-        arguments = [self._clock.now() // 1000, *limits]
+        arguments = [self._clock.now() // 1000, _milliseconds(CLOCK_TOLERANCE), *limits]
         wait = await self._scripts.run("rates_take", [_rate(rate) for rate in rates], arguments)
         return float(wait) / 1000
 
     async def count(self, rate: Rate) -> int:
-        arguments = [self._clock.now() // 1000, _milliseconds(rate.window)]
+        arguments = [self._clock.now() // 1000, _milliseconds(rate.window + CLOCK_TOLERANCE)]
         return int(await self._scripts.run("rates_count", [_rate(rate)], arguments))
 
     async def give_back(self, rates: Sequence[Rate], age: float) -> None:

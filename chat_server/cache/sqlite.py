@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from chat_server.cache.contacts import ContactRecord, ContactState, Decision, Permission, decide
-from chat_server.cache.rates import Rate
+from chat_server.cache.rates import CLOCK_TOLERANCE, Rate
 from chat_server.cache.sessions import MAX_SESSIONS, SessionRecord
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
@@ -22,7 +22,7 @@ SWEEP = 500
 MAX_CALLERS = 8
 # Parameters per statement, at most.
 MAX_PARAMETERS = 64
-
+_TOLERANCE = int(CLOCK_TOLERANCE * MICROSECONDS)
 
 # Times are in microseconds since the epoch. A released step never changes.
 CACHE_SCHEMA = Schema(
@@ -142,7 +142,7 @@ class SqliteRates:
                 count, expires = tx.execute(
                     "SELECT count, expires FROM rates WHERE key = ?", (_key(rate),)
                 ).fetchone() or (0, 0)
-                if expires <= now or expires > now + window:  # the window is over, or the clock was set back
+                if expires <= now or expires > now + window + _TOLERANCE:  # over, or the clock was set back
                     count, expires = 0, now + window
                 if count >= rate.limit:
                     wait = max(wait, expires - now)
@@ -155,7 +155,7 @@ class SqliteRates:
 
     async def count(self, rate: Rate) -> int:
         query, now = "SELECT count FROM rates WHERE key = ? AND expires > ? AND expires <= ?", self._clock.now()
-        values = (_key(rate), now, now + int(rate.window * MICROSECONDS))
+        values = (_key(rate), now, now + int(rate.window * MICROSECONDS) + _TOLERANCE)
         rows = await self._database.fetch(query, values)
         return rows[0][0] if rows else 0
 

@@ -7,6 +7,7 @@ import pytest
 from chat_server.cache.rates import Rate, RateStore
 from chat_server.utils.errors import StoreUnavailable
 from tests.contract.conftest import Later
+from tests.harness import ManualClock
 
 SLACK = 5.0  # seconds that a test may take
 
@@ -42,6 +43,18 @@ async def test_a_new_window_starts_after_the_first_one_ends(rates: RateStore, la
     await later(60)
     assert await taken(rates, rate()) == 2
     await later(41)
+    assert await taken(rates, rate()) == 3
+
+
+async def test_a_clock_that_is_a_little_behind_starts_no_window(rates: RateStore, clock: ManualClock) -> None:
+    """The clocks of processes differ. Otherwise the requests of one of them would reset the counts of the others."""
+    for shift in (0.0, -0.002, -9.0):
+        clock.shift = shift
+        assert not await rates.take([rate()])
+    assert await rates.count(rate()) == 3
+    assert await taken(rates, rate()) == 0
+    clock.shift = -100000.0  # it was set back
+    assert await rates.count(rate()) == 0
     assert await taken(rates, rate()) == 3
 
 

@@ -1,4 +1,4 @@
--- Return the count of the current window. KEYS: the rate. ARGV: now (ms), window (ms).
+-- Return the count of the current window. KEYS: the rate. ARGV: now (ms), the longest time to the end of a window (ms).
 local now = tonumber(ARGV[1])
 local rate = redis.call('HMGET', KEYS[1], 'count', 'expires')
 local expires = tonumber(rate[2] or '0')
