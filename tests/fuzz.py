@@ -12,11 +12,12 @@ import argparse
 import asyncio
 import json
 import secrets
+import signal
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -137,20 +138,28 @@ async def fuzz(server: SubprocessServer, frames: int, seed: int) -> FuzzReport:
             sockets += 1
             await _send(server, user, b"".join(batch), random)
 
-    process = psutil.Process(server.process.pid)
+    processes = [psutil.Process(pid) for pid in server.pids]
     pair = _ChatPair(server)
     started = time.monotonic()
     async with asyncio.TaskGroup() as group:
         group.create_task(pair.chat())
         left = frames // 10
         await asyncio.gather(*map(work, range(CONCURRENCY)))
-        before, files = process.memory_info().rss, process.num_fds()  # the caches are full now
+        before, files = _memory(processes), _open_files(processes)  # the caches are full now
         left = frames - frames // 10
         await asyncio.gather(*map(work, range(CONCURRENCY)))
         pair.ending = True
     seconds = time.monotonic() - started
-    await wait_until(lambda: process.num_fds() <= files)
-    return FuzzReport(frames, sockets, seconds, pair.messages, pair.slowest, before, process.memory_info().rss)
+    await wait_until(lambda: _open_files(processes) <= files)
+    return FuzzReport(frames, sockets, seconds, pair.messages, pair.slowest, before, _memory(processes))
+
+
+def _memory(processes: Sequence[psutil.Process]) -> int:
+    return sum(process.memory_info().rss for process in processes)
+
+
+def _open_files(processes: Sequence[psutil.Process]) -> int:
+    return sum(process.num_fds() for process in processes)
 
 
 async def _send(server: ServerHandle, user: str, data: bytes, random: Random) -> None:
@@ -227,7 +236,7 @@ async def run(folder: Path, frames: int, seed: int) -> FuzzReport:
         await server.add_users("a", "b", *FUZZERS)
         await server.make_contacts("a", "b")
         report = await fuzz(server, frames, seed)
-        server.process.terminate()
+        server.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
         errors = [line for line in server.log.read_text("utf-8").splitlines() if " ERROR " in line]
         assert not errors, errors[:3]

@@ -305,6 +305,11 @@ class SubprocessServer(ServerHandle):
         self.process = process
         self.log = log
 
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes; several with CHAT_TEST_PROCESSES."""
+        return [self.process.pid]
+
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()

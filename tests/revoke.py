@@ -206,7 +206,7 @@ async def revoke(server: SubprocessServer, users: Sequence[_RevokedUser], socket
     writer = _Writer()
     await _open(server, WRITER, server.tokens[WRITER], writer)
     await _open_all(server, users, sockets)
-    process = psutil.Process(server.process.pid)
+    processes = [psutil.Process(pid) for pid in server.pids]
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(server.url, connector=connector) as http, asyncio.TaskGroup() as group:
         for user in users:
@@ -218,12 +218,12 @@ async def revoke(server: SubprocessServer, users: Sequence[_RevokedUser], socket
             await user.end(http)
             user.last = await writer.newest(user.name, late=True)
 
-        used = -_cpu_seconds(process), -time.process_time()
+        used = -_cpu_seconds(processes), -time.process_time()
         await asyncio.gather(*map(end, users))
         async with asyncio.timeout(TIMEOUT):
             while any(len(user.codes) < sockets for user in users):
                 await asyncio.sleep(0.01)
-        used = used[0] + _cpu_seconds(process), used[1] + time.process_time()
+        used = used[0] + _cpu_seconds(processes), used[1] + time.process_time()
         async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*(socket.disconnected for user in users for socket in user.sockets))
         greeting.cancel()
@@ -238,9 +238,8 @@ async def revoke(server: SubprocessServer, users: Sequence[_RevokedUser], socket
     return RevocationReport(sockets * len(users), times, total, *used)
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
 
 async def run(

@@ -234,6 +234,11 @@ class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
         """The log of the first process, which in the e2e suite is the log of all."""
         return self._processes[0].log
 
+    @property
+    def pids(self) -> list[int]:
+        """The ids of all processes."""
+        return [process.server.process.pid for process in set(self._processes)]
+
     def kill(self) -> None:
         """kill -9 for all processes."""
         self.send_signal(signal.SIGKILL)

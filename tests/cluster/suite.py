@@ -33,7 +33,7 @@ COMMANDS = "the test runs commands on the embedded stores"
 MEMORY = "the test is about the memory of its own process"
 PROCESS = "the test measures or signals one process"
 BALANCER = "the buffers of the balancer hide from the server how a client reads"
-RATE = "FramesPerSecond applies to each process (docs/protocol.md, section 3.7)"
+PER_PROCESS = "the limit applies to each process (docs/protocol.md, section 3.7)"
 PORT = "the test listens on the port of the killed server, which the balancer still has"
 # File, or file::test, below tests/e2e -> the reason.
 ONE_PROCESS: dict[str, str] = {
@@ -48,6 +48,7 @@ ONE_PROCESS: dict[str, str] = {
     "test_accounts.py::test_a_hash_made_by_the_go_server_verifies": EMBEDDED,
     "test_accounts.py::test_only_token_digests_and_password_hashes_are_stored": EMBEDDED,
     "test_backpressure.py::test_live_messages_over_outbox_bytes_close_with_1013": BALANCER,
+    "test_backpressure.py::test_vanished_sockets_leak_nothing": MEMORY,
     "test_blocks.py::test_a_user_blocks_at_most_a_thousand_others": EMBEDDED,
     "test_blocks.py::test_nothing_passes_after_the_answer": EMBEDDED,
     "test_blocks.py::test_a_new_user_of_a_removed_name_is_not_blocked": COMMANDS,
@@ -70,14 +71,15 @@ ONE_PROCESS: dict[str, str] = {
     "test_heartbeat.py::test_a_reader_that_stops_in_a_page_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_half_closed_reader_that_stops_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_client_that_reads_each_message_stays": BALANCER,
-    "test_heartbeat.py::test_a_user_that_sends_too_fast_is_read_more_slowly": RATE,
-    "test_heartbeat.py::test_a_new_socket_gets_no_new_burst": RATE,
+    "test_heartbeat.py::test_a_user_that_sends_too_fast_is_read_more_slowly": PER_PROCESS,
+    "test_heartbeat.py::test_a_new_socket_gets_no_new_burst": PER_PROCESS,
     "test_http.py::test_an_error_in_the_server_is_500": EMBEDDED,
     "test_http.py::test_an_unresponsive_database_is_503_until_it_recovers": EMBEDDED,
     "test_http.py::test_health_reports_an_unresponsive_database": EMBEDDED,
     "test_http.py::test_an_unreadable_database_is_unavailable": EMBEDDED,
     "test_http.py::test_a_database_too_damaged_to_write_is_unavailable": EMBEDDED,
     "test_limits.py::test_a_disconnected_client_leaves_the_queue": EMBEDDED,
+    "test_limits.py::test_sockets_per_address_are_limited": PER_PROCESS,
     "test_logs.py::test_debug_lines_are_readable_and_contain_no_secret": EMBEDDED,
     "test_logs.py::test_release_lines_are_json_and_contain_no_secret": EMBEDDED,
     "test_many_sockets.py": MEMORY,

@@ -27,8 +27,7 @@ async def open_server(folder: Path, *users: str, **settings: Any) -> AsyncIterat
 
 def resident_memory(server: SubprocessServer) -> int:
     """Return the resident memory of the server in bytes."""
-    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
-    return pages * 4096
+    return 4096 * sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.pids)
 
 
 async def read_page(two: raw.RawSocket, count: int) -> None:
