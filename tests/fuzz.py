@@ -159,7 +159,13 @@ def _memory(processes: Sequence[psutil.Process]) -> int:
 
 
 def _open_files(processes: Sequence[psutil.Process]) -> int:
-    return sum(process.num_fds() for process in processes)
+    """Return the number of open files without the connections to database servers, of which there may be more."""
+    count = 0
+    for process in processes:
+        connections = process.net_connections()
+        listening = {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+        count += process.num_fds() - sum(connection.laddr.port not in listening for connection in connections)
+    return count
 
 
 async def _send(server: ServerHandle, user: str, data: bytes, random: Random) -> None:

@@ -32,6 +32,7 @@ FOLDER = "the test is about the files of the embedded database"
 COMMANDS = "the test runs commands on the embedded stores"
 MEMORY = "the test is about the memory of its own process"
 PROCESS = "the test measures or signals one process"
+CONFIRMED = "a pong is stored a little later, and another process sees it then (docs/protocol.md, section 3.7)"
 BALANCER = "the buffers of the balancer hide from the server how a client reads"
 PER_PROCESS = "the limit applies to each process (docs/protocol.md, section 3.7)"
 PORT = "the test listens on the port of the killed server, which the balancer still has"
@@ -85,6 +86,7 @@ ONE_PROCESS: dict[str, str] = {
     "test_many_sockets.py": MEMORY,
     "test_metrics.py::test_store_calls_and_batches_are_measured": MEMORY,
     "test_metrics.py::test_labels_are_few_and_contain_no_user": EMBEDDED,
+    "test_promises.py::test_a_pong_confirms_only_what_preceded_its_ping": CONFIRMED,
     "test_promises.py::test_contacts_chat_while_the_counters_are_unavailable": EMBEDDED,
     "test_promises.py::test_logout_answers_after_the_frames_in_progress": EMBEDDED,
     "test_promises.py::test_an_upgrade_during_logout_is_refused_or_closed": EMBEDDED,

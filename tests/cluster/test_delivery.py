@@ -122,6 +122,8 @@ async def test_a_pong_on_one_process_is_told_on_another(three: ProcessGroup) -> 
         assert (await two.receive())["id"] == "m1"
         read = await one.receive()
         assert (read["op_type"], read["content"]) == (40007, "m1")
+        async with three[2].chat("2", "1") as again:
+            assert [frame["from"] for frame in await again.ask(3)] == ["System"]
         await one.expect_nothing()
 
 
