@@ -17,7 +17,7 @@ from bench import experiments
 from bench.client import BenchError
 from bench.disruptions import DISRUPTIONS
 from bench.report import BenchReport
-from bench.server_process import TARGETS, NotRunningError, allow_many_sockets
+from bench.server_process import RELAYS, TARGETS, NotRunningError, allow_many_sockets, target_name
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--pairs", type=int, default=50)
     _add_group(command)
     command.add_argument("--in-flight", type=int, nargs="+", default=[16, 1], help="one run for each (16 1)")
-    command.add_argument("--targets", nargs="+", choices=TARGETS, default=["relay", "server"])
+    command.add_argument("--targets", nargs="+", type=target_name, default=["relay", "server"], metavar="TARGET")
     command.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True, help="for the relays")
     command.add_argument("--top", type=int, default=0, metavar="N", help="also list the N functions called most (0)")
     command.add_argument("--stats", type=Path, metavar="FOLDER", help="keep the profiles here, for python -m pstats")
@@ -154,7 +154,12 @@ def _add_group(command: argparse.ArgumentParser) -> None:
 def _add_rounds(command: argparse.ArgumentParser, *, rounds: int, targets: Sequence[str]) -> None:
     """Add the options of experiments with several targets."""
     command.add_argument(
-        "--targets", nargs="+", choices=(*TARGETS, "picows"), default=targets, help="relay is the baseline"
+        "--targets",
+        nargs="+",
+        type=target_name,
+        default=targets,
+        metavar="TARGET",
+        help=f"{', '.join(RELAYS)}, server, or the folder of another checkout; relay is the baseline",
     )
     command.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True, help="for the relays")
     _add_timing(command, rounds=rounds)

@@ -21,7 +21,7 @@ from bench.overload import IN_FLIGHT_FACTOR, RECOVERED, RECOVERY_SECONDS, pair_n
 from bench.overload import measure as measure_overload
 from bench.report import BenchReport, Figures
 from bench.seed_users import seed_groups, seed_users
-from bench.server_process import UNLIMITED, BenchServer, ResourceUsage, serving
+from bench.server_process import RELAYS, UNLIMITED, BenchServer, ResourceUsage, serving
 
 T = TypeVar("T")
 MIB = 2**20
@@ -73,9 +73,9 @@ def _profile(
     args: argparse.Namespace, target: str, kind: str, in_flight: int
 ) -> tuple[list[FunctionCalls], load.LoadResult]:
     """Put the load `pairs` or `group` on one target under the profiler; return the functions that it called."""
-    with _folder(args.data) as folder:
+    with data_folder(args.data) as folder:
         tokens = _seed_group(args, target, folder)
-        stats = (args.stats or folder).resolve() / f"{target}-{kind}-{in_flight}.pstats"
+        stats = (args.stats or folder).resolve() / f"{Path(target).name}-{kind}-{in_flight}.pstats"
         with serving(target, folder, on_uvloop=args.uvloop, profile=stats) as server:
             timing = {"in_flight": in_flight, "seconds": args.seconds, "warm_up": args.warm_up}
             window = profiling(server.pid)
@@ -83,7 +83,7 @@ def _profile(
                 work = load.pairs(server.url, pairs=args.pairs, window=window, **timing)
             else:
                 work = load.group(server.url, tokens, groups.GROUP, writers=args.writers, window=window, **timing)
-            result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
+            result = run_for(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         return read_profile(stats), result
 
 
@@ -106,8 +106,8 @@ def group(args: argparse.Namespace) -> BenchReport:
         with serving(target, folder, on_uvloop=args.uvloop) as server:
             usage = ResourceUsage(server)
             work = load.group(server.url, tokens, groups.GROUP, writers=args.writers, window=usage, **_timing(args))
-            result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
-        report.add(target, _figures("delivery", result, usage))
+            result = run_for(work, args.warm_up + args.seconds + 10 * TIMEOUT)
+        report.add(target, load_figures("delivery", result, usage))
         report.add_errors(target, result.errors, result.problems)
     _note_busy_client(report, args.targets)
     return report
@@ -116,7 +116,7 @@ def group(args: argparse.Namespace) -> BenchReport:
 def _seed_group(args: argparse.Namespace, target: str, folder: Path) -> Mapping[str, str]:
     """Create groups.GROUP, unless the target is a relay. Returns the tokens of the members who will be online."""
     members = [f"m{number}" for number in range(args.members)]
-    if target != "server":
+    if target in RELAYS:
         return dict.fromkeys(members[: args.online], "")
     tokens = seed_users(folder / "data", members)
     seed_groups(folder / "data", {groups.GROUP: members})
@@ -129,11 +129,11 @@ def idle(args: argparse.Namespace) -> BenchReport:
     report = _report(args, title)
     names = [f"i{number}" for number in range(args.sockets)]
     for target, folder in _rounds(args):
-        tokens = seed_users(folder / "data", names) if target == "server" else dict.fromkeys(names, "")
+        tokens = seed_users(folder / "data", names) if target not in RELAYS else dict.fromkeys(names, "")
         with serving(target, folder, on_uvloop=args.uvloop) as server:
             before, usage = server.rss(), ResourceUsage(server)
             holding = load.idle(server.url, tokens, seconds=args.seconds, window=usage)
-            took = _run(holding, 60 + args.sockets * 0.05 + args.seconds)
+            took = run_for(holding, 60 + args.sockets * 0.05 + args.seconds)
         report.add(
             target,
             {
@@ -155,7 +155,7 @@ def stores(args: argparse.Namespace) -> BenchReport:
     for _ in range(args.rounds):
         for column in STORE_COLUMNS:
             with ExitStack() as stack:
-                folder = stack.enter_context(_folder(args.data))
+                folder = stack.enter_context(data_folder(args.data))
                 environ = {}
                 if column in ("databases", "stub"):
                     environ = stack.enter_context(databases.run_databases(stub=column == "stub"))
@@ -163,8 +163,8 @@ def stores(args: argparse.Namespace) -> BenchReport:
                 server = stack.enter_context(serving(target, folder, settings=settings, environ=environ))
                 usage = ResourceUsage(server)
                 work = load.pairs(server.url, pairs=args.pairs, window=usage, **_timing(args))
-                result = _run(work, args.warm_up + args.seconds + 10 * TIMEOUT)
-            report.add(column, _figures("message", result, usage))
+                result = run_for(work, args.warm_up + args.seconds + 10 * TIMEOUT)
+            report.add(column, load_figures("message", result, usage))
             report.add_errors(column, result.errors, result.problems)
     return report
 
@@ -174,15 +174,15 @@ def mixed(args: argparse.Namespace) -> BenchReport:
     report = BenchReport(f"10 busy pairs, alone and with {args.sockets:,} idle sockets", "alone", args.data)
     names = [f"i{number}" for number in range(args.sockets)]
     for _ in range(args.rounds):
-        with _folder(args.data) as folder:
+        with data_folder(args.data) as folder:
             tokens = seed_users(folder / "data", names)
             with serving("server", folder) as server:
                 usages = ResourceUsage(server), ResourceUsage(server)
                 timing = {"seconds": args.seconds, "warm_up": args.warm_up}
                 work = many_sockets.pairs_with_idle_sockets(server.url, tokens, *usages, **timing)
-                results = _run(work, 20 * TIMEOUT)
+                results = run_for(work, 20 * TIMEOUT)
         for column, usage, result in zip(("alone", "with idle"), usages, results, strict=True):
-            report.add(column, _figures("message", result, usage))
+            report.add(column, load_figures("message", result, usage))
             report.add_errors(column, result.errors, result.problems)
     return report
 
@@ -193,10 +193,10 @@ def memory(args: argparse.Namespace) -> BenchReport:
     names = [f"u{number}" for number in range(args.sockets)]
     few = 10 * args.sockets
     for target, folder in _rounds(args):
-        tokens = seed_users(folder / "data", names) if target == "server" else dict.fromkeys(names, "")
+        tokens = seed_users(folder / "data", names) if target not in RELAYS else dict.fromkeys(names, "")
         with serving(target, folder) as server:
             work = many_sockets.memory_after_messages(server, tokens, few, args.messages)
-            after_few, after_all, seconds = _run(work, 60 + args.messages * 0.001)
+            after_few, after_all, seconds = run_for(work, 60 + args.messages * 0.001)
         report.add(
             target,
             {
@@ -217,9 +217,10 @@ def logins(args: argparse.Namespace) -> BenchReport:
     for _ in range(args.rounds):
         report.add("bcrypt", {"logins/s": login_rate.bcrypt_checks_per_second(args.seconds, 12)})
         settings = UNLIMITED | {"PasswordCost": "12", "PasswordWait": "60"}
-        with _folder(args.data) as folder, serving("server", folder, settings=settings) as server:
+        with data_folder(args.data) as folder, serving("server", folder, settings=settings) as server:
             report.add(
-                "server", {"logins/s": _run(login_rate.logins_per_second(server.url, args.seconds), args.seconds + 120)}
+                "server",
+                {"logins/s": run_for(login_rate.logins_per_second(server.url, args.seconds), args.seconds + 120)},
             )
     return report
 
@@ -230,18 +231,18 @@ def read_history(args: argparse.Namespace) -> BenchReport:
     title = f"pages of {history.PAGE} messages out of {small:,} and {large:,}, {args.times} of each kind"
     report = BenchReport(title, f"{small:,}", args.data)
     for n in (small, large):
-        with _folder(args.data) as folder:
+        with data_folder(args.data) as folder:
             with serving("server", folder) as server:
                 sent = n if args.fill == "send" else 0
-                _run(history.send_messages(server.url, sent), 60 + sent * 0.005)
+                run_for(history.send_messages(server.url, sent), 60 + sent * 0.005)
             if args.fill == "seed":
                 history.seed(folder / "data", n)
             unread = min(n, UNREAD)
             [(late, token)] = seed_users(folder / "data", ["late"]).items()
             history.seed(folder / "data", unread, [late], unread=True)
             with serving("server", folder) as server:
-                figures = _run(history.measure_pages(server, n, args.times), 300)
-                report.add(f"{n:,}", figures | _run(history.measure_unread(server, late, token, unread), 300))
+                figures = run_for(history.measure_pages(server, n, args.times), 300)
+                report.add(f"{n:,}", figures | run_for(history.measure_unread(server, late, token, unread), 300))
     return report
 
 
@@ -253,16 +254,16 @@ def group_history(args: argparse.Namespace) -> BenchReport:
     with ExitStack() as stack:
         prepared = {}
         for n in sizes:
-            data = stack.enter_context(_folder(args.data)) / "data"
+            data = stack.enter_context(data_folder(args.data)) / "data"
             members = [f"m{number}" for number in range(args.members)]
             tokens = seed_users(data, members)
             prepared[n] = data, tokens[groups.READER], groups.seed_group(data, members, n)
         for number in range(args.rounds):
             for n, (data, token, group) in prepared.items():
-                _run(groups.reset_position(data, group), 60)
+                run_for(groups.reset_position(data, group), 60)
                 with serving("server", data.parent) as server:
-                    figures = _run(groups.measure_requests(server, token, n, args.times), 300)
-                figures |= _run(groups.count_steps(data, group, n), 60) if number == 0 else {}
+                    figures = run_for(groups.measure_requests(server, token, n, args.times), 300)
+                figures |= run_for(groups.count_steps(data, group, n), 60) if number == 0 else {}
                 report.add(f"{n:,}", figures)
     return report
 
@@ -274,11 +275,11 @@ def idle_groups(args: argparse.Namespace) -> BenchReport:
     users = sorted({member for members in named.values() for member in members})
     for _ in range(args.rounds):
         for column, some in (("no groups", {}), ("groups", named)):
-            with _folder(args.data) as folder:
+            with data_folder(args.data) as folder:
                 tokens = seed_users(folder / "data", users)
                 seed_groups(folder / "data", some)
                 with serving("server", folder) as server:
-                    report.add(column, _run(groups.measure_memory(server, tokens, some), 600))
+                    report.add(column, run_for(groups.measure_memory(server, tokens, some), 600))
     return report
 
 
@@ -298,7 +299,7 @@ def disruption(args: argparse.Namespace) -> BenchReport:
                 server, tokens = _prepared_server(stack, args.data, plan, kind)
                 disrupted = _prepared_server(stack, args.data, plan, kind) if args.other_server else (server, tokens)
                 work = disruption_test.measure(server, tokens, disrupted, plan, kind)
-                result = _run(work, 2 * args.seconds + args.rest + 10 * TIMEOUT)
+                result = run_for(work, 2 * args.seconds + args.rest + 10 * TIMEOUT)
             report.add(kind, result.figures())
             report.add_errors(kind, result.errors, result.problems)
             done = ", ".join(f"{count:,} {what}" for what, count in sorted(result.done.items()))
@@ -311,12 +312,12 @@ def _prepared_server(
     stack: ExitStack, data: Path, plan: disruption_test.DisruptionPlan, kind: str
 ) -> tuple[BenchServer, Mapping[str, str]]:
     """Start a server with the users and the stored messages of a disruption; return it and the users' tokens."""
-    folder = stack.enter_context(_folder(data))
+    folder = stack.enter_context(data_folder(data))
     tokens = seed_users(folder / "data", disruption_test.users(plan, DISRUPTIONS[kind]))
     if DISRUPTIONS[kind].group:
         seed_groups(folder / "data", {DISRUPTIONS[kind].group: DISRUPTIONS[kind].users})
     with serving("server", folder) as server:
-        _run(disruption_test.introduce(server.url, tokens, plan, DISRUPTIONS[kind]), 120)
+        run_for(disruption_test.introduce(server.url, tokens, plan, DISRUPTIONS[kind]), 120)
     disruption_test.seed_messages(DISRUPTIONS[kind], folder / "data")
     return stack.enter_context(serving("server", folder, settings=disruption_test.SETTINGS)), tokens
 
@@ -327,11 +328,11 @@ def overload(args: argparse.Namespace) -> BenchReport:
     report = BenchReport(f"{title}, {args.seconds:g} s each, {args.rounds} rounds", "", args.data)
     names = [name for prefix in "ro" for pair in pair_names(prefix, args.pairs) for name in pair]
     for _ in range(args.rounds):
-        with _folder(args.data) as folder:
+        with data_folder(args.data) as folder:
             tokens = seed_users(folder / "data", names)
             with serving("server", folder) as server:
                 work = measure_overload(server, tokens, pairs=args.pairs, **_timing(args))
-                result = _run(work, args.warm_up + 2 * args.seconds + RECOVERY_SECONDS + 10 * TIMEOUT)
+                result = run_for(work, args.warm_up + 2 * args.seconds + RECOVERY_SECONDS + 10 * TIMEOUT)
         report.add("server", result.figures())
         report.add_errors("server", result.errors, result.problems)
         if result.recovery_seconds > RECOVERY_SECONDS:
@@ -350,8 +351,8 @@ def _compare(
     for target, folder in _rounds(args):
         with serving(target, folder, on_uvloop=args.uvloop) as server:
             usage = ResourceUsage(server)
-            result = _run(work(server, usage), args.warm_up + args.seconds + 10 * TIMEOUT)
-        report.add(target, _figures(unit, result, usage))
+            result = run_for(work(server, usage), args.warm_up + args.seconds + 10 * TIMEOUT)
+        report.add(target, load_figures(unit, result, usage))
         report.add_errors(target, result.errors, result.problems)
     _note_busy_client(report, args.targets)
     return report
@@ -368,7 +369,7 @@ def _note_busy_client(report: BenchReport, targets: Sequence[str]) -> None:
             )
 
 
-def _figures(unit: str, result: load.LoadResult, usage: ResourceUsage) -> Figures:
+def load_figures(unit: str, result: load.LoadResult, usage: ResourceUsage) -> Figures:
     """Return the measurements of one run by label, per `unit` (message or delivery)."""
     count = result.count or float("nan")
     units = "deliveries" if unit == "delivery" else f"{unit}s"
@@ -406,12 +407,12 @@ def _rounds(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """Yield each target with an empty folder, for each round."""
     for _ in range(args.rounds):
         for target in args.targets:
-            with _folder(args.data) as folder:
+            with data_folder(args.data) as folder:
                 yield target, folder
 
 
 @contextmanager
-def _folder(parent: Path) -> Iterator[Path]:
+def data_folder(parent: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="chat-bench-", dir=parent) as name:
         yield Path(name)
 
@@ -420,7 +421,7 @@ def _timing(args: argparse.Namespace) -> dict[str, Any]:
     return {"in_flight": args.in_flight, "seconds": args.seconds, "warm_up": args.warm_up}
 
 
-def _run(work: Awaitable[T], seconds: float) -> T:
+def run_for(work: Awaitable[T], seconds: float) -> T:
     """Run `work` on a new uvloop. Raises TimeoutError after `seconds`."""
 
     async def bounded() -> T:

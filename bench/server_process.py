@@ -5,6 +5,7 @@ Linux only: CPU time and memory come from the CPU clock of the process and from 
 
 from __future__ import annotations
 
+import argparse
 import functools
 import http.client
 import os
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 TARGETS = ("relay", "gather", "server")
+RELAYS = ("relay", "gather", "picows")
 
 # Settings that remove only the limits that a load would exceed. All checks stay on, and every message is durable
 # before its acknowledgement.
@@ -77,10 +79,11 @@ def serving(
     environ: Mapping[str, str] = MappingProxyType({}),
     profile: Path | None = None,
 ) -> Iterator[BenchServer]:
-    """Run one of TARGETS, or `picows`, with its data and log in `folder`, until the end of the block.
+    """Run one of TARGETS, `picows`, or the server of another checkout, until the end of the block.
 
+    Its data and log are in `folder`. The target of another checkout is the path of its folder.
     `on_uvloop` applies to the relays; the server always runs on uvloop. `settings` and `environ` apply to the server.
-    With `profile`, one of TARGETS runs under bench.calls, which writes its profile to this file.
+    With `profile`, one of TARGETS, or another checkout, runs under bench.calls, which writes its profile to this file.
     A folder from an earlier run keeps its data. Raises NotRunningError.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -92,7 +95,7 @@ def serving(
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=ROOT if target in RELAYS else _checkout(target),  # a checkout imports its own packages
             env=os.environ | environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -112,7 +115,7 @@ def _command(target: str, folder: Path, port: int, on_uvloop: bool, settings: Ma
     """Return the command line of a target. For the server, write its configuration file."""
     if target == "picows":
         return [sys.executable, "-m", "bench.relay_picows", f"--port={port}"]
-    if target != "server":
+    if target in RELAYS:
         options = [f"--port={port}", *["--gather"] * (target == "gather"), *["--uvloop"] * on_uvloop]
         return [sys.executable, str(ROOT / "bench" / "relay.py"), *options]
     config = ConfigParser(interpolation=None)
@@ -126,7 +129,19 @@ def _command(target: str, folder: Path, port: int, on_uvloop: bool, settings: Ma
     }
     with (folder / "config.ini").open("w", encoding="utf-8") as file:
         config.write(file)
-    return [sys.executable, str(ROOT / "run.py"), "--config", str(folder / "config.ini")]
+    return [sys.executable, str(_checkout(target) / "run.py"), "--config", str(folder / "config.ini")]
+
+
+def _checkout(target: str) -> Path:
+    """Return the folder of the program of a server."""
+    return ROOT if target == "server" else Path(target).resolve()
+
+
+def target_name(text: str) -> str:
+    """Return the name of a target on the command line. Raises ArgumentTypeError if there is none of this name."""
+    if text not in (*RELAYS, "server") and not Path(text, "run.py").exists():
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join((*RELAYS, 'server'))}, and has no run.py")
+    return text
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> BenchServer:
@@ -164,10 +179,10 @@ def _stop(process: subprocess.Popen[bytes]) -> bool:
 
 
 class ResourceUsage:
-    """The CPU time and memory of a server between the start and the end of a `with` block."""
+    """The CPU time and memory of servers, all together, between the start and the end of a `with` block."""
 
-    def __init__(self, server: BenchServer) -> None:
-        self._server = server
+    def __init__(self, *servers: BenchServer) -> None:
+        self._servers = servers
         self._perf: subprocess.Popen[str] | None = None
         self.cpu_seconds = 0.0  # of all threads, user and system
         self.machine_seconds = 0.0  # CPU time of all processes on this machine
@@ -176,24 +191,35 @@ class ResourceUsage:
 
     def __enter__(self) -> ResourceUsage:
         if counts_instructions():
-            command = ["perf", "stat", "-x,", "-e", "instructions", "-p", str(self._server.pid)]
+            command = [
+                "perf",
+                "stat",
+                "-x,",
+                "-e",
+                "instructions",
+                "-p",
+                ",".join(str(one.pid) for one in self._servers),
+            ]
             self._perf = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.rss_start = self._server.rss()
+        self.rss_start = sum(server.rss() for server in self._servers)
         self.machine_seconds = -machine_seconds()
-        self.cpu_seconds = -self._server.cpu_seconds()
+        self.cpu_seconds = -self._cpu_seconds()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.cpu_seconds += self._server.cpu_seconds()
+            self.cpu_seconds += self._cpu_seconds()
             self.machine_seconds += machine_seconds()
-            self.rss_end = self._server.rss()
+            self.rss_end = sum(server.rss() for server in self._servers)
         finally:
             if self._perf is not None:
                 self._perf.send_signal(signal.SIGINT)
                 self.instructions = _instructions(self._perf.communicate(timeout=10)[1])
+
+    def _cpu_seconds(self) -> float:
+        return sum(server.cpu_seconds() for server in self._servers)
 
 
 def allow_many_sockets() -> None:
