@@ -1,10 +1,11 @@
-"""The database servers for `bench stores`: real ones, as in the tests, or a MongoDB stub that stores nothing."""
+"""The database servers for the benchmarks: real ones, as in the tests, or a MongoDB stub that stores nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
@@ -13,6 +14,7 @@ from typing import Any, cast
 import uvloop
 from bson import BSON, Int64
 from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 
 from tests import servers
 
@@ -51,7 +53,8 @@ def run_databases(*, stub: bool) -> Iterator[dict[str, str]]:
 class MongoStub(asyncio.Protocol):
     """A server for MongoDB's OP_MSG protocol that stores nothing: writes succeed, queries find almost nothing.
 
-    With it, a measurement shows the cost of the server's own code and of its driver.
+    With it, a measurement shows the cost of the server's own code and of its driver. It only remembers the newest
+    messages, for the scan by which a process of a cluster recovers from a gap.
     """
 
     def __init__(self) -> None:
@@ -78,6 +81,8 @@ class MongoStub(asyncio.Protocol):
         self._transport.write(b"".join(number.to_bytes(4, "little") for number in header) + body)
 
 
+# The newest documents that were inserted, with their times.
+_newest: deque[tuple[int, bytes]] = deque(maxlen=20_000)
 _HELLO: dict[str, Any] = {
     "ok": 1.0,
     "helloOk": True,
@@ -95,13 +100,12 @@ def _reply(message: bytes) -> dict[str, Any]:
     """Return the reply of a server that has executed the command."""
     size = _int(message, HEADER + 5)
     command: dict[str, Any] = BSON(message[HEADER + 5 : HEADER + 5 + size]).decode(CodecOptions())
-    documents = _documents(message, HEADER + 5 + size)
-    match next(iter(command)):
+    documents = list(_documents(message, HEADER + 5 + size))
+    match name := next(iter(command)):
         case "hello" | "isMaster" | "ismaster":
             return _HELLO
-        case "find":  # only the query for delivered marks, by primary keys, has to find documents
-            times = command.get("filter", {}).get("_id", {})
-            found = [{"_id": time} for time in times["$in"]] if "$in" in times else []
+        case "find":
+            found = _find(command["filter"], command.get("limit", 0))
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": found}}
         case "listIndexes" | "listCollections":
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": []}}
@@ -109,22 +113,40 @@ def _reply(message: bytes) -> dict[str, Any]:
             holder = command["update"][0]["$set"]["holder"]["$cond"][1]["$literal"]
             return {"ok": 1.0, "value": {"_id": "server", "holder": holder}}
         case "insert" | "update" | "delete":
-            written = documents or len(command.get("documents", command.get("updates", command.get("deletes", []))))
+            if command[name] == "chat_messages" and name == "insert":
+                _newest.extend(
+                    (int.from_bytes(one[9:17], "little", signed=True), one) for one in documents
+                )  # _id is its first field
+            written = len(documents) or len(command.get(f"{name}s", command.get("documents", [])))
+            if name == "update" and len(documents) == 1:  # delivered marks are one update of many documents
+                query = BSON(documents[0]).decode(CodecOptions())["q"]
+                written = len(query["_id"].get("$in", [0])) if isinstance(query.get("_id"), dict) else 1
             return {"ok": 1.0, "n": written, "nModified": written}
     return {"ok": 1.0, "n": 0}
 
 
-def _documents(message: bytes, position: int) -> int:
-    """Count the documents of the section (kind 1) that follows a command."""
+def _find(query: dict[str, Any], limit: int) -> Sequence[dict[str, Any] | RawBSONDocument]:
+    """Find what the server needs: the documents of delivered marks, by primary keys, and all messages after a time."""
+    times = query.get("_id", {})
+    if not isinstance(times, dict):
+        return []
+    if "$in" in times:
+        return [{"_id": time} for time in times["$in"]]
+    if query.keys() == {"_id", "deleted"}:
+        return [RawBSONDocument(one) for time, one in sorted(_newest) if time > times["$gt"]][:limit]
+    return []
+
+
+def _documents(message: bytes, position: int) -> Iterator[bytes]:
+    """Yield the documents of the section (kind 1) that follows a command."""
     if position + 5 > len(message) or message[position] != 1:
-        return 0
+        return
     end = position + 1 + _int(message, position + 1)
     position = message.index(b"\0", position + 5) + 1
-    documents = 0
     while position < end:
-        position += _int(message, position)
-        documents += 1
-    return documents
+        size = _int(message, position)
+        yield message[position : position + size]
+        position += size
 
 
 def _int(data: bytes | bytearray, position: int) -> int:

@@ -15,6 +15,8 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 import uvloop
@@ -22,6 +24,7 @@ import uvloop
 from bench.client import TIMEOUT, ClientFrame, StatusCode, UserSocket, connect, for_each, log_in
 from bench.senders import FanOutSender, PairSender, Recorder
 
+NOWHERE: Mapping[str, str] = MappingProxyType({})
 CLIENT_LIMIT = 0.9  # of a core; above it, the load generator limits the throughput, not the server
 Window = AbstractContextManager[object]  # entered at the start of the measured time and left at its end
 
@@ -127,28 +130,27 @@ async def pairs(
     warm_up: float,
     window: Window | None = None,
     accounts: bool = True,
+    elsewhere: Mapping[str, str] = NOWHERE,
 ) -> LoadResult:
-    """Let `pairs` users write to one other user each; every acknowledgement sends the next message.
+    """Let `pairs` users, a0, a1 and so on, write to b0, b1 and so on; every acknowledgement sends the next message.
 
-    `accounts`: whether the users log in first.
+    `accounts`: whether the users log in first. `elsewhere`: see `open_sockets`.
     """
     names = [(f"a{i}", f"b{i}") for i in range(pairs)]
     users = [name for pair in names for name in pair]
     tokens = await log_in(url, users) if accounts else dict.fromkeys(users, "")
     recorder = Recorder()
-    async with open_sockets(url, tokens, dict(names) | {b: a for a, b in names}) as sockets:
+    async with open_sockets(url, tokens, dict(names) | {b: a for a, b in names}, elsewhere=elsewhere) as sockets:
         await for_each(lambda pair: greet(sockets[pair[0]], sockets[pair[1]]), names, 16)
         senders = [PairSender(recorder, sockets[a], sockets[b]) for a, b in names]
         run = LoadRun(recorder, senders, list(sockets.values()))
         return await run.measure(in_flight, warm_up, seconds, window or nullcontext())
 
 
-async def broadcast(
-    url: str, *, sockets: int, in_flight: int, seconds: float, warm_up: float, window: Window | None = None
-) -> LoadResult:
-    """Let one user write to `sockets` other users at the same time (op 6)."""
+async def broadcast(url: str, *, sockets: int, **options: Any) -> LoadResult:
+    """Let one user write to the users r0, r1 and so on at the same time (op 6). `options`: see `group`."""
     tokens = await log_in(url, ["writer", *(f"r{i}" for i in range(sockets))])
-    return await group(url, tokens, "", in_flight=in_flight, seconds=seconds, warm_up=warm_up, window=window)
+    return await group(url, tokens, "", **options)
 
 
 async def group(
@@ -161,9 +163,13 @@ async def group(
     seconds: float,
     warm_up: float,
     window: Window | None = None,
+    elsewhere: Mapping[str, str] = NOWHERE,
 ) -> LoadResult:
-    """Open a socket for each user and let the first ones write to the group `name`; without a name, to all users."""
-    async with open_sockets(url, tokens) as opened:
+    """Open a socket for each user and let the first ones write to the group `name`; without a name, to all users.
+
+    `elsewhere`: see `open_sockets`.
+    """
+    async with open_sockets(url, tokens, elsewhere=elsewhere) as opened:
         sockets, recorder = list(opened.values()), Recorder()
         senders = [
             FanOutSender(recorder, writer, [other for other in sockets if other is not writer], name)
@@ -196,16 +202,21 @@ async def greet(a: UserSocket, b: UserSocket) -> None:
 
 @asynccontextmanager
 async def open_sockets(
-    url: str, tokens: Mapping[str, str], partners: Mapping[str, str] | None = None, concurrency: int = 32
+    url: str,
+    tokens: Mapping[str, str],
+    partners: Mapping[str, str] | None = None,
+    concurrency: int = 32,
+    *,
+    elsewhere: Mapping[str, str] = NOWHERE,
 ) -> AsyncIterator[dict[str, UserSocket]]:
     """Open one socket for each user of `tokens`, in this order; close all of them at the end of the block.
 
-    `partners` maps a user to the `to_uid` of its socket.
+    `partners` maps a user to the `to_uid` of its socket, and `elsewhere` to the URL of another process than `url`.
     """
     sockets: dict[str, UserSocket] = {}
 
     async def open_one(uid: str) -> None:
-        sockets[uid] = await connect(url, uid, tokens[uid], (partners or {}).get(uid, ""))
+        sockets[uid] = await connect(elsewhere.get(uid, url), uid, tokens[uid], (partners or {}).get(uid, ""))
 
     try:
         await for_each(open_one, tokens, concurrency)
