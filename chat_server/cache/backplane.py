@@ -6,17 +6,21 @@ from typing import NamedTuple, Protocol
 
 
 class Item(NamedTuple):
-    """A payload for the other processes that have sockets of `users`; for all other processes if `users` is None."""
+    """A payload for the other processes that have sockets of `users` or `others`; for all of them if `users` is None.
+
+    Only processes with sockets of `users` count as having accepted it.
+    """
 
     users: Sequence[str] | None
     payload: bytes
+    others: Sequence[str] = ()
 
 
 class Receiver(Protocol):
     """Handles what other processes publish, in the order in which each of them published it."""
 
     async def received(self, users: Sequence[str], payload: bytes) -> None:
-        """Handle an item. `users` are those with sockets here, according to the directory."""
+        """Handle an item. `users` are those of its users and others with sockets here, according to the directory."""
         ...
 
     async def apply(self, payload: bytes) -> None:

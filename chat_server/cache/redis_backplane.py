@@ -5,8 +5,10 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence, Set
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
@@ -35,6 +37,7 @@ from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import Metrics
 
 log = logging.getLogger(__name__)
+_encode = msgspec.msgpack.Encoder().encode
 
 # Seconds between two probes on the node's own channel, and without one until the subscription counts as broken.
 PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 3.0
@@ -42,6 +45,8 @@ PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 3.0
 PUBLISHED_WITHIN = 60 * MICROSECONDS
 # Items per script. A script that runs long delays all nodes.
 MAX_ITEMS = 256
+# Calls of `publish` that go out together. Each may be a batch of messages.
+MAX_CALLS = 256
 # Users per script that writes or reads the directory.
 MAX_USERS = 1000
 # Bytes that wait while the node recovers. Beyond it they are dropped, and the node recovers once more.
@@ -83,7 +88,7 @@ class RedisBackplane:
         self._clock = clock
         self._channels = node_channels(redis, scripts)
         self._directories = f"{scripts.prefix}sockets:"
-        self._publishing: Batcher[Item, int] = Batcher(self._publish, most=MAX_ITEMS)
+        self._publishing: Batcher[Sequence[Item], list[int]] = Batcher(self._publish_calls, most=MAX_CALLS)
         self._entering: Batcher[DirectoryEntry, int] = Batcher(
             self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
         )
@@ -147,13 +152,22 @@ class RedisBackplane:
     # --- publishing
 
     def publish(self, items: Sequence[Item]) -> asyncio.Future[list[int]]:
-        return asyncio.gather(*map(self._publishing.submit, items))
+        return self._publishing.submit(items)
+
+    async def _publish_calls(self, calls: list[Sequence[Item]]) -> Sequence[list[int]]:
+        items, accepted = [item for call in calls for item in call], list[int]()
+        for start in range(0, len(items), MAX_ITEMS):
+            accepted += await self._publish(items[start : start + MAX_ITEMS])
+        results = iter(accepted)
+        return [list(islice(results, len(call))) for call in calls]
 
     async def _publish(self, items: list[Item]) -> Sequence[int]:
         arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels]
         arguments += [header(self._node.name, self._lost_since), int(self._lost_since > 0)]
-        for users, payload in items:
-            arguments += [ITEM + payload, -1] if users is None else [ITEM + payload, len(users), *users]
+        payloads = [ITEM + item.payload for item in items]
+        sizes = map(len, payloads)
+        entries = [(item.users, size, item.others) for item, size in zip(items, sizes, strict=True)]
+        arguments += [_encode(entries), b"".join(payloads)]
         try:
             accepted = await self._run_publish(arguments)
         except StoreUnavailable as error:
@@ -163,10 +177,10 @@ class RedisBackplane:
         self._counts.published_bytes += sum(len(item.payload) for item in items)
         return accepted
 
-    async def _run_publish(self, arguments: Sequence[str | int | bytes]) -> list[int]:
+    async def _run_publish(self, arguments: Sequence[str | int | bytes]) -> Sequence[int]:
         began = self._clock.now() - PUBLISHED_WITHIN
         try:
-            accepted: list[int] = await self._scripts.run("publish", ["nodes"], arguments)
+            accepted: bytes = await self._scripts.run("publish", ["nodes"], arguments)
         except BaseException:
             self._lost_since = self._lost_since or began
             raise

@@ -46,38 +46,27 @@ class Cluster:
 
         A message with a receiver at this process is acknowledged without waiting for the others.
         """
-        user, items, counted = batch.socket.user, list[Item](), list[tuple[Sent, int]]()
+        user, items, published = batch.socket.user, list[Item](), list[Sent]()
         wait = False
         for request, sent in zip(batch.requests, batch.results, strict=True):
             peer = batch.receivers[request.to]
             if not isinstance(sent, Sent) or peer in batch.blocked_by:
                 continue
-            group = peer if isinstance(peer, LiveGroup) else None
-            deliver = sent.added.new or sent.added.unread
-            payload = pack(sent.message, sent.added.time) if deliver else _NOTHING
-            if group:
-                receivers, seen = _members(group, user, sent.added.time)
-            else:
-                receivers = seen = [sent.message.receiver]
-            items.append(Item(receivers, payload))
-            if len(seen) < len(receivers):
-                items.append(Item(seen, _NOTHING))
-            counted.append((sent, len(items) - 1))
-            wait = wait or not any(self._registry.online(name) for name in seen)
+            seen, others = [sent.message.receiver], list[str]()
+            if isinstance(peer, LiveGroup):
+                seen, others = _members(peer, user, sent.added.time)
             if sent.added.new:
-                items.append(Item([user], pack(sent.message, sent.added.time, copy=True)))
+                others.append(user)
+            if sent.added.new or sent.added.unread:
+                items.append(Item(seen, pack(sent.message, sent.added.time), others))
+            else:
+                items.append(Item(seen, _NOTHING))
+            published.append(sent)
+            wait = wait or not any(map(self._registry.online, seen))
         if not items:
             return None
-        publishing = self._backplane.publish([item for item in items if item.users])
-        return self._count(items, counted, publishing) if wait else None
-
-    async def _count(
-        self, items: Sequence[Item], counted: Sequence[tuple[Sent, int]], publishing: Awaitable[list[int]]
-    ) -> None:
-        results = iter(await publishing)
-        accepted = [next(results) if item.users else 0 for item in items]
-        for sent, place in counted:
-            sent.elsewhere = accepted[place]
+        publishing = self._backplane.publish(items)
+        return _count(published, publishing) if wait else None
 
     def forward_frame(
         self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False
@@ -135,8 +124,16 @@ class Cluster:
             entry.exception()  # the backplane enters it again
 
 
+async def _count(published: Sequence[Sent], publishing: Awaitable[list[int]]) -> None:
+    for sent, accepted in zip(published, await publishing, strict=True):
+        sent.elsewhere = accepted
+
+
 def _members(group: LiveGroup, sender: str, time: int) -> tuple[list[str], list[str]]:
-    """The other members who may read a message, and those of them whom the sender sees as online if they are."""
-    receivers = [user for user, since in group.members.items() if user != sender and since < time]
+    """The other members who may read a message: those whom the sender sees as online if they are, and the others."""
     blocks = group.blocks.get(sender)
-    return receivers, [user for user in receivers if blocks and user not in blocks.by_others]
+    seen, unseen = list[str](), list[str]()
+    for user, since in group.members.items():
+        if user != sender and since < time:
+            (seen if blocks and user not in blocks.by_others else unseen).append(user)
+    return seen, unseen

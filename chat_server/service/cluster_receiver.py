@@ -63,7 +63,10 @@ class ClusterReceiver:
     async def received(self, users: Sequence[str], payload: bytes) -> None:
         packet = decode_packet(payload)
         if isinstance(packet, StoredMessage):
-            await self._receive(users, unpack(packet), copy=packet.copy)
+            message = unpack(packet)
+            await self._receive(users, message)
+            if message.sender in users:
+                self._registry.notify_here([message.sender], self._frames.live(message, message.time))
         elif isinstance(packet, Notice):
             if not packet.to_all:
                 self._registry.notify_here(users, packet.frame, optional=packet.optional)
@@ -83,14 +86,12 @@ class ClusterReceiver:
     def vanished(self, node: str) -> None:
         self._presence.appeared(node, set())
 
-    async def _receive(self, users: Collection[str], message: Message, *, copy: bool = False) -> None:
+    async def _receive(self, users: Collection[str], message: Message) -> None:
         self._timeline.advance(message.time)  # an answer to it is later
         self._messages.saw(message)
-        if copy:
-            self._registry.notify_here(users, self._frames.live(message, message.time))
-            return
         if self._blocks.is_cached(message.receiver, message.sender):  # blocked since
             return
+        users = [user for user in users if user != message.sender]
         group = None
         if message.group:
             try:

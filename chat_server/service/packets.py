@@ -14,10 +14,9 @@ from chat_server.model.messages import Message
 
 
 class StoredMessage(msgspec.Struct, array_like=True, tag="m"):
-    """A message that another process has stored. `copy`: for the other sync sockets of its sender."""
+    """A message that another process has stored, for its receivers and the other sync sockets of its sender."""
 
     message: tuple[str, str, str, str, int, int]  # sender, receiver, id, text, time, number of the group
-    copy: bool
 
 
 class Notice(msgspec.Struct, array_like=True, tag="n"):
@@ -96,10 +95,10 @@ decode_packet = partial(_decode, msgspec.msgpack.Decoder(Packet))
 decode_change = partial(_decode, msgspec.msgpack.Decoder(Change))
 
 
-def pack(message: Message, time: int, *, copy: bool = False) -> bytes:
+def pack(message: Message, time: int) -> bytes:
     """Encode a stored message; `time` is the one under which it is stored."""
     fields = (message.sender, message.receiver, message.id, message.text, time, message.group)
-    return encode(StoredMessage(fields, copy))
+    return encode(StoredMessage(fields))
 
 
 def unpack(packet: StoredMessage) -> Message:

@@ -138,6 +138,26 @@ async def test_an_item_reaches_the_processes_of_its_users(processes: list[Backpl
     assert one.items == []
 
 
+async def test_processes_with_other_users_of_an_item_do_not_count(processes: list[BackplaneProcess]) -> None:
+    one, two, three = processes
+    await two.backplane.set_sockets("bob", 1)
+    await three.backplane.set_sockets("ann", 1)
+    accepted = await one.backplane.publish([Item(["bob"], b"first", ["ann"]), Item([], b"second", ["ann"])])
+    assert accepted == [1, 0]
+    await until(lambda: len(three.items) == 2)
+    assert two.items == [(["bob"], b"first")]
+    assert three.items == [(["ann"], b"first"), (["ann"], b"second")]
+
+
+async def test_an_item_may_have_more_users_than_a_lookup(processes: list[BackplaneProcess]) -> None:
+    one, two, _ = processes
+    names = [f"user{number:060}" for number in range(1500)]
+    await asyncio.gather(*(two.backplane.set_sockets(name, 1) for name in names))
+    assert await one.backplane.publish([Item(names, b"1"), Item([names[0], "x"], b"2", names[1:])]) == [1, 1]
+    await until(lambda: len(two.items) == 2)
+    assert two.items == [(names, b"1"), (names, b"2")]
+
+
 async def test_items_arrive_in_the_order_of_the_calls(processes: list[BackplaneProcess]) -> None:
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
