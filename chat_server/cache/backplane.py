@@ -73,6 +73,10 @@ class Backplane(Protocol):
         """
         ...
 
+    def congested(self) -> bool:
+        """Whether so many calls of `publish` wait that callers should wait for theirs, or drop optional items."""
+        ...
+
     async def confirm(self, payload: bytes) -> None:
         """Return when every other process has applied a change, or can do nothing more. Raises StoreUnavailable."""
         ...

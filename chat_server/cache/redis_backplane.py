@@ -45,7 +45,7 @@ PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 3.0
 PUBLISHED_WITHIN = 60 * MICROSECONDS
 # Items per script. A script that runs long delays all nodes.
 MAX_ITEMS = 256
-# Calls of `publish` that go out together. Each may be a batch of messages.
+# Calls of `publish` that go out together; more of them waiting are a congestion. Each may be a batch of messages.
 MAX_CALLS = 256
 # Users per script that writes or reads the directory.
 MAX_USERS = 1000
@@ -153,6 +153,9 @@ class RedisBackplane:
 
     def publish(self, items: Sequence[Item]) -> asyncio.Future[list[int]]:
         return self._publishing.submit(items)
+
+    def congested(self) -> bool:
+        return self._publishing.waiting() > MAX_CALLS
 
     async def _publish_calls(self, calls: list[Sequence[Item]]) -> Sequence[list[int]]:
         items, accepted = [item for call in calls for item in call], list[int]()

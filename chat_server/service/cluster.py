@@ -44,10 +44,11 @@ class Cluster:
     def forward(self, batch: Batch) -> Awaitable[None] | None:
         """Publish the stored messages of a batch. Await the result, if there is one, before the batch is answered.
 
-        A message with a receiver at this process is acknowledged without waiting for the others.
+        A message with a receiver at this process is acknowledged without waiting for the others, unless so many wait
+        to be published that the senders must slow down.
         """
         user, items, published = batch.socket.user, list[Item](), list[Sent]()
-        wait = False
+        wait = self._backplane.congested()
         for request, sent in zip(batch.requests, batch.results, strict=True):
             peer = batch.receivers[request.to]
             if not isinstance(sent, Sent) or peer in batch.blocked_by:
@@ -72,7 +73,8 @@ class Cluster:
         self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False
     ) -> None:
         """A Forward of the registry."""
-        if names := list(users):
+        names = list(users)
+        if names and not (optional and self._backplane.congested()):
             self._backplane.publish([Item(names, encode(Notice(frame, to_all, optional)))])
 
     async def broadcast(self, sender: str, content: str, time: int) -> int:

@@ -158,6 +158,15 @@ async def test_an_item_may_have_more_users_than_a_lookup(processes: list[Backpla
     assert two.items == [(names, b"1"), (names, b"2")]
 
 
+async def test_many_calls_without_a_result_are_a_congestion(processes: list[BackplaneProcess]) -> None:
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    publishing = [one.backplane.publish([Item(["bob"], b"item")] * 2) for _ in range(300)]
+    assert one.backplane.congested()
+    assert await asyncio.gather(*publishing) == [[1, 1]] * 300
+    assert not one.backplane.congested()
+
+
 async def test_items_arrive_in_the_order_of_the_calls(processes: list[BackplaneProcess]) -> None:
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
