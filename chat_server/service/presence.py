@@ -49,7 +49,7 @@ class Presence:
         self._frames = frames
         self._clock = clock
         self._online: set[str] = set()  # at this process
-        self._elsewhere: dict[str, set[str]] = {}  # users who are online at other processes -> their names
+        self._elsewhere: dict[str, set[str]] = {}  # other processes -> the users who are online there
         self.tell: Callable[[str, bool], None] = lambda user, online: None  # called when a user is online here, or not
         self._leaving: dict[str, float] = {}  # users without a socket -> when they are offline; in order of time
         self._changed: dict[str, None] = {}  # users whose peers have no frame yet; the oldest change first
@@ -79,30 +79,32 @@ class Presence:
             if user not in self._online:
                 self._online.add(user)
                 self.tell(user, True)
-                if user not in self._elsewhere:
+                if not self._is_elsewhere(user):
                     self._announce(user)
         elif user in self._online:
             self._leaving.setdefault(user, self._clock.monotonic() + GRACE_SECONDS)
 
     def changed_elsewhere(self, node: str, user: str, *, online: bool) -> None:
         """Note that a user came online at another process, or went offline there."""
-        before, nodes = self._is_online(user), self._elsewhere.setdefault(user, set())
-        (nodes.add if online else nodes.discard)(node)
-        if not nodes:
-            del self._elsewhere[user]
+        before, users = self._is_online(user), self._elsewhere.setdefault(node, set())
+        (users.add if online else users.discard)(user)
+        if not users:
+            del self._elsewhere[node]
         if self._is_online(user) != before:
             self._announce(user)
 
     def appeared(self, node: str, users: Collection[str]) -> None:
         """Note which users are online at another process, and no others."""
-        missing = [user for user, nodes in self._elsewhere.items() if node in nodes and user not in users]
-        for user in missing:
+        for user in self._elsewhere.get(node, set()).difference(users):
             self.changed_elsewhere(node, user, online=False)
         for user in users:
             self.changed_elsewhere(node, user, online=True)
 
     def _is_online(self, user: str) -> bool:
-        return user in self._online or user in self._elsewhere
+        return user in self._online or self._is_elsewhere(user)
+
+    def _is_elsewhere(self, user: str) -> bool:
+        return bool(self._elsewhere) and any(user in users for users in self._elsewhere.values())
 
     def changed_for(self, user: str, peer: str) -> None:
         """Note that `user` has blocked or unblocked `peer`, who then sees `user` go offline or come online."""
@@ -149,12 +151,13 @@ class Presence:
             del self._leaving[user]
             self._online.discard(user)
             self.tell(user, False)
-            if user not in self._elsewhere:
+            if not self._is_elsewhere(user):
                 self._announce(user)
 
     def _announce(self, user: str) -> None:
-        _make_room(self._changed, user)
-        self._changed[user] = None
+        if self._registry.sync_users:  # otherwise no socket here knows the state before
+            _make_room(self._changed, user)
+            self._changed[user] = None
 
     def _send(self, recipient: str, users: dict[str, bool]) -> None:
         lines = [f"{'+' if visible and self.online(user, recipient) else '-'}{user}" for user, visible in users.items()]
