@@ -19,6 +19,7 @@ from bench.server_process import BenchServer
 from chat_server.cache import redis
 from chat_server.cache.redis_backplane import RedisBackplane
 from chat_server.cache.redis_nodes import LEASE_SECONDS, RedisNode, cluster_name
+from chat_server.model import mongodb
 from chat_server.utils.clock import Clock, Timeline
 
 INTERVAL = 0.02  # seconds between two messages
@@ -144,7 +145,10 @@ async def node_with_users(stores: BenchStores, names: Sequence[str]) -> AsyncIte
     settings, clock = stores.settings(), Clock()
     client = redis.client(settings.redis, TIMEOUT)
     scripts = redis.Scripts(client, settings.redis.redis_prefix, TIMEOUT)
-    node = RedisNode(scripts, await cluster_name(scripts), clock, Timeline(clock))
+    mongo = mongodb.client(settings.mongodb, TIMEOUT)
+    number = await mongodb.MongoLease(mongo[settings.mongodb.name], TIMEOUT, "MongoDB").number()
+    mongo.close()
+    node = RedisNode(scripts, await cluster_name(scripts), number, clock, Timeline(clock))
     await node.join()
     keeping = asyncio.create_task(node.keep(print))
     backplane = RedisBackplane(client, scripts, node, clock, TIMEOUT)
