@@ -129,7 +129,7 @@ class RedisBackplane:
         for name, meaning, read in (
             ("ready", "1 with a lease and a subscription, else 0.", lambda: self._subscribed and not self.lapsed()),
             ("peers", "Other processes that listen.", lambda: len(self._listening)),
-            ("queue", "Items that wait to be published.", self._publishing.waiting),
+            ("queue", "Batches of items that wait to be published.", self._publishing.waiting),
             ("waiting_bytes", "Bytes of other processes that wait to be handled.", lambda: self._waiting_bytes),
             (
                 "recovering_seconds",

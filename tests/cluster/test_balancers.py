@@ -14,7 +14,7 @@ from tests import needs
 from tests.cluster.harness import Databases, ProcessGroup, cluster, require_several_processes, within
 from tests.e2e.test_metrics import scraped
 from tests.e2e.test_proxies import RunningProxy, Sample, nginx, running_proxy, sample
-from tests.harness import ChatClient
+from tests.harness import PASSWORD, ChatClient
 
 __all__ = ["sample"]
 
@@ -70,8 +70,12 @@ async def test_a_stopped_process_costs_no_request(sample: Sample, databases: Dat
         clients = await open_sockets(stack, proxy, two, 4)
         stopping = asyncio.create_task(two[0].stop())
         async with proxy.client() as client:
+            number = 0
             while not stopping.done():
                 assert (await client.get("/ping")).status_code == 200
+                user = {"user_name": f"new{number}", "password": PASSWORD}
+                assert (await client.post("/user/register", json=user)).status_code == 200
+                number += 1
         await stopping
         closed = [chat for chat in clients if await close_code(chat) == 1001]
         assert len(closed) == 2
