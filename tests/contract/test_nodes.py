@@ -10,9 +10,11 @@ from chat_server import conf
 from chat_server.cache import redis, redis_nodes
 from chat_server.cache.redis import RedisLease, Scripts
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
+from chat_server.model import mongodb
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError
 from chat_server.utils.lease import Lease
+from tests import servers
 from tests.contract.conftest import _server
 
 LEASE = 0.4  # seconds
@@ -134,3 +136,12 @@ async def test_a_node_whose_clock_jumps_loses_its_lease(scripts: Scripts) -> Non
     clock.seconds = 0
     await until(lambda: not node.lapsed())
     keeping.cancel()
+
+
+async def test_nodes_that_start_together_all_take_the_shared_lease() -> None:
+    config = servers.mongodb_config(_server("mongodb"), f"t{uuid.uuid4().hex}")
+    client = mongodb.client(config, 20)
+    lease = mongodb.MongoLease(client[config.name], 20)
+    assert await asyncio.gather(*(lease.take(b"shared", 15, None) for _ in range(8))) == [b"shared"] * 8
+    await client.drop_database(config.name)
+    client.close()

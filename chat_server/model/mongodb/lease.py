@@ -36,10 +36,10 @@ class MongoLease:
         return str((await self._upsert("number", {"$setOnInsert": {"number": secrets.token_hex(4)}}))["number"])
 
     async def _upsert(self, id: str, update: Any) -> Any:
-        updating = self._leases.find_one_and_update(
-            {"_id": id}, update, upsert=True, return_document=pymongo.ReturnDocument.AFTER
-        )
-        updated = await call(updating, self._timeout, self._name)
-        if updated is None:  # of processes that start together, one wins
-            raise StoreUnavailable(f"{self._name}: another process has just taken the lease")
-        return updated
+        for _ in range(2):  # of processes that start together, one inserts, and the others find its document then
+            updating = self._leases.find_one_and_update(
+                {"_id": id}, update, upsert=True, return_document=pymongo.ReturnDocument.AFTER
+            )
+            if (updated := await call(updating, self._timeout, self._name)) is not None:
+                return updated
+        raise StoreUnavailable(f"{self._name}: another process has just taken the lease")
