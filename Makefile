@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
-.PHONY: run test test-bare search soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
+.PHONY: run test test-cluster test-bare search soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -17,7 +17,15 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
 		$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder --durations=15 \
-		$(if $(COVERAGE),--cov --cov-report=term-missing)
+		$(if $(COVERAGE),--cov --cov-report=term-missing) $(ONLY_TEST_CLUSTER:%=--ignore=%)
+
+# Several processes: the whole e2e suite on two processes behind a balancer that sends each request and each socket to
+# the next one, and tests/cluster. One more worker than for `make test`, because tests of leases wait even longer.
+test-cluster: $(VENV)/.dev
+	CHAT_TEST_PROCESSES=2 $(BIN)/python -m pytest -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder \
+		--durations=15 tests/cluster tests/e2e
+# The quick tests of tests/cluster also run in `make test`.
+ONLY_TEST_CLUSTER := $(filter-out %/test_delivery.py %/test_harness.py,$(wildcard tests/cluster/test_*.py))
 
 # As on a machine without the optional programs: collect all tests, and run those that need most of these programs.
 test-bare: $(VENV)/.dev
