@@ -8,7 +8,6 @@ the contract of docs/protocol.md, which makes the figures invalid.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import signal
 import sys
 import tempfile
@@ -20,8 +19,8 @@ from typing import NamedTuple
 
 from bench import load
 from bench.client import TIMEOUT, BenchError, log_in
-from bench.cluster_gap import GAPS, WRITER, measure_gap, node_with_users
-from bench.cluster_servers import BenchStores, RedisUsage, cluster_servers, cluster_stores
+from bench.cluster_gap import GAPS, WRITER, measure_gap
+from bench.cluster_servers import BenchStores, RedisUsage, cluster_servers, cluster_stores, node_with_users
 from bench.experiments import MIB, load_figures, run_for
 from bench.fixed_rate import FixedRatePairs
 from bench.report import BenchReport, Figures
@@ -29,15 +28,11 @@ from bench.server_process import UNLIMITED, BenchServer, NotRunningError, Resour
 
 # A loaded machine must not end a lease or a call: then the figures would be those of a failure.
 SETTINGS = UNLIMITED | {"StoreTimeout": "30"}
-MANY_PROCESSES = 4  # of the broadcast
 SETTLE_SECONDS = 4.0  # until a process has found a new node, and its memory is constant
 
 
 class Placement(NamedTuple):
-    """Where the sockets of pairs are. `sender` and `receiver` return the index of a process by the number of the pair.
-
-    `processes` is the number of processes.
-    """
+    """Where the sockets are: the number of processes, and the index of a process for the number of a user."""
 
     processes: int
     sender: Callable[[int], int]
@@ -62,6 +57,8 @@ SPREAD = {
     "two, local": Placement(2, lambda i: i % 2, lambda i: i % 2),
     "two, remote": Placement(2, lambda i: i % 2, lambda i: (i + 1) % 2),
 }
+# The writer is at the first process, and each process has a quarter of the receivers.
+BROADCAST = {"one": ONE, "four": Placement(4, lambda _: 0, lambda i: i % 4)}
 
 
 def pairs(args: argparse.Namespace) -> Iterator[BenchReport]:
@@ -141,8 +138,7 @@ async def _at_fixed_rate(
 def broadcast(args: argparse.Namespace) -> Iterator[BenchReport]:
     """One user writes to all others, at one process and at four: CPU per delivery, time until all have it."""
     report = _report(args, f"broadcasts to {args.sockets} sockets, 1 in flight")
-    columns = {"one": 1, "four": MANY_PROCESSES}
-    for column, count, servers, stores in _runs(args, {name: Placement(n, int, int) for name, n in columns.items()}):
+    for column, placement, servers, stores in _runs(args, BROADCAST):
         usage, redis = ResourceUsage(*servers), RedisUsage(stores.redis)
         work = load.broadcast(
             servers[0].url,
@@ -151,7 +147,7 @@ def broadcast(args: argparse.Namespace) -> Iterator[BenchReport]:
             seconds=args.seconds,
             warm_up=args.warm_up,
             window=_both(usage, redis),
-            elsewhere={f"r{i}": servers[i % count.processes].url for i in range(args.sockets)},
+            elsewhere={f"r{i}": servers[placement.receiver(i)].url for i in range(args.sockets)},
         )
         result = run_for(work, args.warm_up + args.seconds + 10 * TIMEOUT)
         report.add(column, load_figures("delivery", result, usage) | redis.per("delivery", result.count))
@@ -164,28 +160,23 @@ def directory(args: argparse.Namespace) -> Iterator[BenchReport]:
     report = BenchReport(f"{args.users:,} users online at another process", "", args.data, SETTINGS)
     names = [f"user{number:08}" for number in range(args.users)]
 
-    async def measure(stores: BenchStores, server: BenchServer) -> Figures:
-        await asyncio.sleep(SETTLE_SECONDS)
-        before, cpu = server.rss(), server.cpu_seconds()
-        began = time.perf_counter()
-        async with node_with_users(stores, names) as key:
-            entered = time.perf_counter() - began
-            await asyncio.sleep(SETTLE_SECONDS)
-            size = int(stores.redis.memory_usage(key, samples=0) or 0)
-            growth = server.rss() - before
-            used = server.cpu_seconds() - cpu
-        return {
+    for _ in range(args.rounds):
+        with cluster_stores() as stores, cluster_servers(stores, 2, args.data, SETTINGS) as servers:
+            time.sleep(SETTLE_SECONDS)
+            server = servers[0]
+            before, cpu = server.rss(), server.cpu_seconds()
+            with node_with_users(stores, names) as key:
+                time.sleep(SETTLE_SECONDS)
+                size, growth = int(stores.redis.memory_usage(key, samples=0) or 0), server.rss() - before
+                used = server.cpu_seconds() - cpu
+        figures = {
             "Redis MiB": size / MIB,
             "Redis bytes/user": size / args.users,
             "RSS growth of a process, MiB": growth / MIB,
             "RSS growth of a process, bytes/user": growth / args.users,
-            f"CPU of a process until {SETTLE_SECONDS:g} s later, ms": used * 1000,
-            "seconds to enter all users": entered,
+            "CPU of a process to learn of the users, ms": used * 1000,
         }
-
-    for _ in range(args.rounds):
-        with cluster_stores() as stores, cluster_servers(stores, 2, args.data, SETTINGS) as servers:
-            report.add("users", run_for(measure(stores, servers[0]), 120))
+        report.add("users", figures)
     yield report
 
 
@@ -242,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__.partition("\n")[0])
     described = "; ".join(f"{name}: {part.__doc__}" for name, part in PARTS.items())
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all. {described}")
-    parser.add_argument("--pairs", type=int, default=50, help="(50); the part latency: 20 at most")
+    parser.add_argument("--pairs", type=int, default=50, help="(50)")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16, 1], help="one table for each (16 1)")
     parser.add_argument("--rate", type=float, default=10, help="messages per second of each pair of latency (10)")
     parser.add_argument("--sockets", type=int, default=500, help="receivers of a broadcast (500)")

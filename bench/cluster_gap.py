@@ -1,4 +1,4 @@
-"""The recovery of a process from a gap, and the memory for users who are online at other processes."""
+"""The recovery of a process from a gap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -16,11 +15,7 @@ from bench.client import TIMEOUT, BenchError, ClientFrame, ServerFrame, StatusCo
 from bench.cluster_servers import BenchStores
 from bench.report import Figures
 from bench.server_process import BenchServer
-from chat_server.cache import redis
-from chat_server.cache.redis_backplane import RedisBackplane
-from chat_server.cache.redis_nodes import LEASE_SECONDS, RedisNode, cluster_name
-from chat_server.model import mongodb
-from chat_server.utils.clock import Clock, Timeline
+from chat_server.cache.redis_nodes import LEASE_SECONDS
 
 INTERVAL = 0.02  # seconds between two messages
 STEADY_SECONDS = 1.0  # of messages before a gap
@@ -137,30 +132,3 @@ async def measure_gap(
         result = await traffic.finish(end)
         await sending
     return result
-
-
-@asynccontextmanager
-async def node_with_users(stores: BenchStores, names: Sequence[str]) -> AsyncIterator[str]:
-    """Join the cluster as a node with one socket of each user; yield the Redis key of its directory."""
-    settings, clock = stores.settings(), Clock()
-    client = redis.client(settings.redis, TIMEOUT)
-    scripts = redis.Scripts(client, settings.redis.redis_prefix, TIMEOUT)
-    mongo = mongodb.client(settings.mongodb, TIMEOUT)
-    number = await mongodb.MongoLease(mongo[settings.mongodb.name], TIMEOUT, "MongoDB").number()
-    mongo.close()
-    node = RedisNode(scripts, await cluster_name(scripts), number, clock, Timeline(clock))
-    await node.join()
-    keeping = asyncio.create_task(node.keep(print))
-    backplane = RedisBackplane(client, scripts, node, clock, TIMEOUT)
-    try:
-        for start in range(0, len(names), 10_000):
-            await asyncio.gather(*(backplane.set_sockets(name, 1) for name in names[start : start + 10_000]))
-        await backplane.open()  # from now on, the other nodes see this one
-        yield f"{scripts.prefix}sockets:{node.name}"
-    finally:
-        await backplane.close()
-        keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeping
-        await node.leave()
-        await scripts.close()

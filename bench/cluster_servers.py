@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,9 +21,10 @@ from chat_server.backends import open_exportable
 from chat_server.cache.sessions import SessionRecord
 from chat_server.conf import Settings, load
 from chat_server.model.users import User
-from chat_server.utils.clock import MICROSECONDS, Clock
+from chat_server.utils.clock import MICROSECONDS, SLOTS, Clock
 
 PAGE = 1000
+NODE_SECONDS = 60  # the lease of a node that is only entered into Redis
 
 
 class BenchStores(NamedTuple):
@@ -73,6 +75,22 @@ def cluster_servers(
             running = serving("server", folder, settings={**settings, **processes}, environ=stores.environ)
             servers.append(stack.enter_context(running))
         yield servers
+
+
+@contextmanager
+def node_with_users(stores: BenchStores, names: Sequence[str]) -> Iterator[str]:
+    """Enter a node with one socket of each user into Redis (docs/decisions/0002), until the end of the block.
+
+    Yields the key of its directory.
+    """
+    prefix, node = stores.settings().redis.redis_prefix, f"{SLOTS - 1}:bench"
+    directory = f"{prefix}sockets:{node}"
+    with stores.redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
+        subscription.subscribe(f"{prefix}0:node:{node}")
+        for start in range(0, len(names), PAGE):
+            stores.redis.hset(directory, mapping=dict.fromkeys(names[start : start + PAGE], 1))
+        stores.redis.zadd(f"{prefix}nodes", {node: (time.time() + NODE_SECONDS) * 1000})
+        yield directory
 
 
 class RedisUsage:
