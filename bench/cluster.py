@@ -248,6 +248,7 @@ def main() -> None:
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     allow_many_sockets()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made a background job ignore it
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both signals also end the servers
     failed = False
     try:

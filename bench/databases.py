@@ -109,6 +109,8 @@ def _reply(message: bytes) -> dict[str, Any]:
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": found}}
         case "listIndexes" | "listCollections":
             return {"ok": 1.0, "cursor": {"id": Int64(0), "ns": "chat.chat_messages", "firstBatch": []}}
+        case "findAndModify" if command["query"]["_id"] == "number":  # the number of this database
+            return {"ok": 1.0, "value": {"_id": "number", "number": "1"}}
         case "findAndModify":  # the lease of chat_server, which the caller gets
             holder = command["update"][0]["$set"]["holder"]["$cond"][1]["$literal"]
             return {"ok": 1.0, "value": {"_id": "server", "holder": holder}}
