@@ -121,7 +121,7 @@ class ClusterReceiver:
         outdated = [socket for socket in self._registry if socket.sync] if own else []
         self._blocks.clear()
         self._groups.live.forget_blocks()
-        await self._groups.refresh()
+        await (self.refresh() if own else self._groups.refresh())
         await self.check_sessions()
         while page := await self._messages.since(since, PAGE):
             await self._deliver_again(page)

@@ -14,6 +14,7 @@ from tests.cluster.harness import (
     cluster,
     receive_ids,
     require_several_processes,
+    within,
 )
 from tests.e2e import group_helpers
 from tests.e2e.http_helpers import check_refusal, check_success, post
@@ -96,6 +97,26 @@ async def test_a_removed_user_leaves_groups_on_all_processes(databases: Database
             assert (await two.send("hello", to="1"))["reason"] == "no_such_user"
             for chat in (two, other):
                 await chat.expect_no_change()
+
+
+async def test_a_process_that_was_frozen_knows_a_removal(databases: Databases, tmp_path: Path) -> None:
+    """It had the name and the group in its caches, and finds the change when it joins again."""
+    require_several_processes()
+    async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0, HeartbeatSeconds=600) as three:
+        await group_helpers.create(three, "1", GROUP, "2", "3")
+        async with three[2].chat("2", "1") as two:
+            assert (await two.send("m1\nhello"))["op_type"] == 40019
+            assert (await two.send("m1\nhello", to=GROUP))["op_type"] == 40019
+            async with three[2].frozen():
+                await three.command("user", "remove", "1", "--messages", "keep")
+
+            async def recovered() -> bool:
+                return (await two.answer(2, "-1")).get("reason") != "store_away"
+
+            await within(FREEZE_SECONDS, "lease of the process", recovered)
+            assert (await two.send("m2\nhello"))["reason"] == "no_such_user"
+            members = await group_helpers.members(three[2], "2", GROUP)
+            assert set(members) == {"2", "3"}
 
 
 async def test_the_first_message_of_a_new_member_passes_at_once(three: ProcessGroup) -> None:
