@@ -285,10 +285,11 @@ class RedisBackplane:
                 probe = header(self._node.name, self._clock.now())
                 await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
                 await self._watch()
-                if self._incomplete:
-                    await self._enter_all()
+                if self._incomplete:  # the others may have published meanwhile what belongs here
+                    self._incomplete = False
+                    self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
                 if self._lost_since:  # tell the others, even if nothing else is to be published
-                    await self._publish([])
+                    await self.publish([Item([], b"")])
             except StoreUnavailable:
                 pass  # the missing probe is a gap
             except Exception:  # a bug must not end the probes silently
