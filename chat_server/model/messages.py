@@ -251,6 +251,15 @@ class MessageStore(Protocol):
         ...
 
 
+class LogEntry(NamedTuple):
+    """A message among all of a store; None if it is deleted. `before`: the one before it in its conversation, or 0."""
+
+    conversation: str
+    time: int
+    before: int
+    message: Message | None
+
+
 class MessageLog(Protocol):
     """What several processes need of a MessageStore in addition."""
 
@@ -258,8 +267,11 @@ class MessageLog(Protocol):
         """Note a message that another process has stored, so that the next one here needs no query."""
         ...
 
-    async def since(self, time: int, count: int) -> list[Message]:
-        """Return the first `count` messages of all conversations after `time`, in order. Raises StoreUnavailable."""
+    async def since(self, time: int, count: int) -> list[LogEntry]:
+        """Return the first `count` messages of all conversations after `time`, in order. Raises StoreUnavailable.
+
+        A message may appear later than one with a greater time, but not in its own conversation.
+        """
         ...
 
     async def end_of(self, key: ConversationKey) -> int:

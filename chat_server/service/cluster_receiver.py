@@ -123,10 +123,31 @@ class ClusterReceiver:
         self._groups.live.forget_blocks()
         await (self.refresh() if own else self._groups.refresh())
         await self.check_sessions()
-        while page := await self._messages.since(since, PAGE):
-            await self._deliver_again(page)
-            since = page[-1].time
+        await self._read_again(since)
         self.close_slowly(outdated)
+
+    async def _read_again(self, start: int) -> None:
+        """Deliver what was stored after `start` and may have been missed. Raises StoreUnavailable.
+
+        A message may appear behind the one that was read last. The next message of its conversation names it; then
+        it is read first, so that each conversation stays in order.
+        """
+        newest = dict[str, int]()  # what was read last of each conversation
+        searched = set[int]()  # a message that is still not found then is erased
+        since = start
+        while page := await self._messages.since(since, PAGE):
+            since = page[-1].time
+            messages = list[Message]()
+            for conversation, time, before, message in page:
+                last = newest.get(conversation, start)
+                if last < before and before not in searched:
+                    searched.add(before)
+                    since = before - 1
+                    break
+                if last < time:
+                    newest[conversation] = time
+                    messages += [message] if message else []
+            await self._deliver_again(messages)
 
     async def _deliver_again(self, page: Sequence[Message]) -> None:
         """Deliver messages that may have been missed. Raises StoreUnavailable."""

@@ -14,7 +14,7 @@ import msgspec
 from bson import Binary, Int64
 from pymongo.errors import BulkWriteError
 
-from chat_server.model.messages import CACHED_SECONDS, Added, ConversationKey, Message
+from chat_server.model.messages import CACHED_SECONDS, Added, ConversationKey, LogEntry, Message
 from chat_server.model.mongodb.documents import (
     LATEST,
     conversation_key,
@@ -60,10 +60,18 @@ class ChainedMessages(MongoMessages):
     def saw(self, message: Message) -> None:
         self._newest.raise_to(conversation_of(message), message.time)
 
-    async def since(self, time: int, count: int) -> list[Message]:
-        query = {"_id": {"$gt": Int64(time), "$lt": LATEST}, "deleted": False}
+    async def since(self, time: int, count: int) -> list[LogEntry]:
+        query = {"_id": {"$gt": Int64(time), "$lt": LATEST}}
         found = await self._call(self._messages.find(query).sort("_id", 1).limit(count).to_list(count))
-        return [to_message(document) for document in found]
+        return [
+            LogEntry(
+                document["conv"],
+                int(document["_id"]),
+                int(document.get("prev", 0)),
+                None if document["deleted"] else to_message(document),
+            )
+            for document in found
+        ]
 
     async def end_of(self, key: ConversationKey) -> int:
         return 1 + await self._read_newest(conversation_key(key))
