@@ -325,9 +325,11 @@ class DeviceSocket:
             for message in messages:
                 if not message.may_be_deleted and message.id in missing:
                     self._fault(f"{message} is missing, and cannot be marked")
-        elif self._expect(40007, frame) and group:
+        elif not self._expect(40007, frame):
+            return
+        elif group:
             group.marked[self._user].update(messages)
-        elif not group:
+        else:
             self._set_read(messages)
 
     def _deleted(self, messages: Sequence[SentMessage], frame: Frame) -> None:
