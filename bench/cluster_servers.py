@@ -112,7 +112,7 @@ class RedisUsage:
         self._used = {label: now[label] - self._before.get(label, 0.0) for label in now}
 
     def per(self, unit: str, count: float) -> dict[str, float]:
-        """Return the figures per message or delivery, of which there were `count` in the block."""
+        """Return the figures per message or delivery; the block had `count` of them."""
         return {f"Redis {label}/{unit}": used / (count or float("nan")) for label, used in self._used.items()}
 
     def _read(self) -> dict[str, float]:

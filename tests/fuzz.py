@@ -159,7 +159,7 @@ def _memory(processes: Sequence[psutil.Process]) -> int:
 
 
 def _open_files(processes: Sequence[psutil.Process]) -> int:
-    """Return the number of open files without the connections to database servers, of which there may be more."""
+    """Return the number of open files without the connections to database servers, whose number may grow."""
     count = 0
     for process in processes:
         connections = process.net_connections()

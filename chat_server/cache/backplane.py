@@ -74,7 +74,7 @@ class Backplane(Protocol):
         ...
 
     def congested(self) -> bool:
-        """Whether so many calls of `publish` wait that callers should wait for theirs, or drop optional items."""
+        """Whether the queue is long: callers of `publish` should then wait for the result, or drop optional items."""
         ...
 
     async def confirm(self, payload: bytes) -> None:

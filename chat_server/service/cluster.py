@@ -44,8 +44,8 @@ class Cluster:
     def forward(self, batch: Batch) -> Awaitable[None] | None:
         """Publish the stored messages of a batch. Await the result, if there is one, before the batch is answered.
 
-        A message with a receiver at this process is acknowledged without waiting for the others, unless so many wait
-        to be published that the senders must slow down.
+        A message with a receiver at this process is acknowledged without waiting for the others, unless the queue
+        is long: then the senders must slow down.
         """
         user, items, published = batch.socket.user, list[Item](), list[Sent]()
         wait = self._backplane.congested()
