@@ -13,6 +13,7 @@ from tests.cluster.harness import (
     KILL_SECONDS,
     Databases,
     ProcessGroup,
+    at_most,
     cluster,
     require_several_processes,
     within,
@@ -201,7 +202,7 @@ async def test_users_of_a_killed_process_are_offline_within_a_second(three: Proc
 
         await within(KILL_SECONDS, "40019", offline)
         await within(KILL_SECONDS, "op 6 counts no user", uncounted)
-        async with asyncio.timeout(GRACE_SECONDS + KILL_SECONDS + 1):
+        async with at_most(GRACE_SECONDS + KILL_SECONDS):
             assert await one.receive_presence() == ["-2"]
         assert not await is_online(one, "2")
 
@@ -233,6 +234,6 @@ async def test_a_lifted_limit_is_told_after_a_kill(databases: Databases, tmp_pat
         await one.send("m1\nhello")
         assert (await one.send("m2\nhello"))["op_type"] == 40020
         await three[2].kill()
-        async with asyncio.timeout(KILL_SECONDS):
+        async with at_most(KILL_SECONDS):
             await two.put(1, "a1\nanswer")
             assert sorted([(await one.receive())["op_type"] for _ in range(2)]) == [40011, 40021]

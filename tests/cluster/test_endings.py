@@ -14,6 +14,7 @@ from tests.cluster.harness import (
     FREEZE_SECONDS,
     Databases,
     ProcessGroup,
+    at_most,
     cluster,
     require_several_processes,
     within,
@@ -207,7 +208,7 @@ async def test_an_ending_waits_for_a_frozen_process(databases: Databases, tmp_pa
         async with frozen.frozen():
             for number in range(200):
                 await leaving.put(1, f"buffered{number}\nhello")
-            async with asyncio.timeout(FREEZE_SECONDS):
+            async with at_most(FREEZE_SECONDS):
                 await end(three)
             await two.send("after\nthe answer")
         frames = await leaving.read_to_end()
@@ -229,7 +230,7 @@ async def test_a_command_fails_if_its_subscription_is_half_open(databases: Datab
         async with three[2].frozen():
             disabling = asyncio.create_task(run_command("user", "disable", LEAVING, environ=environ))
             await within(TIMEOUT, "subscription of the command", subscribed)
-            async with network.half_open(network.subscriptions()), asyncio.timeout(FREEZE_SECONDS):
+            async with network.half_open(network.subscriptions()), at_most(FREEZE_SECONDS):
                 code, _, err = await disabling
         assert code == 1
         assert "run the same command again" in err
@@ -260,7 +261,7 @@ async def test_a_frozen_process_delays_only_its_own_endings(databases: Databases
         three[1].chat(STAYING, LEAVING) as two,
     ):
         for number in range(20):
-            async with asyncio.timeout(2):
+            async with at_most(2):
                 assert (await one.send(f"m{number}\nhello"))["op_type"] == 40018
                 assert (await two.receive())["id"] == f"m{number}"
             await asyncio.sleep(0.5)

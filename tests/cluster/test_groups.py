@@ -11,6 +11,7 @@ from tests.cluster.harness import (
     FREEZE_SECONDS,
     Databases,
     ProcessGroup,
+    at_most,
     cluster,
     receive_ids,
     require_several_processes,
@@ -88,7 +89,7 @@ async def test_a_removed_user_leaves_groups_on_all_processes(databases: Database
             for chat in (two, other):
                 await chat.answer(7, "-10")  # its process loads the group
             await three.command("user", "remove", "1", "--messages", "keep")
-            async with asyncio.timeout(1):
+            async with at_most(1):
                 for chat in (two, other):
                     assert await chat.receive_change() == (GROUP, ["-1", "!2"])
             for process in three:
@@ -216,7 +217,7 @@ async def test_a_change_waits_for_a_frozen_process(three: ProcessGroup, change: 
         async with three[2].frozen():
             for number in range(50):
                 await two.put(1, f"buffered{number}\nhello", to=to)
-            async with asyncio.timeout(FREEZE_SECONDS):
+            async with at_most(FREEZE_SECONDS):
                 if change == "remove":
                     await group_helpers.remove(three[0], "1", GROUP, "2")
                 else:
