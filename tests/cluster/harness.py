@@ -256,8 +256,10 @@ class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
         return _same(await asyncio.gather(*(process.server.wait() for process in set(self._processes))))
 
     async def next_output(self) -> str:
-        """Return the next line of standard output, which must be the same for all processes."""
-        return _same(await asyncio.gather(*(process.server.next_output() for process in set(self._processes))))
+        """Return the next line of the first process's standard output; "" at the end of all. JSON lines have a time."""
+        lines = await asyncio.gather(*(process.server.next_output() for process in self._processes))
+        _same([not line for line in lines])
+        return lines[0]
 
 
 def _same(values: Sequence[T]) -> T:
@@ -276,6 +278,11 @@ def require_several_processes() -> None:
 
 def _fields(group: object) -> Sequence[str]:
     return getattr(group, "__struct_fields__", ())
+
+
+def data_name(folder: Path) -> str:
+    """Return the name of the data of a cluster in each database."""
+    return "t" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
 
 
 @asynccontextmanager
@@ -298,8 +305,7 @@ async def cluster(
     if PROCESSES != 1 and count > 1:
         require_several_processes()
         settings["Processes"] = "many"
-    name = "t" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    environ = await asyncio.to_thread(databases.environ, name)
+    environ = await asyncio.to_thread(databases.environ, data_name(folder))
     tokens: dict[str, str] = {}
     processes = [
         ServerProcess(number, folder / f"process{number}", tokens, databases, environ, settings, clock=clocks, log=log)

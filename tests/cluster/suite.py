@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from chat_server.utils.clock import Clock
-from tests.cluster.harness import PROCESSES, Databases, ProcessGroup, cluster, running_databases
+from tests.cluster.harness import PROCESSES, Databases, ProcessGroup, cluster, data_name, running_databases
 from tests.harness import SubprocessServer
 
 PREFIX = "one process: "
@@ -33,6 +33,10 @@ COMMANDS = "the test runs commands on the embedded stores"
 MEMORY = "the test is about the memory of its own process"
 PROCESS = "the test measures or signals one process"
 CONFIRMED = "a pong is stored a little later, and another process sees it then (docs/protocol.md, section 3.7)"
+KEPT = "several processes keep confirmations that arrive too early (docs/decisions/0002-several-processes.md, Order)"
+REMOVAL = (
+    "several processes erase a user's messages after more than a minute (docs/decisions/0002-several-processes.md)"
+)
 BALANCER = "the buffers of the balancer hide from the server how a client reads"
 PER_PROCESS = "the limit applies to each process (docs/protocol.md, section 3.7)"
 PORT = "the test listens on the port of the killed server, which the balancer still has"
@@ -43,7 +47,12 @@ ONE_PROCESS: dict[str, str] = {
     "test_migrate.py": COMMANDS,
     "test_migrate_from_go.py": COMMANDS,
     "test_upgrade.py": EMBEDDED,
-    "test_users.py": COMMANDS,
+    "test_users.py::test_a_removed_user_with_messages_leaves_nothing": REMOVAL,
+    "test_users.py::test_a_removed_user_with_kept_messages_keeps_the_name": REMOVAL,
+    "test_users.py::test_messages_in_groups_are_erased_on_request": REMOVAL,
+    "test_users.py::test_a_running_server_learns_of_the_members_left": REMOVAL,
+    "test_users.py::test_removing_many_messages_does_not_block_the_chat": REMOVAL,
+    "test_users.py::test_only_add_creates_a_missing_data_folder": FOLDER,
     "test_accounts.py::test_existing_users_keep_names_that_are_now_refused": EMBEDDED,
     "test_accounts.py::test_hashes_of_unprepared_passwords_verify": EMBEDDED,
     "test_accounts.py::test_a_hash_made_by_the_go_server_verifies": EMBEDDED,
@@ -69,6 +78,7 @@ ONE_PROCESS: dict[str, str] = {
     "test_go_faults.py::test_history_recovers_with_the_store": EMBEDDED,
     "test_go_faults.py::test_nothing_is_acknowledged_while_the_store_is_unavailable": EMBEDDED,
     "test_group_barrier.py::test_no_former_member_passes_after_the_answer": EMBEDDED,
+    "test_group_chat.py::test_a_pong_skips_no_message_that_was_missed": KEPT,
     "test_heartbeat.py::test_a_reader_that_stops_in_a_page_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_half_closed_reader_that_stops_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_client_that_reads_each_message_stays": BALANCER,
@@ -112,6 +122,11 @@ def databases() -> Databases:
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(running_databases(durable=False))
+
+
+def command_environ(folder: Path) -> dict[str, str]:
+    """Return the environment of commands on the stores of the servers with this `folder`."""
+    return databases().environ(data_name(folder)) | {"CHAT_SERVICE_PROCESSES": "many"}
 
 
 @asynccontextmanager

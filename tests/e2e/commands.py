@@ -12,7 +12,7 @@ from chat_server.backends import ExportableStores, open_exportable
 from chat_server.conf import load
 from chat_server.utils.clock import Clock
 from tests.e2e.http_helpers import check_refusal
-from tests.harness import ChatClient, CommandResult, ServerHandle, run_command, serving
+from tests.harness import CLUSTER, ChatClient, CommandResult, ServerHandle, run_command, serving
 
 # Settings of the tested servers and commands.
 SHORT_TIMES: dict[str, Any] = {"HeartbeatSeconds": 0.3, "StoreTimeout": 1}
@@ -42,7 +42,12 @@ class Deployment:
     def environ(self) -> dict[str, str]:
         """The environment variables of the commands."""
         values = {"DataDir": self.folder, "PasswordCost": 4, "StartTimeout": 30, **self.settings}
-        return {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()} | self.stores
+        environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
+        if CLUSTER and not self.stores:
+            from tests.cluster import suite  # noqa: PLC0415 - only a run on several processes needs it
+
+            environ |= suite.command_environ(self.folder)
+        return environ | self.stores
 
     async def command(self, *arguments: str | Path, typed: str = "") -> CommandResult:
         """Run `python run.py` with these arguments. `typed` is its standard input."""
