@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Connection(Outbox):
     __slots__ = (
         *("__weakref__", "_bad_frames", "_binary", "_bucket", "_bytes", "_decode", "_events", "_ignore_input"),
         *("_liveness", "_max_frame_bytes", "_ws", "address", "close_code", "inbox", "peer", "session", "slot"),
-        *("sync", "user"),
+        *("opened", "sync", "user"),
     )
 
     def __init__(  # noqa: PLR0913 - the parts of a socket, each by name
@@ -81,6 +82,7 @@ class Connection(Outbox):
         self.peer = peer
         self.session = session
         self.sync = sync
+        self.opened = time.time_ns() // 1000
         self.address = address
         self.slot = slot  # of the heartbeat
         self.close_code: int | None = None

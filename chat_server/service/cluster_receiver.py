@@ -150,11 +150,15 @@ class ClusterReceiver:
             await self._deliver_again(messages)
 
     async def _deliver_again(self, page: Sequence[Message]) -> None:
-        """Deliver messages that may have been missed. Raises StoreUnavailable."""
+        """Deliver messages that may have been missed. Raises StoreUnavailable.
+
+        A message that another device has read is missing on the sockets that were open before it.
+        """
         missed = [
             message
             for message in page
-            if message.group or (not message.read and self._registry.online(message.receiver))
+            if message.group
+            or any(not message.read or one.opened < message.time for one in self._registry.sockets(message.receiver))
         ]
         pairs = {(message.receiver, message.sender) for message in missed if not message.group}
         if len(await self._blocks.states(pairs)) < len(pairs):

@@ -49,6 +49,11 @@ class Socket(Protocol):
         """Whether it also receives what happens on the user's other devices (protocol section 2, Sync)."""
         ...
 
+    @property
+    def opened(self) -> int:
+        """When it opened, in microseconds."""
+        ...
+
     def send(self, frames: bytes) -> None:
         """Send one or more whole frames, without waiting; a socket that is closing drops them."""
         ...

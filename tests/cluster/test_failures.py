@@ -409,6 +409,30 @@ async def test_messages_of_a_deaf_time_arrive_late(databases: Databases, tmp_pat
         await two.expect_nothing()
 
 
+async def test_a_message_read_elsewhere_arrives_after_a_gap(databases: Databases, tmp_path: Path) -> None:
+    """Another device confirms it meanwhile. A socket that opened later got it from the history, and gets it no more."""
+    require_several_processes()
+    async with (
+        serving(databases, tmp_path) as three,
+        three[0].chat("1", "2") as one,
+        three[0].chat("2", "1") as device,
+        three[1].chat("2", "1") as deaf,
+    ):
+        network = three[1].redis
+        async with network.half_open(network.subscriptions()):
+            assert (await one.send("m1\nhello"))["op_type"] == 40018
+            assert await receive_ids(device, 1) == ["m1"]
+
+            async def read() -> bool:
+                return bool((await one.ask(2, "-1"))[0]["read"])
+
+            await within(2, "the message is read", read)
+            async with three[1].chat("2", "1") as later:
+                assert await receive_ids(deaf, 1) == ["m1"]
+                assert (await one.send("m2\nhello"))["op_type"] == 40018
+                assert (await receive_ids(later, 1))[-1] in ("m1", "m2")
+
+
 async def test_sync_sockets_are_closed_after_a_gap(databases: Databases, tmp_path: Path) -> None:
     """With 1001, because marks and deletions have no log; plain sockets of the same user stay open."""
     require_several_processes()
