@@ -29,7 +29,7 @@ from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 from chat_server.utils.tls import permanent_tls_error
 
 # What a call raises when Redis does not answer. uvloop raises RuntimeError for a write to a connection that was reset.
-_LOST = (RedisError, OSError, TimeoutError, RuntimeError)
+LOST = (RedisError, OSError, TimeoutError, RuntimeError)
 # Connections at most. One carries the scripts; the others serve health checks and replace broken ones.
 POOL = 8
 # Scripts per pipeline, at most.
@@ -124,7 +124,7 @@ class Scripts:
         try:
             async with asyncio.timeout(self._timeout):
                 answers = [await self._redis.config_get(name) for name in DURABLE]
-        except _LOST:  # many hosted Redis services forbid CONFIG
+        except LOST:  # many hosted Redis services forbid CONFIG
             return []
         values = {name: value for answer in answers for name, value in answer.items()}
         return [f"{name} {values[name]}" for name, durable in DURABLE.items() if values.get(name, durable) != durable]
@@ -138,7 +138,7 @@ class Scripts:
             try:
                 async with asyncio.timeout(self._timeout):
                     answer = await self._redis.scan(answer[0] or 0, pattern, count)
-            except _LOST as error:
+            except LOST as error:
                 raise self.failure(error) from error
             if found := answer[1]:
                 yield [key.decode().removeprefix(start) for key in found]
@@ -162,7 +162,7 @@ class Scripts:
                     again = await self._pipeline([calls[index] for index in missing])
                     for index, result in zip(missing, again, strict=True):
                         results[index] = result
-        except _LOST as error:
+        except LOST as error:
             await self._drop_connections()
             raise self.failure(error) from error
         if refused := [result for result in results if isinstance(result, RedisError)]:

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 from redis import asyncio as aioredis
-from redis.exceptions import RedisError
 
 from chat_server.cache.backplane import Item, Receiver
 from chat_server.cache.node_counts import NodeCounts
-from chat_server.cache.redis import Scripts
+from chat_server.cache.redis import LOST, Scripts
 from chat_server.cache.redis_changes import (
     CHANGE,
     CONFIRMED,
@@ -257,7 +256,7 @@ class RedisBackplane:
                     if message and message["type"] == "message":
                         self._arrive(message["data"])
                         continue
-                except (RedisError, OSError):
+                except LOST:
                     pass
                 except Exception:  # a bug must not make the node deaf
                     log.exception("item failed")

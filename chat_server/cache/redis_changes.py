@@ -8,10 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from redis import asyncio as aioredis
-from redis.exceptions import RedisError
 
 from chat_server.cache.node_counts import NodeCounts
-from chat_server.cache.redis import Scripts, client
+from chat_server.cache.redis import LOST, Scripts, client
 from chat_server.conf import RedisSettings
 from chat_server.utils.errors import StoreUnavailable, cause
 
@@ -106,7 +105,7 @@ async def confirm_as_command(redis: "aioredis.Redis", scripts: Scripts, payload:
         if not done:
             raise StoreUnavailable(f"{scripts.name}: a server has not confirmed within {COMMAND_SECONDS:g} s")
         await (confirming if confirming in done else reading)
-    except (RedisError, OSError) as error:
+    except LOST as error:
         raise StoreUnavailable(f"{scripts.name}: {cause(error)}") from error
     finally:
         confirming.cancel()
@@ -132,7 +131,7 @@ async def probe(config: RedisSettings, timeout: float) -> None:
 
 
 async def _read(subscription: Any, changes: RedisChanges) -> None:
-    """Note each confirmation. Raises RedisError or OSError when the subscription ends, TimeoutError if it is silent."""
+    """Note each confirmation. Raises one of LOST when the subscription ends, TimeoutError if it is silent."""
     silent = False
     while True:
         message = await subscription.get_message(timeout=SUBSCRIBE_SECONDS)
@@ -161,7 +160,7 @@ async def subscribe(redis: "aioredis.Redis", channel: str, scripts: Scripts) -> 
                 pass
     except BaseException as error:
         await close(subscription)
-        if isinstance(error, RedisError | OSError | TimeoutError):
+        if isinstance(error, LOST):
             raise scripts.failure(error) from error
         raise
     return subscription
@@ -169,7 +168,7 @@ async def subscribe(redis: "aioredis.Redis", channel: str, scripts: Scripts) -> 
 
 async def close(subscription: Any) -> None:
     """Close a subscription, even if its connection is broken."""
-    with suppress(RedisError, OSError):
+    with suppress(*LOST):
         await subscription.aclose()
 
 

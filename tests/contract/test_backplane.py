@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio.client import PubSub
 
 from chat_server import conf
 from chat_server.cache import redis, redis_backplane, redis_changes, redis_nodes
@@ -309,6 +310,25 @@ async def test_a_killed_subscription_is_a_gap(processes: list[BackplaneProcess])
     await until(lambda: all(process.gaps for process in processes))
     assert two.gaps[0] < before[1]
     assert two.own_gaps
+    assert await one.backplane.publish([Item(["bob"], b"again")]) == [1]
+    await until(lambda: (["bob"], b"again") in two.items)
+
+
+async def test_a_node_survives_errors_of_its_connection(
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop raises RuntimeError for a connection that was reset, also while the node subscribes again."""
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    failures, get_message = [RuntimeError("the handler is closed")] * 6, PubSub.get_message
+
+    async def fail(self: PubSub, *args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await get_message(self, *args, **options)
+
+    monkeypatch.setattr(PubSub, "get_message", fail)
+    await until(lambda: not failures and all(process.own_gaps for process in processes))
     assert await one.backplane.publish([Item(["bob"], b"again")]) == [1]
     await until(lambda: (["bob"], b"again") in two.items)
 
