@@ -1,4 +1,4 @@
-"""Backplane on Redis Pub/Sub: one channel for each node, and one hash with the users who have sockets there."""
+"""Backplane on Redis Pub/Sub, with one channel for each node."""
 
 import asyncio
 import logging
@@ -28,8 +28,9 @@ from chat_server.cache.redis_changes import (
     records,
     subscribe,
 )
+from chat_server.cache.redis_directory import RedisDirectory
 from chat_server.cache.redis_lock import RedisLocks
-from chat_server.cache.redis_nodes import DIRECTORY_SECONDS, RedisNode
+from chat_server.cache.redis_nodes import RedisNode
 from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StoreUnavailable
@@ -46,20 +47,10 @@ PUBLISHED_WITHIN = 60 * MICROSECONDS
 MAX_ITEMS = 256
 # Calls of `publish` that go out together; more of them waiting are a congestion. Each may be a batch of messages.
 MAX_CALLS = 256
-# Users per script that writes or reads the directory.
-MAX_USERS = 1000
 # Bytes that wait while the node recovers. Beyond it they are dropped, and the node recovers once more.
 MAX_WAITING = 64 * 1024 * 1024
 # Applied changes that are remembered. A change is published again at most until the lease of a node has ended.
 MAX_APPLIED = 256
-
-
-class DirectoryEntry(NamedTuple):
-    """A number of sockets for the directory; `limit` of the sockets at all nodes, 0 for none."""
-
-    user: str
-    sockets: int
-    limit: int
 
 
 class Gap(NamedTuple):
@@ -86,13 +77,9 @@ class RedisBackplane:
         self._node = node
         self._clock = clock
         self._channels = node_channels(redis, scripts)
-        self._directories = f"{scripts.prefix}sockets:"
+        self._directory = RedisDirectory(scripts, self._channels, self.name, timeout)
+        self.set_sockets, self.count_users = self._directory.set_sockets, self._directory.count_users
         self._publishing: Batcher[Sequence[Item], list[int]] = Batcher(self._publish_calls, most=MAX_CALLS)
-        self._entering: Batcher[DirectoryEntry, int] = Batcher(
-            self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
-        )
-        self._sockets: dict[str, int] = {}  # the directory of this node as it should be
-        self._incomplete = False  # an entry could not be written
         self._lost_since = 0  # items published since could not be published
         self._waiting: deque[bytes | Gap] = deque()
         self._waiting_bytes = 0
@@ -164,7 +151,7 @@ class RedisBackplane:
         return [list(islice(results, len(call))) for call in calls]
 
     async def _publish(self, items: list[Item]) -> Sequence[int]:
-        arguments: list[str | int | bytes] = [self._node.name, self._directories, self._channels]
+        arguments: list[str | int | bytes] = [self._node.name, self._directory.prefix, self._channels]
         arguments += [header(self._node.name, self._lost_since), int(self._lost_since > 0)]
         payloads = [ITEM + item.payload for item in items]
         sizes = map(len, payloads)
@@ -189,39 +176,6 @@ class RedisBackplane:
         self._lost_since = 0
         return accepted
 
-    # --- the directory
-
-    async def set_sockets(self, user: str, sockets: int, limit: int = 0) -> bool:
-        if sockets:
-            self._sockets[user] = sockets
-        else:
-            self._sockets.pop(user, None)
-        return bool(await self._entering.submit(DirectoryEntry(user, sockets, limit)))
-
-    async def count_users(self) -> int:
-        arguments = [self._node.name, self._directories, self._channels]
-        count: int = await self._scripts.run("users_count", ["nodes"], arguments)
-        return count
-
-    async def _enter(self, entries: Sequence[DirectoryEntry]) -> Sequence[int]:
-        keys = ["nodes", f"sockets:{self._node.name}"]
-        arguments: list[str | int] = [self._node.name, self._directories, self._channels, int(DIRECTORY_SECONDS * 1000)]
-        for entry in entries:
-            arguments += entry
-        try:
-            entered: list[int] = await self._scripts.run("sockets_set", keys, arguments)
-        except BaseException:
-            self._incomplete = True
-            raise
-        return entered
-
-    async def _enter_all(self) -> None:
-        """Write the whole directory of this node."""
-        self._incomplete = False
-        entries = [DirectoryEntry(user, sockets, 0) for user, sockets in self._sockets.items()]
-        for start in range(0, len(entries), MAX_USERS):
-            await self._enter(entries[start : start + MAX_USERS])
-
     # --- receiving
 
     async def open(self) -> None:
@@ -238,7 +192,7 @@ class RedisBackplane:
     async def close(self) -> None:
         """Publish what waits and end the subscription."""
         await self._publishing.flush()
-        await self._entering.flush()
+        await self._directory.flush()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -284,8 +238,8 @@ class RedisBackplane:
                 probe = header(self._node.name, self._clock.now())
                 await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
                 await self._watch()
-                if self._incomplete:  # the others may have published meanwhile what belongs here
-                    self._incomplete = False
+                if self._directory.incomplete:  # the others may have published meanwhile what belongs here
+                    self._directory.incomplete = False
                     self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
                 if self._lost_since:  # tell the others, even if nothing else is to be published
                     await self.publish([Item([], b"")])
@@ -309,9 +263,9 @@ class RedisBackplane:
             # lease ends, so the end of the lease counts, too.
             self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
         for name in listening - self._known:
-            users = await self._scripts.run("node_users", [f"sockets:{name}"])
+            users = await self._directory.users_of(name)
             self._listening.add(name)
-            self._receiver.appeared(name, [user.decode() for user in users])
+            self._receiver.appeared(name, users)
         self._known = self._listening
 
     def _append(self, entry: bytes | Gap) -> None:
@@ -368,7 +322,7 @@ class RedisBackplane:
     async def _read_again(self, gap: Gap) -> None:
         while True:
             try:
-                await self._enter_all()
+                await self._directory.write_all()
                 self._known = set()
                 return await self._receiver.recover(gap.since, own=gap.own)
             except StoreUnavailable as error:

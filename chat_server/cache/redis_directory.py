@@ -1,0 +1,74 @@
+"""The directory of a cluster in Redis: which users have sockets at which node. Each node writes its own hash."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from chat_server.cache.redis import Scripts
+from chat_server.cache.redis_nodes import DIRECTORY_SECONDS
+from chat_server.utils.batch import Batcher
+
+# Users per script. A script that runs long delays all nodes.
+MAX_USERS = 1000
+
+
+class DirectoryEntry(NamedTuple):
+    """A number of sockets at this node; `limit` of the sockets at all nodes, 0 for none."""
+
+    user: str
+    sockets: int
+    limit: int
+
+
+class RedisDirectory:
+    """The entries of this node, whose current `name` may change. `channels`: see RedisChanges."""
+
+    def __init__(self, scripts: Scripts, channels: str, name: Callable[[], str], timeout: float) -> None:
+        self._scripts = scripts
+        self._channels = channels
+        self._name = name
+        self.prefix = f"{scripts.prefix}sockets:"  # of the keys of all nodes
+        self.incomplete = False  # an entry could not be written
+        self._sockets: dict[str, int] = {}  # the entries as they should be
+        self._entering: Batcher[DirectoryEntry, int] = Batcher(
+            self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
+        )
+
+    async def set_sockets(self, user: str, sockets: int, limit: int = 0) -> bool:
+        """See Backplane."""
+        if sockets:
+            self._sockets[user] = sockets
+        else:
+            self._sockets.pop(user, None)
+        return bool(await self._entering.submit(DirectoryEntry(user, sockets, limit)))
+
+    async def count_users(self) -> int:
+        """See Backplane."""
+        count: int = await self._scripts.run("users_count", ["nodes"], [self._name(), self.prefix, self._channels])
+        return count
+
+    async def users_of(self, node: str) -> list[str]:
+        """Return the users with sockets at another node. Raises StoreUnavailable."""
+        return [user.decode() for user in await self._scripts.run("node_users", [f"sockets:{node}"])]
+
+    async def write_all(self) -> None:
+        """Write all entries of this node. Raises StoreUnavailable."""
+        self.incomplete = False
+        entries = [DirectoryEntry(user, sockets, 0) for user, sockets in self._sockets.items()]
+        for start in range(0, len(entries), MAX_USERS):
+            await self._enter(entries[start : start + MAX_USERS])
+
+    async def flush(self) -> None:
+        """Return when no entry waits."""
+        await self._entering.flush()
+
+    async def _enter(self, entries: Sequence[DirectoryEntry]) -> Sequence[int]:
+        name = self._name()
+        arguments: list[str | int] = [name, self.prefix, self._channels, int(DIRECTORY_SECONDS * 1000)]
+        for entry in entries:
+            arguments += entry
+        try:
+            entered: list[int] = await self._scripts.run("sockets_set", ["nodes", f"sockets:{name}"], arguments)
+        except BaseException:
+            self.incomplete = True
+            raise
+        return entered
