@@ -506,8 +506,9 @@ async def test_a_failover_of_redis_loses_and_reorders_nothing(databases: Databas
                         process.redis.redirect_to(replica.port)
                     await asyncio.sleep(5)
                 await check_delivery(three)
-            await old.replicaof("NO", "ONE")
     finally:
+        async with Redis(port=databases.redis.port) as old:
+            await old.replicaof("NO", "ONE")
         replica.stop()
 
 
