@@ -92,6 +92,7 @@ class RedisBackplane:
         self._applying: set[tuple[str, int]] = set()
         self._applied: deque[tuple[str, int]] = deque(maxlen=MAX_APPLIED)
         self._recovering = False
+        self._elsewhere = False  # the subscription is at another Redis than the scripts
         self._live: Set[str] = frozenset()  # nodes with a lease, at the last look
         self._listening = set[str]()  # other nodes
         self._known = self._listening  # those of them whose directories are known; empty after a gap
@@ -209,7 +210,8 @@ class RedisBackplane:
                     message = await subscription.get_message(timeout=PROBE_TIMEOUT)
                     if message and message["type"] == "message":
                         self._arrive(message["data"])
-                        continue
+                        if not self._elsewhere:
+                            continue
                 except LOST:
                     pass
                 except Exception:  # a bug must not make the node deaf
@@ -218,7 +220,7 @@ class RedisBackplane:
                 log.warning("subscription broken", extra={"store": self._scripts.name})
                 await close(subscription)
                 subscription = await self._subscribe_again()
-                self._subscribed = True
+                self._subscribed, self._elsewhere = True, False
                 self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True))
         finally:
             await close(subscription)
@@ -236,7 +238,10 @@ class RedisBackplane:
         while True:
             try:
                 probe = header(self._node.name, self._clock.now())
-                await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
+                found = await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
+                # After a failover, a demoted Redis still passes on what the new one replicates, but the other nodes ask
+                # the new one whether this node listens.
+                self._elsewhere = not found
                 await self._watch()
                 if self._directory.incomplete:  # the others may have published meanwhile what belongs here
                     self._directory.incomplete = False
