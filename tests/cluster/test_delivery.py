@@ -190,6 +190,7 @@ async def test_users_of_a_killed_process_are_offline_within_a_second(three: Proc
     """40019, the count of op 6, and after the usual five seconds op 7 and presence."""
     require_several_processes()
     await three.make_contacts("1", "2")
+    await asyncio.sleep(GRACE_SECONDS + 1)  # then both are offline
     async with three[0].chat("1", "2", sync=True) as one, three[1].chat("2", "1"):
         assert await one.receive_presence() == ["+2"]
         await three[1].kill()
