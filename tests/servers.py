@@ -94,18 +94,20 @@ def mysql(*options: str) -> DatabaseServer:
     install, program = needs.program("mariadb-install-db"), needs.program("mariadbd")
 
     def command(server: DatabaseServer) -> Sequence[str]:
-        data, init = server.folder / "data", server.folder / "init.sql"
+        data, init, temporary = server.folder / "data", server.folder / "init.sql", server.folder / "tmp"
+        tmpdir = f"--tmpdir={temporary}"  # a start deletes the temporary tables there, also those of other servers
+        temporary.mkdir(exist_ok=True)
         if not data.exists():
-            subprocess.run(
+            installed = subprocess.run(
                 [
-                    install,
-                    "--no-defaults",
-                    f"--datadir={data}",
+                    *(install, "--no-defaults", f"--datadir={data}", tmpdir),
                     "--auth-root-authentication-method=normal",
                 ],
-                check=True,
+                check=False,
                 capture_output=True,
+                text=True,
             )
+            assert not installed.returncode, installed.stdout + installed.stderr
             init.write_text(
                 "CREATE DATABASE IF NOT EXISTS chat_demo;\n"
                 "CREATE USER IF NOT EXISTS 'chat'@'127.0.0.1' IDENTIFIED BY 'secret';\n"
@@ -118,6 +120,7 @@ def mysql(*options: str) -> DatabaseServer:
                 f"--socket={server.folder}/socket",
                 f"--init-file={init}",
                 "--skip-name-resolve",
+                tmpdir,
                 *options,
             ),
         ]
