@@ -301,7 +301,9 @@ async def check_delivery(three: ProcessGroup) -> None:
         async with three[0].chat("1", "2") as one, process.chat("2", "1") as two:
             answer = await one.send(f"live{number}\nhello")
             assert answer["op_type"] == 40018, answer
-            assert await receive_ids(two, 1) == [f"live{number}"]
+            repeated = {f"live{earlier}" for earlier in range(number)}  # unread messages may arrive again
+            while (ids := await receive_ids(two, 1)) != [f"live{number}"]:
+                assert ids[0] in repeated
 
 
 async def test_packets_of_a_later_version_are_ignored(databases: Databases, tmp_path: Path) -> None:
