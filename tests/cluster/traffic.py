@@ -10,16 +10,30 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import websockets
 
-from tests.cluster.harness import ProcessGroup
+from tests.cluster.harness import Databases, ProcessGroup, cluster
 from tests.faults.stores import history
 from tests.harness import ChatClient, ServerHandle, wait_until
 
 ACKNOWLEDGED = (40018, 40019)
+USERS = ("1", "2", "3", "4", "5", "6")
+LIVE_SECONDS = 10.0  # after a gap, receivers have their messages within this time
 PAUSE = 0.02  # seconds between two messages of a sender
+
+
+@asynccontextmanager
+async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIterator[ProcessGroup]:
+    """Run three processes, and check at the end that none has exited or logged an unexpected error."""
+    settings: dict[str, Any] = {"StrangerLimit": 0, "StoreTimeout": 2, "HeartbeatSeconds": 5}
+    async with cluster(folder, databases, 3, users=USERS, **{**settings, **options}) as three:
+        yield three
+        for process in set(three):
+            assert process.server.process.returncode is None, process.log.read_text()[-2000:]
+            assert "exception=" not in process.log.read_text()
 
 
 class TrafficPair(NamedTuple):
