@@ -27,16 +27,22 @@ SEQUENCES = 30
 
 
 def removed_members_still_receive(patch: pytest.MonkeyPatch) -> None:
-    original, ever = Answers._members, defaultdict[int, dict[str, int]](dict)
+    look_up, deliver, ever = Answers._members, Answers._deliver, defaultdict[int, set[str]](set)
 
     def members(self: Answers, group: LiveGroup, sender: str) -> tuple[Sequence[Socket], bool]:
-        receivers, online = original(self, group, sender)
-        known = ever[group.key.number]
-        known |= group.members
-        former = [user for user in known if user not in group.members and user != sender]
-        return [*receivers, *(one for user in former for one in self._registry.sockets(user))], online
+        ever[group.key.number].update(group.members)
+        return look_up(self, group, sender)
+
+    def deliver_to_all(self: Answers, group: LiveGroup | None, *message: Any) -> None:
+        deliver(self, group, *message)
+        if group:
+            _, frames, deliveries = message
+            for former in ever[group.key.number] - group.members.keys():
+                for socket in self._registry.sockets(former):
+                    socket.deliver(b"".join(frames), deliveries)
 
     patch.setattr(Answers, "_members", members)
+    patch.setattr(Answers, "_deliver", deliver_to_all)
 
 
 def non_members_read(patch: pytest.MonkeyPatch) -> None:
