@@ -10,22 +10,21 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/python run.py
 
-# One process more than there are cores, because tests often wait. The tests of one file run in sequence. Files run in
-# the order of their names, so the slowest ones (tests/browser) do not come last.
+# Two processes per core, because tests often wait. The tests of one file run in sequence. Files run in the order of
+# their names, so the slowest ones (tests/browser) do not come last.
+PYTEST := $(BIN)/python -m pytest -n $$(($$(nproc) * 2)) --dist loadfile --no-loadscope-reorder --durations=15
 # make test COVERAGE=1 also measures line coverage, which takes half as long again, and fails under 95 % unless tests
 # were skipped. A temporary folder for its data keeps concurrent runs apart.
 test: $(VENV)/.dev
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
-		$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder --durations=15 \
-		$(if $(COVERAGE),--cov --cov-report=term-missing) $(ONLY_TEST_CLUSTER:%=--ignore=%)
+		$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term-missing) $(ONLY_TEST_CLUSTER:%=--ignore=%)
 
 # Several processes: the whole e2e suite on two processes behind a balancer that sends each request and each socket to
-# the next one, and tests/cluster. One more worker than for `make test`, because tests of leases wait even longer.
+# the next one, and tests/cluster.
 test-cluster: $(VENV)/.dev
-	CHAT_TEST_PROCESSES=2 $(BIN)/python -m pytest -n $$(($$(nproc) + 2)) --dist loadfile --no-loadscope-reorder \
-		--durations=15 tests/cluster tests/e2e
-# The quick tests of tests/cluster also run in `make test`.
-ONLY_TEST_CLUSTER := $(filter-out %/test_delivery.py %/test_harness.py,$(wildcard tests/cluster/test_*.py))
+	CHAT_TEST_PROCESSES=2 $(PYTEST) tests/cluster tests/e2e
+# One file of tests/cluster also runs in `make test`.
+ONLY_TEST_CLUSTER := $(filter-out %/test_delivery.py,$(wildcard tests/cluster/test_*.py))
 
 # As on a machine without the optional programs: collect all tests, and run those that need most of these programs.
 test-bare: $(VENV)/.dev

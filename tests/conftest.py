@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Start one worker more than there are cores, because workers often wait."""
-    return (os.cpu_count() or 1) + 1
+    """Start two workers per core, because workers often wait."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
