@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
-.PHONY: run test test-cluster test-bare search soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
+.PHONY: run test test-cluster test-failures test-bare search soak autobahn fuzz revoke openapi lint bandit audit format bench bench-full screenshots lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -20,9 +20,12 @@ test: $(VENV)/.dev
 		$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term-missing) $(ONLY_TEST_CLUSTER:%=--ignore=%)
 
 # Several processes: the whole e2e suite on two processes behind a balancer that sends each request and each socket to
-# the next one, and tests/cluster.
+# the next one, and tests/cluster. In test-failures, processes, Redis and MongoDB fail under traffic.
+FAILURES := tests/cluster/test_failures.py tests/cluster/test_outages.py
 test-cluster: $(VENV)/.dev
-	CHAT_TEST_PROCESSES=2 $(PYTEST) tests/cluster tests/e2e
+	CHAT_TEST_PROCESSES=2 $(PYTEST) $(FAILURES:%=--ignore=%) tests/cluster tests/e2e
+test-failures: $(VENV)/.dev
+	$(PYTEST) $(FAILURES)
 # One file of tests/cluster also runs in `make test`.
 ONLY_TEST_CLUSTER := $(filter-out %/test_delivery.py,$(wildcard tests/cluster/test_*.py))
 
