@@ -21,9 +21,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 
 import httpx
 import pymysql
-import pytest
 
-from chat_server.conf import settings as conf_settings
 from tests import servers
 from tests.cluster.clock import ShiftedClock
 from tests.cluster.relay import Balancer, FaultyNetwork
@@ -41,8 +39,7 @@ from tests.servers import DatabaseServer
 
 T = TypeVar("T")
 
-# The number of processes of the e2e suite (tests/cluster/suite.py). With 1, every cluster has one process, which takes
-# the place of all others: this tests the tests before a server supports several processes.
+# The number of processes of the e2e suite (tests/cluster/suite.py).
 PROCESSES = int(os.environ.get("CHAT_TEST_PROCESSES", "0"))
 # A process counts as dead this many seconds after it was killed, and after it was frozen (contract).
 KILL_SECONDS = 1.0
@@ -240,7 +237,7 @@ class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
     @property
     def pids(self) -> list[int]:
         """The ids of all processes."""
-        return [process.server.process.pid for process in set(self._processes)]
+        return [process.server.process.pid for process in self._processes]
 
     def kill(self) -> None:
         """kill -9 for all processes."""
@@ -248,12 +245,12 @@ class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes."""
-        for process in set(self._processes):
+        for process in self._processes:
             process.server.send_signal(number)
 
     async def wait(self) -> int:
         """Wait until all processes end; return their exit code, which must be the same."""
-        return _same(await asyncio.gather(*(process.server.wait() for process in set(self._processes))))
+        return _same(await asyncio.gather(*(process.server.wait() for process in self._processes)))
 
     async def next_output(self) -> str:
         """Return the next line of the first process's standard output; "" at the end of all. JSON lines have a time."""
@@ -266,18 +263,6 @@ def _same(values: Sequence[T]) -> T:
     """Return the only value; fail if there are several."""
     [value] = set(values)
     return value
-
-
-def require_several_processes() -> None:
-    """Fail while the server does not support several processes; skip if this run uses one."""
-    if PROCESSES == 1:
-        pytest.skip("needs several processes; CHAT_TEST_PROCESSES is 1")
-    if "processes" not in {field for group in vars(conf_settings).values() for field in _fields(group)}:
-        pytest.fail("the setting Processes does not exist yet (issue 20)", pytrace=False)
-
-
-def _fields(group: object) -> Sequence[str]:
-    return getattr(group, "__struct_fields__", ())
 
 
 def data_name(folder: Path) -> str:
@@ -302,14 +287,13 @@ async def cluster(
     `port` is the port of the balancer, `log` the log of all processes (default: one log each). `clocks`: each process
     has a wall clock of its own. A second call with the same `folder` uses the same data.
     """
-    if PROCESSES != 1 and count > 1:
-        require_several_processes()
+    if count > 1:
         settings["Processes"] = "many"
     environ = await asyncio.to_thread(databases.environ, data_name(folder))
     tokens: dict[str, str] = {}
     processes = [
         ServerProcess(number, folder / f"process{number}", tokens, databases, environ, settings, clock=clocks, log=log)
-        for number in range(1 if PROCESSES == 1 else count)
+        for number in range(count)
     ]
     async with AsyncExitStack() as stack:
         for process in processes:
@@ -317,7 +301,7 @@ async def cluster(
         await asyncio.gather(*(process.start() for process in processes))
         balancer = await stack.enter_async_context(Balancer([process.port for process in processes], port).running())
         commands = environ | {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in settings.items()}
-        running = ProcessGroup(processes * (count // len(processes)), balancer, tokens, commands)
+        running = ProcessGroup(processes, balancer, tokens, commands)
         await running.add_users(*users)
         yield running
 

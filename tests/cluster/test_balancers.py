@@ -7,21 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests import needs
-from tests.cluster.harness import Databases, ProcessGroup, cluster, require_several_processes, within
+from tests.cluster.harness import Databases, ProcessGroup, cluster, within
 from tests.e2e.test_metrics import scraped
 from tests.e2e.test_proxies import RunningProxy, Sample, nginx, running_proxy, sample
 from tests.harness import PASSWORD, ChatClient
 
 __all__ = ["sample"]
-
-
-@pytest.fixture(autouse=True)
-def several_processes() -> None:
-    require_several_processes()
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ from tests.cluster.harness import (
     ProcessGroup,
     at_most,
     cluster,
-    require_several_processes,
     within,
 )
 from tests.e2e.http_helpers import check_success, post
@@ -188,7 +187,6 @@ async def test_the_members_of_a_group_are_online_on_any_process(three: ProcessGr
 
 async def test_users_of_a_killed_process_are_offline_within_a_second(three: ProcessGroup) -> None:
     """40019, the count of op 6, and after the usual five seconds op 7 and presence."""
-    require_several_processes()
     await three.make_contacts("1", "2")
     await asyncio.sleep(GRACE_SECONDS + 1)  # then both are offline
     async with three[0].chat("1", "2", sync=True) as one, three[1].chat("2", "1"):
@@ -210,7 +208,6 @@ async def test_users_of_a_killed_process_are_offline_within_a_second(three: Proc
 
 async def test_users_of_a_frozen_process_are_offline_in_11_seconds(three: ProcessGroup) -> None:
     """After SIGCONT, they are online again or their sockets are closed."""
-    require_several_processes()
     await three.make_contacts("1", "2")
     async with three[0].chat("1", "2") as one, three[1].chat("2", "1"), three[1].frozen():
 
@@ -226,7 +223,6 @@ async def test_users_of_a_frozen_process_are_offline_in_11_seconds(three: Proces
 
 async def test_a_lifted_limit_is_told_after_a_kill(databases: Databases, tmp_path: Path) -> None:
     """40021 comes from the process that stored the answer; the death of a third process does not delay it."""
-    require_several_processes()
     async with (
         cluster(tmp_path, databases, 3, users=("1", "2"), StrangerLimit=1) as three,
         three[0].chat("1", "2") as one,

@@ -16,7 +16,6 @@ from tests.cluster.harness import (
     ProcessGroup,
     at_most,
     cluster,
-    require_several_processes,
     within,
 )
 from tests.cluster.relay import FaultyNetwork
@@ -40,12 +39,10 @@ async def change_password(three: ProcessGroup) -> None:
 
 
 async def disable(three: ProcessGroup) -> None:
-    require_several_processes()  # a single process finds the change at its next heartbeat
     await three.command("user", "disable", LEAVING)
 
 
 async def remove(three: ProcessGroup) -> None:
-    require_several_processes()
     await three.command("user", "remove", LEAVING, "--messages", "keep")
 
 
@@ -199,7 +196,6 @@ async def test_upgrades_in_progress_get_no_lasting_socket(databases: Databases, 
 @ENDINGS
 async def test_an_ending_waits_for_a_frozen_process(databases: Databases, tmp_path: Path, end: End) -> None:
     """The answer comes within 11 s. After SIGCONT, the frozen process processes none of its buffered frames."""
-    require_several_processes()
     async with serving(databases, tmp_path) as three, AsyncExitStack() as stack:
         frozen = three[2]
         three.balancer.ports.remove(frozen.port)
@@ -220,7 +216,6 @@ async def test_an_ending_waits_for_a_frozen_process(databases: Databases, tmp_pa
 
 async def test_a_command_fails_if_its_subscription_is_half_open(databases: Databases, tmp_path: Path) -> None:
     """It waits for a frozen process, and must not wait for a confirmation that cannot arrive."""
-    require_several_processes()
     async with serving(databases, tmp_path) as three, FaultyNetwork(lambda: databases.redis.port).running() as network:
         environ = {**three.environ, "CHAT_REDIS_REDISADDR": f"127.0.0.1:{network.port}"}
 
@@ -239,7 +234,6 @@ async def test_a_command_fails_if_its_subscription_is_half_open(databases: Datab
 
 async def test_messages_are_erased_when_no_process_continues_them(databases: Databases, tmp_path: Path) -> None:
     """tests/contract/test_chain.py shows that the writers then agree; here, only how long the command waits."""
-    require_several_processes()
     async with serving(databases, tmp_path) as three:
         command = await run_py("user", "remove", LEAVING, "--messages", "delete", environ=three.environ)
         try:
@@ -253,7 +247,6 @@ async def test_messages_are_erased_when_no_process_continues_them(databases: Dat
 
 async def test_a_frozen_process_delays_only_its_own_endings(databases: Databases, tmp_path: Path) -> None:
     """While one process is frozen, messages between users of the others are stored and delivered at once."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[2].frozen(),

@@ -20,7 +20,6 @@ from tests.cluster.harness import (
     ServerProcess,
     cluster,
     receive_ids,
-    require_several_processes,
     within,
 )
 from tests.cluster.traffic import LIVE_SECONDS, USERS, pairs_of, serving, traffic
@@ -37,7 +36,6 @@ OLD_VERSION = os.environ.get("CHAT_TEST_OLD_VERSION")
 
 async def test_a_message_stored_but_not_published_arrives(databases: Databases, tmp_path: Path) -> None:
     """The process is killed in between. The receiver, on another process, does nothing for it."""
-    require_several_processes()
     async with (
         cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0) as three,
         three[1].chat("2", "1") as two,
@@ -62,7 +60,6 @@ async def test_a_message_stored_but_not_published_arrives(databases: Databases, 
 
 async def test_a_process_without_redis_is_killed(databases: Databases, tmp_path: Path) -> None:
     """It stores messages until its lease ends, but cannot publish them. It is killed before it reaches Redis again."""
-    require_several_processes()
     async with serving(databases, tmp_path) as three, three[1].chat("2", "1") as two:
         async with three[0].chat("1", "2") as one, three[0].redis.unreachable():
             await asyncio.sleep(3)  # the other processes have read again, because this one no longer listens
@@ -94,7 +91,6 @@ async def test_a_frozen_process_loses_and_reorders_nothing(databases: Databases,
 
 async def test_a_frozen_process_processes_no_buffered_frame(databases: Databases, tmp_path: Path) -> None:
     """It answers store_away to what arrived after its lease; the sockets stay open."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[2].chat("1", "2") as one,
@@ -111,7 +107,6 @@ async def test_a_frozen_process_processes_no_buffered_frame(databases: Databases
 @pytest.mark.parametrize(("op", "content"), [(2, "-200"), (3, "")])
 async def test_a_page_in_progress_stops_at_a_lapse(databases: Databases, tmp_path: Path, op: int, content: str) -> None:
     """The process is frozen in the middle of a page that its client does not read. It sends no further message."""
-    require_several_processes()
     count = 200
     async with serving(databases, tmp_path, HeartbeatSeconds=60) as three:
         await raw.store_messages(three[0], "1", "2", count)
@@ -159,7 +154,6 @@ async def unable_to_read_again(process: ServerProcess) -> AsyncIterator[None]:
 
 async def test_a_gap_while_mongodb_is_away(databases: Databases, tmp_path: Path) -> None:
     """Messages wait in order until MongoDB is back, also after a second gap. A logout does not wait."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[0].chat("1", "2") as one,
@@ -185,7 +179,6 @@ async def test_a_gap_while_mongodb_is_away(databases: Databases, tmp_path: Path)
 
 async def test_a_block_stops_messages_that_wait_for_a_gap(databases: Databases, tmp_path: Path) -> None:
     """After its answer, neither messages that are read again nor those that arrived meanwhile are delivered."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[0].chat("1", "2") as one,
@@ -206,7 +199,6 @@ async def test_a_block_stops_messages_that_wait_for_a_gap(databases: Databases, 
 
 async def test_messages_of_a_deaf_time_arrive_late(databases: Databases, tmp_path: Path) -> None:
     """While the receiver's process is deaf, a message is stored and acknowledged; it arrives without any action."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[0].chat("1", "2") as one,
@@ -224,7 +216,6 @@ async def test_messages_of_a_deaf_time_arrive_late(databases: Databases, tmp_pat
 
 async def test_a_message_read_elsewhere_arrives_after_a_gap(databases: Databases, tmp_path: Path) -> None:
     """Another device confirms it meanwhile. A socket that opened later got it from the history, and gets it no more."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[0].chat("1", "2") as one,
@@ -248,7 +239,6 @@ async def test_a_message_read_elsewhere_arrives_after_a_gap(databases: Databases
 
 async def test_sync_sockets_are_closed_after_a_gap(databases: Databases, tmp_path: Path) -> None:
     """With 1001, because marks and deletions have no log; plain sockets of the same user stay open."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[1].chat("1", sync=True) as sync,
@@ -266,7 +256,6 @@ async def test_sync_sockets_are_closed_after_a_gap(databases: Databases, tmp_pat
 
 async def test_a_lapse_closes_sync_sockets_of_its_process(databases: Databases, tmp_path: Path) -> None:
     """Those of the other processes stay open: they have missed only what the frozen process did not publish."""
-    require_several_processes()
     async with (
         serving(databases, tmp_path) as three,
         three[1].chat("1", sync=True) as sync,
@@ -306,7 +295,6 @@ async def test_clocks_two_seconds_apart_reorder_nothing(databases: Databases, tm
 
 
 async def test_a_clock_six_seconds_off_stops_a_start(databases: Databases, tmp_path: Path) -> None:
-    require_several_processes()
     async with serving(databases, tmp_path, clocks=True) as three:
         await three[2].stop()
         clock = three[2].clock
@@ -320,7 +308,6 @@ async def test_a_clock_six_seconds_off_stops_a_start(databases: Databases, tmp_p
 
 async def test_a_clock_that_jumps_six_seconds_is_refused(databases: Databases, tmp_path: Path) -> None:
     """The process acknowledges nothing while its clock is wrong."""
-    require_several_processes()
     async with serving(databases, tmp_path, clocks=True) as three:
         await three.make_contacts("1", "2")
         async with three[2].chat("1", "2") as one:

@@ -14,7 +14,6 @@ from tests.cluster.harness import (
     at_most,
     cluster,
     receive_ids,
-    require_several_processes,
     within,
 )
 from tests.e2e import group_helpers
@@ -82,7 +81,6 @@ async def test_changes_of_members_reach_all_processes_once(three: ProcessGroup) 
 
 async def test_a_removed_user_leaves_groups_on_all_processes(databases: Databases, tmp_path: Path) -> None:
     """`user remove` returns when they do, long before a heartbeat."""
-    require_several_processes()
     async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0, HeartbeatSeconds=600) as three:
         await group_helpers.create(three, "1", GROUP, "2", "3")
         async with three[1].chat("2", sync=True) as two, three[2].chat("3", sync=True) as other:
@@ -102,7 +100,6 @@ async def test_a_removed_user_leaves_groups_on_all_processes(databases: Database
 
 async def test_a_process_that_was_frozen_knows_a_removal(databases: Databases, tmp_path: Path) -> None:
     """It had the name and the group in its caches, and finds the change when it joins again."""
-    require_several_processes()
     async with cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0, HeartbeatSeconds=600) as three:
         await group_helpers.create(three, "1", GROUP, "2", "3")
         async with three[2].chat("2", "1") as two:
@@ -209,7 +206,6 @@ async def test_nothing_passes_after_the_answer_to_a_change(three: ProcessGroup, 
 @pytest.mark.parametrize("change", ["remove", "block"])
 async def test_a_change_waits_for_a_frozen_process(three: ProcessGroup, change: str) -> None:
     """The answer comes within 11 s, and no frame in a buffer of the frozen process is stored afterwards."""
-    require_several_processes()
     to = GROUP if change == "remove" else "1"
     three.balancer.ports.remove(three[2].port)
     async with three[2].chat("2") as two:

@@ -12,7 +12,6 @@ from tests.cluster.harness import (
     KILL_SECONDS,
     Databases,
     cluster,
-    require_several_processes,
     within,
 )
 from tests.e2e.http_helpers import check_refusal, post, try_login, try_upgrade
@@ -82,7 +81,6 @@ async def test_simultaneous_upgrades_do_not_exceed_the_limit(databases: Database
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_dead_process_frees_the_places_of_its_sockets(databases: Databases, tmp_path: Path, how: str) -> None:
-    require_several_processes()
     async with cluster(tmp_path, databases, 3, users=("1",), SocketsPerUser=3) as three, AsyncExitStack() as stack:
         for _ in range(3):
             await stack.enter_async_context(three[2].chat("1"))

@@ -5,14 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import Databases, ProcessGroup, ServerProcess, cluster, require_several_processes, within
+from tests.cluster.harness import Databases, ProcessGroup, ServerProcess, cluster, within
 from tests.e2e.http_helpers import check_refusal, check_success, send_request
 from tests.e2e.test_metrics import Scraped, check_documented, scraped
-
-
-@pytest.fixture(autouse=True)
-def several_processes() -> None:
-    require_several_processes()
 
 
 @pytest.fixture

@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.cluster.harness import Databases, cluster, require_several_processes
+from tests.cluster.harness import Databases, cluster
 from tests.faults.stores import start_error
 from tests.harness import one_process_server, run_command
-
-
-@pytest.fixture(autouse=True)
-def several_processes() -> None:
-    require_several_processes()
 
 
 def environ(databases: Databases, folder: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIt
     settings: dict[str, Any] = {"StrangerLimit": 0, "StoreTimeout": 2, "HeartbeatSeconds": 5}
     async with cluster(folder, databases, 3, users=USERS, **{**settings, **options}) as three:
         yield three
-        for process in set(three):
+        for process in three:
             assert process.server.process.returncode is None, process.log.read_text()[-2000:]
             assert "exception=" not in process.log.read_text()
 
