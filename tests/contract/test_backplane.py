@@ -349,8 +349,10 @@ async def test_items_after_a_gap_wait_for_the_recovery(processes: list[Backplane
     assert two.items == []
     two.may_recover.set()
     await until(lambda: (["bob"], b"second") in two.items)
-    assert [payload for _, payload in two.items if payload != b"recovered"] == [b"first", b"second"]
-    assert two.items[0] == two.items[-2] == ([], b"recovered")
+    payloads = [payload for _, payload in two.items]
+    assert [payload for payload in payloads if payload != b"recovered"] == [b"first", b"second"]
+    assert b"recovered" in payloads[: payloads.index(b"first")]
+    assert b"recovered" in payloads[payloads.index(b"first") : payloads.index(b"second")]
     assert len(two.own_gaps) >= 4
 
 
@@ -406,7 +408,7 @@ async def test_a_failed_publication_is_a_gap_for_the_others(
     assert two.gaps == three.gaps == [12345]
     assert two.own_gaps == three.own_gaps == []
     assert one.gaps == []
-    assert not one.backplane._lost_since
+    await until(lambda: not one.backplane._lost_since)
 
 
 async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[BackplaneProcess]) -> None:
