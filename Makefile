@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n $$(($$(nproc) * 2)) --dist loadfile --no-lo
 # were skipped. A temporary folder for its data keeps concurrent runs apart.
 test: $(VENV)/.dev
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && COVERAGE_FILE="$$folder/coverage" \
-		$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term-missing) $(ONLY_TEST_CLUSTER:%=--ignore=%)
+		$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term-missing) --ignore=tests/cluster
 
 # Several processes: the whole e2e suite on two processes behind a balancer that sends each request and each socket to
 # the next one, and tests/cluster. In test-failures, processes, Redis and MongoDB fail under traffic.
@@ -26,8 +26,6 @@ test-cluster: $(VENV)/.dev
 	CHAT_TEST_PROCESSES=2 $(PYTEST) $(FAILURES:%=--ignore=%) tests/cluster tests/e2e
 test-failures: $(VENV)/.dev
 	$(PYTEST) $(FAILURES)
-# One file of tests/cluster also runs in `make test`.
-ONLY_TEST_CLUSTER := $(filter-out %/test_delivery.py,$(wildcard tests/cluster/test_*.py))
 
 # As on a machine without the optional programs: collect all tests, and run those that need most of these programs.
 test-bare: $(VENV)/.dev

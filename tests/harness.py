@@ -414,14 +414,14 @@ async def one_process_server(
     coverage: bool = True,
     log: Path | None = None,
     run_py: Path | None = None,
-    forked: bool = False,
     **settings: Any,
 ) -> AsyncIterator[SubprocessServer]:
     """Run a server in its own process with its data in `folder`; kill it at the end if it still runs.
 
     `stores` contains environment variables that select other stores. `prefix` is a command that runs the server, such
-    as strace. `coverage=False` saves the CPU time of the measurement. `log` is folder/../server.log by default.
-    `run_py` is the program of another version of the server. `forked`: start faster, without `prefix`.
+    as strace. `run_py` is the program of another version of the server. `log` is folder/../server.log by default.
+    `coverage=False`: coverage does not measure it, which would take CPU time. Without all of these, the server is
+    forked, and so starts faster (tests/forked.py).
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
@@ -430,7 +430,7 @@ async def one_process_server(
     environ = {**(CLEAN_ENVIRON if coverage else UNCOUNTED_ENVIRON), **(stores or {})}
     program, arguments = run_py or ROOT / "run.py", ("--config", str(config))
     child: asyncio.subprocess.Process | ForkedProcess
-    if forked:
+    if coverage and not (prefix or run_py):
         child = await ForkedProcess.start(program, *arguments, environ=environ, errors=log)
     else:
         with log.open("ab") as errors:

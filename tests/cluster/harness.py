@@ -26,9 +26,7 @@ from tests import servers
 from tests.cluster.clock import ShiftedClock
 from tests.cluster.relay import Balancer, FaultyNetwork
 from tests.harness import (
-    CLEAN_ENVIRON,
     TIMEOUT,
-    UNCOUNTED_ENVIRON,
     ChatClient,
     ServerHandle,
     SubprocessServer,
@@ -128,8 +126,6 @@ class ServerProcess(ServerHandle):
         }
         prefix = self.clock.prefix if self.clock else ()
         settings = {**self._settings, "HttpPort": self.port}
-        # A fork can neither preload a clock nor contain another version, and is not measured by coverage.
-        forked = not (prefix or self.run_py or CLEAN_ENVIRON != UNCOUNTED_ENVIRON)
         self._server = await self._stack.enter_async_context(
             one_process_server(
                 self.folder / "data",
@@ -137,7 +133,6 @@ class ServerProcess(ServerHandle):
                 stores=stores,
                 log=self.log,
                 run_py=self.run_py,
-                forked=forked,
                 **settings,
             )
         )
