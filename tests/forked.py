@@ -3,6 +3,7 @@ imported the server.
 """
 
 import asyncio
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -82,4 +83,7 @@ def _run(program: Path, arguments: tuple[str, ...], environ: dict[str, str], out
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = [str(program), *arguments]
-    runpy.run_path(str(program), run_name="__main__")
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends its processes without them
