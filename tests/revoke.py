@@ -116,7 +116,7 @@ class _Writer(_SocketListener):
     async def newest(self, user: str, *, late: bool = False) -> str:
         """Return the id of the newest message from `user`. With `late`, then send a message that no socket may get."""
         async with self._lock, asyncio.timeout(TIMEOUT):
-            self.send(2, "-20", user)
+            self.send(2, "-200", user)  # messages to the user may follow
             newest = ""
             while (frame := await self._answers.get())["type"] == 2:
                 newest = frame["id"] if frame["from"] == user else newest
