@@ -20,8 +20,8 @@ test: $(VENV)/.dev
 		$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term-missing) --ignore=tests/cluster
 
 # Several processes: the whole e2e suite on two processes behind a balancer that sends each request and each socket to
-# the next one, and tests/cluster. In test-failures, processes, Redis and MongoDB fail under traffic.
-FAILURES := tests/cluster/test_failures.py tests/cluster/test_outages.py
+# the next one, and tests/cluster. In test-failures, sessions end, and processes, Redis and MongoDB fail, under traffic.
+FAILURES := $(addprefix tests/cluster/test_,endings.py failures.py outages.py)
 test-cluster: $(VENV)/.dev
 	CHAT_TEST_PROCESSES=2 $(PYTEST) $(FAILURES:%=--ignore=%) tests/cluster tests/e2e
 test-failures: $(VENV)/.dev
