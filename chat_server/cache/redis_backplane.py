@@ -221,7 +221,7 @@ class RedisBackplane:
                 await close(subscription)
                 subscription = await self._subscribe_again()
                 self._subscribed, self._elsewhere = True, False
-                self._append(Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True))
+                self._note_gap(own=True)
         finally:
             await close(subscription)
 
@@ -245,7 +245,7 @@ class RedisBackplane:
                 await self._watch()
                 if self._directory.incomplete:  # the others may have published meanwhile what belongs here
                     self._directory.incomplete = False
-                    self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
+                    self._note_gap(own=False)
                 if self._lost_since:  # tell the others, even if nothing else is to be published
                     await self.publish([Item([], b"")])
             except StoreUnavailable:
@@ -266,20 +266,27 @@ class RedisBackplane:
         if ended:
             # They may have stored messages that they did not publish. A node that listens no more can store until its
             # lease ends, so the end of the lease counts, too.
-            self._append(Gap(self._clock.now() - PUBLISHED_WITHIN, asyncio.Event(), own=False))
+            self._note_gap(own=False)
         for name in listening - self._known:
             users = await self._directory.users_of(name)
             self._listening.add(name)
             self._receiver.appeared(name, users)
         self._known = self._listening
 
+    def _note_gap(self, *, own: bool) -> Gap:
+        """Let a recovery wait for its turn: from the last probe that arrived if `own`, otherwise from now."""
+        gap = Gap((self._probed if own else self._clock.now()) - PUBLISHED_WITHIN, asyncio.Event(), own)
+        self._append(gap)
+        return gap
+
     def _append(self, entry: bytes | Gap) -> None:
         """Let what arrived wait for its turn."""
         size = len(entry) if isinstance(entry, bytes) else 0
         if self._waiting_bytes + size > MAX_WAITING:
             self._waiting = deque(waiting for waiting in self._waiting if isinstance(waiting, Gap))
-            self._waiting_bytes, size = 0, 0
-            entry = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True)
+            self._waiting_bytes = 0
+            self._note_gap(own=True)
+            return
         self._waiting.append(entry)
         self._waiting_bytes += size
         self._arrived.set()
@@ -388,9 +395,7 @@ class RedisBackplane:
         """Subscribe to the channel of the node's other name, and return when the node has recovered."""
         self._reading.cancel()
         await self.open()
-        gap = Gap(self._probed - PUBLISHED_WITHIN, asyncio.Event(), own=True)
-        self._append(gap)
-        await gap.closed.wait()
+        await self._note_gap(own=True).closed.wait()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -120,6 +120,7 @@ class RedisNode:
             await recovering
         finally:
             recovering.cancel()
+            await asyncio.gather(recovering, return_exceptions=True)
         self._rejoining = False
         log.info("node joined again", extra={"node": self.name})
 

@@ -284,10 +284,9 @@ class UserAdmin:
         """
         if self._no_server:
             return
-        several = (
-            self._settings.stores.processes == "many"
-        )  # they know already, and their clocks differ by at most 10 s
-        seconds = CACHED_SECONDS + 10 if several else self._settings.sockets.heartbeat_seconds
+        seconds = self._settings.sockets.heartbeat_seconds
+        if self._settings.stores.processes == "many":  # they know already, and their clocks differ by at most 10 s
+            seconds = CACHED_SECONDS + 10
         seconds += 2 * self._settings.stores.store_timeout
         print(f"waiting {seconds:g} s until a running server has closed all sockets of the user", file=sys.stderr)
         await asyncio.sleep(seconds)

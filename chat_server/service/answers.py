@@ -55,10 +55,7 @@ class Answers:
         socket = batch.socket
         for receiver in batch.unblocked:
             allowed_again = self._frames.answer(receiver, Status.ALLOWED_AGAIN, socket.user)
-            for other in self._registry.sockets(receiver):
-                other.send(allowed_again)
-            if self._registry.forward:
-                self._registry.forward([receiver], allowed_again, to_all=True)
+            self._registry.notify([receiver], allowed_again, to_all=True)
         results, outboxes = iter(batch.results), 0
         statuses: list[Status] = []
         for to, requests in groupby(batch.requests, _TO):
@@ -173,9 +170,7 @@ class Answers:
     def _copy(self, sender: Socket, frames: Sequence[bytes]) -> None:
         """Send messages to the sender's other devices."""
         if sender.user in self._registry.sync_users:
-            together = b"".join(frames)
-            for other in self._registry.sync_sockets(sender.user, without=sender):
-                other.send(together)
+            self._registry.notify_here([sender.user], b"".join(frames), without=sender)
 
 
 class RecentNumbers:

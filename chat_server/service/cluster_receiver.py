@@ -68,12 +68,7 @@ class ClusterReceiver:
             if message.sender in users:
                 self._registry.notify_here([message.sender], self._frames.live(message, message.time))
         elif isinstance(packet, Notice):
-            if not packet.to_all:
-                self._registry.notify_here(users, packet.frame, optional=packet.optional)
-            else:
-                for user in users:
-                    for socket in self._registry.sockets(user):
-                        socket.send(packet.frame)
+            self._registry.notify_here(users, packet.frame, to_all=packet.to_all, optional=packet.optional)
         elif isinstance(packet, BroadcastMessage):
             frame = self._frames.broadcast(packet.sender, packet.content, packet.time)
             await self._registry.broadcast(packet.sender, frame)

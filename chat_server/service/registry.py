@@ -134,19 +134,34 @@ class Registry:
         return users.keys() if self.forward else self._sockets.keys() & users.keys()
 
     def notify(
-        self, users: Collection[str], frame: bytes, *, without: Socket | None = None, optional: bool = False
+        self,
+        users: Collection[str],
+        frame: bytes,
+        *,
+        without: Socket | None = None,
+        to_all: bool = False,
+        optional: bool = False,
     ) -> None:
-        """Send a frame to the sync sockets of users, at all processes; an `optional` one only while there is room."""
-        self.notify_here(users, frame, without=without, optional=optional)
+        """Send a frame to the sync sockets of users except `without`, or `to_all` their sockets, at all processes.
+
+        An `optional` frame is sent only while there is room.
+        """
+        self.notify_here(users, frame, without=without, to_all=to_all, optional=optional)
         if self.forward:
-            self.forward(users, frame, optional=optional)
+            self.forward(users, frame, to_all=to_all, optional=optional)
 
     def notify_here(
-        self, users: Iterable[str], frame: bytes, *, without: Socket | None = None, optional: bool = False
+        self,
+        users: Iterable[str],
+        frame: bytes,
+        *,
+        without: Socket | None = None,
+        to_all: bool = False,
+        optional: bool = False,
     ) -> None:
         """As `notify`, but only at this process."""
         for user in users:
-            for socket in self.sync_sockets(user, without):
+            for socket in self.sockets(user) if to_all else self.sync_sockets(user, without):
                 (socket.offer if optional else socket.send)(frame)
 
     def online(self, user: str) -> bool:
