@@ -60,8 +60,8 @@ class Gap(NamedTuple):
     """
 
     since: int
-    closed: asyncio.Event
     own: bool
+    closed: asyncio.Event
 
 
 class RedisBackplane:
@@ -81,10 +81,11 @@ class RedisBackplane:
         self.set_sockets, self.count_users = self._directory.set_sockets, self._directory.count_users
         self._publishing: Batcher[Sequence[Item], list[int]] = Batcher(self._publish_calls, most=MAX_CALLS)
         self._lost_since = 0  # items published since could not be published
-        self._waiting: deque[bytes | Gap] = deque()
+        self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
+        self._gap: Gap | None = None  # all gaps for which no recovery has begun
         self._arrived = asyncio.Event()
-        self._probed = clock.now()  # when the last probe was published that arrived
+        self._probed = clock.now()  # what was published before has been handled or read again
         self._subscribed = False
         self._counts = NodeCounts()
         self._changes = RedisChanges(scripts, self._channels, self.name, node.lapsed, self._counts)
@@ -273,58 +274,64 @@ class RedisBackplane:
             self._receiver.appeared(name, users)
         self._known = self._listening
 
-    def _note_gap(self, *, own: bool) -> Gap:
-        """Let a recovery wait for its turn: from the last probe that arrived if `own`, otherwise from now."""
-        gap = Gap((self._probed if own else self._clock.now()) - PUBLISHED_WITHIN, asyncio.Event(), own)
-        self._append(gap)
-        return gap
+    def _note_gap(self, since: int | None = None, *, own: bool = False) -> asyncio.Event:
+        """Let the node recover before it handles what waits; without `since`, from now.
 
-    def _append(self, entry: bytes | Gap) -> None:
-        """Let what arrived wait for its turn."""
-        size = len(entry) if isinstance(entry, bytes) else 0
-        if self._waiting_bytes + size > MAX_WAITING:
-            self._waiting = deque(waiting for waiting in self._waiting if isinstance(waiting, Gap))
-            self._waiting_bytes = 0
-            self._note_gap(own=True)
-            return
-        self._waiting.append(entry)
-        self._waiting_bytes += size
+        One recovery is enough for all gaps that were noted before it begins. Returns an event that it sets at its end.
+        """
+        if since is None:
+            since = self._clock.now() - PUBLISHED_WITHIN
+        gap = self._gap or Gap(since, own, asyncio.Event())
+        self._gap = Gap(min(gap.since, since), gap.own or own, gap.closed)
         self._arrived.set()
+        return gap.closed
 
     def _arrive(self, message: bytes) -> None:
-        """Take a message of the channel.
+        """Take a message of the channel."""
+        sender, since, _ = parse_header(message)
+        if since and sender != self._node.name:  # the number of a probe is its time
+            self._note_gap(since)
+        self._queue(message)
+
+    def _queue(self, message: bytes) -> None:
+        """Let a message wait for its turn. If there is no room, drop all that wait and read them again.
 
         During a recovery, changes and confirmations do not wait: it may last as long as an outage, and it may itself
         wait for a lock whose holder waits for this node. The receiver checks what it delivers against the new state.
         """
-        if not (self._recovering and self._take_change(message)):
-            self._append(message)
+        if self._recovering and self._take_change(message):
+            return
+        if self._waiting_bytes + len(message) > MAX_WAITING:
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._note_gap(own=True)
+            return
+        self._waiting.append(message)
+        self._waiting_bytes += len(message)
+        self._arrived.set()
 
     async def _consume(self) -> None:
-        """Handle what arrived, one after the other."""
+        """Handle gaps and what arrived, one after the other."""
         while True:
-            while self._waiting:
-                entry = self._waiting.popleft()
+            self._arrived.clear()
+            while self._gap or self._waiting:
                 try:
-                    if isinstance(entry, Gap):
-                        await self._recover(entry)
+                    if self._gap:
+                        await self._recover(self._gap)
                     else:
-                        self._waiting_bytes -= len(entry)
-                        await self._handle(entry)
+                        message = self._waiting.popleft()
+                        self._waiting_bytes -= len(message)
+                        await self._handle(message)
                 except Exception:  # the next one must be handled
                     log.exception("item failed")
-            self._arrived.clear()
             await self._arrived.wait()
 
     async def _recover(self, gap: Gap) -> None:
-        self._recovering = True
+        self._gap, self._recovering = None, True
         try:
             waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-            for entry in waiting:  # changes no longer wait
-                if isinstance(entry, Gap):
-                    self._append(entry)
-                else:
-                    self._arrive(entry)
+            for message in waiting:  # changes no longer wait
+                self._queue(message)
             with self._counts.recovery(own=gap.own):
                 await self._read_again(gap)
         finally:
@@ -332,11 +339,16 @@ class RedisBackplane:
             gap.closed.set()
 
     async def _read_again(self, gap: Gap) -> None:
+        since = min(gap.since, self._probed - PUBLISHED_WITHIN) if gap.own else gap.since
         while True:
+            began = self._clock.now()
             try:
                 await self._directory.write_all()
                 self._known = set()
-                return await self._receiver.recover(gap.since, own=gap.own)
+                await self._receiver.recover(since, own=gap.own)
+                if gap.own:
+                    self._probed = began
+                return
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"error": str(error)})
                 await asyncio.sleep(PROBE_SECONDS)
@@ -344,10 +356,8 @@ class RedisBackplane:
     async def _handle(self, message: bytes) -> None:
         sender, since, place = parse_header(message)
         if sender == self._node.name:
-            self._probed = since
+            self._probed = max(self._probed, since)
             return
-        if since:
-            await self._recover(Gap(since, asyncio.Event(), own=False))
         if self._take_change(message):
             return
         for content, users in records(message, place):
@@ -395,7 +405,7 @@ class RedisBackplane:
         """Subscribe to the channel of the node's other name, and return when the node has recovered."""
         self._reading.cancel()
         await self.open()
-        await self._note_gap(own=True).closed.wait()
+        await self._note_gap(own=True).wait()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
