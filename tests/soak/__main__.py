@@ -104,8 +104,6 @@ def main() -> int:
         databases = stack.enter_context(servers.running()) if args.stores != "embedded" else []
         test = soak_cluster if args.stores == "cluster" else soak
         ledger = asyncio.run(test(args.seed, args.minutes * 60, folder, databases))
-    for fault in ledger.faults:
-        print(f"FAULT: {fault}")
     print(json.dumps({**vars(args), "folder": str(folder), **ledger.counts}))
     return 1 if ledger.counts["faults"] else 0
 

@@ -23,6 +23,8 @@ OF_NETWORKS = {
     "cut mongodb": 2,
 }
 
+# The longest pause between two disruptions of one kind, in seconds. With shorter ones, hardly any message is accepted.
+MAX_PAUSE = 10.0
 START_TRIES = 5
 
 Action = Callable[[str, random.Random], Awaitable[None]]
@@ -57,7 +59,7 @@ class _ClusterDisruptions:
         rng = random.Random(f"{self._run.seed} {' '.join(kinds)}")
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            await asyncio.sleep(rng.uniform(0.5, 4))
+            await asyncio.sleep(rng.uniform(0.5, MAX_PAUSE))
             [kind] = rng.choices(list(kinds), list(kinds.values()))
             self._run.ledger.counts[kind] += 1
             await action(kind, rng)

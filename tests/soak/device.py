@@ -118,7 +118,7 @@ class Device:
                 await client.send(list(self._outbox))
                 await client.read_answers()
             if self._outbox:
-                await asyncio.sleep(0.1)  # a store is away
+                await asyncio.sleep(self._random.uniform(0.1, 1))  # a store is away
             elif not self.draining:
                 [action] = self._random.choices(list(self._actions), list(self._actions.values()))
                 await action(client)

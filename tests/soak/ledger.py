@@ -1,8 +1,10 @@
 """What the clients of a soak test observed: sent messages, answers and received frames; no state of the server."""
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import strftime
 
 from tests.harness import Frame
 
@@ -100,10 +102,11 @@ class Ledger:
         self.sent[message.sender, message.receiver, message.id] = message
 
     def fault(self, why: str) -> None:
-        """Record a broken promise."""
+        """Record a broken promise, and print it: the rest of the run may add to what the logs say about it."""
         self.counts["faults"] += 1
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(why)
+            print(f"FAULT at {strftime('%H:%M:%S')}: {why}", file=sys.stderr, flush=True)
 
     def acknowledge(self, message: SentMessage, time: int) -> None:
         """Record an acknowledgement."""
