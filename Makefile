@@ -39,8 +39,8 @@ search: $(VENV)/.dev
 		tests/protocol_model/test_protocol_model.py
 
 # The soak test: clients use a server that is killed again and again; at the end, a checker compares the stores.
-# It prints its seed; SEED=n repeats the same actions. STORES=servers, and STORES=cluster with
-# four processes, need mariadb-server and redis-server.
+# It prints its seed; SEED=n repeats the same actions. STORES=servers, and STORES=cluster with four processes, need
+# mariadb-server and redis-server.
 MINUTES ?= 30
 STORES ?= embedded
 soak: $(VENV)/.dev

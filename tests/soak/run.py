@@ -24,7 +24,7 @@ STRANGER_LIMIT = 5
 FAST = Pace((1, 1, 2, 8, 32, 64), 0)
 PROCESSES = 4  # of a cluster
 # secantusd, which represents MongoDB, sorts without indexes and answers slowly.
-SLOW = Pace((1, 1, 2, 8, 32), 1)
+SLOW = Pace((1, 1, 2, 4, 8), 1)
 DRAIN_TIMEOUT = 120.0  # seconds in which every client must have sent its remaining messages
 
 
