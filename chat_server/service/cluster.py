@@ -70,12 +70,12 @@ class Cluster:
         return _count(published, publishing) if wait else None
 
     def forward_frame(
-        self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False
+        self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False, group: int = 0
     ) -> None:
         """A Forward of the registry."""
         names = list(users)
         if names and not (optional and self._backplane.congested()):
-            self._backplane.publish([Item(names, encode(Notice(frame, to_all, optional)))])
+            self._backplane.publish([Item(names, encode(Notice(frame, to_all, optional, group)))])
 
     async def broadcast(self, sender: str, content: str, time: int) -> int:
         """Publish a message to all online users. Returns how many others there are. Raises StoreUnavailable."""

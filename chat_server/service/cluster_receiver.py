@@ -1,13 +1,15 @@
 """What this process does for the other processes of its cluster."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 
 from chat_server.model.messages import Message, MessageLog
 from chat_server.service.answers import Answers
 from chat_server.service.blocks import Blocks
 from chat_server.service.frames import Frames
 from chat_server.service.groups import Groups
+from chat_server.service.live_groups import LiveGroup
 from chat_server.service.packets import (
     BlockChanged,
     BroadcastMessage,
@@ -63,11 +65,10 @@ class ClusterReceiver:
     async def received(self, users: Sequence[str], payload: bytes) -> None:
         packet = decode_packet(payload)
         if isinstance(packet, StoredMessage):
-            message = unpack(packet)
-            await self._receive(users, message)
-            if message.sender in users:
-                self._registry.notify_here([message.sender], self._frames.live(message, message.time))
+            await self._receive(users, unpack(packet))
         elif isinstance(packet, Notice):
+            if packet.group:
+                _, users = await self._members(packet.group, users)
             self._registry.notify_here(users, packet.frame, to_all=packet.to_all, optional=packet.optional)
         elif isinstance(packet, BroadcastMessage):
             frame = self._frames.broadcast(packet.sender, packet.content, packet.time)
@@ -81,21 +82,32 @@ class ClusterReceiver:
     def vanished(self, node: str) -> None:
         self._presence.appeared(node, set())
 
-    async def _receive(self, users: Collection[str], message: Message) -> None:
+    async def _receive(self, users: Sequence[str], message: Message) -> None:
         self._timeline.advance(message.time)  # an answer to it is later
         self._messages.saw(message)
-        if self._blocks.is_cached(message.receiver, message.sender):  # blocked since
-            return
-        users = [user for user in users if user != message.sender]
         group = None
         if message.group:
-            try:
-                group = await self._groups.live.get(message.group)
-            except StoreUnavailable as error:  # without it, the message is delivered and stays unread
-                log.warning("store unavailable", extra={"error": str(error)})
-        if group:  # a member may have been removed since
-            users = [user for user in users if group.members.get(user, message.time) < message.time]
-        self._answers.receive(message, users, group)
+            group, users = await self._members(message.group, users, message.time)
+        others = [user for user in users if user != message.sender]
+        if not self._blocks.is_cached(message.receiver, message.sender):  # blocked since
+            self._answers.receive(message, others, group)
+        if len(others) < len(users):
+            self._registry.notify_here([message.sender], self._frames.live(message, message.time))
+
+    async def _members(
+        self, number: int, users: Sequence[str], time: float = inf
+    ) -> tuple[LiveGroup | None, Sequence[str]]:
+        """Return the group of this number, and those of the users who joined it before `time` and are members still.
+
+        Without its store, all users: so what they receive stays unread.
+        """
+        try:
+            group = await self._groups.live.get(number)
+        except StoreUnavailable as error:
+            log.warning("store unavailable", extra={"error": str(error)})
+            return None, users
+        members = group.members if group else {}
+        return group, [user for user in users if members.get(user, time) < time]
 
     async def apply(self, payload: bytes) -> None:
         change = decode_change(payload)
@@ -162,7 +174,8 @@ class ClusterReceiver:
             if not message.group:
                 await self._receive([message.receiver], message)
             elif group := await self._groups.live.get(message.group):
-                await self._receive(self._registry.sockets_among(group.members).keys() - {message.sender}, message)
+                users = self._registry.sockets_among(group.members).keys() - {message.sender}
+                await self._receive(list(users), message)
 
 
 async def _nothing() -> None:

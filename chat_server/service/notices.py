@@ -33,7 +33,7 @@ class Notices:
 
     def position(self, by: Socket, group: LiveGroup, sender: str, id: str) -> None:
         """Tell the user's other devices up to which message of a group the user has read."""
-        self._send(by, (by.user,), group.name, Status.MARKED_READ, [f"{id}/{sender}"])
+        self._send(by, (by.user,), group, Status.MARKED_READ, [f"{id}/{sender}"])
 
     def deleted(self, by: Socket, peer: str, keys: Iterable[MessageKey | None]) -> None:
         """Tell both users which messages were deleted."""
@@ -44,7 +44,7 @@ class Notices:
         """Tell all members which of the messages that they may read were deleted."""
         for member, since in group.members.items():
             lines = [f"{found.id}/{found.sender}" for found in deleted if since < found.time]
-            self._send(by, (member,), group.name, Status.DELETED, lines)
+            self._send(by, (member,), group, Status.DELETED, lines)
 
     def group_changed(self, users: Iterable[str], group: str, lines: Sequence[str]) -> None:
         """Tell users at this process what changed in a group: `+NAME`, `-NAME`, or `!NAME` for a new owner."""
@@ -55,7 +55,8 @@ class Notices:
             for socket in listeners:
                 socket.send(frame)
 
-    def _send(self, by: Socket, users: Sequence[str], to: str, status: Status, lines: list[str]) -> None:
+    def _send(self, by: Socket, users: Sequence[str], to: str | LiveGroup, status: Status, lines: list[str]) -> None:
+        name, number = (to.name, to.key.number) if isinstance(to, LiveGroup) else (to, 0)
         for start in range(0, len(lines) if self._registry.may_listen(users) else 0, MAX_PAGE):
-            frame = self._frames.notice(by.user, to, status, lines[start : start + MAX_PAGE])
-            self._registry.notify(users, frame, without=by)
+            frame = self._frames.notice(by.user, name, status, lines[start : start + MAX_PAGE])
+            self._registry.notify(users, frame, without=by, group=number)

@@ -20,11 +20,15 @@ class StoredMessage(msgspec.Struct, array_like=True, tag="m"):
 
 
 class Notice(msgspec.Struct, array_like=True, tag="n"):
-    """A frame for the sync sockets of users, or `to_all` sockets. An `optional` frame may be dropped."""
+    """A frame for the sync sockets of users, or `to_all` sockets. An `optional` frame may be dropped.
+
+    `group`: the number of a group; only its members may receive the frame.
+    """
 
     frame: bytes
     to_all: bool
     optional: bool
+    group: int = 0
 
 
 class BroadcastMessage(msgspec.Struct, array_like=True, tag="b"):

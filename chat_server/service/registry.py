@@ -86,7 +86,9 @@ class Socket(Protocol):
 class Forward(Protocol):
     """Passes a frame to the sockets that users have at other processes."""
 
-    def __call__(self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False) -> None:
+    def __call__(
+        self, users: Iterable[str], frame: bytes, *, to_all: bool = False, optional: bool = False, group: int = 0
+    ) -> None:
         """Pass it to the sync sockets, or `to_all` sockets; see `Registry.notify`."""
         ...
 
@@ -141,14 +143,16 @@ class Registry:
         without: Socket | None = None,
         to_all: bool = False,
         optional: bool = False,
+        group: int = 0,
     ) -> None:
         """Send a frame to the sync sockets of users except `without`, or `to_all` their sockets, at all processes.
 
-        An `optional` frame is sent only while there is room.
+        An `optional` frame is sent only while there is room. The users are members of the group with the number
+        `group`; another process sends the frame only to those who are members still.
         """
         self.notify_here(users, frame, without=without, to_all=to_all, optional=optional)
         if self.forward:
-            self.forward(users, frame, to_all=to_all, optional=optional)
+            self.forward(users, frame, to_all=to_all, optional=optional, group=group)
 
     def notify_here(
         self,

@@ -57,7 +57,8 @@ class TypingIndicator:
             frame = self._frames.typing(me, to, request.content)
             receivers = await self._receivers(me, peer)
             if self._registry.forward:
-                self._registry.forward(receivers, frame, optional=True)
+                group = peer.key.number if isinstance(peer, LiveGroup) else 0
+                self._registry.forward(receivers, frame, optional=True, group=group)
             for number, receiver in enumerate(receivers, 1):
                 if isinstance(peer, LiveGroup) and not peer.members.keys() >= {me, receiver}:
                     continue  # removed while other work ran in between

@@ -1,8 +1,9 @@
 """Groups and blocks across processes: everything arrives once, and nothing passes after the answer to a change."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,29 @@ async def test_nothing_passes_after_the_answer_to_a_change(three: ProcessGroup, 
         assert flood.acknowledged
         assert set(flood.acknowledged) <= set(at_answer)
         assert flood.refused == {reason}
+
+
+async def test_the_own_removal_is_the_last_frame_of_a_group(three: ProcessGroup) -> None:
+    """Also if another process tells later what the user's other device and another member did before."""
+    async with (
+        three[0].chat("2") as writing,
+        three[0].chat("3", GROUP) as typing,
+        three[1].chat("2", sync=True) as listening,
+    ):
+        flood = Flood(writing, GROUP)
+        async with flood.running("f"):
+            assert await listening.receive()
+            three[0].redis.delay = 0.5
+            await typing.put(8, "1")
+            await group_helpers.remove(three[2], "1", GROUP, "2")
+            three[0].redis.delay = 0
+        codes = []
+        with suppress(TimeoutError):
+            while True:
+                text = await asyncio.wait_for(listening.connection.recv(), 1)
+                codes.append(json.loads(text)["op_type"])
+    assert flood.refused == {"no_such_group"}
+    assert codes.index(42011) == len(codes) - 1
 
 
 @pytest.mark.parametrize("change", ["remove", "block"])
