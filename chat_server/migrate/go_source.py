@@ -58,8 +58,7 @@ class GoSource:
     async def close(self) -> None:
         """Close all connections."""
         self._client.close()
-        self._pool.terminate()
-        await self._pool.wait_closed()
+        await mysql.close_pool(self._pool)
 
     async def count_deleted_users(self) -> int:
         """The number of users that are marked as deleted."""

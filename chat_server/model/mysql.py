@@ -123,8 +123,7 @@ class MySQLUsers:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._pool.terminate()
-        await self._pool.wait_closed()
+        await close_pool(self._pool)
 
     async def _execute(self, query: str, *values: str | int) -> Rows:
         """Run one statement in its own transaction."""
@@ -178,8 +177,7 @@ async def connect(
             if not alongside:
                 await _probe_writes(connection)
     except BaseException:
-        pool.terminate()
-        await pool.wait_closed()
+        await close_pool(pool)
         raise
     return MySQLUsers(pool, address(config), timeout, watch)
 
@@ -200,8 +198,7 @@ async def probe(config: MySQLSettings, timeout: float) -> str:
                 "the next start brings it up to date" if done else "empty yet, the first start makes it"
             )
     finally:
-        pool.terminate()
-        await pool.wait_closed()
+        await close_pool(pool)
 
 
 async def _probe_writes(connection: aiomysql.Connection, *, commit: bool = False, passes: Sequence[int] = ()) -> None:
@@ -250,6 +247,20 @@ def make_pool(config: MySQLSettings) -> aiomysql.Pool:
         connect_timeout=None,
         ssl=_tls(config),
     )
+
+
+async def close_pool(pool: aiomysql.Pool) -> None:
+    """Close all connections of a pool at once.
+
+    Over TLS, the driver alone leaves each of them open until the server answers, and does not wait for that.
+    """
+    connections = [*pool._free, *pool._used]
+    transports = [connection._writer.transport for connection in connections if connection._writer]
+    pool.terminate()
+    await pool.wait_closed()
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(0)  # the event loop closes the sockets in its next iteration
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """MySQL and Redis over TLS with generated certificates, and the errors if TLS is not possible."""
 
 import datetime
+import os
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,7 @@ from chat_server.model.mysql import connect
 from chat_server.model.users import User
 from chat_server.utils.errors import StartError
 from tests import servers
+from tests.faults.stores import count_connections, unavailable
 from tests.harness import run_py, serving
 
 PASSWORD = "hunter2-and-more"
@@ -185,6 +187,15 @@ async def test_unverified_tls_needs_no_authority(encrypted: TlsServers) -> None:
         assert await users.get("unverified") == User("unverified", "x")
     finally:
         await users.close()
+
+
+async def test_connections_close_without_an_answer_of_the_server(encrypted: TlsServers) -> None:
+    users = await connect(msgspec.structs.replace(servers.mysql_config(encrypted.mysql), db_tls="unverified"), 5)
+    await users.get("unknown")
+    assert count_connections(os.getpid(), encrypted.mysql.port) == 1
+    async with unavailable(encrypted.mysql, "frozen"):
+        await users.close()
+        assert count_connections(os.getpid(), encrypted.mysql.port) == 0
 
 
 @pytest.mark.parametrize("tls", ["verified", "unverified"])
