@@ -6,9 +6,14 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import needs
 from tests.harness import CLUSTER, ServerHandle, serving
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -193,7 +193,7 @@ steps = st.tuples(st.sampled_from("112"), st.sampled_from("abcdef"), st.sampled_
 
 
 @given(st.lists(steps, max_size=15))
-@settings(max_examples=30 * SEARCH, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30 * SEARCH, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_take_follows_the_rule(
     strangers: ContactStore, clock: ManualClock, talk: list[tuple[str, str, int]]
 ) -> None:

@@ -402,7 +402,7 @@ groups = (GroupKey(1_800_000_000_000_000 + number, "#model") for number in range
 
 @given(steps, st.dictionaries(st.sampled_from("abc"), st.integers(0, 5)))
 @example([("send", "a", []), ("send", "b", []), ("send", "a", []), ("delete", 0, []), ("confirm", "a", [0, 2])], {})
-@settings(max_examples=60 * SEARCH, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60 * SEARCH, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_positions_match_a_set_of_read_messages(
     messages: MessageStore, writer: GroupWriter, steps: list[tuple[str, Any, list[int]]], joined: Mapping[str, int]
 ) -> None:

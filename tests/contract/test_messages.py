@@ -341,7 +341,7 @@ looks = st.lists(
 
 
 @given(sent, looks)
-@settings(max_examples=60 * SEARCH, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60 * SEARCH, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_pages_match_a_list_model(
     messages: MessageStore, timeline: Timeline, sent: list[tuple[bool, str]], looks: list[tuple[str, int, int]]
 ) -> None:
@@ -525,7 +525,7 @@ changes = st.lists(
 
 
 @given(changes)
-@settings(max_examples=60 * SEARCH, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60 * SEARCH, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_conversations_match_a_list_model(
     messages: MessageStore, timeline: Timeline, changes: list[tuple[str, list[int]]]
 ) -> None:

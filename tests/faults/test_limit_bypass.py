@@ -492,7 +492,6 @@ def search(machine: type[LimitMachine], make: Callable[[], RestartableServer], e
         settings=settings(
             max_examples=examples * SEARCH,
             stateful_step_count=20,
-            deadline=None,
             suppress_health_check=checks,
             derandomize=SEARCH == 1,
         ),

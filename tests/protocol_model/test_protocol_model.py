@@ -54,7 +54,6 @@ def options(count: int, **more: Any) -> settings:
     """The settings of Hypothesis for `count` sequences: the same in each run, unless it searches longer."""
     return settings(
         max_examples=count * SEARCH,
-        deadline=None,
         derandomize=SEARCH == 1,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -57,7 +57,7 @@ steps = st.lists(
 
 
 @given(steps, st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 async def test_each_caller_of_a_batch_gets_its_own_result(steps: list[tuple[str, int | str]], most: int) -> None:
     work = GatedWork()
     batcher = Batcher(work, most=most)

@@ -2,14 +2,13 @@
 
 import asyncio
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_server.utils.turn_queue import TurnQueue
 
 
 @given(st.lists(st.booleans(), max_size=30))
-@settings(deadline=None)
 def test_calls_run_in_order_one_per_loop_iteration(fail: list[bool]) -> None:
     """This also holds if calls raise errors and submit other calls."""
     made: list[tuple[int, int]] = []  # the number of each call, and its loop iteration
