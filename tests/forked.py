@@ -4,6 +4,7 @@ imported the server.
 
 import asyncio
 import atexit
+import logging
 import multiprocessing
 import os
 import runpy
@@ -83,6 +84,7 @@ def _run(program: Path, arguments: tuple[str, ...], environ: dict[str, str], out
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = [str(program), *arguments]
+    atexit.register(logging.shutdown)  # since Python 3.13, multiprocessing removes the handlers of its parent
     try:
         runpy.run_path(str(program), run_name="__main__")
     finally:
