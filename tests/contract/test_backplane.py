@@ -394,8 +394,8 @@ async def test_a_full_queue_is_a_gap(processes: list[BackplaneProcess], monkeypa
     one, two, _ = processes
     await two.backplane.set_sockets("bob", 1)
     two.may_recover.clear()
-    kill_subscriptions()
-    await until(lambda: two.gaps)
+    two.backplane._note_gap(own=True)
+    await until(lambda: two.own_gaps)
     for _ in range(3):
         await one.backplane.publish([Item(["bob"], b"x" * 500)])
     await until(lambda: two.backplane._gap and two.backplane._gap.own)

@@ -36,7 +36,7 @@ async def test_soak_loses_nothing_and_finds_manipulated_data(tmp_path: Path, mon
         if group.absent[guest][-1][1] == float("inf")
     )
     early, late = two_in_a_row(stored)
-    unread, read = await send_unread_and_read(run)
+    unread, read = await send_unread_and_read(run, group)
     manipulate(tmp_path / "data", lost, changed, early, late, unread, read)
     manipulate_groups(tmp_path / "data", lost_in_group, group, guest)
     await read_back(run)
@@ -63,13 +63,13 @@ def manipulate_groups(data: Path, lost: SentMessage, group: SoakGroup, guest: st
         database.execute("INSERT INTO members (number, user, since) VALUES (?, ?, ?)", (number, guest, number))
 
 
-async def send_unread_and_read(run: ServerRun) -> tuple[SentMessage, SentMessage]:
-    """Send two more messages while the receiver is offline; then mark the second."""
-    device = run.devices[0]
+async def send_unread_and_read(run: ServerRun, group: SoakGroup) -> tuple[SentMessage, SentMessage]:
+    """Send two more messages while the receiver is offline, and one to the group; then mark the second."""
+    device = next(device for device in run.devices if device.user == group.owner)
     unread, read = (device.new(device.peers[0]) for _ in range(2))
     async with run.serving() as server:
         async with server.chat(device.user) as chat:
-            for message in (unread, read):
+            for message in (unread, read, device.new(group.name)):
                 run.ledger.acknowledge(message, (await chat.send(message.content, to=message.receiver))["time"])
         async with server.chat(read.receiver, read.sender) as chat:
             await chat.ask(4, read.id)
