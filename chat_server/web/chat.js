@@ -228,6 +228,7 @@ export class Chat extends EventTarget {
   /** Mark messages of other users as read. */
   async read(peer, keys) {
     const conversation = this.conversation(peer);
+    const outdated = this.#list.refreshing;
     conversation.markRead(keys, false);
     this.#changed(peer);
     if (!conversation.stored) return;
@@ -237,7 +238,7 @@ export class Chat extends EventTarget {
       const done = await this.connection.attempt(() => this.connection.ask(4, peer, some.join("\n")));
       if (!done || RETRYABLE.has(done.answer.reason)) this.#unsentMarks.push([peer, some]); // with the next connection
     }
-    if (conversation.countLimited && conversation.unread < RECOUNT) await this.refresh();
+    if (outdated || (conversation.countLimited && conversation.unread < RECOUNT)) await this.#list.refreshAfter();
   }
 
   /** Mark all messages of other users as read. */
@@ -246,9 +247,11 @@ export class Chat extends EventTarget {
     const keys = conversation.messages.filter((message) => !message.mine && !message.read).map((message) => message.key);
     if (keys.length) await this.read(peer, keys);
     if (!conversation.unread || !conversation.synced || this.connection.state !== "open") return;
+    const outdated = this.#list.refreshing;
     conversation.unread = 0;
     this.#changed(peer);
     if (conversation.stored) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
+    if (outdated) await this.#list.refreshAfter();
   }
 
   /** Delete a message for all users in some seconds. Returns a function that undoes this. */
@@ -360,7 +363,8 @@ export class Chat extends EventTarget {
     const keys = keysRead(frame, this.me);
     conversation.markRead(keys, frame.from !== this.me);
     this.#changed(peer);
-    if (isGroup(peer) && !conversation.has(keys[0])) void this.refresh(); // only the server can count what is before it
+    // Only the server can count what is before a message that is not known.
+    if (this.#list.refreshing || (isGroup(peer) && !conversation.has(keys[0]))) void this.#list.refreshAfter();
   }
 
   /** Another device, or another user, has deleted messages. */
@@ -369,7 +373,7 @@ export class Chat extends EventTarget {
     if (peer === this.#current && frame.from !== this.me) this.conversation(peer).removeVisibly(keys);
     else this.conversation(peer).remove(keys);
     this.#changed(peer);
-    void this.refresh();
+    void this.#list.refreshAfter();
   }
 
   async #loadOutbox() {

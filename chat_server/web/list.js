@@ -38,6 +38,11 @@ export class ConversationList {
     return this.conversations.get(peer);
   }
 
+  /** Whether the list is being read. What the server counts then may be from before a change that just happened. */
+  get refreshing() {
+    return this.#refreshing !== null;
+  }
+
   /** Read the list again. Calls during a read share its result. */
   refresh() {
     this.#refreshing ??= this.#connection.attempt(() => this.#read()).finally(() => {
@@ -46,7 +51,7 @@ export class ConversationList {
     return this.#refreshing;
   }
 
-  /** Read the list again, after any read in progress: its result may be older than a change that just happened. */
+  /** Read the list again, after any read in progress. */
   async refreshAfter() {
     while (this.#refreshing) await this.#refreshing;
     await this.refresh();

@@ -485,6 +485,25 @@ test("a message that arrives during the list is newer than the list", async (t) 
   assert.deepEqual(shown(), [["3", "x", 1], ["2", "z", 3]]);
 });
 
+for (const [by, mark] of [
+  ["this device", (chat) => void chat.read("2", ["<a"])],
+  ["another device", (chat, socket) => socket().says({ from: "1", to: "2", op_type: 40007, content: "a" })],
+]) {
+  test(`after a mark by ${by}, the list is read again`, async (t) => {
+    const { chat, socket } = await connected(t);
+    const row = { from: "2", to: "1", id: "a", time: 9, content: "a\na", op_type: 40023, online: true };
+    const end = { op_type: 40023, content: "1" };
+    const refreshed = chat.refresh();
+    await settled();
+    await mark(chat, socket);
+    await socket().says({ ...row, unread: 1 }, end);
+    await refreshed;
+    if (socket().of(4).length) await socket().says({ op_type: 40007 });
+    await socket().says({ ...row, unread: 0 }, end);
+    assert.deepEqual([chat.conversation("2").unread, socket().of(7).length], [0, 3]);
+  });
+}
+
 test("a page in progress does not bring deleted messages back", async (t) => {
   const { chat, socket } = await connected(t);
   void chat.open("2");
