@@ -134,7 +134,7 @@ def _find(query: dict[str, Any], limit: int) -> Sequence[dict[str, Any] | RawBSO
         return []
     if "$in" in times:
         return [{"_id": time} for time in times["$in"]]
-    if query.keys() == {"_id", "deleted"}:
+    if query.keys() == {"_id"} and "$gt" in times:
         return [RawBSONDocument(one) for time, one in sorted(_newest) if time > times["$gt"]][:limit]
     return []
 
