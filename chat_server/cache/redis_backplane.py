@@ -64,6 +64,15 @@ class Gap(NamedTuple):
     closed: asyncio.Event
 
 
+class Arrived(NamedTuple):
+    """A message of the channel, with its header parsed: the records begin at `place`."""
+
+    sender: str
+    since: int
+    place: int
+    message: bytes
+
+
 class RedisBackplane:
     """Backplane of one node. `scripts` need no lease."""
 
@@ -81,7 +90,7 @@ class RedisBackplane:
         self.set_sockets, self.count_users = self._directory.set_sockets, self._directory.count_users
         self._publishing: Batcher[Sequence[Item], list[int]] = Batcher(self._publish_calls, most=MAX_CALLS)
         self._lost_since = 0  # items published since could not be published
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[Arrived] = deque()
         self._waiting_bytes = 0
         self._gap: Gap | None = None  # all gaps for which no recovery has begun
         self._arrived = asyncio.Event()
@@ -288,26 +297,26 @@ class RedisBackplane:
 
     def _arrive(self, message: bytes) -> None:
         """Take a message of the channel."""
-        sender, since, _ = parse_header(message)
-        if since and sender != self._node.name:  # the number of a probe is its time
-            self._note_gap(since)
-        self._queue(message)
+        arrived = Arrived(*parse_header(message), message)
+        if arrived.since and arrived.sender != self._node.name:  # the number of a probe is its time
+            self._note_gap(arrived.since)
+        self._queue(arrived)
 
-    def _queue(self, message: bytes) -> None:
+    def _queue(self, arrived: Arrived) -> None:
         """Let a message wait for its turn. If there is no room, drop all that wait and read them again.
 
         During a recovery, changes and confirmations do not wait: it may last as long as an outage, and it may itself
         wait for a lock whose holder waits for this node. The receiver checks what it delivers against the new state.
         """
-        if self._recovering and self._take_change(message):
+        if self._recovering and self._take_change(arrived):
             return
-        if self._waiting_bytes + len(message) > MAX_WAITING:
+        if self._waiting_bytes + len(arrived.message) > MAX_WAITING:
             self._waiting.clear()
             self._waiting_bytes = 0
             self._note_gap(own=True)
             return
-        self._waiting.append(message)
-        self._waiting_bytes += len(message)
+        self._waiting.append(arrived)
+        self._waiting_bytes += len(arrived.message)
         self._arrived.set()
 
     async def _consume(self) -> None:
@@ -319,9 +328,9 @@ class RedisBackplane:
                     if self._gap:
                         await self._recover(self._gap)
                     else:
-                        message = self._waiting.popleft()
-                        self._waiting_bytes -= len(message)
-                        await self._handle(message)
+                        arrived = self._waiting.popleft()
+                        self._waiting_bytes -= len(arrived.message)
+                        await self._handle(arrived)
                 except Exception:  # the next one must be handled
                     log.exception("item failed")
             await self._arrived.wait()
@@ -330,8 +339,8 @@ class RedisBackplane:
         self._gap, self._recovering = None, True
         try:
             waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-            for message in waiting:  # changes no longer wait
-                self._queue(message)
+            for arrived in waiting:  # changes no longer wait
+                self._queue(arrived)
             with self._counts.recovery(own=gap.own):
                 await self._read_again(gap)
         finally:
@@ -353,33 +362,31 @@ class RedisBackplane:
                 log.warning("store unavailable", extra={"error": str(error)})
                 await asyncio.sleep(PROBE_SECONDS)
 
-    async def _handle(self, message: bytes) -> None:
-        sender, since, place = parse_header(message)
-        if sender == self._node.name:
-            self._probed = max(self._probed, since)
+    async def _handle(self, arrived: Arrived) -> None:
+        if arrived.sender == self._node.name:
+            self._probed = max(self._probed, arrived.since)
             return
-        if self._take_change(message):
+        if self._take_change(arrived):
             return
-        for content, users in records(message, place):
+        for content, users in records(arrived.message, arrived.place):
             if content[:1] == ITEM:
                 try:
                     await self._receiver.received(users, content[1:])
                 except Exception:  # only this item fails
                     log.exception("item failed")
 
-    def _take_change(self, message: bytes) -> bool:
+    def _take_change(self, arrived: Arrived) -> bool:
         """Begin to apply a change, or note a confirmation. Returns whether the message is one of these.
 
         Both are alone in their messages. What a later version publishes in addition is ignored.
         """
-        sender, _, place = parse_header(message)
-        content, _ = next(records(message, place), (b"", []))
+        content, _ = next(records(arrived.message, arrived.place), (b"", []))
         kind, payload = content[:1], content[1:]
         if kind == CHANGE:
             (number,) = NUMBER.unpack_from(payload)
-            self._begin(self._apply(sender, number, payload[NUMBER.size :]))
+            self._begin(self._apply(arrived.sender, number, payload[NUMBER.size :]))
         elif kind == CONFIRMED:
-            self._changes.note(sender, NUMBER.unpack_from(payload)[0])
+            self._changes.note(arrived.sender, NUMBER.unpack_from(payload)[0])
         return kind in (CHANGE, CONFIRMED)
 
     async def _apply(self, sender: str, number: int, payload: bytes) -> None:
