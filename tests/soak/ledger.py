@@ -102,7 +102,7 @@ class Ledger:
         self.sent[message.sender, message.receiver, message.id] = message
 
     def fault(self, why: str) -> None:
-        """Record a broken promise, and print it: the rest of the run may add to what the logs say about it."""
+        """Record a broken promise, and print it with the time, by which the logs of the server can be searched."""
         self.counts["faults"] += 1
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(why)
