@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from tests.browser import webdriver
 from tests.browser.webdriver import ENTER, ESCAPE, BrowserPage
-from tests.harness import PASSWORD, ServerHandle
+from tests.harness import PASSWORD, ServerHandle, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the server
 
@@ -33,7 +33,8 @@ async def page(request: pytest.FixtureRequest, tmp_path: Path, server: ServerHan
         await page.click("#password")
         await page.type(PASSWORD + ENTER)
         await page.sees(".shell")
-        yield page
+        await wait_until(lambda: page.evaluate("document.querySelector('.loading').hidden"), "the list is loaded")
+        yield page  # nothing moves any more, as it would when the page shows that it connects
         assert not await page.errors()
 
 

@@ -23,6 +23,8 @@ from tests.harness import TIMEOUT, wait_until
 
 ENTER, ESCAPE = "\ue007", "\ue00c"
 LISTENING = re.compile(r"WebDriver BiDi listening on (ws://\S+)\n")
+# The number of the screen, after complaints about numbers that other screens use.
+DISPLAY = re.compile(r"^(\d+)\n", re.MULTILINE)
 # A headless Firefox reports a touch screen; this is a mouse: FINE | HOVER.
 MOUSE = 'user_pref("ui.primaryPointerCapabilities", 6);'
 # WebDriver has no command for the console. Errors before the end of loading are not recorded.
@@ -63,9 +65,11 @@ class BrowserPage(ABC):
         return rectangle
 
     async def click(self, selector: str, text: str = "") -> None:
-        """Click the centre of the first element that `sees` accepts."""
+        """Click the centre of the first element that `sees` accepts, once it stands still."""
         await self.sees(selector, text)
-        box = await self.box(selector, text)
+        box = None
+        while box != (box := await self.box(selector, text)):
+            pass
         place = {"x": round(box["x"] + box["width"] / 2), "y": round(box["y"] + box["height"] / 2)}
         steps = [
             {"type": "pointerMove", **place},
@@ -182,11 +186,11 @@ async def webkit(folder: Path) -> AsyncIterator[BrowserPage]:
     driver, xvfb = needs.program("WebKitWebDriver"), needs.program("Xvfb")
     screen, port = folder / "screen", servers.free_port()
     async with _process(xvfb, "-displayfd", "1", "-nolisten", "tcp", log=screen):
-        await wait_until(lambda: screen.read_text().endswith("\n"), "Xvfb")
-        display = ":" + screen.read_text().split()[-1]
+        await wait_until(lambda: bool(DISPLAY.search(screen.read_text())), "Xvfb")
+        [display] = DISPLAY.findall(screen.read_text())
         transport = httpx.AsyncHTTPTransport(retries=8)  # until the driver accepts connections
         async with (
-            _process(driver, f"--port={port}", log=folder / "log", DISPLAY=display),
+            _process(driver, f"--port={port}", log=folder / "log", DISPLAY=f":{display}"),
             httpx.AsyncClient(transport=transport, timeout=TIMEOUT, trust_env=False) as client,
         ):
             sessions = f"http://127.0.0.1:{port}/session"
