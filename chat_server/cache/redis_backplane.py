@@ -19,6 +19,7 @@ from chat_server.cache.redis_changes import (
     CONFIRMED,
     ITEM,
     NUMBER,
+    USERS,
     RedisChanges,
     close,
     header,
@@ -105,7 +106,7 @@ class RedisBackplane:
         self._elsewhere = False  # the subscription is at another Redis than the scripts
         self._live: Set[str] = frozenset()  # nodes with a lease, at the last look
         self._listening = set[str]()  # other nodes
-        self._known = self._listening  # those of them whose directories are known; empty after a gap
+        self._asked = set[str]()  # those of them whose users have been asked for; another set after a gap
         self._tasks: set[asyncio.Task[None]] = set()
         self.lapsed = node.lapsed
         self.lock = RedisLocks(scripts).hold
@@ -236,8 +237,10 @@ class RedisBackplane:
             await close(subscription)
 
     async def _subscribe_again(self) -> Any:
+        """Subscribe as soon as Redis permits it. The directory is complete before, because then the others read it."""
         while True:
             try:
+                await self._directory.write_all()
                 return await self._subscribe()
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"error": str(error)})
@@ -253,9 +256,10 @@ class RedisBackplane:
                 # the new one whether this node listens.
                 self._elsewhere = not found
                 await self._watch()
-                if self._directory.incomplete:  # the others may have published meanwhile what belongs here
-                    self._directory.incomplete = False
-                    self._note_gap(own=False)
+                if self._directory.incomplete:
+                    await self._directory.write_all()
+                    self._note_gap(own=False)  # the others may have published meanwhile what belongs here
+                    self._lost_since = self._lost_since or self._clock.now()  # they must read the directory again
                 if self._lost_since:  # tell the others, even if nothing else is to be published
                     await self.publish([Item([], b"")])
             except StoreUnavailable:
@@ -270,18 +274,17 @@ class RedisBackplane:
         listening = {name.decode() for name in names}
         ended, self._live = self._live - self._node.live, self._node.live
         for name in self._listening - listening:
-            self._listening.discard(name)
             self._receiver.vanished(name)
             ended |= {name}
+        self._listening, asked = listening, self._asked
+        asked &= listening
         if ended:
             # They may have stored messages that they did not publish. A node that listens no more can store until its
             # lease ends, so the end of the lease counts, too.
             self._note_gap(own=False)
-        for name in listening - self._known:
-            users = await self._directory.users_of(name)
-            self._listening.add(name)
-            self._receiver.appeared(name, users)
-        self._known = self._listening
+        for name in listening - asked:
+            await self._directory.publish_users(name, header(self._node.name, self._clock.now()))
+            asked.add(name)
 
     def _note_gap(self, since: int | None = None, *, own: bool = False) -> asyncio.Event:
         """Let the node recover before it handles what waits; without `since`, from now.
@@ -352,8 +355,7 @@ class RedisBackplane:
         while True:
             began = self._clock.now()
             try:
-                await self._directory.write_all()
-                self._known = set()
+                self._asked = set()
                 await self._receiver.recover(since, own=gap.own)
                 if gap.own:
                     self._probed = began
@@ -365,6 +367,9 @@ class RedisBackplane:
     async def _handle(self, arrived: Arrived) -> None:
         if arrived.sender == self._node.name:
             self._probed = max(self._probed, arrived.since)
+            for content, users in records(arrived.message, arrived.place):
+                if (name := content[len(USERS) :].decode()) in self._listening:  # it may have ended meanwhile
+                    self._receiver.appeared(name, users)
             return
         if self._take_change(arrived):
             return
@@ -411,6 +416,7 @@ class RedisBackplane:
     async def _rejoined(self) -> None:
         """Subscribe to the channel of the node's other name, and return when the node has recovered."""
         self._reading.cancel()
+        await self._directory.write_all()
         await self.open()
         await self._note_gap(own=True).wait()
 

@@ -21,8 +21,8 @@ SUBSCRIBE_SECONDS = 3.0
 # Seconds until a command gives up a change: the lease of a frozen node, and time for a slow one.
 COMMAND_SECONDS = 30.0
 
-# How a payload begins: an item; a change and its number; the confirmation of a change.
-ITEM, CHANGE, CONFIRMED = b"i", b"?", b"!"
+# How a payload begins: an item; a change and its number; the confirmation of a change; a node, with its users.
+ITEM, CHANGE, CONFIRMED, USERS = b"i", b"?", b"!", b"u"
 NUMBER = struct.Struct(">Q")
 _HEADER = struct.Struct(">QH")  # read again since; length of the name of the sender
 _RECORD = struct.Struct(">II")  # lengths of the payload and of the names of users

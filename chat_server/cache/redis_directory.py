@@ -1,9 +1,11 @@
 """The directory of a cluster in Redis: which users have sockets at which node. Each node writes its own hash."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from chat_server.cache.redis import Scripts
+from chat_server.cache.redis_changes import USERS
 from chat_server.cache.redis_nodes import DIRECTORY_SECONDS
 from chat_server.utils.batch import Batcher
 
@@ -28,17 +30,14 @@ class RedisDirectory:
         self._name = name
         self.prefix = f"{scripts.prefix}sockets:"  # of the keys of all nodes
         self.incomplete = False  # an entry could not be written
-        self._sockets: dict[str, int] = {}  # the entries as they should be
+        self._sockets: dict[str, int] = {}  # the entries as they should be; 0 until the entry is deleted
         self._entering: Batcher[DirectoryEntry, int] = Batcher(
             self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
         )
 
     async def set_sockets(self, user: str, sockets: int, limit: int = 0) -> bool:
         """See Backplane."""
-        if sockets:
-            self._sockets[user] = sockets
-        else:
-            self._sockets.pop(user, None)
+        self._sockets[user] = sockets
         return bool(await self._entering.submit(DirectoryEntry(user, sockets, limit)))
 
     async def count_users(self) -> int:
@@ -46,16 +45,18 @@ class RedisDirectory:
         count: int = await self._scripts.run("users_count", ["nodes"], [self._name(), self.prefix, self._channels])
         return count
 
-    async def users_of(self, node: str) -> list[str]:
-        """Return the users with sockets at another node. Raises StoreUnavailable."""
-        return [user.decode() for user in await self._scripts.run("node_users", [f"sockets:{node}"])]
+    async def publish_users(self, node: str, message: bytes) -> None:
+        """Publish a record USERS of another node to this one, after the header `message`. Raises StoreUnavailable."""
+        channel, payload = self._channels + self._name(), USERS + node.encode()
+        await self._scripts.run("publish_users", [f"sockets:{node}"], [channel, message, payload])
 
     async def write_all(self) -> None:
-        """Write all entries of this node. Raises StoreUnavailable."""
+        """Write all entries of this node, in order with other changes of them. Raises StoreUnavailable."""
         self.incomplete = False
-        entries = [DirectoryEntry(user, sockets, 0) for user, sockets in self._sockets.items()]
-        for start in range(0, len(entries), MAX_USERS):
-            await self._enter(entries[start : start + MAX_USERS])
+        entering = [self._entering.submit(DirectoryEntry(user, sockets, 0)) for user, sockets in self._sockets.items()]
+        for entered in await asyncio.gather(*entering, return_exceptions=True):
+            if isinstance(entered, BaseException):
+                raise entered
 
     async def flush(self) -> None:
         """Return when no entry waits."""
@@ -71,4 +72,7 @@ class RedisDirectory:
         except BaseException:
             self.incomplete = True
             raise
+        for entry in entries:
+            if not entry.sockets and not self._sockets.get(entry.user):
+                self._sockets.pop(entry.user, None)
         return entered

@@ -80,7 +80,7 @@ class ClusterReceiver:
         self._presence.appeared(node, set(users))
 
     def vanished(self, node: str) -> None:
-        self._presence.appeared(node, set())
+        self._presence.vanished(node)
 
     async def _receive(self, users: Sequence[str], message: Message) -> None:
         self._timeline.advance(message.time)  # an answer to it is later

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Set
 from itertools import islice
 from typing import Any
 
@@ -49,7 +49,7 @@ class Presence:
         self._frames = frames
         self._clock = clock
         self._online: set[str] = set()  # at this process
-        self._elsewhere: dict[str, set[str]] = {}  # other processes -> the users who are online there
+        self._elsewhere: dict[str, set[str]] = {}  # other processes that are known -> the users who are online there
         self.tell: Callable[[str, bool], None] = lambda user, online: None  # called when a user is online here, or not
         self._leaving: dict[str, float] = {}  # users without a socket -> when they are offline; in order of time
         self._changed: dict[str, None] = {}  # users whose peers have no frame yet; the oldest change first
@@ -75,30 +75,37 @@ class Presence:
     def changed(self, user: str) -> None:
         """Note that a socket of `user` opened or closed. The registry calls this."""
         if self._registry.online(user):
-            self._leaving.pop(user, None)
             if user not in self._online:
                 self._online.add(user)
                 self.tell(user, True)
                 if not self._is_elsewhere(user):
                     self._announce(user)
+            elif self._leaving.pop(user, None):
+                self.tell(user, True)  # a process that appeared in between has counted sockets only
         elif user in self._online:
             self._leaving.setdefault(user, self._clock.monotonic() + GRACE_SECONDS)
 
     def changed_elsewhere(self, node: str, user: str, *, online: bool) -> None:
-        """Note that a user came online at another process, or went offline there."""
-        before, users = self._is_online(user), self._elsewhere.setdefault(node, set())
+        """Note that a user came online at another process, or went offline there.
+
+        A process that is not known yet appears soon. What one that has vanished published before may still arrive.
+        """
+        if (users := self._elsewhere.get(node)) is None:
+            return
+        before = self._is_online(user)
         (users.add if online else users.discard)(user)
-        if not users:
-            del self._elsewhere[node]
         if self._is_online(user) != before:
             self._announce(user)
 
-    def appeared(self, node: str, users: Collection[str]) -> None:
+    def appeared(self, node: str, users: Set[str]) -> None:
         """Note which users are online at another process, and no others."""
-        for user in self._elsewhere.get(node, set()).difference(users):
-            self.changed_elsewhere(node, user, online=False)
-        for user in users:
-            self.changed_elsewhere(node, user, online=True)
+        for user in self._elsewhere.setdefault(node, set()) ^ users:
+            self.changed_elsewhere(node, user, online=user in users)
+
+    def vanished(self, node: str) -> None:
+        """Note that another process has ended."""
+        self.appeared(node, set())
+        del self._elsewhere[node]
 
     def _is_online(self, user: str) -> bool:
         return user in self._online or self._is_elsewhere(user)

@@ -323,3 +323,9 @@ async def receive_ids(chat: ChatClient, count: int) -> list[str]:
             if (frame := await chat.receive())["op_type"] == 40011:
                 ids.append(frame["id"])
     return ids
+
+
+async def is_online(chat: ChatClient, peer: str) -> bool:
+    """Return the online flag of the peer in op 7."""
+    *page, _ = await chat.ask(7, "-200")
+    return next(bool(frame["online"]) for frame in page if "online" in frame and peer in (frame["from"], frame["to"]))

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from chat_server.api.connection_manager import CLOSING_SECONDS
+from chat_server.service.presence import GRACE_SECONDS
 from tests import raw
 from tests.cluster.harness import (
     FREEZE_SECONDS,
     Databases,
     ServerProcess,
     cluster,
+    is_online,
     receive_ids,
     within,
 )
@@ -269,6 +271,47 @@ async def test_a_lapse_closes_sync_sockets_of_its_process(databases: Databases, 
         await asyncio.sleep(CLOSING_SECONDS)
         await plain.expect_nothing()
         await other.expect_nothing()
+
+
+async def test_a_user_who_returns_after_a_gap_is_online(databases: Databases, tmp_path: Path) -> None:
+    """At their process, a user who is away for a moment stays online; another one reads meanwhile that they left."""
+    async with serving(databases, tmp_path) as three, three[0].chat("1", "2") as one:
+        await three.make_contacts("1", "2")
+        await asyncio.sleep(GRACE_SECONDS + 1)  # then both are offline
+
+        async def offline() -> bool:
+            return not await is_online(one, "2")
+
+        async def online() -> bool:
+            return await is_online(one, "2")
+
+        async with three[1].chat("2", "1"):
+            await within(1, "the user is online", online)
+        network = three[0].redis
+        network.cut(network.subscriptions())
+        await within(GRACE_SECONDS + 1, "the user is offline", offline)
+        async with three[1].chat("2", "1"):
+            await within(1, "the user is online again", online)
+
+
+async def test_users_of_a_process_that_ends_during_a_gap_are_offline(databases: Databases, tmp_path: Path) -> None:
+    """What it published waits for the end of the recovery."""
+    async with (
+        cluster(tmp_path, databases, 3, users=USERS, StrangerLimit=0) as three,
+        three[0].chat("1", "3") as one,
+        three[2].chat("3", "1") as other,
+    ):
+        await three.make_contacts("2", "1")
+        assert await receive_ids(one, 1)
+        await asyncio.sleep(GRACE_SECONDS + 1)  # then 2 is offline
+        async with unable_to_read_again(three[0]):
+            async with three[1].chat("2", "1") as two:
+                assert (await two.send("m1\nhello"))["op_type"] == 40018
+                await three[1].kill()
+            await asyncio.sleep(3)  # the others notice it
+            assert (await other.send("m2\nhello"))["op_type"] == 40018
+        assert sorted(await receive_ids(one, 2)) == ["m1", "m2"]
+        assert not await is_online(one, "2")
 
 
 # --- clocks

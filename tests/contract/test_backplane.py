@@ -441,6 +441,77 @@ async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[Bac
     assert two.own_gaps
 
 
+async def test_the_users_of_a_node_arrive_in_the_order_of_its_channel(processes: list[BackplaneProcess]) -> None:
+    """So they are neither older nor newer than what is handled before and after them."""
+    one, two, three = processes
+    await until(lambda: set(one.others) == {two.node.name, three.node.name})
+    await two.backplane.set_sockets("bob", 1)
+    await three.backplane.set_sockets("cid", 1)
+    one.may_recover.clear()
+    one.backplane._note_gap(own=True)
+    await until(lambda: sum(b"cid" in arrived.message or b"bob" in arrived.message for arrived in waiting(one)) == 2)
+    assert list(one.others.values()) == [set(), set()]
+    two.backplane._reading.cancel()
+    await until(lambda: two.node.name not in one.others)
+    one.may_recover.set()
+    await until(lambda: one.others.get(three.node.name) == {"cid"})
+    assert two.node.name not in one.others  # it has ended meanwhile
+
+
+def waiting(process: BackplaneProcess) -> Sequence[Any]:
+    """What has arrived at a process and waits for a recovery."""
+    return tuple(process.backplane._waiting)
+
+
+@pytest.mark.parametrize("loss", ["subscription", "lease"])
+async def test_a_node_listens_again_once_its_directory_is_complete(
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    one, two, _ = processes
+    await until(lambda: two.node.name in one.others)
+    await two.backplane.set_sockets("bob", 1)
+    before, may_write, write_all = two.node.name, asyncio.Event(), two.backplane._directory.write_all
+
+    async def write_later() -> None:
+        await may_write.wait()
+        await write_all()
+
+    monkeypatch.setattr(two.backplane._directory, "write_all", write_later)
+    with Redis(port=_server("redis").port) as admin:
+        admin.flushall()
+    if loss == "subscription":
+        kill_subscriptions()
+    await until(lambda: before not in one.others)
+    await until(lambda: one.own_gaps and not one.backplane.lapsed())
+    await asyncio.sleep(0.5)
+    assert two.node.name not in one.others
+    may_write.set()
+    await until(lambda: one.others.get(two.node.name) == {"bob"})
+
+
+async def test_an_entry_that_was_not_deleted_is_deleted_later(
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nodes that have read it meanwhile read the directory again."""
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    run = Scripts.run
+
+    async def fail(self: Scripts, name: str, *arguments: Any) -> Any:
+        if name == "sockets_set":
+            raise StoreUnavailable("Redis is away")
+        return await run(self, name, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scripts, "run", fail)
+        with pytest.raises(StoreUnavailable):
+            await two.backplane.set_sockets("bob", 0)
+        one.backplane._note_gap(own=True)
+        await until(lambda: one.others.get(two.node.name) == {"bob"})
+    await until(lambda: one.others.get(two.node.name) == set())
+    assert await one.backplane.publish([Item(["bob"], b"late")]) == [0]
+
+
 async def test_the_end_of_a_subscription_is_seen_at_once(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     await two.backplane.set_sockets("bob", 1)

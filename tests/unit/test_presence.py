@@ -128,6 +128,42 @@ async def test_a_return_within_the_grace_period_causes_no_frame(setup: PresenceS
     assert a.new_frames() == []
 
 
+async def test_other_processes_are_told_of_a_return_within_the_grace_period(setup: PresenceSetup) -> None:
+    """One that started in between has read which users have sockets."""
+    told: list[tuple[str, bool]] = []
+    setup.presence.tell = lambda user, online: told.append((user, online))
+    b = setup.open("b")
+    setup.open("b")
+    setup.close(b)
+    assert told == [("b", True)]
+    for socket in list(setup.registry):
+        setup.close(socket)
+    setup.open("b")
+    assert told == [("b", True)] * 2
+
+
+async def test_notices_count_while_their_process_is_known(setup: PresenceSetup) -> None:
+    await setup.chats("ab", "ac")
+    a = setup.open("a")
+    await setup.push_all()
+
+    def notice(user: str, online: bool) -> bool:
+        setup.presence.changed_elsewhere("node", user, online=online)
+        return setup.presence.online(user, "a")
+
+    assert not notice("b", online=True)
+    setup.presence.appeared("node", {"b"})
+    assert not notice("b", online=False)
+    assert notice("c", online=True)
+    setup.presence.appeared("node", {"b"})
+    assert setup.presence.online("b", "a")
+    assert not setup.presence.online("c", "a")
+    setup.presence.vanished("node")
+    assert not notice("b", online=True)
+    await setup.push_all()
+    assert [sorted(lines) for lines in a.new_frames()] == [["-b", "-c"]]
+
+
 async def test_a_round_sends_one_frame_with_a_line_per_change(setup: PresenceSetup) -> None:
     await setup.chats("ab", "ac", "ad", "bc")
     a, plain, d = setup.open("a"), setup.open("a", sync=False), setup.open("d")
