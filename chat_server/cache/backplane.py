@@ -1,5 +1,6 @@
 """The interface between the server processes of a cluster. A process of `Processes = one` has none."""
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
@@ -85,10 +86,11 @@ class Backplane(Protocol):
         """Hold the lock `name`, which one process at a time can hold. Raises StoreUnavailable."""
         ...
 
-    def set_sockets(self, user: str, sockets: int, limit: int = 0) -> Awaitable[bool]:
-        """Enter the number of a user's sockets here into the directory. Raises StoreUnavailable.
+    def set_sockets(self, user: str, sockets: int, limit: int = 0) -> asyncio.Future[bool]:
+        """Enter the number of a user's sockets here into the directory, in the order of the calls.
 
         Returns False and enters nothing if the user would have more than `limit` sockets at all processes; 0: no limit.
+        Raises StoreUnavailable.
         """
         ...
 

@@ -31,14 +31,14 @@ class RedisDirectory:
         self.prefix = f"{scripts.prefix}sockets:"  # of the keys of all nodes
         self.incomplete = False  # an entry could not be written
         self._sockets: dict[str, int] = {}  # the entries as they should be; 0 until the entry is deleted
-        self._entering: Batcher[DirectoryEntry, int] = Batcher(
+        self._entering: Batcher[DirectoryEntry, bool] = Batcher(
             self._enter, most=MAX_USERS, timeout=timeout, name=scripts.name
         )
 
-    async def set_sockets(self, user: str, sockets: int, limit: int = 0) -> bool:
+    def set_sockets(self, user: str, sockets: int, limit: int = 0) -> asyncio.Future[bool]:
         """See Backplane."""
         self._sockets[user] = sockets
-        return bool(await self._entering.submit(DirectoryEntry(user, sockets, limit)))
+        return self._entering.submit(DirectoryEntry(user, sockets, limit))
 
     async def count_users(self) -> int:
         """See Backplane."""
@@ -62,17 +62,17 @@ class RedisDirectory:
         """Return when no entry waits."""
         await self._entering.flush()
 
-    async def _enter(self, entries: Sequence[DirectoryEntry]) -> Sequence[int]:
+    async def _enter(self, entries: Sequence[DirectoryEntry]) -> Sequence[bool]:
         name = self._name()
         arguments: list[str | int] = [name, self.prefix, self._channels, int(DIRECTORY_SECONDS * 1000)]
         for entry in entries:
             arguments += entry
         try:
-            entered: list[int] = await self._scripts.run("sockets_set", ["nodes", f"sockets:{name}"], arguments)
+            entered = await self._scripts.run("sockets_set", ["nodes", f"sockets:{name}"], arguments)
         except BaseException:
             self.incomplete = True
             raise
         for entry in entries:
             if not entry.sockets and not self._sockets.get(entry.user):
                 self._sockets.pop(entry.user, None)
-        return entered
+        return [bool(one) for one in entered]

@@ -26,7 +26,6 @@ class Cluster:
         self.end_of = log.end_of
         self._registry = registry
         self._opening: Counter[str] = Counter()  # sockets of users that are not in the registry yet
-        self._entries: set[asyncio.Future[bool]] = set()
         self.lapsed = backplane.lapsed
         self.start = backplane.start
         registry.forward = self.forward_frame
@@ -115,17 +114,15 @@ class Cluster:
 
     def sockets_changed(self, user: str) -> None:
         """Enter the number of a user's sockets into the directory."""
-        entry = asyncio.ensure_future(self._enter(user))
-        self._entries.add(entry)
-        entry.add_done_callback(self._entered)
+        self._enter(user).add_done_callback(_entered)
 
-    def _enter(self, user: str, limit: int = 0) -> Awaitable[bool]:
+    def _enter(self, user: str, limit: int = 0) -> asyncio.Future[bool]:
         return self._backplane.set_sockets(user, len(self._registry.sockets(user)) + self._opening[user], limit)
 
-    def _entered(self, entry: "asyncio.Future[bool]") -> None:
-        self._entries.discard(entry)
-        if not entry.cancelled():
-            entry.exception()  # the backplane enters it again
+
+def _entered(entry: "asyncio.Future[bool]") -> None:
+    if not entry.cancelled():
+        entry.exception()  # the backplane enters it again
 
 
 async def _count(published: Sequence[Sent], publishing: Awaitable[list[int]]) -> None:

@@ -195,6 +195,15 @@ async def test_a_limit_counts_the_sockets_at_all_processes(processes: list[Backp
     assert await two.backplane.count_users() == 0
 
 
+async def test_numbers_of_sockets_are_entered_in_the_order_of_the_calls(processes: list[BackplaneProcess]) -> None:
+    """Whatever is awaited first: an older number, entered later, would let a user exceed the limit."""
+    one, two, _ = processes
+    older, newer = two.backplane.set_sockets("bob", 1), two.backplane.set_sockets("bob", 2)
+    await newer
+    await older
+    assert not await one.backplane.set_sockets("bob", 1, limit=2)
+
+
 async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     three.may_apply.clear()
