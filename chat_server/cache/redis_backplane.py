@@ -352,10 +352,10 @@ class RedisBackplane:
 
     async def _read_again(self, gap: Gap) -> None:
         since = min(gap.since, self._probed - PUBLISHED_WITHIN) if gap.own else gap.since
+        self._asked = set()
         while True:
             began = self._clock.now()
             try:
-                self._asked = set()
                 await self._receiver.recover(since, own=gap.own)
                 if gap.own:
                     self._probed = began

@@ -467,6 +467,17 @@ async def test_the_users_of_a_node_arrive_in_the_order_of_its_channel(processes:
     assert two.node.name not in one.others  # it has ended meanwhile
 
 
+async def test_users_are_asked_for_once_in_a_recovery(processes: list[BackplaneProcess]) -> None:
+    """However often it fails: the answers wait in memory."""
+    one, two, three = processes
+    await until(lambda: set(one.others) == {two.node.name, three.node.name})
+    one.failures = 1000
+    one.backplane._note_gap(own=True)
+    await until(lambda: len(one.gaps) > 5)
+    nodes = [process.node.name.encode() for process in (two, three)]
+    assert [sum(name in arrived.message for arrived in waiting(one)) for name in nodes] == [1, 1]
+
+
 def waiting(process: BackplaneProcess) -> Sequence[Any]:
     """What has arrived at a process and waits for a recovery."""
     return tuple(process.backplane._waiting)
