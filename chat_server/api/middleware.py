@@ -52,8 +52,8 @@ def error_middleware(envelope: Envelope) -> Middleware:
 def origin_middleware(proxy_policy: ProxyPolicy, envelope: Envelope, failures: Mapping[str, Status]) -> Middleware:
     """The middleware that refuses POST requests from pages of other sites, and adds CORS headers for AllowedOrigins.
 
-    `failures` has the failure status of each path. WebSocket upgrades check the origin themselves, in the order of
-    docs/protocol.md section 2.
+    `failures` has the failure status of each endpoint; another path gets BAD_REQUEST. WebSocket upgrades check the
+    origin themselves, in the order of docs/protocol.md section 2.
     """
 
     @web.middleware
@@ -62,12 +62,9 @@ def origin_middleware(proxy_policy: ProxyPolicy, envelope: Envelope, failures: M
         if origin is None:
             return await handler(request)
         if not proxy_policy.is_allowed(origin):
-            failed = failures.get(request.path)
-            return (
-                envelope.refusal(foreign_origin_refusal(failed))
-                if failed and request.method != "GET"
-                else await handler(request)
-            )
+            if request.method in ("GET", "HEAD"):
+                return await handler(request)
+            return envelope.refusal(foreign_origin_refusal(failures.get(request.path, Status.BAD_REQUEST)))
         preflight = request.method == "OPTIONS"
         response = envelope.success(Status.OK) if preflight else await handler(request)
         if not response.prepared:  # the answer to an upgrade is already sent

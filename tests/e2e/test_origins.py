@@ -76,6 +76,13 @@ async def test_a_foreign_post_is_refused_before_its_body_is_parsed(server: Serve
         check_refusal(response, 403, 41002, "foreign_origin")
 
 
+async def test_a_foreign_post_to_any_path_is_refused(server: ServerHandle) -> None:
+    """So a new endpoint is protected, too."""
+    for path in ("/", "/new", "/group/members"):
+        response = await send_request(server, "POST", path, json={}, headers={"Origin": OTHER})
+        check_refusal(response, 403, 400, "foreign_origin")
+
+
 async def test_a_foreign_upgrade_is_403(server: ServerHandle) -> None:
     for origin in foreign_to(server):
         response = await try_upgrade(server, {"Origin": origin}, uid="1", token=server.tokens["1"])
