@@ -4,7 +4,7 @@ local key = KEYS[1]
 for _, command in ipairs({
     {'SET', key, '1', 'NX', 'PX', 60000}, {'DEL', key},
     {'ZADD', key, 1, 'member'}, {'PEXPIRE', key, 60000}, {'ZSCORE', key, 'member'}, {'ZCARD', key},
-    {'ZRANGEBYSCORE', key, 0, 1}, {'DEL', key}, {'PUBLISH', key, ''}, {'PUBSUB', 'NUMSUB', key},
+    {'ZRANGEBYSCORE', key, 0, 1}, {'DEL', key}, {'PUBLISH', key, ''}, {'PUBSUB', 'NUMSUB', key}, {'PING'},
 }) do
     local reply = redis.pcall(unpack(command))
     if type(reply) == 'table' and reply.err then
