@@ -245,13 +245,16 @@ export class Chat extends EventTarget {
   async readAll(peer) {
     const conversation = this.conversation(peer);
     const keys = conversation.messages.filter((message) => !message.mine && !message.read).map((message) => message.key);
-    if (keys.length) await this.read(peer, keys);
-    if (!conversation.unread || !conversation.synced || this.connection.state !== "open") return;
     const outdated = this.#list.refreshing;
-    conversation.unread = 0;
-    this.#changed(peer);
-    if (conversation.stored) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
-    if (outdated) await this.#list.refreshAfter();
+    // The answer is awaited last: messages that arrive before it stay unread.
+    const known = keys.length ? this.read(peer, keys) : null;
+    if (conversation.unread && conversation.synced && this.connection.state === "open") {
+      conversation.unread = 0;
+      this.#changed(peer);
+      if (conversation.stored) await this.connection.attempt(() => this.connection.ask(4, peer, "*"));
+      if (outdated) await this.#list.refreshAfter();
+    }
+    await known;
   }
 
   /** Delete a message for all users in some seconds. Returns a function that undoes this. */

@@ -33,7 +33,10 @@ class Socket {
   }
 }
 
-const settled = () => new Promise((resolve) => setTimeout(resolve, 5));
+// Several turns of the event loop, however slow the machine is.
+const settled = async () => {
+  for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setTimeout(resolve, 1));
+};
 const greeting = { op_type: 40003 };
 const page = (...ids) => [
   ...ids.map((id, index) => ({ from: "2", to: "1", op_type: 40005, id, time: index + 1, content: `${id}\n${id}`, read: true })),
@@ -503,6 +506,16 @@ for (const [by, mark] of [
     assert.deepEqual([chat.conversation("2").unread, socket().of(7).length], [0, 3]);
   });
 }
+
+test("a message that arrives while all are being marked as read stays unread", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page());
+  await socket().says(live("a", 1));
+  void chat.readAll("2");
+  await socket().says(live("b", 2), { op_type: 40007 });
+  assert.deepEqual([chat.conversation("2").unread, socket().of(4)], [1, ["<a"]]);
+});
 
 test("a page in progress does not bring deleted messages back", async (t) => {
   const { chat, socket } = await connected(t);
