@@ -122,9 +122,16 @@ async def _application(
         metrics.add_health(store, partial(health.is_up, names))
     timeout = settings.server.request_timeout
     endpoints = HttpEndpoints(
-        accounts, services.blocking, envelope, proxy_policy, health, pings.get("cluster", _nothing), timeout
+        accounts,
+        services.blocking,
+        services.completion,
+        envelope,
+        proxy_policy,
+        health,
+        pings.get("cluster", _nothing),
+        timeout,
     )
-    group_endpoints = GroupEndpoints(services.groups, endpoints.session, envelope, timeout)
+    group_endpoints = GroupEndpoints(services.groups, services.completion, endpoints.session, envelope, timeout)
     page = Page(
         {
             "max-text": settings.chat.max_text_bytes,
@@ -171,7 +178,7 @@ async def _application(
     async def shut_down(_: web.Application) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS):
-                await asyncio.gather(close_sockets(), accounts.close())
+                await asyncio.gather(close_sockets(), services.completion.close())
 
     application.on_shutdown.append(shut_down)
     periodic = [

@@ -13,6 +13,7 @@ from chat_server.api.session_cookies import delete_cookies, set_cookie
 from chat_server.service.accounts import Accounts, Session
 from chat_server.service.blocking import Blocking
 from chat_server.status import Status
+from chat_server.utils.completion import Completion
 
 
 class Credentials(msgspec.Struct):
@@ -43,6 +44,7 @@ class HttpEndpoints:
         self,
         accounts: Accounts,
         blocking: Blocking,
+        completion: Completion,
         envelope: Envelope,
         proxy_policy: ProxyPolicy,
         health: Health,
@@ -51,6 +53,7 @@ class HttpEndpoints:
     ) -> None:
         self._accounts = accounts
         self._blocking = blocking
+        self._completion = completion
         self._envelope = envelope
         self._proxy_policy = proxy_policy
         self._health = health
@@ -120,14 +123,14 @@ class HttpEndpoints:
         """POST /user/block"""
         session = await self.session(request)
         fields = await read_body(request, UserName, Status.BLOCK_FAILED, self._timeout)
-        await self._blocking.block(session.user, fields.user_name)
+        await self._completion.run_for(self._blocking.block, session.user, fields.user_name)
         return self._envelope.success(Status.BLOCKED)
 
     async def unblock(self, request: web.Request) -> web.Response:
         """POST /user/unblock"""
         session = await self.session(request)
         fields = await read_body(request, UserName, Status.UNBLOCK_FAILED, self._timeout)
-        await self._blocking.unblock(session.user, fields.user_name)
+        await self._completion.run_for(self._blocking.unblock, session.user, fields.user_name)
         return self._envelope.success(Status.UNBLOCKED)
 
     async def blocked(self, request: web.Request) -> web.Response:

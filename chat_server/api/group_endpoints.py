@@ -10,6 +10,7 @@ from chat_server.api.request_body import read_body
 from chat_server.service.accounts import Session
 from chat_server.service.groups import Groups
 from chat_server.status import Status
+from chat_server.utils.completion import Completion
 
 
 class GroupAndUsers(msgspec.Struct):
@@ -41,11 +42,13 @@ class GroupEndpoints:
     def __init__(
         self,
         groups: Groups,
+        completion: Completion,
         session: Callable[[web.Request], Awaitable[Session]],
         envelope: Envelope,
         timeout: float,
     ) -> None:
         self._groups = groups
+        self._completion = completion
         self._session = session
         self._envelope = envelope
         self._timeout = timeout
@@ -54,28 +57,28 @@ class GroupEndpoints:
         """POST /group/create"""
         session = await self._session(request)
         fields = await read_body(request, GroupAndUsers, Status.GROUP_CREATE_FAILED, self._timeout)
-        await self._groups.create(session.user, fields.group, fields.users)
+        await self._completion.run_for(self._groups.create, session.user, fields.group, fields.users)
         return self._envelope.success(Status.GROUP_CREATED)
 
     async def add(self, request: web.Request) -> web.Response:
         """POST /group/add"""
         session = await self._session(request)
         fields = await read_body(request, GroupAndUsers, Status.GROUP_ADD_FAILED, self._timeout)
-        added = await self._groups.add(session.user, fields.group, fields.users)
+        added = await self._completion.run_for(self._groups.add, session.user, fields.group, fields.users)
         return self._envelope.success(Status.GROUP_ADDED, added)
 
     async def remove(self, request: web.Request) -> web.Response:
         """POST /group/remove"""
         session = await self._session(request)
         fields = await read_body(request, GroupAndUser, Status.GROUP_REMOVE_FAILED, self._timeout)
-        await self._groups.remove(session.user, fields.group, fields.user_name)
+        await self._completion.run_for(self._groups.remove, session.user, fields.group, fields.user_name)
         return self._envelope.success(Status.GROUP_REMOVED)
 
     async def delete(self, request: web.Request) -> web.Response:
         """POST /group/delete"""
         session = await self._session(request)
         fields = await read_body(request, GroupName, Status.GROUP_DELETE_FAILED, self._timeout)
-        await self._groups.delete(session.user, fields.group)
+        await self._completion.run_for(self._groups.delete, session.user, fields.group)
         return self._envelope.success(Status.GROUP_DELETED)
 
     async def members(self, request: web.Request) -> web.Response:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Collection, Coroutine, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -19,6 +19,7 @@ from chat_server.service.names import RULES, is_available, is_name, normal
 from chat_server.service.packets import SessionsEnded
 from chat_server.service.registry import Registry
 from chat_server.status import Reason, Refused, Status
+from chat_server.utils.completion import Completion
 from chat_server.utils.errors import Duplicate, StoreUnavailable
 from chat_server.utils.passwords import Passwords, TooBusy, bad_password
 
@@ -62,6 +63,7 @@ class Accounts:
         passwords: Passwords,
         registry: Registry,
         coordinator: Coordinator,
+        completion: Completion,
     ) -> None:
         self._config = config
         self._users = users
@@ -72,7 +74,7 @@ class Accounts:
         self._coordinator = coordinator
         self._window = config.login_window * MINUTE
         self._known: dict[str, None] = {}
-        self._changes: set[asyncio.Task[None]] = set()
+        self._completion = completion
 
     async def register(self, name: str, password: str, address: str) -> None:
         """Create a user. Raises Refused."""
@@ -124,12 +126,12 @@ class Accounts:
         user = await self._authenticate(failed, [rate], session.user, old, address)
         with _busy_is_refused(failed):
             hashed = await self._passwords.hash(new, address)
-        await self._complete(self._change_password(session, user, hashed))
+        await self._completion.run(self._change_password(session, user, hashed))
 
     async def logout(self, session: Session, name: str) -> None:
         """End this session and close its sockets. Raises Refused."""
         _require_own(Status.LOGOUT_FAILED, session, name)
-        await self._complete(self._end_session(session))
+        await self._completion.run(self._end_session(session))
         log.info("user logged out", extra={"user": session.user})
 
     async def session(self, tokens: Sequence[str]) -> Session:
@@ -167,18 +169,6 @@ class Accounts:
     async def not_enabled(self, names: Collection[str]) -> set[str]:
         """The names, of at most PAGE, whose users may not log in or do not exist."""
         return set(names) - await self._users.enabled(list(names))
-
-    async def close(self) -> None:
-        """Finish the changes in progress."""
-        while self._changes:
-            await asyncio.wait(self._changes)
-
-    async def _complete(self, change: Coroutine[None, None, None]) -> None:
-        """Complete a change even if its request is cancelled."""
-        task = asyncio.create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        await asyncio.shield(task)
 
     async def _end_session(self, session: Session) -> None:
         await self._sessions.end(session.digest)
@@ -228,7 +218,7 @@ class Accounts:
         if not await self._rates.count(known):
             rates.append(Rate(("login by name", name), 10 * config.login_failures, self._window))
         user = await self._authenticate(failed, rates, name, password, address)
-        await self._complete(self._renew(known))
+        await self._completion.run(self._renew(known))
         return user
 
     async def _authenticate(self, failed: Status, rates: list[Rate], name: str, password: str, address: str) -> User:
@@ -243,7 +233,7 @@ class Accounts:
             with _busy_is_refused(failed):
                 right = await self._passwords.check(password, user.password if user else None, address)
         except BaseException:  # the client learned nothing about the password
-            await self._complete(self._give_back(rates, taken))
+            await self._completion.run(self._give_back(rates, taken))
             raise
         if not user or not right or user.state is not State.ENABLED:
             # Other input than a name is not logged: it may be a password in the wrong field.

@@ -29,6 +29,7 @@ from chat_server.service.sending import Sending
 from chat_server.service.stores import Stores
 from chat_server.service.typing_indicator import TypingIndicator
 from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
+from chat_server.utils.completion import Completion
 from chat_server.utils.metrics import Metrics
 from chat_server.utils.passwords import Passwords
 
@@ -61,8 +62,16 @@ class Services:
         coordinator: Coordinator = self.cluster or SingleProcess(timeline)
         if self.cluster:
             presence.tell = self.cluster.tell_presence
+        self.completion = Completion()
         self.accounts = Accounts(
-            settings.accounts, users, stores.sessions, stores.rates, passwords, registry, coordinator
+            settings.accounts,
+            users,
+            stores.sessions,
+            stores.rates,
+            passwords,
+            registry,
+            coordinator,
+            self.completion,
         )
         self.peers = peers = Peers(self.accounts, live_groups)
         cache = ContactCache(int(settings.chat.stranger_window * DAY * MICROSECONDS), CACHED_PAIRS)

@@ -15,6 +15,7 @@ from chat_server.service.accounts import Accounts
 from chat_server.service.coordinator import SingleProcess
 from chat_server.status import Reason, Refused
 from chat_server.utils.clock import Clock, Timeline
+from chat_server.utils.completion import Completion
 from chat_server.utils.passwords import MAX_BYTES, MAX_INPUT, Passwords, TooBusy, prepare
 from tests.harness import TIMEOUT, wait_until
 
@@ -218,7 +219,7 @@ async def test_a_login_refused_as_too_many_asks_no_store() -> None:
     no_store: Any = None
     passwords = Passwords(SLOW, timeout=0)
     coordinator = SingleProcess(Timeline(Clock()))
-    accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store, coordinator)
+    accounts = Accounts(AccountSettings(), no_store, no_store, no_store, passwords, no_store, coordinator, Completion())
     under_way = asyncio.create_task(passwords.hash("secret1"))
     await asyncio.sleep(0)  # hashing starts
     for refused in (accounts.login("1", "secret1", "192.0.2.1"), accounts.register("1", "secret1", "192.0.2.1")):
