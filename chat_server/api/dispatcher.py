@@ -99,6 +99,8 @@ class Dispatcher:
                     self._begin(self._do(connection, first))
             else:
                 batch = self._sending.batch(connection, items)
+                if self._cluster:
+                    batch.check = self._cluster.lease_check()
                 if lapsed:
                     batch.results = [_lapsed(Status.SEND_FAILED)] * len(items)
                     self._due.append((connection, batch))  # behind those that are stored already
@@ -130,6 +132,7 @@ class Dispatcher:
         """
         ready, waiting, results = list[Sends](), list[Sends](), list[Awaitable[None]]()
         for connection, batch in batches:
+            _refuse_after_lapse(batch)
             if result := cluster.forward(batch):
                 waiting.append((connection, batch))
                 results.append(result)
@@ -175,6 +178,7 @@ class Dispatcher:
         work = 0
         while self._due and work < ANSWERS_AT_ONCE:
             connection, batch = self._due.popleft()
+            _refuse_after_lapse(batch)
             try:
                 work += self._answers.sent(batch)
             except Exception:  # without memory for the answers: the client must not wait for them
@@ -211,6 +215,15 @@ class Dispatcher:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _refuse_after_lapse(batch: Batch) -> None:
+    """Acknowledge, publish and deliver nothing that was checked before a lapse of the lease: blocks may exist now."""
+    try:
+        if batch.check:
+            batch.check()
+    except StoreUnavailable:
+        batch.results = [_lapsed(Status.SEND_FAILED)] * len(batch.requests)
 
 
 def _lapsed(failed: Status) -> Refused:

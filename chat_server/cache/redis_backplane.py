@@ -99,7 +99,6 @@ class RedisBackplane:
         self._subscribed = False
         self._counts = NodeCounts()
         self._changes = RedisChanges(scripts, self._channels, self.name, node.lapsed, self._counts)
-        self.confirm = self._changes.confirm
         self._applying: set[tuple[str, int]] = set()
         self._applied: deque[tuple[str, int]] = deque(maxlen=MAX_APPLIED)
         self._recovering = False
@@ -164,29 +163,31 @@ class RedisBackplane:
 
     async def _publish(self, items: list[Item]) -> Sequence[int]:
         arguments: list[str | int | bytes] = [self._node.name, self._directory.prefix, self._channels]
-        arguments += [header(self._node.name, self._lost_since), int(self._lost_since > 0)]
+        began, lost_since = self._clock.now() - PUBLISHED_WITHIN, self._lost_since
+        self._lost_since = 0  # what is lost from now on belongs to the next call
+        arguments += [header(self._node.name, lost_since), int(lost_since > 0)]
         payloads = [ITEM + item.payload for item in items]
         sizes = map(len, payloads)
         entries = [(item.users, size, item.others) for item, size in zip(items, sizes, strict=True)]
         arguments += [_encode(entries), b"".join(payloads)]
         try:
-            accepted = await self._run_publish(arguments)
-        except StoreUnavailable as error:
+            accepted: bytes = await self._scripts.run("publish", ["nodes"], arguments)
+        except BaseException as error:
+            self._lost_since = lost_since or began
+            if not isinstance(error, StoreUnavailable):
+                raise
             log.warning("items not published", extra={"items": len(items), "error": str(error)})
             return [0] * len(items)
         self._counts.published += len(items)
         self._counts.published_bytes += sum(len(item.payload) for item in items)
         return accepted
 
-    async def _run_publish(self, arguments: Sequence[str | int | bytes]) -> Sequence[int]:
-        began = self._clock.now() - PUBLISHED_WITHIN
+    async def confirm(self, payload: bytes) -> None:
         try:
-            accepted: bytes = await self._scripts.run("publish", ["nodes"], arguments)
-        except BaseException:
-            self._lost_since = self._lost_since or began
+            await self._changes.confirm(payload)
+        except StoreUnavailable:  # it is stored: the others find it when they read again
+            self._lost_since = self._lost_since or self._clock.now()
             raise
-        self._lost_since = 0
-        return accepted
 
     # --- receiving
 
@@ -244,7 +245,9 @@ class RedisBackplane:
                 return await self._subscribe()
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"error": str(error)})
-                await asyncio.sleep(PROBE_SECONDS)
+            except Exception:  # a bug must not make the node deaf
+                log.exception("subscription broken", extra={"store": self._scripts.name})
+            await asyncio.sleep(PROBE_SECONDS)
 
     async def _probe(self) -> None:
         """Publish to the node's own channel: while that arrives, messages of others do, too."""
@@ -257,6 +260,7 @@ class RedisBackplane:
                 self._elsewhere = not found
                 await self._watch()
                 if self._directory.incomplete:
+                    self._directory.incomplete = False
                     await self._directory.write_all()
                     self._note_gap(own=False)  # the others may have published meanwhile what belongs here
                     self._lost_since = self._lost_since or self._clock.now()  # they must read the directory again
@@ -365,6 +369,8 @@ class RedisBackplane:
                 await asyncio.sleep(PROBE_SECONDS)
 
     async def _handle(self, arrived: Arrived) -> None:
+        if self.lapsed():  # what has changed meanwhile is not known; after the lapse, the node reads again
+            return
         if arrived.sender == self._node.name:
             self._probed = max(self._probed, arrived.since)
             for content, users in records(arrived.message, arrived.place):

@@ -18,8 +18,8 @@ from chat_server.utils.errors import StoreUnavailable, cause
 REPEAT_SECONDS = 1.0
 # Seconds until Redis has confirmed a subscription, and until a command pings a silent one, which must then answer.
 SUBSCRIBE_SECONDS = 3.0
-# Seconds until a command gives up a change: the lease of a frozen node, and time for a slow one.
-COMMAND_SECONDS = 30.0
+# Seconds until a change is given up: the lease of a frozen node, and time for a slow one.
+CHANGE_SECONDS = 30.0
 
 # How a payload begins: an item; a change and its number; the confirmation of a change; a node, with its users.
 ITEM, CHANGE, CONFIRMED, USERS = b"i", b"?", b"!", b"u"
@@ -58,8 +58,16 @@ class RedisChanges:
     async def confirm(self, payload: bytes) -> None:
         """Publish a change. Return when each other node has confirmed it or its lease has ended.
 
-        Raises StoreUnavailable.
+        Raises StoreUnavailable, also if a node with a lease has not confirmed it within CHANGE_SECONDS.
         """
+        try:
+            async with asyncio.timeout(CHANGE_SECONDS):
+                await self._confirm(payload)
+        except TimeoutError:
+            why = f"a server has not confirmed within {CHANGE_SECONDS:g} s"
+            raise StoreUnavailable(f"{self._scripts.name}: {why}") from None
+
+    async def _confirm(self, payload: bytes) -> None:
         self._last += 1
         number, confirmed, event = self._last, set[str](), asyncio.Event()
         self._confirmed[number] = confirmed, event
@@ -100,10 +108,7 @@ async def confirm_as_command(redis: "aioredis.Redis", scripts: Scripts, payload:
     confirming = asyncio.create_task(changes.confirm(payload))
     reading = asyncio.create_task(_read(subscription, changes))
     try:
-        tasks = (confirming, reading)
-        done, _ = await asyncio.wait(tasks, timeout=COMMAND_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            raise StoreUnavailable(f"{scripts.name}: a server has not confirmed within {COMMAND_SECONDS:g} s")
+        done, _ = await asyncio.wait((confirming, reading), return_when=asyncio.FIRST_COMPLETED)
         await (confirming if confirming in done else reading)
     except LOST as error:
         raise StoreUnavailable(f"{scripts.name}: {cause(error)}") from error

@@ -52,7 +52,6 @@ class RedisDirectory:
 
     async def write_all(self) -> None:
         """Write all entries of this node, in order with other changes of them. Raises StoreUnavailable."""
-        self.incomplete = False
         entering = [self._entering.submit(DirectoryEntry(user, sockets, 0)) for user, sockets in self._sockets.items()]
         for entered in await asyncio.gather(*entering, return_exceptions=True):
             if isinstance(entered, BaseException):

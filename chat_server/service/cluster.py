@@ -108,9 +108,7 @@ class Cluster:
         self._opening[user] -= 1
         if not self._opening[user]:
             del self._opening[user]
-        self.sockets_changed(user)
-        if not self._registry.online(user):  # it did not open, and a process that appeared meanwhile has counted it
-            self.tell_presence(user, False)
+        self._registry.changed(user)
 
     def sockets_changed(self, user: str) -> None:
         """Enter the number of a user's sockets into the directory."""

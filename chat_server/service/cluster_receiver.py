@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from math import inf
 
 from chat_server.model.messages import Message, MessageLog
@@ -89,7 +90,9 @@ class ClusterReceiver:
         if message.group:
             group, users = await self._members(message.group, users, message.time)
         others = [user for user in users if user != message.sender]
-        if not self._blocks.is_cached(message.receiver, message.sender):  # blocked since
+        if self._blocks.is_cached(message.receiver, message.sender):  # blocked since, or unblocked just now
+            await self._blocks.read_again(message.receiver, message.sender)
+        if not self._blocks.is_cached(message.receiver, message.sender):
             self._answers.receive(message, others, group)
         if len(others) < len(users):
             self._registry.notify_here([message.sender], self._frames.live(message, message.time))
@@ -106,6 +109,9 @@ class ClusterReceiver:
         except StoreUnavailable as error:
             log.warning("store unavailable", extra={"error": str(error)})
             return None, users
+        if group and not group.members.keys() >= set(users):  # a new member: the change may arrive after the message
+            with suppress(StoreUnavailable):
+                await self._groups.live.read_ahead(group)
         members = group.members if group else {}
         return group, [user for user in users if members.get(user, time) < time]
 

@@ -118,8 +118,8 @@ class Groups:
 
     async def changed_elsewhere(self, change: GroupChanged) -> None:
         """Note a change by another process, which holds the lock, and tell the members. Raises StoreUnavailable."""
-        if group := self.live.in_use(change.number):
-            await self.live.reload(group)
+        if self.live.may_be_used(change.number):
+            await self.live.reload(change.number, change.name)
         self._timeline.advance(change.time)  # so that new members may read what is written here
         await self._announce(change)
 
@@ -141,7 +141,7 @@ class Groups:
 
     async def _reload(self, group: LiveGroup) -> None:
         """Read a group again and tell the members what has changed. The caller holds the lock."""
-        if lines := await self.live.reload(group):
+        if lines := await self.live.reload(group.key.number, group.name):
             await self._announce(self._describe(group, lines))  # every process finds it
 
     def _describe(self, group: LiveGroup, lines: Sequence[str]) -> GroupChanged:

@@ -116,6 +116,10 @@ class LiveGroups:
         """The group of this number, if anything here uses it."""
         return self._live.get(number)
 
+    def may_be_used(self, number: int) -> bool:
+        """Whether anything here uses this group, or a lookup in progress may find it."""
+        return number in self._live or bool(self._lookups)
+
     async def get(self, number: int) -> LiveGroup | None:
         """The group of this number, if it exists. Raises StoreUnavailable."""
         return self._live.get(number) or next(iter(await self._load([number])), None)
@@ -176,11 +180,21 @@ class LiveGroups:
             outdated += [live for live in page if live.differs_from(found.get(live.key.number))]
         return outdated
 
-    async def reload(self, live: LiveGroup) -> list[str]:
+    async def reload(self, number: int, name: str) -> list[str]:
         """Read a group again, which nothing may change meanwhile. Returns the differences, as `apply`."""
-        found = await self._store.get([live.key.number])
-        _, lines = self.apply(found[0] if found else Group(live.key.number, live.name, live.owner, {}))
+        found = await self._store.get([number])
+        _, lines = self.apply(found[0] if found else Group(number, name, "", {}))
         return lines
+
+    async def read_ahead(self, live: LiveGroup) -> None:
+        """Read a group that another process changes just now. What that process tells meanwhile is newer.
+
+        Raises StoreUnavailable.
+        """
+        with _Lookup(self._lookups) as changed:
+            found = await self._store.get([live.key.number])
+        if found and live.key.number not in changed:
+            self.apply(found[0])
 
     async def _load(self, numbers: Sequence[int]) -> list[LiveGroup]:
         loaded = []

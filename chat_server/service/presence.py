@@ -81,9 +81,11 @@ class Presence:
                 if not self._is_elsewhere(user):
                     self._announce(user)
             elif self._leaving.pop(user, None):
-                self.tell(user, True)  # a process that appeared in between has counted sockets only
+                self.tell(user, True)  # a process that has read the directory in between has counted sockets only
         elif user in self._online:
             self._leaving.setdefault(user, self._clock.monotonic() + GRACE_SECONDS)
+        else:
+            self.tell(user, False)  # their socket did not open, but such a process has counted it
 
     def changed_elsewhere(self, node: str, user: str, *, online: bool) -> None:
         """Note that a user came online at another process, or went offline there.

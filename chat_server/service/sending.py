@@ -47,7 +47,8 @@ class Batch(msgspec.Struct, eq=False):
     `receivers` has the users and groups that the `to` of the requests name; None where a store must be asked. `direct`:
     the checks need no store, so the batch may share one call with other batches. `blocked_by`: the receivers who block
     the sender. `unblocked`: the receivers who had been refused by the contact limit before and may write to the sender
-    again. `answered` is set once the batch is answered, if anything waits for it. `made_ids`: see `made_id`.
+    again. `answered` is set once the batch is answered, if anything waits for it. `made_ids`: see `made_id`. `check`,
+    with several processes, raises StoreUnavailable if the lease has ended since the batch was taken.
     """
 
     socket: Socket
@@ -59,6 +60,7 @@ class Batch(msgspec.Struct, eq=False):
     unblocked: Sequence[str] = ()
     answered: asyncio.Event | None = None
     made_ids: dict[int, str] = {}
+    check: Callable[[], None] | None = None
 
     def made_id(self, request: Request) -> str:
         """The id that the server chose for a request without one: the same one if the batch is sent again."""

@@ -106,6 +106,29 @@ async def test_a_frozen_process_processes_no_buffered_frame(databases: Databases
         await two.expect_nothing()
 
 
+async def test_a_message_checked_before_a_lapse_is_not_delivered(databases: Databases, tmp_path: Path) -> None:
+    """Its receiver blocks the sender meanwhile, so it is refused, although it is stored after the lapse."""
+    async with (
+        serving(databases, tmp_path, StoreTimeout=60) as three,
+        three[0].chat("1", "2") as one,
+        three[0].chat("2", "1") as two,
+    ):
+        async with three[0].mongodb.holding(b"checked before") as held:
+            await one.put(1, "m1\nchecked before")
+            await held.wait()
+            async with three[0].frozen():
+                await asyncio.sleep(FREEZE_SECONDS)
+                await block(three[1], "2", "1")
+
+            async def joined() -> bool:
+                return "node joined again" in three[0].log.read_text()
+
+            await within(LIVE_SECONDS, "the process joins again", joined)
+        answer = await one.receive()
+        assert (answer["op_type"], answer.get("reason")) == (40008, "store_away")
+        await two.expect_nothing()
+
+
 @pytest.mark.parametrize(("op", "content"), [(2, "-200"), (3, "")])
 async def test_a_page_in_progress_stops_at_a_lapse(databases: Databases, tmp_path: Path, op: int, content: str) -> None:
     """The process is frozen in the middle of a page that its client does not read. It sends no further message."""
@@ -319,7 +342,7 @@ async def test_users_of_a_process_that_ends_during_a_gap_are_offline(databases: 
 
 async def test_clocks_two_seconds_apart_reorder_nothing(databases: Databases, tmp_path: Path) -> None:
     """A reply is later than the message it answers, whichever clock is ahead."""
-    async with serving(databases, tmp_path, clocks=True) as three:
+    async with serving(databases, tmp_path, clocks=True, StoreTimeout=20) as three:
         for process, seconds in zip(three, (-1.0, 0.0, 1.0), strict=True):
             assert process.clock
             process.clock.move(seconds)

@@ -195,7 +195,7 @@ async def test_a_limit_counts_the_sockets_at_all_processes(processes: list[Backp
     assert await two.backplane.count_users() == 0
 
 
-async def test_numbers_of_sockets_are_entered_in_the_order_of_the_calls(processes: list[BackplaneProcess]) -> None:
+async def test_numbers_of_sockets_are_entered_in_order(processes: list[BackplaneProcess]) -> None:
     """Whatever is awaited first: an older number, entered later, would let a user exceed the limit."""
     one, two, _ = processes
     older, newer = two.backplane.set_sockets("bob", 1), two.backplane.set_sockets("bob", 2)
@@ -254,7 +254,7 @@ async def test_a_command_without_processes_returns(command: Command) -> None:
 async def test_a_command_does_not_wait_for_ever(
     processes: list[BackplaneProcess], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_changes, "COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(redis_changes, "CHANGE_SECONDS", 0.5)
     processes[1].may_apply.clear()
     with pytest.raises(StoreUnavailable, match="has not confirmed"):
         await asyncio.wait_for(command(b"change"), 5)
@@ -316,9 +316,8 @@ async def test_a_killed_subscription_is_a_gap(processes: list[BackplaneProcess])
     await two.backplane.set_sockets("bob", 1)
     before = two.gaps, two.backplane._probed
     kill_subscriptions()
-    await until(lambda: all(process.gaps for process in processes))
-    assert two.gaps[0] < before[1]
-    assert two.own_gaps
+    await until(lambda: all(process.own_gaps for process in processes))
+    assert two.own_gaps[0] < before[1]
     assert await one.backplane.publish([Item(["bob"], b"again")]) == [1]
     await until(lambda: (["bob"], b"again") in two.items)
 
@@ -436,6 +435,61 @@ async def test_a_failed_publication_is_a_gap_for_the_others(
     assert two.own_gaps == three.own_gaps == []
     assert one.gaps == []
     await until(lambda: not one.backplane._lost_since)
+
+
+async def test_a_gap_noted_during_a_publication_is_told(
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publication in flight does not tell it, so its success ends nothing."""
+    one, two, _ = processes
+    run, held, go = Scripts.run, asyncio.Event(), asyncio.Event()
+
+    async def hold(self: Scripts, name: str, *arguments: Any) -> Any:
+        if name == "publish":
+            held.set()
+            await go.wait()
+        return await run(self, name, *arguments)
+
+    monkeypatch.setattr(Scripts, "run", hold)
+    publishing = one.backplane.publish([Item(None, b"earlier")])
+    await held.wait()
+    one.backplane._lost_since = 12345
+    go.set()
+    await publishing
+    await until(lambda: two.gaps == [12345])
+
+
+async def test_a_change_that_is_not_confirmed_is_a_gap_for_the_others(
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored: they find it when they read again."""
+    monkeypatch.setattr(redis_changes, "CHANGE_SECONDS", 0.5)
+    one, two, three = processes
+    two.may_apply.clear()
+    with pytest.raises(StoreUnavailable, match=r"has not confirmed within 0\.5 s"):
+        await one.backplane.confirm(b"change")
+    await until(lambda: two.gaps and three.gaps)
+    assert one.gaps == []
+
+
+async def test_a_lapsed_node_handles_nothing(
+    processes: list[BackplaneProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What arrived before it notices the lapse may be outdated; afterwards it reads again."""
+    one, two, _ = processes
+    await two.backplane.set_sockets("bob", 1)
+    monkeypatch.setattr(two.backplane, "lapsed", lambda: True)
+    handled = list[bytes]()
+    handle = two.backplane._handle
+
+    async def note(arrived: Any) -> None:
+        await handle(arrived)
+        handled.append(arrived.message)
+
+    monkeypatch.setattr(two.backplane, "_handle", note)
+    assert await one.backplane.publish([Item(["bob"], b"item")]) == [1]
+    await until(lambda: any(b"item" in message for message in handled))
+    assert two.items == []
 
 
 async def test_a_flushed_redis_gets_nodes_and_directory_back(processes: list[BackplaneProcess]) -> None:

@@ -104,6 +104,30 @@ async def test_a_delayed_write_becomes_visible_at_the_end(nodes: list[Node], mon
     assert [message.text for message in await nodes[1].store.after(PAIR, seen.time, 10)] == ["late"]
 
 
+async def test_the_inbox_of_a_repeated_insert_is_not_behind(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Op 7 pages by the time of the newest message, and a stored time before it would list the conversation twice."""
+    one, other = nodes[0], nodes[2]
+    await one.add(one.message())
+    touched, touch = list[int](), one.store._conversations.touch
+
+    async def note(messages: Sequence[Message]) -> None:
+        touched.extend(message.time for message in messages)
+        await touch(messages)
+
+    insert = one.store._insert_links
+
+    async def overtaken(links: Sequence[Any]) -> int:
+        monkeypatch.undo()
+        monkeypatch.setattr(one.store._conversations, "touch", note)
+        await other.add(other.message())
+        return await insert(links)
+
+    monkeypatch.setattr(one.store, "_insert_links", overtaken)
+    [stored] = await one.add(one.message())
+    assert one.store.conflicts == 1
+    assert max(touched, default=0) >= stored.time
+
+
 async def test_a_retry_at_another_node_is_the_same_message(nodes: list[Node]) -> None:
     [first] = await nodes[0].add(nodes[0].message(id="m1"))
     again, other, new = await nodes[1].add(

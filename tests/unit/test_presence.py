@@ -128,7 +128,7 @@ async def test_a_return_within_the_grace_period_causes_no_frame(setup: PresenceS
     assert a.new_frames() == []
 
 
-async def test_other_processes_are_told_of_a_return_within_the_grace_period(setup: PresenceSetup) -> None:
+async def test_other_processes_are_told_of_a_return(setup: PresenceSetup) -> None:
     """One that started in between has read which users have sockets."""
     told: list[tuple[str, bool]] = []
     setup.presence.tell = lambda user, online: told.append((user, online))
@@ -140,6 +140,8 @@ async def test_other_processes_are_told_of_a_return_within_the_grace_period(setu
         setup.close(socket)
     setup.open("b")
     assert told == [("b", True)] * 2
+    setup.presence.changed("c")  # whose socket did not open
+    assert told[2:] == [("c", False)]
 
 
 async def test_notices_count_while_their_process_is_known(setup: PresenceSetup) -> None:

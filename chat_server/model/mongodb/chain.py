@@ -89,6 +89,8 @@ class ChainedMessages(MongoMessages):
             elif left:  # another process has extended the conversation, or taken the time
                 self.conflicts += 1
                 left[0] = msgspec.structs.replace(left[0], time=self._timeline.next())
+                if not left[0].group:
+                    await self._conversations.touch(left[:1])
         return added
 
     async def _mark_times(self, times: Sequence[Int64]) -> set[int]:
