@@ -97,6 +97,7 @@ class RedisBackplane:
         self._arrived = asyncio.Event()
         self._probed = clock.now()  # what was published before has been handled or read again
         self._subscribed = False
+        self._subscriptions = 0  # so far
         self._counts = NodeCounts()
         self._changes = RedisChanges(scripts, self._channels, self.name, node.lapsed, self._counts)
         self._applying: set[tuple[str, int]] = set()
@@ -233,6 +234,7 @@ class RedisBackplane:
                 await close(subscription)
                 subscription = await self._subscribe_again()
                 self._subscribed, self._elsewhere = True, False
+                self._subscriptions += 1
                 self._note_gap(own=True)
         finally:
             await close(subscription)
@@ -253,11 +255,12 @@ class RedisBackplane:
         """Publish to the node's own channel: while that arrives, messages of others do, too."""
         while True:
             try:
-                probe = header(self._node.name, self._clock.now())
+                probe, before = header(self._node.name, self._clock.now()), self._subscriptions
                 found = await self._scripts.run("publish_to", [], [self._channels + self._node.name, probe])
                 # After a failover, a demoted Redis still passes on what the new one replicates, but the other nodes ask
                 # the new one whether this node listens.
-                self._elsewhere = not found
+                if before == self._subscriptions:  # otherwise there was none when Redis looked for it
+                    self._elsewhere = not found
                 await self._watch()
                 if self._directory.incomplete:
                     self._directory.incomplete = False

@@ -302,7 +302,7 @@ test("read marks without a connection are sent later", async (t) => {
 });
 
 test("older messages are requested once, after connecting", async (t) => {
-  const { chat, socket } = await connected(t, { wait: () => 20 });
+  const { chat, socket } = await connected(t, { wait: () => 1000 });
   const ids = Array.from({ length: 50 }, (_, index) => `m${index}`);
   void chat.open("2");
   await socket().says(...page(...ids));
