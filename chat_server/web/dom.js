@@ -134,9 +134,12 @@ function enterHistory() {
   if (!history.state?.dialog) history.pushState({ ...history.state, dialog: true }, "");
 }
 
-/** Delayed, because another dialog or view may reuse the entry. */
+let leaving = 0;
+
+/** Delayed, because another dialog or view may reuse the entry; once, although several dialogs close together. */
 function leaveHistory() {
-  setTimeout(() => history.state?.dialog && !document.querySelector("dialog") && history.back());
+  clearTimeout(leaving);
+  leaving = setTimeout(() => history.state?.dialog && !document.querySelector("dialog") && history.back());
 }
 
 globalThis.addEventListener("popstate", () => {
