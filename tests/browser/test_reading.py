@@ -67,6 +67,44 @@ async def test_a_message_taller_than_the_window_can_be_read(browser: Browser, se
         await bob.expect_nothing()
 
 
+async def test_a_click_counts_although_its_button_changes(browser: Browser, server: ServerHandle) -> None:
+    """A message arrives between the press and the release, so the button has another label."""
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        await bob.send("m\nfirst")
+        await alice.page.get_by_role("link", name="bob").click()
+        await alice.sees("first")
+        await expect(alice.page).to_have_title("Chat")
+        for number in range(60):
+            await bob.put(1, f"m{number}\nmessage {number}")
+        await alice.sees("message 59")
+        await expect(alice.page).to_have_title("Chat")
+        await alice.page.locator(".scroller").evaluate("element => element.scrollTop = 0")
+        await bob.send("a\nanother")
+        button = alice.page.get_by_role("button", name="1 new message")
+        await button.hover()
+        await alice.page.mouse.down()
+        await bob.send("l\nlast")
+        await expect(alice.page.get_by_role("button", name="2 new messages")).to_be_visible()
+        await alice.page.mouse.up()
+        await expect(alice.message("last")).to_be_in_viewport()
+
+
+async def test_a_row_opens_although_its_text_changes(browser: Browser, server: ServerHandle) -> None:
+    """Likewise in the list of conversations."""
+    async with person(browser, server, "alice") as alice, server.chat("bob", to="alice") as bob:
+        await bob.send("m\nfirst")
+        text = alice.page.get_by_role("link", name="bob").locator(".last")
+        await expect(text).to_have_text("first")
+        box = await text.bounding_box()
+        assert box
+        await alice.page.mouse.move(box["x"] + 5, box["y"] + 5)
+        await alice.page.mouse.down()
+        await bob.send("l\nlast")
+        await expect(alice.page.get_by_role("link", name="last")).to_be_visible()
+        await alice.page.mouse.up()
+        await expect(alice.page.get_by_role("heading", level=2, name="bob")).to_be_visible()
+
+
 async def test_resizing_keeps_the_scroll_position(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
         for number in range(60):
