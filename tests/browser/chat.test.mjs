@@ -612,7 +612,7 @@ test("unread messages beyond the bound are counted again", async (t) => {
 const typing = (content) => ({ from: "2", to: "1", op_type: 40025, content });
 
 test("a peer who is typing is shown until a 0, a message or a silence", async (t) => {
-  const { chat, socket } = await connected(t, { times: { shown: 30 } });
+  const { chat, socket } = await connected(t, { times: { shown: 500 } });
   await socket().says(typing("1"));
   assert.deepEqual(chat.typing.names("2"), ["2"]);
   await socket().says(typing("0"));
@@ -620,7 +620,7 @@ test("a peer who is typing is shown until a 0, a message or a silence", async (t
   await socket().says(typing("1"), live("a", 1));
   assert.deepEqual(chat.typing.names("2"), []);
   await socket().says(typing("1"));
-  await new Promise((resolve) => setTimeout(resolve, 60));
+  await new Promise((resolve) => setTimeout(resolve, 600));
   assert.deepEqual(chat.typing.names("2"), []);
 });
 
