@@ -93,7 +93,13 @@ class TcpRelay:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._relay(reader, writer))
         self._relaying.add(task)
-        task.add_done_callback(self._relaying.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._relaying.discard(task)
+            if task.cancelled():  # perhaps before there was a link that could be cut
+                _reset(writer)
+
+        task.add_done_callback(done)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for port in self.candidate_ports():
