@@ -83,6 +83,7 @@ class Dispatcher:
         """Begin with what each connection asks for next. Returns the sends that may share one call to the store."""
         shared = []
         lapsed = self._cluster and self._cluster.lapsed()  # then this process may do nothing
+        check = self._cluster.lease_check() if self._cluster else None
         for connection in connections:
             items, size = connection.inbox.take()
             first = items[0] if items else None
@@ -99,8 +100,7 @@ class Dispatcher:
                     self._begin(self._do(connection, first))
             else:
                 batch = self._sending.batch(connection, items)
-                if self._cluster:
-                    batch.check = self._cluster.lease_check()
+                batch.check = check
                 if lapsed:
                     batch.results = [_lapsed(Status.SEND_FAILED)] * len(items)
                     self._due.append((connection, batch))  # behind those that are stored already

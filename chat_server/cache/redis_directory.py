@@ -45,10 +45,10 @@ class RedisDirectory:
         count: int = await self._scripts.run("users_count", ["nodes"], [self._name(), self.prefix, self._channels])
         return count
 
-    async def publish_users(self, node: str, message: bytes) -> None:
-        """Publish a record USERS of another node to this one, after the header `message`. Raises StoreUnavailable."""
+    async def publish_users(self, node: str, header: bytes) -> None:
+        """Publish a message to this node: `header`, and a record USERS of another node. Raises StoreUnavailable."""
         channel, payload = self._channels + self._name(), USERS + node.encode()
-        await self._scripts.run("publish_users", [f"sockets:{node}"], [channel, message, payload])
+        await self._scripts.run("publish_users", [f"sockets:{node}"], [channel, header, payload])
 
     async def write_all(self) -> None:
         """Write all entries of this node, in order with other changes of them. Raises StoreUnavailable."""

@@ -64,9 +64,9 @@ class LiveGroup:
 class LiveGroups:
     """Finds groups. There is at most one LiveGroup for each group; `apply` changes it in place.
 
-    This process is the only one that changes groups, except that a command removes a user from all groups, and that a
-    change that seemed to fail may be stored later: `find_outdated` finds these changes. A lookup that began before a
-    change gets the group as it is after the change.
+    Each change enters here before it is reported as done, those of other processes included. Two do not: a command
+    removes a user from all groups, and a change that seemed to fail may be stored later. `find_outdated` finds them. A
+    lookup that began before a change gets the group as it is after the change.
     """
 
     def __init__(self, store: GroupStore, blocks: Blocks) -> None:
