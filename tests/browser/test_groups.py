@@ -18,20 +18,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
 TEAM = "/chat/test?uid=alice&to_uid=%23team"
 
 
-# As on a slow machine, timers are late, so that several are due at the same moment.
+# As on a slow machine, timers without a delay are late, so that several are due at the same moment.
 LATE_TIMERS = """() => {
-    const later = setTimeout, due = new Map();
+    const later = setTimeout, clear = clearTimeout, due = new Map();
     const act = () => {
         const acts = [...due.values()];
         due.clear();
         for (const one of acts) one();
     };
-    setTimeout = (one) => {
+    setTimeout = (one, delay = 0) => {
+        if (delay) return later(one, delay);
         const id = later(act, 100);
         due.set(id, one);
         return id;
     };
-    clearTimeout = (id) => due.delete(id);
+    clearTimeout = (id) => due.delete(id) || clear(id);
 }"""
 
 

@@ -34,6 +34,8 @@ from tests.harness import ManualClock
 
 LIFETIME = 1000.0  # of a session, in seconds
 LIMIT, WINDOW, KEPT = 3, 100.0, 40.0  # of the contact limit; in seconds
+# The lease of a node in seconds, in tests that last as long as it.
+SHORT_LEASE = pytest.mark.parametrize("lease", [1.0])
 
 Store = TypeVar("Store")
 Store_co = TypeVar("Store_co", covariant=True)
@@ -176,6 +178,12 @@ def later(clock: ManualClock) -> Later:
         clock.shift += seconds
 
     return let_pass
+
+
+@pytest.fixture
+def lease() -> float:
+    """The lease of a node in seconds: longer than a busy machine delays this process."""
+    return 20.0
 
 
 @pytest.fixture

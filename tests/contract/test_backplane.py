@@ -20,7 +20,8 @@ from chat_server.cache.redis_nodes import RedisNode, cluster_name
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from tests.cluster.relay import FaultyNetwork
-from tests.contract.conftest import _server
+from tests.contract.conftest import SHORT_LEASE, _server
+from tests.harness import TIMEOUT
 
 # Confirms a change for a process that is no node.
 Command = Callable[[bytes], Coroutine[Any, Any, None]]
@@ -89,8 +90,10 @@ async def command(prefix: str) -> AsyncIterator[Command]:
 
 
 @pytest.fixture
-async def processes(prefix: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[BackplaneProcess]]:
-    monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", 1.0)
+async def processes(
+    prefix: str, lease: float, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[list[BackplaneProcess]]:
+    monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", lease)
     monkeypatch.setattr(redis_nodes, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(redis_backplane, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(redis_changes, "REPEAT_SECONDS", 0.2)
@@ -119,7 +122,7 @@ def kill_subscriptions() -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -216,6 +219,7 @@ async def test_a_change_is_confirmed_when_all_have_applied_it(processes: list[Ba
     assert three.applied == [b"change"]
 
 
+@SHORT_LEASE
 async def test_a_change_waits_for_a_lease_at_most(processes: list[BackplaneProcess]) -> None:
     one, two, three = processes
     two.may_apply.clear()
@@ -239,6 +243,7 @@ async def test_a_command_waits_until_all_have_applied_its_change(
     assert [process.applied for process in processes] == [[b"change"]] * 3
 
 
+@SHORT_LEASE
 async def test_a_command_waits_for_a_lease_at_most(processes: list[BackplaneProcess], command: Command) -> None:
     processes[1].may_apply.clear()
     processes[1].renewing.cancel()
@@ -347,7 +352,7 @@ async def test_items_after_a_gap_wait_for_the_recovery(processes: list[Backplane
     await two.backplane.set_sockets("bob", 1)
     two.may_recover.clear()
     two.failures = 2
-    kill_subscriptions()
+    two.backplane._note_gap(own=True)
     await until(lambda: two.own_gaps)
     assert await one.backplane.publish([Item(["bob"], b"first")]) == [1]
     kill_subscriptions()
@@ -600,6 +605,7 @@ async def test_the_end_of_a_subscription_is_seen_at_once(processes: list[Backpla
     await until(lambda: one.others.get(two.node.name) == {"bob"})
 
 
+@SHORT_LEASE
 async def test_the_end_of_a_lease_is_a_second_gap(processes: list[BackplaneProcess]) -> None:
     """A node without a subscription can store, but perhaps not publish, until its lease ends."""
     one, two, three = processes

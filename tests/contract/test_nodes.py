@@ -15,9 +15,8 @@ from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StartError
 from chat_server.utils.lease import Lease
 from tests import servers
-from tests.contract.conftest import _server
-
-LEASE = 0.4  # seconds
+from tests.contract.conftest import SHORT_LEASE, _server
+from tests.harness import TIMEOUT
 
 
 class OffsetClock(Clock):
@@ -31,8 +30,8 @@ class OffsetClock(Clock):
 
 
 @pytest.fixture
-async def scripts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripts]:
-    monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", LEASE)
+async def scripts(lease: float, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripts]:
+    monkeypatch.setattr(redis_nodes, "LEASE_SECONDS", lease)
     monkeypatch.setattr(redis_nodes, "RENEWAL_SECONDS", 0.05)
     config = conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{_server('redis').port}")
     scripts = Scripts(redis.client(config, 5), f"{uuid.uuid4().hex}:", 5)
@@ -47,7 +46,7 @@ async def joined(scripts: Scripts, clock: Clock | None = None) -> RedisNode:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -67,9 +66,9 @@ async def test_a_single_server_is_refused_next_to_a_node(scripts: Scripts) -> No
     assert await RedisLease(scripts).take(b"single", 15, None) == b"single"
 
 
+@SHORT_LEASE
 async def test_a_node_is_refused_next_to_a_single_server(scripts: Scripts) -> None:
-    lease = Lease(RedisLease(scripts), "Redis", 0)
-    await lease.take()
+    await Lease(RedisLease(scripts), "Redis", 0).take()
     node = RedisNode(scripts, await cluster_name(scripts), "number", Clock(), Timeline(Clock()))
     with pytest.raises(StartError, match=r"another chat_server \(host .*Processes = many"):
         await node.join()
@@ -81,6 +80,7 @@ async def test_all_nodes_of_a_redis_have_one_cluster_name(scripts: Scripts) -> N
     assert scripts.name in names.pop()
 
 
+@SHORT_LEASE
 async def test_a_renewed_node_sees_all_live_nodes(scripts: Scripts) -> None:
     one, two = await joined(scripts), await joined(scripts)
     keeping = asyncio.create_task(one.keep(pytest.fail))
@@ -91,7 +91,8 @@ async def test_a_renewed_node_sees_all_live_nodes(scripts: Scripts) -> None:
     keeping.cancel()
 
 
-async def test_a_node_whose_lease_ended_joins_under_another_name(scripts: Scripts) -> None:
+@SHORT_LEASE
+async def test_a_node_whose_lease_ended_joins_under_another_name(scripts: Scripts, lease: float) -> None:
     node = await joined(scripts)
     before, lapsed_meanwhile = node.name, []
 
@@ -99,7 +100,7 @@ async def test_a_node_whose_lease_ended_joins_under_another_name(scripts: Script
         lapsed_meanwhile.append(node.lapsed())
 
     node.rejoined = rejoined
-    await asyncio.sleep(LEASE)
+    await asyncio.sleep(lease)
     assert node.lapsed()
     keeping = asyncio.create_task(node.keep(pytest.fail))
     await until(lambda: not node.lapsed())
@@ -127,6 +128,7 @@ async def test_a_node_with_a_wrong_clock_does_not_start(scripts: Scripts, second
     assert (await joined(scripts)).slot == 0  # the slot is free again
 
 
+@SHORT_LEASE
 async def test_a_node_whose_clock_jumps_loses_its_lease(scripts: Scripts) -> None:
     clock = OffsetClock(0)
     node = await joined(scripts, clock)
