@@ -23,24 +23,21 @@ GROUP = GroupKey(7, "#group")
 
 
 class Node:
-    """The message store of one process, whose clock differs by `seconds`."""
+    """The message store of one process. `number` makes its ids differ from those of others."""
 
-    def __init__(self, store: ChainedMessages, timeline: Timeline) -> None:
+    def __init__(self, store: ChainedMessages, timeline: Timeline, number: int) -> None:
         self.store = store
         self.timeline = timeline
+        self._number = number
         self._ids = 0
 
     def message(self, text: str = "hello", *, id: str = "", group: bool = False) -> Message:
         self._ids += 1
         to, number = (GROUP.name, GROUP.number) if group else (BOB, 0)
-        return Message(ANN, to, id or f"{id_of(self)}-{self._ids}", text, self.timeline.next(), group=number)
+        return Message(ANN, to, id or f"{self._number}-{self._ids}", text, self.timeline.next(), group=number)
 
     async def add(self, *messages: Message) -> list[Added]:
         return await self.store.add(messages)
-
-
-def id_of(node: Node) -> int:
-    return id(node) % 10000
 
 
 @pytest.fixture
@@ -54,7 +51,7 @@ async def nodes() -> AsyncIterator[list[Node]]:
         timeline.use_slot(slot)
         store = await mongodb.connect(config, client, 20, 0, always, timeline=timeline)
         assert isinstance(store, ChainedMessages)
-        opened.append(Node(store, timeline))
+        opened.append(Node(store, timeline, slot))
     yield opened
     await client.drop_database(config.name)
     client.close()
