@@ -2,12 +2,12 @@
 
 import sys
 
-try:
-    from chat_server.cli import main
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("chat_server"):
-        raise
-    sys.exit(f"chat-server: the package {error.name} is missing; `make run` installs all requirements and starts")
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from chat_server.cli import main
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("chat_server"):
+            raise
+        sys.exit(f"chat-server: the package {error.name} is missing; `make run` installs all requirements and starts")

@@ -16,7 +16,6 @@ from pathlib import Path
 import uvloop
 
 from chat_server import __version__, arguments
-from chat_server.app import serving
 from chat_server.backends import check_stores
 from chat_server.conf import ConfigError, Settings, load
 from chat_server.utils import logs
@@ -50,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         _discard_output()
         _print_error(f"failed: {error}")
+    except ModuleNotFoundError:  # run.py says how to install the package
+        raise
     except Exception:  # the log has its type and place only: its text may contain a secret
         log.critical("command failed", exc_info=True)
     return 1
@@ -147,6 +148,8 @@ def _config_file(named: Path | None) -> Path | None:
 
 async def _serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError, also if another server takes over a store."""
+    from chat_server.app import serving  # noqa: PLC0415 - commands do not need it, and aiohttp takes as long as they do
+
     stop = asyncio.Event()
     failures: list[str] = []
 

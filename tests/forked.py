@@ -19,7 +19,13 @@ from typing import Self
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Everything that `run.py` imports with all stores on database servers.
 _CONTEXT.set_forkserver_preload(
-    ["chat_server.cli", "chat_server.cache.redis_backplane", "chat_server.model.mongodb", "chat_server.model.mysql"]
+    [
+        "chat_server.cli",
+        "chat_server.app",
+        "chat_server.cache.redis_backplane",
+        "chat_server.model.mongodb",
+        "chat_server.model.mysql",
+    ]
 )
 # Seconds between two looks whether a process has ended.
 INTERVAL = 0.01
