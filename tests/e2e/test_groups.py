@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from chat_server.model.sqlite.groups import SqliteGroups
 from tests.e2e.group_helpers import add, ask_members, create, delete, members, remove
 from tests.e2e.http_helpers import check_refusal, check_success, post, send_request, sql
 from tests.harness import ServerHandle, serving
@@ -214,6 +215,29 @@ async def test_the_owner_removes_members_and_a_member_itself(server: ServerHandl
     assert list(await members(server, "1", "#team")) == ["1", "4"]
     await refuse(server, "1", "remove", 404, 41006, "no_such_user", "user_name", group="#team", user_name="2")
     await refuse(server, "2", "remove", 404, 42004, "no_such_group", "group", group="#team", user_name="2")
+
+
+async def test_a_removal_is_completed_although_its_client_disconnects(
+    server: ServerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would be stored, but the server would still treat the user as a member."""
+    await create(server, "1", "#team", "2")
+    removed, go, remove_in_store = asyncio.Event(), asyncio.Event(), SqliteGroups.remove
+
+    async def delayed(self: SqliteGroups, *arguments: Any) -> Any:
+        result = await remove_in_store(self, *arguments)
+        removed.set()
+        await go.wait()
+        return result
+
+    monkeypatch.setattr(SqliteGroups, "remove", delayed)
+    request = asyncio.create_task(remove(server, "1", "#team", "2"))
+    await removed.wait()
+    request.cancel()
+    await asyncio.wait([request])
+    await asyncio.sleep(0.2)  # until the server notices it
+    go.set()
+    check_refusal(await ask_members(server, "2", "#team"), 404, 42008, "no_such_group", "group")
 
 
 async def test_the_longest_standing_member_becomes_the_owner(server: ServerHandle) -> None:
