@@ -1,12 +1,15 @@
-"""What a process reads again after a gap, while other processes store messages."""
+"""What a process reads again after a gap, and what it does with items of other processes."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from chat_server.model.messages import LogEntry, Message
 from chat_server.service import cluster_receiver
 from chat_server.service.cluster_receiver import ClusterReceiver
+from chat_server.service.packets import Notice, encode
 from chat_server.utils.clock import Clock, Timeline
+from tests.unit.test_live_groups import slow_groups
 
 
 def entry(conversation: str, time: int, before: int, *, deleted: bool = False) -> LogEntry:
@@ -63,3 +66,17 @@ async def test_a_deleted_or_erased_message_does_not_stop_a_gap(monkeypatch: Any)
         *(entry("bob", 11, 0, deleted=True), entry("bob", 12, 11), entry("bob", 14, 13), entry("bob", 15, 14))
     )
     assert await delivered(log, 10, monkeypatch) == [12, 14, 15]
+
+
+async def test_a_new_member_receives_before_the_change_arrives() -> None:
+    """The store has the member already, and the item comes from a process that knows it."""
+    store, groups = slow_groups()
+    assert await groups.find("#1", "a")
+    store.members["c"] = 2
+    receivers = list[str]()
+    stub: Any = None
+    registry: Any = SimpleNamespace(notify_here=lambda users, *_, **__: receivers.extend(users))
+    live: Any = SimpleNamespace(live=groups)
+    receiver = ClusterReceiver(stub, registry, stub, stub, stub, stub, live, stub, Timeline(Clock()))
+    await receiver.received(["b", "c", "d"], encode(Notice(b"frame", False, False, group=1)))
+    assert receivers == ["b", "c"]
