@@ -456,7 +456,7 @@ async def test_the_ready_line_contains_the_address(tmp_path: Path, host: str, sh
 
 async def test_the_server_raises_its_limit_of_open_files(tmp_path: Path) -> None:
     async with subprocess_server(
-        tmp_path / "data", prefix=("sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"', "sh")
+        tmp_path / "data", prefix=("/bin/sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"', "sh")
     ) as server:
         assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
 

@@ -256,7 +256,7 @@ def test_health_checks_pass_and_fail(composed: Composed, name: str) -> None:
         command = printed.replace("$$", "$").replace("/run/secrets", str(composed.secrets))
         command = command.replace("--host=127.0.0.1", f"--host=127.0.0.1 --port={port}")
         command = command.replace("redis-cli", f"redis-cli -p {port}")
-        return subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode
+        return subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=False).returncode
 
     assert exit_code(port) == 0
     assert exit_code(servers.free_port()) != 0

@@ -35,7 +35,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def with_umask(folder: Path, umask: str) -> AsyncIterator[SubprocessServer]:
-    async with subprocess_server(folder, prefix=("sh", "-c", f'umask {umask}; exec "$@"', "sh")) as server:
+    async with subprocess_server(folder, prefix=("/bin/sh", "-c", f'umask {umask}; exec "$@"', "sh")) as server:
         yield server
 
 
@@ -80,7 +80,7 @@ async def test_only_the_owner_can_access_backups(tmp_path: Path) -> None:
         folder = restored if arguments[0] == "restore" else deployment.folder
         child = await run_py(
             *arguments,
-            prefix=("sh", "-c", 'umask 000; exec "$@"', "sh"),
+            prefix=("/bin/sh", "-c", 'umask 000; exec "$@"', "sh"),
             environ=deployment.environ | {"CHAT_SERVICE_DATADIR": str(folder)},
         )
         await child.communicate()

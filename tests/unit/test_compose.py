@@ -39,7 +39,7 @@ def make_secrets(folder: Path) -> Path:
     """The folder that the printed commands make, all but the last one."""
     *commands, last = printed_commands()
     assert last == "docker compose up --build --detach"
-    subprocess.run(["sh", "-euc", "umask 077\n" + "\n".join(commands)], cwd=folder, check=True)
+    subprocess.run(["/bin/sh", "-euc", "umask 077\n" + "\n".join(commands)], cwd=folder, check=True)
     return folder / "secrets"
 
 
