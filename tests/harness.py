@@ -375,6 +375,11 @@ async def run_command(
     return CommandResult(child.returncode, out.decode(), err.decode())
 
 
+def shell(script: str) -> tuple[str, ...]:
+    """Return a `prefix` that runs run.py as "$@" of a shell script. A PATH may lack sh."""
+    return "/bin/sh", "-c", script, "sh"
+
+
 def short_lease(folder: Path, seconds: float) -> tuple[str, ...]:
     """Return a `prefix` that runs run.py unchanged except for a lease of `seconds`."""
     launcher = folder / "launcher.py"

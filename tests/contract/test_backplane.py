@@ -21,7 +21,7 @@ from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from tests.cluster.relay import FaultyNetwork
 from tests.contract.conftest import SHORT_LEASE, _server
-from tests.harness import TIMEOUT
+from tests.harness import wait_until
 
 # Confirms a change for a process that is no node.
 Command = Callable[[bytes], Coroutine[Any, Any, None]]
@@ -122,9 +122,7 @@ def kill_subscriptions() -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: bool(condition()))
 
 
 async def test_an_item_reaches_the_processes_of_its_users(processes: list[BackplaneProcess]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -16,7 +16,7 @@ from chat_server.utils.errors import StartError
 from chat_server.utils.lease import Lease
 from tests import servers
 from tests.contract.conftest import SHORT_LEASE, _server
-from tests.harness import TIMEOUT
+from tests.harness import wait_until
 
 
 class OffsetClock(Clock):
@@ -43,12 +43,6 @@ async def joined(scripts: Scripts, clock: Clock | None = None) -> RedisNode:
     node = RedisNode(scripts, await cluster_name(scripts), "number", clock or Clock(), Timeline(Clock()))
     await node.join()
     return node
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_nodes_have_different_slots(scripts: Scripts) -> None:
@@ -84,8 +78,8 @@ async def test_all_nodes_of_a_redis_have_one_cluster_name(scripts: Scripts) -> N
 async def test_a_renewed_node_sees_all_live_nodes(scripts: Scripts) -> None:
     one, two = await joined(scripts), await joined(scripts)
     keeping = asyncio.create_task(one.keep(pytest.fail))
-    await until(lambda: one.live == {one.name, two.name})
-    await until(lambda: one.live == {one.name})  # the lease of the other ends
+    await wait_until(lambda: one.live == {one.name, two.name})
+    await wait_until(lambda: one.live == {one.name})  # the lease of the other ends
     assert not one.lapsed()
     assert two.lapsed()
     keeping.cancel()
@@ -103,7 +97,7 @@ async def test_a_node_whose_lease_ended_joins_under_another_name(scripts: Script
     await asyncio.sleep(lease)
     assert node.lapsed()
     keeping = asyncio.create_task(node.keep(pytest.fail))
-    await until(lambda: not node.lapsed())
+    await wait_until(lambda: not node.lapsed())
     assert node.name != before
     assert lapsed_meanwhile == [True]
     keeping.cancel()
@@ -115,7 +109,7 @@ async def test_nodes_survive_a_flush_under_the_same_cluster_name(scripts: Script
     for key in ("lease", "nodes", "cluster"):
         await scripts.run("forget", [key])
     keeping = asyncio.create_task(node.keep(pytest.fail))
-    await until(lambda: node.left() > 0 and not node.lapsed() and node.live != frozenset())
+    await wait_until(lambda: node.left() > 0 and not node.lapsed() and node.live != frozenset())
     await asyncio.sleep(0.2)
     assert await cluster_name(scripts) == name
     keeping.cancel()
@@ -134,9 +128,9 @@ async def test_a_node_whose_clock_jumps_loses_its_lease(scripts: Scripts) -> Non
     node = await joined(scripts, clock)
     keeping = asyncio.create_task(node.keep(pytest.fail))
     clock.seconds = 7
-    await until(node.lapsed)
+    await wait_until(node.lapsed)
     clock.seconds = 0
-    await until(lambda: not node.lapsed())
+    await wait_until(lambda: not node.lapsed())
     keeping.cancel()
 
 

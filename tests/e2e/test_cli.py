@@ -19,7 +19,7 @@ import websockets
 from chat_server import __version__
 from chat_server.cli import main
 from tests.e2e.http_helpers import check_success, is_valid_session, send_request
-from tests.harness import ROOT, TIMEOUT, SubprocessServer, run_command, run_py, serving, subprocess_server
+from tests.harness import ROOT, TIMEOUT, SubprocessServer, run_command, run_py, serving, shell, subprocess_server
 
 # The maximum duration, in seconds, of a shutdown by SIGTERM or SIGINT (docs/architecture.md).
 MAX_SHUTDOWN_SECONDS = 10
@@ -456,7 +456,7 @@ async def test_the_ready_line_contains_the_address(tmp_path: Path, host: str, sh
 
 async def test_the_server_raises_its_limit_of_open_files(tmp_path: Path) -> None:
     async with subprocess_server(
-        tmp_path / "data", prefix=("/bin/sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"', "sh")
+        tmp_path / "data", prefix=shell('ulimit -Sn 100 && ulimit -Hn 3000 && exec "$@"')
     ) as server:
         assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
 

@@ -19,6 +19,7 @@ from tests.harness import (
     SubprocessServer,
     run_py,
     serving,
+    shell,
     subprocess_server,
     wait_until,
 )
@@ -35,7 +36,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def with_umask(folder: Path, umask: str) -> AsyncIterator[SubprocessServer]:
-    async with subprocess_server(folder, prefix=("/bin/sh", "-c", f'umask {umask}; exec "$@"', "sh")) as server:
+    async with subprocess_server(folder, prefix=shell(f'umask {umask}; exec "$@"')) as server:
         yield server
 
 
@@ -80,7 +81,7 @@ async def test_only_the_owner_can_access_backups(tmp_path: Path) -> None:
         folder = restored if arguments[0] == "restore" else deployment.folder
         child = await run_py(
             *arguments,
-            prefix=("/bin/sh", "-c", 'umask 000; exec "$@"', "sh"),
+            prefix=shell('umask 000; exec "$@"'),
             environ=deployment.environ | {"CHAT_SERVICE_DATADIR": str(folder)},
         )
         await child.communicate()

@@ -26,6 +26,7 @@ from tests.harness import (
     TIMEOUT,
     ServerHandle,
     SubprocessServer,
+    shell,
     subprocess_server,
     wait_until,
 )
@@ -125,7 +126,7 @@ async def test_a_log_without_a_reader_stops_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 async def test_closed_standard_streams_stop_nothing(tmp_path: Path, closed: str) -> None:
     """Otherwise a socket could get the number of a standard stream, and libuv aborts when it closes that number."""
-    prefix = ("/bin/sh", "-c", f'exec "$@" {closed}', "sh")
+    prefix = shell(f'exec "$@" {closed}')
     async with server_with_output_to(tmp_path / "data", None, prefix=prefix) as server:
         await check_chat(server)
         await check_end(server)

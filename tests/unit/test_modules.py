@@ -8,7 +8,7 @@ from tests.harness import ROOT
 # Needed by commands, or by one backend only.
 OPTIONAL = ("chat_server.commands", "chat_server.migrate", "aiomysql", "bson", "prometheus_client", "redis", "tqdm")
 SERVER = ("chat_server.api", "chat_server.app", "aiohttp")
-PARSE = "import sys\nfrom chat_server import arguments, cli\narguments.parser().parse_args(['--check'])\n"
+PARSE = "import sys\nfrom chat_server import arguments, cli\narguments.parser().parse_args(['--check'])"
 
 
 def imported(code: str, names: tuple[str, ...]) -> str:
@@ -18,7 +18,7 @@ def imported(code: str, names: tuple[str, ...]) -> str:
 
 
 def test_the_server_imports_no_command_and_no_driver() -> None:
-    """Neither when `chat_server.cli` is imported, nor when it parses its arguments, nor when it finds the server."""
+    """Neither when `chat_server.cli` is imported, nor when it parses its arguments, nor when it imports the server."""
     assert imported(f"{PARSE}\nimport chat_server.app", OPTIONAL) == "[]\n"
 
 
