@@ -30,6 +30,7 @@ from chat_server.utils.clock import MICROSECONDS, Clock, Timeline
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import NO_METRICS, Metrics
 from chat_server.utils.passwords import Passwords
+from chat_server.utils.tasks import cancel
 
 log = logging.getLogger(__name__)
 
@@ -194,9 +195,8 @@ async def _application(
     try:
         yield application
     finally:
-        for task in periodic:
-            task.cancel()
-        await asyncio.gather(*periodic, health.close(), return_exceptions=True)
+        await cancel(*periodic)
+        await health.close()
 
 
 def _routes(

@@ -28,6 +28,7 @@ from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavai
 from chat_server.utils.lease import LEASE_SECONDS, Held, Lease, LeaseStore, both
 from chat_server.utils.metrics import NO_METRICS, NO_STORE_METRICS, Metrics, StoreMetrics
 from chat_server.utils.sqlite import Database, examine
+from chat_server.utils.tasks import cancel
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -348,11 +349,11 @@ class _StoreOpener:
         await self._with_retry("Redis", node.join)
         self._stack.push_async_callback(node.leave)
         self._metrics.add_lease("redis", node.left)
-        self._renew_with(node.keep(self._on_takeover))
         self._backplane = backplane = RedisBackplane(*self._connection, node, self._clock, self._timeout)
         backplane.add_metrics(self._metrics)
-        await self._with_retry("Redis", backplane.open)
         self._stack.push_async_callback(backplane.close)
+        await self._with_retry("Redis", backplane.open)
+        self._renew_with(node.keep(self._on_takeover))  # ends before the backplane, which it may subscribe again
         return node.held
 
     async def _hold_lease(self, store: str, name: str, lease_store: LeaseStore, setting: str) -> Lease:
@@ -369,13 +370,7 @@ class _StoreOpener:
 
     def _renew_with(self, renewals: Coroutine[None, None, None]) -> None:
         """Run the renewals of a lease until the stack closes."""
-        renewing = asyncio.create_task(renewals)
-
-        async def stop_renewing() -> None:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-
-        self._stack.push_async_callback(stop_renewing)
+        self._stack.push_async_callback(cancel, asyncio.create_task(renewals))
 
     async def _with_retry(self, name: str, connect: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `connect`. Retry until StartTimeout unless the store is misconfigured."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import msgspec
 
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.tasks import cancel
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,7 @@ class Health:
     async def close(self) -> None:
         """Cancel the running probe, if there is one."""
         if self._probing:
-            self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+            await cancel(self._probing)
 
     async def _probe_all(self) -> None:
         try:

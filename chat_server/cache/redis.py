@@ -381,7 +381,10 @@ def _refusal(error: Exception) -> str:
 
 
 def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
-    """Create the connections. The driver must not repeat a call, because a script that counts would count twice."""
+    """Create the connections. They have no timeout for calls; each use of them sets its own.
+
+    The driver must not repeat a call, because a script that counts would count twice.
+    """
     is_uri = "://" in config.redis_addr
     uri = config.redis_addr if is_uri else f"redis://{config.redis_addr}"
     parts = urlsplit(uri)
@@ -393,7 +396,8 @@ def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
         **({"password": config.redis_pw} if config.redis_pw else {}),
         max_connections=POOL,
         timeout=timeout,
-        socket_timeout=timeout,
+        # redis-py would use asyncio.wait_for, which can lose a cancellation.
+        socket_timeout=None,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         protocol=2,

@@ -36,6 +36,7 @@ from chat_server.utils.batch import Batcher
 from chat_server.utils.clock import MICROSECONDS, Clock
 from chat_server.utils.errors import StoreUnavailable
 from chat_server.utils.metrics import Metrics
+from chat_server.utils.tasks import cancel
 
 log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
@@ -207,9 +208,7 @@ class RedisBackplane:
         """Publish what waits and end the subscription."""
         await self._publishing.flush()
         await self._directory.flush()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
 
     async def _subscribe(self) -> Any:
         """Subscribe to the channel of this node. Raises StoreUnavailable."""
@@ -220,7 +219,8 @@ class RedisBackplane:
         try:
             while True:
                 try:
-                    message = await subscription.get_message(timeout=PROBE_TIMEOUT)
+                    async with asyncio.timeout(PROBE_TIMEOUT):
+                        message = await subscription.get_message(timeout=None)
                     if message and message["type"] == "message":
                         self._arrive(message["data"])
                         if not self._elsewhere:
@@ -424,7 +424,7 @@ class RedisBackplane:
 
     async def _rejoined(self) -> None:
         """Subscribe to the channel of the node's other name, and return when the node has recovered."""
-        self._reading.cancel()
+        await cancel(self._reading)
         await self._directory.write_all()
         await self.open()
         await self._note_gap(own=True).wait()

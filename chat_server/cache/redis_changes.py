@@ -161,8 +161,7 @@ async def subscribe(redis: "aioredis.Redis", channel: str, scripts: Scripts) -> 
     try:
         async with asyncio.timeout(SUBSCRIBE_SECONDS):
             await subscription.subscribe(channel)
-            while await subscription.get_message(timeout=SUBSCRIBE_SECONDS) is None:
-                pass
+            await subscription.get_message(timeout=None)
     except BaseException as error:
         await close(subscription)
         if isinstance(error, LOST):

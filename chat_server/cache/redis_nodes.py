@@ -4,12 +4,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Callable, Coroutine, Set
+from typing import Any
 
 from chat_server.cache.redis import Scripts
 from chat_server.utils.clock import MICROSECONDS, SLOTS, Clock, Timeline
 from chat_server.utils.errors import StartError, StoreUnavailable
 from chat_server.utils.lease import boot_time, decode_holder, shared_holder
+from chat_server.utils.tasks import cancel
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class RedisNode:
         self._until = 0.0
         self._rejoining = False
         self._skewed = False
-        self.rejoined: Callable[[], Awaitable[None]] = _nothing
+        self.rejoined: Callable[[], Coroutine[Any, Any, None]] = _nothing
         self.name = ""  # SLOT:ID
         self.live: Set[str] = frozenset()  # the names of all nodes with a lease, this one included
 
@@ -112,15 +114,14 @@ class RedisNode:
         """Take a slot under another name. The node does nothing else until it has recovered."""
         self._rejoining = True
         await self.join()
-        recovering = asyncio.ensure_future(self.rejoined())
+        recovering = asyncio.create_task(self.rejoined())
         try:
             while not (await asyncio.wait((recovering,), timeout=RENEWAL_SECONDS))[0]:
                 if not await self._renew(lost):
                     raise StoreUnavailable("the lease ended during the recovery")
             await recovering
         finally:
-            recovering.cancel()
-            await asyncio.gather(recovering, return_exceptions=True)
+            await cancel(recovering)
         self._rejoining = False
         log.info("node joined again", extra={"node": self.name})
 

@@ -1,9 +1,10 @@
 """Backplane on Redis: items between nodes, the directory, confirmed changes and gaps."""
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from chat_server.cache.redis_backplane import RedisBackplane
 from chat_server.cache.redis_nodes import RedisNode, cluster_name
 from chat_server.utils.clock import Clock, Timeline
 from chat_server.utils.errors import StoreUnavailable
+from chat_server.utils.tasks import cancel
 from tests.cluster.relay import FaultyNetwork
 from tests.contract.conftest import SHORT_LEASE, _server
 from tests.harness import wait_until
@@ -89,6 +91,23 @@ async def command(prefix: str) -> AsyncIterator[Command]:
     await scripts.close()
 
 
+@asynccontextmanager
+async def _process(port: int, prefix: str) -> AsyncIterator[BackplaneProcess]:
+    async with AsyncExitStack() as stack:
+        client = _client(port)
+        scripts = Scripts(client, prefix, 5)
+        stack.push_async_callback(scripts.close)
+        node = RedisNode(scripts, await cluster_name(scripts), "number", Clock(), Timeline(Clock()))
+        await node.join()
+        backplane = RedisBackplane(client, scripts, node, Clock(), 5)
+        await backplane.open()
+        process = BackplaneProcess(node, backplane)
+        backplane.start(process)
+        stack.push_async_callback(backplane.close)
+        stack.push_async_callback(cancel, process.renewing)
+        yield process
+
+
 @pytest.fixture
 async def processes(
     prefix: str, lease: float, monkeypatch: pytest.MonkeyPatch
@@ -97,23 +116,8 @@ async def processes(
     monkeypatch.setattr(redis_nodes, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(redis_backplane, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(redis_changes, "REPEAT_SECONDS", 0.2)
-    config = conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{_server('redis').port}")
     async with AsyncExitStack() as stack:
-        processes = []
-        for _ in range(3):
-            client = redis.client(config, 5)
-            scripts = Scripts(client, prefix, 5)
-            stack.push_async_callback(scripts.close)
-            node = RedisNode(scripts, await cluster_name(scripts), "number", Clock(), Timeline(Clock()))
-            await node.join()
-            backplane = RedisBackplane(client, scripts, node, Clock(), 5)
-            await backplane.open()
-            process = BackplaneProcess(node, backplane)
-            backplane.start(process)
-            stack.push_async_callback(backplane.close)
-            stack.callback(process.renewing.cancel)
-            processes.append(process)
-        yield processes
+        yield [await stack.enter_async_context(_process(_server("redis").port, prefix)) for _ in range(3)]
 
 
 def kill_subscriptions() -> None:
@@ -344,6 +348,27 @@ async def test_a_node_survives_errors_of_its_connection(
     await until(lambda: (["bob"], b"again") in two.items)
 
 
+async def test_a_reconnection_without_an_answer_is_given_up(
+    processes: list[BackplaneProcess], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen Redis still accepts connections, and the driver reconnects a subscription that ended."""
+    async with (
+        FaultyNetwork(lambda: _server("redis").port).running() as network,
+        _process(network.port, prefix) as process,
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as frozen, monkeypatch.context() as patch:
+            patch.setattr(redis_backplane, "PROBE_TIMEOUT", 0.5)
+            patch.setattr(redis_changes, "SUBSCRIBE_SECONDS", 0.5)
+            network.redirect_to(frozen.getsockname()[1])
+            network.cut(network.subscriptions())
+            await until(lambda: not process.backplane._subscribed)
+        network.redirect_to(_server("redis").port)
+        await until(lambda: process.own_gaps)
+        await process.backplane.set_sockets("dan", 1)
+        assert await processes[0].backplane.publish([Item(["dan"], b"again")]) == [1]
+        await until(lambda: (["dan"], b"again") in process.items)
+
+
 async def test_items_after_a_gap_wait_for_the_recovery(processes: list[BackplaneProcess]) -> None:
     """In order, also if there is a second gap meanwhile, and if the recovery fails twice."""
     one, two, _ = processes
@@ -564,6 +589,24 @@ async def test_a_node_listens_again_once_its_directory_is_complete(
     assert two.node.name not in one.others
     may_write.set()
     await until(lambda: one.others.get(two.node.name) == {"bob"})
+
+
+async def test_a_subscription_can_be_cancelled_at_any_moment(prefix: str) -> None:
+    """On Python 3.11, asyncio.wait_for loses a cancellation at the moment at which its own work is done."""
+    client = _client(_server("redis").port)
+    scripts = Scripts(client, prefix, 5)
+    for turns in range(200):
+        subscribing = asyncio.create_task(redis_changes.subscribe(client, f"{prefix}node", scripts))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not subscribing.cancel():
+            await redis_changes.close(subscribing.result())
+            break
+        await asyncio.wait((subscribing,))
+        assert subscribing.cancelled(), f"cancelled after {turns} turns of the loop"
+    else:
+        pytest.fail("no subscription was confirmed")
+    await scripts.close()
 
 
 async def test_an_entry_that_was_not_deleted_is_deleted_later(
