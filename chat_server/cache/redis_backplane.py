@@ -195,9 +195,7 @@ class RedisBackplane:
 
     async def open(self) -> None:
         """Subscribe. Raises StoreUnavailable."""
-        subscription = await self._subscribe()
-        self._subscribed = True
-        self._reading = self._begin(self._read(subscription))
+        self._reading = self._begin(self._read(await self._subscribe()))
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -212,7 +210,10 @@ class RedisBackplane:
 
     async def _subscribe(self) -> Any:
         """Subscribe to the channel of this node. Raises StoreUnavailable."""
-        return await subscribe(self._redis, self._channels + self._node.name, self._scripts)
+        subscription = await subscribe(self._redis, self._channels + self._node.name, self._scripts)
+        self._subscribed, self._elsewhere = True, False
+        self._subscriptions += 1
+        return subscription
 
     async def _read(self, subscription: Any) -> None:
         """Read the subscription. When it ends or is silent, subscribe again; recover once Redis has confirmed that."""
@@ -233,8 +234,6 @@ class RedisBackplane:
                 log.warning("subscription broken", extra={"store": self._scripts.name})
                 await close(subscription)
                 subscription = await self._subscribe_again()
-                self._subscribed, self._elsewhere = True, False
-                self._subscriptions += 1
                 self._note_gap(own=True)
         finally:
             await close(subscription)

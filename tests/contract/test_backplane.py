@@ -589,6 +589,9 @@ async def test_a_node_listens_again_once_its_directory_is_complete(
     assert two.node.name not in one.others
     may_write.set()
     await until(lambda: one.others.get(two.node.name) == {"bob"})
+    await until(lambda: two.others)
+    await asyncio.sleep(0.5)
+    assert len(two.own_gaps) == 1  # it has subscribed once
 
 
 async def test_a_subscription_can_be_cancelled_at_any_moment(prefix: str) -> None:
