@@ -71,7 +71,7 @@ async def test_unused_keys_take_no_memory() -> None:
 
 
 async def test_a_limiter_admits_a_few_at_a_time_in_order() -> None:
-    assert await hold_ten_times(ConcurrencyLimiter(3, 1)) == (list(range(10)), 3)
+    assert await hold_ten_times(ConcurrencyLimiter(3, TIMEOUT)) == (list(range(10)), 3)
 
 
 async def test_a_busy_key_delays_no_other_key_of_a_limiter() -> None:

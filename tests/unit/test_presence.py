@@ -120,7 +120,7 @@ async def test_a_return_within_the_grace_period_causes_no_frame(setup: PresenceS
     a.new_frames()
     for _ in range(3):
         setup.close(b)
-        setup.clock.shift += GRACE_SECONDS - 1
+        setup.clock.shift += GRACE_SECONDS / 2
         await setup.push_all()
         assert setup.presence.online("b", "a")
         b = setup.open("b")

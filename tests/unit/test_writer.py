@@ -136,7 +136,7 @@ async def test_items_that_time_out_before_their_batch_are_dropped(
         def add_failure(self) -> None:
             abandoned.append(1)
 
-    writer: Writer[int] = Writer(thread, work, timeout=0.2, most=1, watch=AbandonedCounter())
+    writer: Writer[int] = Writer(thread, work, timeout=1, most=1, watch=AbandonedCounter())
     results = await asyncio.gather(*map(writer.submit, range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [StoreUnavailable] * 3
     assert abandoned
@@ -156,7 +156,7 @@ async def test_cancelled_items_take_no_place_in_a_batch(thread: SingleThreadExec
 
 
 async def test_items_are_refused_while_the_thread_hangs(thread: SingleThreadExecutor, work: GatedThreadWork) -> None:
-    writer: Writer[int] = Writer(thread, work, timeout=0.2, most=1)
+    writer: Writer[int] = Writer(thread, work, timeout=1, most=1)
     await asyncio.gather(*map(writer.submit, range(3)), return_exceptions=True)
     for number in range(3, 100):
         with pytest.raises(StoreUnavailable):
@@ -173,7 +173,7 @@ async def test_items_are_refused_while_the_thread_hangs(thread: SingleThreadExec
 async def test_cancelled_items_do_not_pile_up_while_the_thread_hangs(
     thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
-    writer: Writer[int] = Writer(thread, work, timeout=0.2)
+    writer: Writer[int] = Writer(thread, work, timeout=1)
     (await start_batch(writer, work)).cancel()
 
     def refused() -> bool:
@@ -191,7 +191,7 @@ async def test_cancelled_items_do_not_pile_up_while_the_thread_hangs(
 async def test_waiting_items_are_written_when_the_thread_recovers(
     thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
-    writer: Writer[int] = Writer(thread, work, timeout=3)
+    writer: Writer[int] = Writer(thread, work, timeout=6)
     started, waiting = await start_batch(writer, work), writer.submit(1)
 
     def refused() -> bool:
@@ -216,10 +216,10 @@ async def test_waiting_items_are_written_when_the_thread_recovers(
 async def test_a_timeout_after_the_recovery_refuses_no_new_item(
     thread: SingleThreadExecutor, work: GatedThreadWork
 ) -> None:
-    writer: Writer[int] = Writer(thread, work, timeout=0.2)
+    writer: Writer[int] = Writer(thread, work, timeout=1)
     loop, recovered = asyncio.get_running_loop(), asyncio.Event()
     started = await start_batch(writer, work)
-    deadline = loop.time() + 0.2
+    deadline = loop.time() + 1
 
     def recover() -> None:
         work.permit()
