@@ -257,7 +257,8 @@ async def close_pool(pool: aiomysql.Pool) -> None:
     connections = [*pool._free, *pool._used]
     transports = [connection._writer.transport for connection in connections if connection._writer]
     pool.terminate()
-    await pool.wait_closed()
+    for connection in connections:  # `pool.wait_closed` would wait for ever if one that is being opened breaks
+        connection.close()
     for transport in transports:
         transport.abort()
     await asyncio.sleep(0)  # the event loop closes the sockets in its next iteration

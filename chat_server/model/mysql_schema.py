@@ -85,4 +85,5 @@ async def upgrade(connection: aiomysql.Connection, timeout: float, alongside: bo
                 await cursor.execute(step)
                 await cursor.execute("INSERT INTO chat_schema (step) VALUES (%s)", (number,))
         finally:
-            await cursor.execute("SELECT RELEASE_LOCK(%s)", (_SCHEMA_LOCK,))
+            if not connection.closed:  # a lock ends with its connection
+                await cursor.execute("SELECT RELEASE_LOCK(%s)", (_SCHEMA_LOCK,))
