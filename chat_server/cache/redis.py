@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -150,7 +151,8 @@ class Scripts:
     async def close(self) -> None:
         """Finish the submitted calls and close the connections."""
         await self.flush()
-        await self._redis.aclose()
+        with suppress(*LOST):  # over TLS, it waits for the server to close, too
+            await self._redis.aclose()
 
     async def _run_together(self, calls: list[ScriptCall]) -> Sequence[Any]:
         try:
@@ -390,18 +392,19 @@ def _pool(config: RedisSettings, timeout: float) -> "aioredis.ConnectionPool":
     parts = urlsplit(uri)
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
         raise ValueError("a password that contains / ? or # would move a part of it into the host")
-    return aioredis.BlockingConnectionPool.from_url(
+    pool = aioredis.BlockingConnectionPool.from_url(
         uri,
         **({} if is_uri else {"db": config.redis_db_name}),
         **({"password": config.redis_pw} if config.redis_pw else {}),
         max_connections=POOL,
         timeout=timeout,
-        # redis-py would use asyncio.wait_for, which can lose a cancellation.
-        socket_timeout=None,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
+    # redis-py would use asyncio.wait_for, which can lose a cancellation. The URI may not change that.
+    pool.connection_kwargs["socket_timeout"] = None
+    return pool
 
 
 async def probe(config: RedisSettings, timeout: float) -> str:

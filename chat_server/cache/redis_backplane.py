@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence, Set
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -87,6 +88,7 @@ class RedisBackplane:
         self._scripts = scripts
         self._node = node
         self._clock = clock
+        self._timeout = timeout
         self._channels = node_channels(redis, scripts)
         self._directory = RedisDirectory(scripts, self._channels, self.name, timeout)
         self.set_sockets, self.count_users = self._directory.set_sockets, self._directory.count_users
@@ -203,9 +205,11 @@ class RedisBackplane:
         self._begin(self._probe())
 
     async def close(self) -> None:
-        """Publish what waits and end the subscription."""
-        await self._publishing.flush()
-        await self._directory.flush()
+        """Publish what waits, as far as Redis answers in time, and end the subscription."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._publishing.flush()
+                await self._directory.flush()
         await cancel(*self._tasks)
 
     async def _subscribe(self) -> Any:

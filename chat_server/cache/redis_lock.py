@@ -26,14 +26,17 @@ class RedisLocks:
         """Wait for a lock, and hold it. Raises StoreUnavailable."""
         keys, token = [f"lock:{name}"], secrets.token_hex(8)
         try:
+            await self._take(name, keys, token)
+            yield
+        finally:  # also if a call without an answer may have taken it
+            with suppress(StoreUnavailable):  # it expires
+                await self._scripts.run("lock_release", keys, [token])
+
+    async def _take(self, name: str, keys: list[str], token: str) -> None:
+        try:
             async with asyncio.timeout(LOCK_SECONDS):
                 while not await self._scripts.run("lock_take", keys, [token, LOCK_SECONDS * 1000]):  # noqa: ASYNC110
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as error:
             why = f"{self._scripts.name}: the lock {name} was not free for {LOCK_SECONDS} s"
             raise StoreUnavailable(why) from error
-        try:
-            yield
-        finally:
-            with suppress(StoreUnavailable):  # it expires
-                await self._scripts.run("lock_release", keys, [token])

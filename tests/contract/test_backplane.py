@@ -75,8 +75,8 @@ class BackplaneProcess:
         self.items.append(([], b"recovered"))
 
 
-def _client(port: int) -> Any:
-    return redis.client(conf.RedisSettings(redis_db="redis", redis_addr=f"127.0.0.1:{port}"), 5)
+def _client(port: int, query: str = "") -> Any:
+    return redis.client(conf.RedisSettings(redis_db="redis", redis_addr=f"redis://127.0.0.1:{port}{query}"), 5)
 
 
 @pytest.fixture
@@ -94,14 +94,14 @@ async def command(prefix: str) -> AsyncIterator[Command]:
 
 
 @asynccontextmanager
-async def _process(port: int, prefix: str) -> AsyncIterator[BackplaneProcess]:
+async def _process(port: int, prefix: str, timeout: float = 5) -> AsyncIterator[BackplaneProcess]:
     async with AsyncExitStack() as stack:
         client = _client(port)
-        scripts = Scripts(client, prefix, 5)
+        scripts = Scripts(client, prefix, timeout)
         stack.push_async_callback(scripts.close)
         node = RedisNode(scripts, await cluster_name(scripts), "number", Clock(), Timeline(Clock()))
         await node.join()
-        backplane = RedisBackplane(client, scripts, node, Clock(), 5)
+        backplane = RedisBackplane(client, scripts, node, Clock(), timeout)
         await backplane.open()
         process = BackplaneProcess(node, backplane)
         backplane.start(process)
@@ -614,8 +614,11 @@ async def test_a_node_listens_again_once_its_directory_is_complete(
 
 
 async def test_a_subscription_can_be_cancelled_at_any_moment(prefix: str) -> None:
-    """On Python 3.11, asyncio.wait_for loses a cancellation at the moment at which its own work is done."""
-    client = _client(_server("redis").port)
+    """On Python 3.11, asyncio.wait_for loses a cancellation at the moment at which its own work is done.
+
+    The driver uses it for a `socket_timeout`, which therefore has no effect.
+    """
+    client = _client(_server("redis").port, "?socket_timeout=5")
     scripts = Scripts(client, prefix, 5)
     for turns in count():
         subscribing = asyncio.create_task(redis_changes.subscribe(client, f"{prefix}node", scripts))
@@ -627,6 +630,32 @@ async def test_a_subscription_can_be_cancelled_at_any_moment(prefix: str) -> Non
         await asyncio.wait((subscribing,))
         assert subscribing.cancelled(), f"cancelled after {turns} turns of the loop"
     await scripts.close()
+
+
+async def test_a_process_ends_although_redis_does_not_answer(prefix: str) -> None:
+    """It does not wait a second for each part of what it has to publish."""
+    async with FaultyNetwork(lambda: _server("redis").port).running() as network:
+        async with _process(network.port, prefix, timeout=1) as process:
+            network.delay = 3600
+            publishing = [process.backplane.publish([Item([], b"")]) for _ in range(20_000)]
+            ending = asyncio.create_task(process.backplane.close())
+            async with asyncio.timeout(TIMEOUT / 2):
+                await ending
+        assert not all(future.done() for future in publishing)
+
+
+async def test_a_lock_is_free_after_a_caller_that_was_cancelled(processes: list[BackplaneProcess]) -> None:
+    one, two, _ = processes
+
+    async def take() -> None:
+        async with one.backplane.lock("group"):
+            await asyncio.sleep(3600)
+
+    taking = asyncio.create_task(take())
+    await asyncio.sleep(0)
+    await cancel(taking)  # the script is on its way
+    async with asyncio.timeout(10), two.backplane.lock("group"):
+        pass
 
 
 async def test_an_entry_that_was_not_deleted_is_deleted_later(
