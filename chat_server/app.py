@@ -176,9 +176,13 @@ async def _application(
         await dispatcher.finish()
         await services.confirmations.flush()
 
+    loop, deadline = asyncio.get_running_loop(), 0.0
+
     async def shut_down(_: web.Application) -> None:
+        nonlocal deadline
+        deadline = deadline or loop.time() + SHUTDOWN_SECONDS  # aiohttp calls it twice
         with suppress(TimeoutError):
-            async with asyncio.timeout(SHUTDOWN_SECONDS):
+            async with asyncio.timeout_at(deadline):
                 await asyncio.gather(close_sockets(), services.completion.close())
 
     application.on_shutdown.append(shut_down)
