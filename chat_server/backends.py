@@ -257,7 +257,7 @@ class _StoreOpener:
         from chat_server.model import mongodb  # noqa: PLC0415
 
         client, name = mongodb.client(config, self._timeout), mongodb.address(config)
-        self._stack.callback(client.close)
+        self._stack.push_async_callback(mongodb.close, client)
         await self._with_retry(name, lambda: mongodb.reach(config, client, self._timeout))
         if self._alongside:
             return mongodb.MongoMessages(client[config.name], self._timeout, name=name)

@@ -57,7 +57,7 @@ class GoSource:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        await mongodb.close(self._client)
         await mysql.close_pool(self._pool)
 
     async def count_deleted_users(self) -> int:

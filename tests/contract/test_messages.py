@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_server.model.messages import MAX_UNREAD, Added, Conversation, Message, MessageStore, Pair
+from chat_server.model.messages import MAX_UNREAD, Added, Confirmed, Conversation, Message, MessageStore, Pair
 from chat_server.utils.clock import Timeline
 from chat_server.utils.errors import StoreUnavailable
-from tests.harness import SEARCH
+from tests.harness import SEARCH, TIMEOUT
 
 END = 2**62
 PAIR = Pair("1", "2")
@@ -761,3 +761,20 @@ async def test_an_unavailable_store_raises_store_unavailable(
 ) -> None:
     with pytest.raises(StoreUnavailable):
         await ask(messages_away)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.mark("1", "2", ["m"]),
+        lambda store: store.mark_delivered([1]),
+        lambda store: store.advance(1, {"1": Confirmed(0, [1])}),
+    ],
+)
+async def test_many_calls_learn_together_that_the_store_is_away(
+    messages_away: MessageStore, ask: Callable[[MessageStore], Awaitable[Any]]
+) -> None:
+    """Although such calls come one after the other: in turn, 1,000 timeouts would take 100 seconds."""
+    async with asyncio.timeout(TIMEOUT / 2):
+        results = await asyncio.gather(*(ask(messages_away) for _ in range(1000)), return_exceptions=True)
+    assert {type(result) for result in results} == {StoreUnavailable}

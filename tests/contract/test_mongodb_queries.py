@@ -3,7 +3,9 @@
 Also: which answers count as durable.
 """
 
+import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -324,3 +326,21 @@ async def test_the_server_explains_index_use(
         plan = str((await store._database.command("explain", query, verbosity="queryPlanner"))["queryPlanner"])
         assert "COLLSCAN" not in plan.partition("rejectedPlans")[0], query
         assert "'stage': 'SORT'" not in plan.partition("rejectedPlans")[0], query
+
+
+@pytest.mark.skipif("CHAT_TEST_MONGODB" in os.environ, reason="that mongod must not be stopped")
+async def test_closing_a_client_waits_for_no_frozen_server() -> None:
+    """The driver alone waits for about 30 seconds, and blocks the event loop meanwhile."""
+    server = _server("mongodb")
+    client = mongodb.client(servers.mongodb_config(server, "closing"), 20)
+    await client.admin.command("ping")
+    server.send(signal.SIGSTOP)
+    try:
+        closing, turns = asyncio.create_task(mongodb.close(client)), 0
+        async with asyncio.timeout(10):
+            while not closing.done():
+                turns += 1
+                await asyncio.sleep(0)
+        assert turns > 2
+    finally:
+        server.send(signal.SIGCONT)

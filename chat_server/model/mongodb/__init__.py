@@ -1,7 +1,7 @@
 """Messages in MongoDB."""
 
 from chat_server.model.mongodb.chain import ChainedMessages
-from chat_server.model.mongodb.connection import POOL, address, call, client, client_options, failure, reach
+from chat_server.model.mongodb.connection import POOL, address, call, client, client_options, close, failure, reach
 from chat_server.model.mongodb.documents import LATEST
 from chat_server.model.mongodb.lease import MongoLease
 from chat_server.model.mongodb.messages import MongoMessages
@@ -18,6 +18,7 @@ __all__ = [
     "call",
     "client",
     "client_options",
+    "close",
     "connect",
     "failure",
     "probe",

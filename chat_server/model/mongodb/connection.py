@@ -3,9 +3,11 @@
 import asyncio
 import re
 import warnings
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import pymongo
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from chat_server.conf import MongoDBSettings
@@ -17,6 +19,8 @@ T = TypeVar("T")
 
 # Connections at most.
 POOL = 16
+# Seconds, at most, for the last command of a client.
+CLOSE_SECONDS = 1
 # Error codes that the server will return again until an operator changes something.
 _MISTAKES = {
     13: "MongoDBUser lacks a right on MongoDBName: grant it the role readWrite",
@@ -34,7 +38,7 @@ def client(config: MongoDBSettings, timeout: float) -> Any:
     """Create the client. Raises StartError for an address that is not valid.
 
     motor is past its end of life; its successor has the same calls. `return pymongo.AsyncMongoClient(uri, **options)`
-    is the whole change, and the contract suite runs with both.
+    and `await` in `close` are the whole change, and the contract suite runs with both.
     """
     from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - slow to import, and only needed here
 
@@ -51,6 +55,16 @@ def client(config: MongoDBSettings, timeout: float) -> Any:
             "[MongoDB] MongoDBAddr is neither a host nor a URI that MongoDB knows; "
             "in a URI write the special characters of user and password as %40"
         ) from None
+
+
+async def close(mongo: Any) -> None:
+    """Close a client. The driver waits, in a thread, at most CLOSE_SECONDS for MongoDB to end its sessions."""
+
+    def close_in_thread() -> None:
+        with pymongo.timeout(CLOSE_SECONDS):
+            mongo.close()
+
+    await asyncio.to_thread(close_in_thread)
 
 
 def client_options(config: MongoDBSettings, timeout: float) -> tuple[str, dict[str, Any]]:
@@ -119,6 +133,19 @@ class Calls:
     async def __call__(self, work: Awaitable[T]) -> T:
         """As `call`."""
         return await self._watch.time_call(call(work, self.timeout, self.name))
+
+    @asynccontextmanager
+    async def hold(self, lock: asyncio.Lock) -> AsyncIterator[None]:
+        """Hold a lock. Raises StoreUnavailable for all callers that wait longer than a call may take."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                await lock.acquire()
+        except TimeoutError as error:
+            raise failure(self.name, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def incomplete(self) -> StoreUnavailable:
         """The error for a bulk write that MongoDB stored only in part."""

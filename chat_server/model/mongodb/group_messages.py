@@ -73,7 +73,7 @@ class MongoGroupMessages:
             return await asyncio.gather(*(self._read_range(number, one, limit) for one in ranges))
 
         keys = {user: position_key(number, user) for user in confirmed}
-        async with self._moving:
+        async with self._call.hold(self._moving):
             stored = await self._stored_positions(list(keys.values()))
             positions = {user: stored[key] for user, key in keys.items() if key in stored}
             moves = await find_moves(confirmed, positions, read)

@@ -142,7 +142,7 @@ class MongoMessages(MongoGroupMessages):
             return set(), []
         conv = pair_key(sender, receiver)
         query = {"conv": conv, "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
-        async with self._marking:
+        async with self._call.hold(self._marking):
             documents = await self._call(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
             found = {document["mid"] for document in documents}
             unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
@@ -151,7 +151,7 @@ class MongoMessages(MongoGroupMessages):
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         query = {"_id": {"$in": [Int64(time) for time in times]}, "read": False}
-        async with self._marking:
+        async with self._call.hold(self._marking):
             documents = await self._call(self._messages.find(query, {"_id": 1}).to_list(None))
             return await self._mark_times([document["_id"] for document in documents]) if documents else set()
 

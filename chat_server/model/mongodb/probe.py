@@ -6,7 +6,7 @@ from typing import Any
 from bson import Int64
 
 from chat_server.conf import MongoDBSettings
-from chat_server.model.mongodb.connection import address, call, client, reach
+from chat_server.model.mongodb.connection import address, call, client, close, reach
 from chat_server.model.mongodb.documents import CONVERSATIONS, EARLIEST, LATEST, MESSAGES, PROBE
 
 
@@ -37,4 +37,4 @@ async def probe(config: MongoDBSettings, timeout: float) -> str:
         await call(database.drop_collection(PROBE), timeout, name)  # the writes have created it
         return "answers, empty yet, the first start makes it"
     finally:
-        mongo.close()
+        await close(mongo)
