@@ -147,35 +147,47 @@ def _config_file(named: Path | None) -> Path | None:
 
 
 async def _serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises StartError, also if another server takes over a store."""
+    """Serve until SIGINT or SIGTERM, which also end a start. Raises StartError, also if a store is taken over."""
     from chat_server.app import serving  # noqa: PLC0415 - commands do not need it, and aiohttp takes as long as they do
 
-    stop = asyncio.Event()
+    loop, stop, starting = asyncio.get_running_loop(), asyncio.Event(), asyncio.current_task()
+    signals = (signal.SIGINT, signal.SIGTERM)
     failures: list[str] = []
+    announcements = Announcements(settings.server.app_mode)
+
+    def end() -> None:
+        if not stop.is_set():
+            announcements.announce("chat-server is ending", logs.event("server ending"))
+            stop.set()
+            if starting:
+                starting.cancel()
+
+    def on_signal() -> None:
+        for signal_ in signals:  # a second signal ends the process immediately
+            loop.remove_signal_handler(signal_)
+            signal.signal(signal_, signal.SIG_DFL)
+        end()
 
     def on_takeover(why: str) -> None:
         failures.append(why)
-        stop.set()
+        end()
 
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(*GC_THRESHOLDS)
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
     for signal_ in signals:
-        loop.add_signal_handler(signal_, stop.set)
+        loop.add_signal_handler(signal_, on_signal)
     loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
-    announcements = Announcements(settings.server.app_mode)
     try:
         async with serving(settings, on_takeover=on_takeover) as (host, port):
+            starting = None
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             ready = logs.event("server ready", url=url, version=__version__)
             announcements.announce(f"chat-server {__version__} is ready on {url}", ready)
             await stop.wait()
-            for signal_ in signals:  # a second signal ends the process immediately
-                loop.remove_signal_handler(signal_)
-                signal.signal(signal_, signal.SIG_DFL)
-            announcements.announce("chat-server is ending", logs.event("server ending"))
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
     finally:
         announcements.close()
     if failures:

@@ -257,7 +257,7 @@ async def close_pool(pool: aiomysql.Pool) -> None:
     connections = [*pool._free, *pool._used]
     transports = [connection._writer.transport for connection in connections if connection._writer]
     pool.terminate()
-    for connection in connections:  # `pool.wait_closed` would wait for ever if one that is being opened breaks
+    for connection in connections:  # `pool.wait_closed` would wait forever if one that is being opened breaks
         connection.close()
     for transport in transports:
         transport.abort()

@@ -493,6 +493,25 @@ async def slow_connections(server: SubprocessServer) -> AsyncIterator[None]:
                 await writer.wait_closed()
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "store", [{"CHAT_MYSQL_DB": "mysql"}, {"CHAT_REDIS_REDISDB": "redis"}, {"CHAT_MONGODB_MONGODB": "mongodb"}]
+)
+async def test_a_signal_ends_a_start_that_waits_for_a_store(
+    tmp_path: Path, store: dict[str, str], signal_: signal.Signals
+) -> None:
+    server = await run_py(environ=UNREACHABLE | settings(tmp_path, StartTimeout=3600) | store)
+    assert server.stdout
+    assert server.stderr
+    async with asyncio.timeout(TIMEOUT):
+        assert b"store not ready" in await server.stderr.readline()
+    server.send_signal(signal_)
+    async with asyncio.timeout(TIMEOUT):
+        out, err = await server.communicate()
+    assert (server.returncode, out) == (0, b"chat-server is ending\n")
+    assert all(b"store not ready" in line for line in err.splitlines())
+
+
 async def test_sigterm_ends_the_server_despite_slow_connections(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     async with subprocess_server(folder, users=("1", "2")) as server:
