@@ -154,6 +154,16 @@ class ChatClient:
         """Send a message (op 1); return the server's answer."""
         return await self.answer(1, content, type=1, **keys)
 
+    async def send_all(self, contents: Sequence[str]) -> None:
+        """Send messages, many at a time; return when all are stored."""
+        for start in range(0, len(contents), 100):
+            some = contents[start : start + 100]
+            for content in some:
+                await self.put(1, content)
+            for _ in some:
+                answer = await self.receive()
+                assert answer["op_type"] in (40018, 40019), answer
+
     async def expect_nothing(self) -> None:
         """Fail if an unread frame other than presence and changes of groups exists."""
         await self._expect_none(self._frames)

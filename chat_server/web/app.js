@@ -2,7 +2,7 @@
 import { alive, block, blocked, members, unblock } from "./api.js";
 import { Chat } from "./chat.js";
 import { Login } from "./login.js";
-import { apply, LOGGED_OUT, prefer, preferences } from "./preferences.js";
+import { apply, LOGGED_OUT, prefer, preferences, stored } from "./preferences.js";
 import { Shell } from "./shell.js";
 import { openStorage } from "./storage.js";
 
@@ -71,7 +71,7 @@ async function start() {
 
 // Another window has logged in or out. If the session ended otherwise, the connection of this window notices it.
 addEventListener("storage", ({ key, newValue }) => {
-  if (key !== "user" || newValue === null) return;
+  if (key !== "user" || newValue === null || newValue !== stored("user")) return; // it may come late
   if (newValue === LOGGED_OUT) leave(false);
   else if (newValue !== chat?.me) location.reload();
 });

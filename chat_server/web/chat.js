@@ -11,7 +11,7 @@
  */
 import { Blocked } from "./blocked.js";
 import { now } from "./clock.js";
-import { ALLOWED_AGAIN, Connection, delay, GROUP_CHANGED, PRESENCE, TYPING } from "./connection.js";
+import { ALLOWED_AGAIN, Connection, delay, GROUP_CHANGED, PRESENCE, RETRYABLE, TYPING } from "./connection.js";
 import { EVERYBODY, isGroup, keyOf, keysDeleted, keysRead, messageOf, peerOf } from "./conversation.js";
 import { Deletions } from "./deletions.js";
 import { Groups } from "./groups.js";
@@ -19,7 +19,7 @@ import { HistoryReader } from "./history.js";
 import { Keeper } from "./keeper.js";
 import { ConversationList } from "./list.js";
 import { Outbox } from "./outbox.js";
-import { RETRYABLE, Sender } from "./sender.js";
+import { Sender } from "./sender.js";
 import { Typing } from "./typing.js";
 
 export { EVERYBODY, isGroup, isShared } from "./conversation.js";
@@ -86,7 +86,7 @@ export class Chat extends EventTarget {
   async start() {
     for (const record of await this.#keeper.load()) this.conversation(record.peer).restore(record);
     await this.#loadOutbox();
-    this.connection.wake();
+    this.connection.start();
   }
 
   /** Stop permanently: afterwards nothing is sent or stored. */

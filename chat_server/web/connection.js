@@ -7,6 +7,8 @@ export const TYPING = 40025;
 export const GROUP_CHANGED = 42011;
 export const SESSION_ENDED = 4001;
 
+/** The reasons of refusals for which a retry of the same request may succeed. */
+export const RETRYABLE = new Set(["store_away", "too_many", "internal"]);
 // Close codes after which a new connection would fail again: the session ended, or this client is at fault.
 const PERMANENT = new Set([1003, 1007, 1008, 1009, SESSION_ENDED]);
 const TYPING_REFUSED = 40024; // to `tell`, which waits for no answer
@@ -17,6 +19,7 @@ const PAGES = new Set([40005, 40023]);
 const OPEN = 1;
 const FIRST_DELAY = 500; // milliseconds, as below
 const LONGEST_DELAY = 30_000;
+const RETRY_ATTEMPT = 3; // the delay after a refused request: that of this connection attempt, some seconds
 const SILENCE = 15_000; // without any frame while a request is open: the connection is lost
 
 /**
@@ -59,12 +62,18 @@ export class Connection {
     this.#options = { WebSocket, wait, silence };
   }
 
-  /** Connect now if it waits for the next attempt. Call it when the network is back, or the user returns. */
-  wake() {
-    if (this.state === "closed" || this.state === "waiting") this.#open();
+  /** Connect for the first time. */
+  start() {
+    if (this.state === "closed") this.#open();
   }
 
-  /** Connect now and resolve once it is open. Rejects with ConnectionLost if this attempt fails. */
+  /** Connect now, or soon if an attempt in progress fails. Call it when the network is back, or the user returns. */
+  wake() {
+    this.#attempts = 0;
+    if (this.state === "waiting") this.#open();
+  }
+
+  /** Connect now, once started, and resolve once it is open. Rejects with ConnectionLost if this attempt fails. */
   opened() {
     this.wake();
     if (this.state === "open") return Promise.resolve();
@@ -116,6 +125,13 @@ export class Connection {
   /** Wait as long as before connection attempt `n`. */
   pause(n) {
     return new Promise((resolve) => setTimeout(resolve, this.#options.wait(n)));
+  }
+
+  /** Wait before a request is repeated. Rejects with ConnectionLost if the connection was lost meanwhile. */
+  async pauseBeforeRetry() {
+    const socket = this.#socket;
+    await this.pause(RETRY_ATTEMPT);
+    if (this.#socket !== socket) throw new ConnectionLost();
   }
 
   #open() {

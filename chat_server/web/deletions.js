@@ -1,5 +1,5 @@
 /** Deletes messages (op 5) after a delay in which the deletion can be undone. Does not use the DOM. */
-import { RETRYABLE } from "./sender.js";
+import { RETRYABLE } from "./connection.js";
 
 const UNDO = 5000; // milliseconds
 

@@ -135,14 +135,25 @@ function enterHistory() {
 }
 
 let leaving = 0;
+let returning = false;
 
 /** Delayed, because another dialog or view may reuse the entry; once, although several dialogs close together. */
 function leaveHistory() {
   clearTimeout(leaving);
-  leaving = setTimeout(() => history.state?.dialog && !document.querySelector("dialog") && history.back());
+  leaving = setTimeout(() => {
+    returning = Boolean(history.state?.dialog) && !document.querySelector("dialog");
+    if (returning) history.back();
+  });
+}
+
+/** Whether the entry of the last dialog is about to leave the history; `popstate` follows. */
+export function isReturning() {
+  return returning;
 }
 
 globalThis.addEventListener("popstate", () => {
+  if (returning && document.querySelector("dialog")) enterHistory(); // it was opened meanwhile
+  returning = false;
   if (!history.state?.dialog) for (const open of document.querySelectorAll("dialog")) open.close();
 });
 

@@ -1,4 +1,5 @@
 /** Reads the messages of conversations (op 2). Does not use the DOM. */
+import { RETRYABLE } from "./connection.js";
 import { messageOf } from "./conversation.js";
 
 const PAGE = 50;
@@ -6,7 +7,6 @@ const OLDER = 100;
 const LARGEST_PAGE = 200;
 const MAX_UNREAD = 1000; // messages read at once to reach the first unread one; the server counts no further
 const MAX_MISSED = 1000; // messages read to close a gap; a larger gap is not closed, reading restarts at the end
-const RETRY_ATTEMPT = 3; // the delay after a refused page: that of this connection attempt, some seconds
 
 export class HistoryReader {
   #me;
@@ -31,6 +31,16 @@ export class HistoryReader {
     return answer.reason ? null : frames.map((frame) => messageOf(frame, this.#me));
   }
 
+  /** As `page`, again while the server refuses it for the moment. */
+  async #pageAtLast(conversation, content) {
+    let page;
+    while (!(page = await this.page(conversation, content)) && RETRYABLE.has(conversation.why)) {
+      this.#changed(conversation.peer);
+      await this.#connection.pauseBeforeRetry();
+    }
+    return page;
+  }
+
   /** Read what was missed, in order. Then read the shown messages again, because they may have changed. */
   async sync(conversation) {
     if (!conversation.stored) return;
@@ -38,7 +48,7 @@ export class HistoryReader {
     let page;
     let missed = 0;
     do {
-      page = await this.page(conversation, `+${LARGEST_PAGE}@${conversation.cursor}`);
+      page = await this.#pageAtLast(conversation, `+${LARGEST_PAGE}@${conversation.cursor}`);
       missed += page?.length ?? 0;
       if (!page || missed >= MAX_MISSED) {
         conversation.reset();
@@ -58,7 +68,7 @@ export class HistoryReader {
     conversation.reading = true;
     await this.#connection.attempt(async () => {
       const page = await this.page(conversation, `-${OLDER}@${first.key}`);
-      if (!page) await this.#connection.pause(RETRY_ATTEMPT);
+      if (!page) await this.#connection.pauseBeforeRetry();
       else if (oldest(conversation) === first) {
         conversation.add(page, true);
         conversation.complete = page.length < OLDER;
@@ -76,7 +86,7 @@ export class HistoryReader {
     let size = PAGE;
     let complete;
     do {
-      page = await this.page(conversation, `-${size}${read.length ? `@${read[0].key}` : ""}`);
+      page = await this.#pageAtLast(conversation, `-${size}${read.length ? `@${read[0].key}` : ""}`);
       if (!page) return this.#changed(conversation.peer);
       read = page.concat(read);
       complete = page.length < size;
@@ -92,7 +102,7 @@ export class HistoryReader {
     let read = [];
     let page;
     do {
-      page = await this.page(conversation, `-${LARGEST_PAGE}${read.length ? `@${read[0].key}` : ""}`);
+      page = await this.#pageAtLast(conversation, `-${LARGEST_PAGE}${read.length ? `@${read[0].key}` : ""}`);
       if (!page) return;
       read = page.concat(read);
     } while (page.length === LARGEST_PAGE && read[0].time >= top);

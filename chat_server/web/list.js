@@ -1,4 +1,5 @@
 /** The list of conversations (op 7), and the presence of peers. Does not use the DOM. */
+import { RETRYABLE } from "./connection.js";
 import { Conversation, EVERYBODY, messageOf, peerOf } from "./conversation.js";
 
 const PAGE = 50;
@@ -100,7 +101,7 @@ export class ConversationList {
     let page;
     let after = "";
     do {
-      page = await this.#connection.ask(7, "", `-${size}${after}`);
+      page = await this.#page(`-${size}${after}`);
       if (page.answer.reason) return;
       for (const frame of page.frames) peers.add((after = this.#add(frame)));
       after = `@${after}`;
@@ -116,6 +117,13 @@ export class ConversationList {
       this.#keeper.keepSoon(conversation);
     }
     this.#changed(null);
+  }
+
+  /** Request a page of the list, again while the server refuses it for the moment. */
+  async #page(content) {
+    let page;
+    while (RETRYABLE.has((page = await this.#connection.ask(7, "", content)).answer.reason)) await this.#connection.pauseBeforeRetry();
+    return page;
   }
 
   /** Take in one conversation of the list; returns its peer. */

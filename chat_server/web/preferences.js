@@ -1,13 +1,14 @@
 /** The user's preferences in this browser, and the name of the user who is logged in. Scripts cannot read the session. */
 import { choose, preferred } from "./texts.js";
 
-const read = (name) => {
+/** The stored text of a preference, which another window may have changed; null if there is none. */
+export function stored(name) {
   try {
     return localStorage.getItem(name);
   } catch {
     return null; // the browser blocks storage: nothing is stored
   }
-};
+}
 
 const write = (name, value) => {
   try {
@@ -22,11 +23,11 @@ const write = (name, value) => {
 export const LOGGED_OUT = "";
 
 export const preferences = {
-  user: read("user"),
-  language: read("language") ?? preferred(),
-  scheme: read("scheme") ?? "auto",
-  sound: read("sound") === "on",
-  notify: read("notify") === "on",
+  user: stored("user"),
+  language: stored("language") ?? preferred(),
+  scheme: stored("scheme") ?? "auto",
+  sound: stored("sound") === "on",
+  notify: stored("notify") === "on",
 };
 
 /** Change and store a preference. */

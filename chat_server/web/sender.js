@@ -1,11 +1,10 @@
 /** Sends the messages of the outbox (ops 1 and 6). Does not use the DOM. */
 import { now } from "./clock.js";
+import { RETRYABLE } from "./connection.js";
 import { EVERYBODY, keyOf } from "./conversation.js";
 
 /** The only reason for a refusal that ends by itself: the peer has to answer first. */
 export const LIMIT = "refused_by_limit";
-/** The reasons for which a retry of the same request may succeed. */
-export const RETRYABLE = new Set(["store_away", "too_many", "internal"]);
 
 const ONLINE = 40018;
 const STORED = new Set([ONLINE, 40019]);

@@ -3,7 +3,7 @@ import { logout, serverState } from "./api.js";
 import { isShared } from "./chat.js";
 import { synchronise } from "./clock.js";
 import { SESSION_ENDED } from "./connection.js";
-import { h } from "./dom.js";
+import { h, isReturning } from "./dom.js";
 import { openMembers, openNewGroup } from "./members.js";
 import { announce, closeNotifications, notify, sound, title, toast } from "./notices.js";
 import { plainName } from "./plain.js";
@@ -72,7 +72,7 @@ export class Shell {
     addEventListener("online", () => this.#resume(), { signal });
     addEventListener("offline", () => this.#chat.connection.interrupt(), { signal });
     addEventListener("focus", () => this.#resume(), { signal });
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#resume(), { signal });
+    document.addEventListener("visibilitychange", () => this.#visibilityChanged(), { signal });
     addEventListener("pagehide", () => void this.#chat.flush(), { signal });
     addEventListener("popstate", () => this.#popped(), { signal });
     addEventListener("keydown", (event) => this.#key(event), { signal });
@@ -96,12 +96,23 @@ export class Shell {
   #updateSoon() {
     if (this.#dirty) return;
     this.#dirty = true;
+    this.#schedule();
+  }
+
+  #schedule() {
     const update = () => {
+      if (!this.#dirty || this.#ending.signal.aborted) return;
       this.#dirty = false;
-      if (!this.#ending.signal.aborted) this.#update();
+      this.#update();
     };
     if (document.visibilityState === "visible") requestAnimationFrame(update);
     else setTimeout(update, 100); // a hidden page gets no animation frames, but its title is visible
+  }
+
+  /** The page was hidden or is visible again. */
+  #visibilityChanged() {
+    if (document.visibilityState === "visible") this.#resume();
+    else if (this.#dirty) this.#schedule(); // the animation frame will not come
   }
 
   #update() {
@@ -159,7 +170,7 @@ export class Shell {
   /** Open a conversation. Back leads to the list, however many conversations were opened. */
   #go(peer) {
     // The entry of a dialog that has just closed is about to leave the history.
-    if (this.#peer && history.state?.dialog && !document.querySelector("dialog")) {
+    if (isReturning() || (this.#peer && history.state?.dialog && !document.querySelector("dialog"))) {
       return addEventListener("popstate", () => this.#go(peer), { once: true, signal: this.#ending.signal });
     }
     const address = this.#address(peer);

@@ -115,6 +115,7 @@ class Database {
     return within(TIMEOUT, (resolve, reject) => {
       const transaction = this.#database.transaction(table, mode);
       const request = work(transaction.objectStore(table));
+      if (mode === "readwrite") transaction.commit?.(); // now: a page that closes aborts what it would commit later
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = () => reject(transaction.error);
     });

@@ -79,6 +79,29 @@ test("a lost connection is reopened; a greeting resets the delay", async (t) => 
   assert.deepEqual(waits, [0, 1, 2, 0]);
 });
 
+test("the return of the network shortens the delay after an attempt in progress", async (t) => {
+  const waits = [];
+  const { chat, socket } = await connected(t, { wait: (n) => (waits.push(n), 1) });
+  for (let attempt = 0; attempt < 3; attempt++) await socket().breaks();
+  assert.equal(chat.connection.state, "connecting");
+  chat.connection.wake();
+  assert.equal(Socket.all.length, 4);
+  await socket().breaks();
+  assert.deepEqual(waits, [0, 1, 2, 0]);
+});
+
+test("it connects only once the stored messages are restored", async (t) => {
+  Socket.all = [];
+  const chat = new Chat("1", { url: "ws://x", storage: new Storage(), alive: async () => null, WebSocket: Socket, wait: () => 1 });
+  t.after(() => chat.close());
+  chat.connection.wake();
+  void chat.refusal("2");
+  await settled();
+  assert.equal(Socket.all.length, 0);
+  await chat.start();
+  assert.equal(Socket.all.length, 1);
+});
+
 for (const code of [1003, 1007, 1008, 1009, 4001]) {
   test(`after ${code} it does not come back`, async (t) => {
     const { chat, socket } = await connected(t);
@@ -293,6 +316,31 @@ test("an unavailable store is not an unknown user", async (t) => {
   assert.equal(await asked, "store_away");
 });
 
+test("a store that is away hides no shown message, and the pages are read again", async (t) => {
+  const { chat, socket } = await connected(t);
+  void chat.open("2");
+  await socket().says(...page("a", "b"));
+  await socket().breaks();
+  await socket().says(greeting);
+  const away = { op_type: 40006, reason: "store_away" };
+  await socket().says(away, away); // to the list, and to the page after the newest message
+  assert.deepEqual(ids(chat), ["a", "b"]);
+  await socket().says(noConversations, ...page("a", "b", "c").slice(2), ...page("a", "b", "c"));
+  assert.deepEqual([ids(chat), chat.listed, chat.conversation("2").why], [["a", "b", "c"], true, null]);
+});
+
+test("a page is not repeated on another connection", async (t) => {
+  const { chat, socket } = await connected(t, { wait: () => 20 });
+  void chat.open("2");
+  await settled();
+  await socket().says({ op_type: 40006, reason: "store_away" });
+  await socket().breaks();
+  chat.connection.wake();
+  await socket().says(greeting);
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  assert.equal(socket().of(2).length, 1);
+});
+
 test("read marks without a connection are sent later", async (t) => {
   const { chat, socket } = await connected(t);
   await socket().breaks();
@@ -302,7 +350,7 @@ test("read marks without a connection are sent later", async (t) => {
 });
 
 test("older messages are requested once, after connecting", async (t) => {
-  const { chat, socket } = await connected(t, { wait: () => 1000 });
+  const { chat, socket } = await connected(t, { wait: () => 3000 });
   const ids = Array.from({ length: 50 }, (_, index) => `m${index}`);
   void chat.open("2");
   await socket().says(...page(...ids));
@@ -613,7 +661,7 @@ const typing = (content) => ({ from: "2", to: "1", op_type: 40025, content });
 
 test("a peer who is typing is shown until a 0, a message or a silence", async (t) => {
   const { chat, socket } = await connected(t, { times: { shown: 500 } });
-  await socket().says(typing("1"));
+  void socket().says(typing("1"));
   assert.deepEqual(chat.typing.names("2"), ["2"]);
   await socket().says(typing("0"));
   assert.deepEqual(chat.typing.names("2"), []);

@@ -20,6 +20,9 @@ MILLISECONDS = TIMEOUT * 1000
 # Options for the browser of a phone.
 TELEPHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 expect.set_options(timeout=MILLISECONDS)
+# Delays of timers of the page, in milliseconds: deletions.js, notices.js, messages.js, typing.js.
+UNDO = TOAST_SHOWN = 5000
+DATE_SHOWN, TYPING_SHOWN = 1500, 6000
 # Errors that the browser logs if the server is unreachable; the page cannot prevent or catch them.
 OF_THE_NETWORK = ("net::ERR_", "WebSocket connection to", "the server responded with a status of 4")
 
@@ -48,10 +51,22 @@ class Window:
         await self.page.locator("#password").press("Enter")
         await expect(self.page.locator(".shell")).to_be_visible()
 
-    async def turns_away(self) -> None:
-        """Lose the focus, which a browser without a screen always has, once messages arrive live."""
+    async def connects(self) -> None:
+        """Wait until messages arrive live."""
         async with asyncio.timeout(TIMEOUT):
             await self._connected.wait()
+
+    async def hold_timers(self, delay: int) -> None:
+        """Let timers of this delay in milliseconds never end, until the page is left."""
+        await self.page.evaluate(
+            "held => { const later = setTimeout;"
+            " globalThis.setTimeout = (act, delay, ...rest) => delay === held ? 0 : later(act, delay, ...rest) }",
+            delay,
+        )
+
+    async def turns_away(self) -> None:
+        """Lose the focus, which a browser without a screen always has, once messages arrive live."""
+        await self.connects()
         await self.page.evaluate("document.hasFocus = () => false")
 
     async def turns_back(self) -> None:

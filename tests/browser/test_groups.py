@@ -44,6 +44,8 @@ async def alice_and_bob(browser: Browser, server: ServerHandle) -> AsyncIterator
         person(browser, server, "alice", TEAM) as alice,
         person(browser, server, "bob", "/chat/test?uid=bob&to_uid=%23team") as bob,
     ):
+        await alice.connects()
+        await bob.connects()
         yield alice, bob
 
 

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, Route, expect
 
 from tests.browser.person import TELEPHONE, Window, at_a_browser, person
 from tests.browser.proxy import bad_network, holding_proxy
-from tests.harness import PASSWORD, ServerHandle, serving, subprocess_server, wait_until
+from tests.harness import PASSWORD, TIMEOUT, ServerHandle, serving, subprocess_server, wait_until
 from tests.servers import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -62,6 +62,7 @@ async def test_a_message_written_offline_survives_a_reload(browser: Browser, ser
         await alice.writes("written offline")
         await alice.composer.fill("a draft")
         await alice.sees("written offline", "waiting")
+        await wait_until(lambda: keeps(alice, "written offline", "a draft"))
         await alice.page.reload()
         await alice.sees("written offline", "waiting")
         await expect(alice.composer).to_have_value("a draft")
@@ -100,17 +101,18 @@ async def test_a_reconnection_shows_missed_and_no_deleted_messages(browser: Brow
             page = await bob.ask(2, "-1")
             assert (await bob.answer(5, f"<{page[0]['id']}"))["op_type"] == 40013
             await bob.answer(4, "*")
-            for number in range(230):
-                await bob.put(1, f"m{number}\nmissed {number}")
-            await bob.ask(2, "-1")
+            await bob.send_all([f"m{number}\nmissed {number}" for number in range(230)])
         await alice.set_offline(False)
         await alice.sees("missed 229")
         await alice.misses("goes")
         seen: list[str] = []
-        while "stays" not in seen:
-            shown = await alice.page.locator(".row .text").all_inner_texts()
-            seen = shown[: shown.index(seen[0])] + seen if seen else shown
-            await alice.page.locator(".scroller").evaluate("element => element.scrollTop = 0")
+        async with asyncio.timeout(TIMEOUT):
+            while "stays" not in seen:
+                shown = await alice.page.locator(".row .text").all_inner_texts()
+                seen = shown[: shown.index(seen[0])] + seen if seen else shown
+                await alice.page.locator(".scroller").evaluate("element => element.scrollTop = 0")
+        await alice.misses("goes")
+        seen = [text for text in seen if text != "goes"]  # it was shown until the page was read again
         assert seen[-231:] == ["stays", *(f"missed {number}" for number in range(230))]
 
 
@@ -252,7 +254,7 @@ async def test_loaded_messages_are_shown_without_a_network(browser: Browser, ser
         await alice.opens("bob")
         await alice.shows(["hello", "hello"])
         await alice.page.evaluate("navigator.serviceWorker.ready")
-        await wait_until(lambda: keeps(alice, "hello"))
+        await wait_until(lambda: keeps(alice, "hello-alice-bob"))  # not only the newest message, which the list has
         await alice.set_offline(True)
         await alice.page.goto(server.url)
         await alice.page.get_by_role("link", name="bob").click()

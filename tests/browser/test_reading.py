@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, Locator, ViewportSize, expect
 
-from tests.browser.person import Window, person
+from tests.browser.person import DATE_SHOWN, Window, person
 from tests.harness import ServerHandle, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -19,9 +19,7 @@ async def is_all_read(server: ServerHandle, user: str) -> bool:
 async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser, server: ServerHandle) -> None:
     await server.make_contacts("alice", "bob")
     async with server.chat("bob", to="alice") as bob:
-        for number in range(300):
-            await bob.put(1, f"m{number}\nmessage {number}")
-        await bob.ask(7, "-1")
+        await bob.send_all([f"m{number}\nmessage {number}" for number in range(300)])
     async with server.chat("alice", to="bob", sync=True) as alice:
         await alice.answer(4, "\n".join(["hello-bob-alice", *(f"m{number}" for number in range(100))]))
     async with person(browser, server, "alice") as window:
@@ -107,13 +105,12 @@ async def test_a_row_opens_although_its_text_changes(browser: Browser, server: S
 
 async def test_resizing_keeps_the_scroll_position(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
-        for number in range(60):
-            await bob.put(1, f"m{number}\nmessage {number}" + " and more" * 20)
-        await bob.put(1, "last\nlast")
-        await bob.ask(7, "-1")
+        await bob.send_all([f"m{number}\nmessage {number}" + " and more" * 20 for number in range(60)])
+        await bob.send("last\nlast")
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("link", name="bob").click()
         await expect(alice.page.get_by_role("heading", name="new messages")).to_be_in_viewport()
+        await alice.hold_timers(DATE_SHOWN)
         await alice.page.locator(".scroller").evaluate("element => element.scrollTop = 1200")
         await expect(alice.page.locator(".floating")).to_have_text("Today")
         await expect(alice.page.locator(".floating")).to_have_css("opacity", "1")

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from chat_server.service.presence import GRACE_SECONDS
-from tests.browser.person import at_a_browser, person
+from tests.browser.person import UNDO, at_a_browser, person
 from tests.harness import PASSWORD, Frame, ManualClock, ServerHandle, serving, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
@@ -90,6 +90,7 @@ async def test_a_deletion_can_be_undone_before_it_is_sent(browser: Browser, serv
         await alice.opens("bob")
         row = alice.page.locator(".row").first
         await row.focus()
+        await alice.hold_timers(UNDO)
         await row.press("Delete")
         await expect(alice.page.locator(".row")).to_have_count(1)
         await alice.page.get_by_role("button", name="Undo").click()
@@ -97,11 +98,21 @@ async def test_a_deletion_can_be_undone_before_it_is_sent(browser: Browser, serv
         assert (await bob.answer(2, "-10"))["content"] == "2"
 
 
+async def test_a_late_notice_of_a_logout_ends_no_new_session(browser: Browser, server: ServerHandle) -> None:
+    """Another window has logged out, and in again before this one was told of the logout."""
+    async with person(browser, server, "alice") as alice:
+        await alice.page.evaluate("dispatchEvent(new StorageEvent('storage', { key: 'user', newValue: '' }))")
+        await alice.opens("bob")
+        await alice.writes("hello")
+        await alice.sees("hello", "sent")
+
+
 async def test_a_broadcast_reaches_everyone_online(browser: Browser, server: ServerHandle) -> None:
     async with person(browser, server, "alice") as alice, person(browser, server, "bob") as bob:
         for window in (alice, bob):
             await window.page.bring_to_front()
             await window.page.get_by_role("link", name="Everyone online").click()
+        await bob.connects()
         await alice.writes("hello, all")
         await alice.page.get_by_role("alertdialog", name="everyone").get_by_role("button", name="Send").click()
         await bob.sees("hello, all")

@@ -3,10 +3,22 @@
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.person import TELEPHONE, Window, person
-from tests.harness import ServerHandle
+from tests.browser.person import TELEPHONE, TOAST_SHOWN, Window, person
+from tests.harness import ServerHandle, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # as the browser
+
+
+# Click the button after `history.back()`, which ends later.
+OPEN_WHILE_GOING_BACK = """button => {
+  const back = history.back.bind(history);
+  history.back = () => {
+    history.back = back;
+    back();
+    button.click();
+    addEventListener("popstate", () => (globalThis.wentBack = true), { once: true });
+  };
+}"""
 
 
 async def test_enter_inserts_a_line_break_on_a_phone(browser: Browser, server: ServerHandle) -> None:
@@ -78,6 +90,7 @@ async def test_a_toast_is_visible_above_a_dialog(browser: Browser, server: Serve
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("button", name="Settings").click()
         await alice.page.evaluate("Notification.requestPermission = async () => 'denied'")
+        await alice.hold_timers(TOAST_SHOWN)
         await alice.page.get_by_text("Notifications").click()
         toast = alice.page.locator(".toast")
         await expect(toast).to_have_text("The browser does not allow notifications")
@@ -87,6 +100,19 @@ async def test_a_toast_is_visible_above_a_dialog(browser: Browser, server: Serve
         )
         await alice.page.keyboard.press("Escape")
         await expect(toast).to_be_visible()
+
+
+async def test_a_dialog_opened_while_another_leaves_the_history_stays(browser: Browser, server: ServerHandle) -> None:
+    async with person(browser, server, "alice") as alice:
+        settings, dialog = alice.page.get_by_role("button", name="Settings"), alice.page.get_by_role("dialog")
+        await settings.evaluate(OPEN_WHILE_GOING_BACK)
+        await settings.click()
+        await alice.page.keyboard.press("Escape")
+        await wait_until(lambda: alice.page.evaluate("Boolean(globalThis.wentBack)"))
+        await expect(dialog).to_be_visible()
+        await alice.page.go_back()
+        await expect(dialog).to_have_count(0)
+        await expect(alice.page.locator(".shell")).to_be_visible()
 
 
 async def test_code_links_and_emoji_are_shown_as_such(browser: Browser, server: ServerHandle) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
-from tests.browser.person import Window
+from tests.browser.person import UNDO, Window
 from tests.harness import ManualClock, ServerHandle, serving, wait_until
 
 DAY = 86_400
@@ -69,6 +69,7 @@ async def views(ada: Window, server: ServerHandle) -> AsyncIterator[str]:
     await row.press("Enter")
     yield "actions"
     await page.keyboard.press("Escape")
+    await ada.hold_timers(UNDO)
     await row.press("Delete")
     yield "deleted"
     await page.get_by_role("button").filter(has_text="Undo").or_(page.get_by_text("撤销")).click()
