@@ -429,6 +429,7 @@ async def one_process_server(
     coverage: bool = True,
     log: Path | None = None,
     run_py: Path | None = None,
+    patient: bool = False,
     **settings: Any,
 ) -> AsyncIterator[SubprocessServer]:
     """Run a server in its own process with its data in `folder`; kill it at the end if it still runs.
@@ -436,14 +437,15 @@ async def one_process_server(
     `stores` contains environment variables that select other stores. `prefix` is a command that runs the server, such
     as strace. `run_py` is the program of another version of the server. `log` is folder/../server.log by default.
     `coverage=False`: coverage does not measure it, which would take CPU time. Without all of these, the server is
-    forked, and so starts faster (tests/forked.py).
+    forked, and so starts faster (tests/forked.py). `patient`: see tests/cluster/patient.py.
     """
     config = folder.parent / "server.ini"
     values = {**DEFAULTS, "DataDir": folder, **settings}
     config.write_text("[service]\n" + "\n".join(f"{key} = {value}" for key, value in values.items()))
     log = log or folder.parent / "server.log"
     environ = {**(CLEAN_ENVIRON if coverage else UNCOUNTED_ENVIRON), **(stores or {})}
-    program, arguments = run_py or ROOT / "run.py", ("--config", str(config))
+    own = ROOT / "tests" / "cluster" / "patient.py" if patient else ROOT / "run.py"
+    program, arguments = run_py or own, ("--config", str(config))
     child: asyncio.subprocess.Process | ForkedProcess
     if coverage and not (prefix or run_py):
         child = await ForkedProcess.start(program, *arguments, environ=environ, errors=log)

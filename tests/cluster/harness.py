@@ -91,6 +91,7 @@ class ServerProcess(ServerHandle):
         *,
         clock: bool = False,
         log: Path | None = None,
+        patient: bool = True,
     ) -> None:
         super().__init__("127.0.0.1", servers.free_port())
         self.tokens = tokens
@@ -104,6 +105,7 @@ class ServerProcess(ServerHandle):
         self.run_py: Path | None = None
         self._environ = environ
         self._settings = dict(settings)
+        self._patient = patient
         self.metrics_port = 0
         if "MetricsPort" in settings:  # each process needs a port of its own
             self._settings["MetricsPort"] = self.metrics_port = servers.free_port()
@@ -133,6 +135,7 @@ class ServerProcess(ServerHandle):
                 stores=stores,
                 log=self.log,
                 run_py=self.run_py,
+                patient=self._patient,
                 **settings,
             )
         )
@@ -275,19 +278,31 @@ async def cluster(
     port: int = 0,
     clocks: bool = False,
     log: Path | None = None,
+    patient: bool = True,
     **settings: Any,
 ) -> AsyncIterator[ProcessGroup]:
     """Run `count` processes with their data below `folder`. Register `users`, and log them in, through the balancer.
 
     `port` is the port of the balancer, `log` the log of all processes (default: one log each). `clocks`: each process
-    has a wall clock of its own. A second call with the same `folder` uses the same data.
+    has a wall clock of its own. `patient=False`: a process notices within seconds that nothing arrives, as in
+    production (tests/cluster/patient.py). A second call with the same `folder` uses the same data.
     """
     if count > 1:
         settings["Processes"] = "many"
     environ = await asyncio.to_thread(databases.environ, data_name(folder))
     tokens: dict[str, str] = {}
     processes = [
-        ServerProcess(number, folder / f"process{number}", tokens, databases, environ, settings, clock=clocks, log=log)
+        ServerProcess(
+            number,
+            folder / f"process{number}",
+            tokens,
+            databases,
+            environ,
+            settings,
+            clock=clocks,
+            log=log,
+            patient=patient,
+        )
         for number in range(count)
     ]
     async with AsyncExitStack() as stack:

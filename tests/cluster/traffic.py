@@ -29,7 +29,7 @@ PAUSE = 0.02  # seconds between two messages of a sender
 async def serving(databases: Databases, folder: Path, **options: Any) -> AsyncIterator[ProcessGroup]:
     """Run three processes, and check at the end that none has exited or logged an unexpected error."""
     settings: dict[str, Any] = {"StrangerLimit": 0, "StoreTimeout": 2, "HeartbeatSeconds": 5}
-    async with cluster(folder, databases, 3, users=USERS, **{**settings, **options}) as three:
+    async with cluster(folder, databases, 3, users=USERS, patient=False, **{**settings, **options}) as three:
         yield three
         for process in three:
             assert process.server.process.returncode is None, process.log.read_text()[-2000:]

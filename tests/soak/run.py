@@ -138,7 +138,12 @@ class ClusterRun(SoakRun):
         """Run all processes."""
         named = {database.name: database for database in self.databases}
         async with cluster(
-            self.folder, Databases(**named), PROCESSES, port=self.server.port, StrangerLimit=STRANGER_LIMIT
+            self.folder,
+            Databases(**named),
+            PROCESSES,
+            port=self.server.port,
+            patient=False,
+            StrangerLimit=STRANGER_LIMIT,
         ) as processes:
             processes.tokens = self.server.tokens
             yield processes
