@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 
 import httpx
 import pymysql
+from redis.asyncio import Redis
 
 from tests import servers
 from tests.cluster.clock import ShiftedClock
@@ -32,6 +33,7 @@ from tests.harness import (
     SubprocessServer,
     one_process_server,
     run_command,
+    wait_until,
 )
 from tests.servers import DatabaseServer
 
@@ -203,6 +205,25 @@ class ProcessGroup(ServerHandle, Sequence[ServerProcess]):
     def client(self, **options: Any) -> httpx.AsyncClient:
         """Return an HTTP client that opens a connection for each request."""
         return super().client(**{"limits": httpx.Limits(max_keepalive_connections=0), **options})
+
+    async def make_contacts(self, one: str, other: str) -> None:
+        """Also wait until the directory no longer contains the sockets used for it, so that 40019 follows."""
+        before = await self._directory(one, other)
+        await super().make_contacts(one, other)
+
+        async def left() -> bool:
+            now = await self._directory(one, other)
+            return now[0] <= before[0] and now[1] <= before[1]
+
+        await wait_until(left, "the sockets of make_contacts have left the directory")
+
+    async def _directory(self, *users: str) -> list[int]:
+        """Return the number of sockets of each user at all processes, according to Redis."""
+        host, port = self.environ["CHAT_REDIS_REDISADDR"].split(":")
+        async with Redis(host=host, port=int(port)) as redis:
+            nodes = [key async for key in redis.scan_iter(f"{self.environ['CHAT_REDIS_REDISPREFIX']}sockets:*")]
+            rows = [await redis.hmget(node, users) for node in nodes]
+        return [sum(int(count or 0) for count in counts) for counts in zip(*rows, strict=True)] or [0] * len(users)
 
     def process_of(self, chat: ChatClient) -> ServerProcess:
         """Return the process that has this socket."""

@@ -281,12 +281,15 @@ async def test_a_conversation_says_whether_the_peer_is_online(server: ServerHand
     async with server.chat("1", to="2") as one:
         await send_all(one, "a\nhello")
         await send_all(one, "b\nhello", to="3")
-        async with server.chat("2"):
-            assert [frame["online"] for frame in await page(one, "-10", 7)] == [False, True]
+
+        async def online() -> bool:
+            return [frame["online"] for frame in await page(one, "-10", 7)] == [False, True]
 
         async def offline() -> bool:
             return [frame["online"] for frame in await page(one, "-10", 7)] == [False, False]
 
+        async with server.chat("2"):
+            await wait_until(online)
         await wait_until(offline)
 
 
