@@ -106,16 +106,20 @@ async def test_a_frozen_process_makes_changes_slow(two: ProcessGroup) -> None:
     assert (await metrics(first))("chat_cluster_changes_waiting") == 0
 
 
-async def test_conflicting_inserts_are_counted(two: ProcessGroup) -> None:
+async def test_conflicting_inserts_are_counted(databases: Databases, tmp_path: Path) -> None:
     """Both processes know the newest message of the conversation, and one of them is late."""
-    first, second = two
-    async with first.chat("1", to="2") as one, second.chat("2", to="1") as other:
+    users = ("1", "2")
+    async with (  # with time for the held request
+        cluster(tmp_path, databases, 2, users=users, MetricsPort=1, StrangerLimit=0, StoreTimeout=20) as two,
+        two[0].chat("1", to="2") as one,
+        two[1].chat("2", to="1") as other,
+    ):
         await one.send("a\nfirst")
         assert (await other.receive())["id"] == "a"
-        async with first.mongodb.holding(b"held back") as held:
+        async with two[0].mongodb.holding(b"held back") as held:
             await one.put(1, "b\nheld back")
             await held.wait()
             assert (await other.send("c\nin between"))["op_type"] == 40018
         while (await one.receive())["op_type"] not in (40018, 40019):
             pass
-        assert (await metrics(first))("chat_cluster_insert_conflicts_total") == 1
+        assert (await metrics(two[0]))("chat_cluster_insert_conflicts_total") == 1

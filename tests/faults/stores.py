@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.http_helpers import check_refusal, post, try_upgrade
-from tests.harness import PASSWORD, ChatClient, Frame, ServerHandle, run_py, wait_until
+from tests.harness import PASSWORD, TIMEOUT, ChatClient, Frame, ServerHandle, run_py, wait_until
 from tests.servers import DatabaseServer
 
 # StoreTimeout and HeartbeatSeconds of the servers under test.
@@ -104,7 +104,7 @@ async def start_error(folder: Path, stores: Mapping[str, str], **settings: Any) 
     environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
     child = await run_py(environ=environ | dict(stores))
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
+        async with asyncio.timeout(TIMEOUT):
             out, err = await child.communicate()
     finally:
         with suppress(ProcessLookupError):
