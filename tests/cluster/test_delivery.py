@@ -138,10 +138,20 @@ async def test_typing_reaches_sync_sockets_of_other_processes_once(three: Proces
             await chat.expect_nothing()
 
 
+async def make_offline_contacts(three: ProcessGroup) -> None:
+    """Let 1 and 2 write to each other. Return when process 0 knows 2 as offline."""
+    await three.make_contacts("1", "2")
+    async with three[0].chat("1", "2") as one:
+
+        async def offline() -> bool:
+            return not await is_online(one, "2")
+
+        await within(GRACE_SECONDS + 1, "op 7 reports the user as offline", offline)
+
+
 async def test_presence_covers_all_processes(three: ProcessGroup) -> None:
     """Moving to another process within five seconds is not announced; leaving the last one is, once."""
-    await three.make_contacts("1", "2")
-    await asyncio.sleep(GRACE_SECONDS + 1)
+    await make_offline_contacts(three)
     async with three[0].chat("1", sync=True) as one:
         async with three[1].chat("2"):
             assert await one.receive_presence() == ["+2"]
@@ -182,8 +192,7 @@ async def test_the_members_of_a_group_are_online_on_any_process(three: ProcessGr
 
 async def test_users_of_a_killed_process_are_offline_within_a_second(three: ProcessGroup) -> None:
     """40019, the count of op 6, and after the usual five seconds op 7 and presence."""
-    await three.make_contacts("1", "2")
-    await asyncio.sleep(GRACE_SECONDS + 1)  # then both are offline
+    await make_offline_contacts(three)
     async with three[0].chat("1", "2", sync=True) as one, three[1].chat("2", "1"):
         assert await one.receive_presence() == ["+2"]
         await three[1].kill()

@@ -19,7 +19,7 @@ from tests.cluster.harness import (
 )
 from tests.e2e import group_helpers
 from tests.e2e.http_helpers import check_refusal, check_success, post
-from tests.harness import ChatClient, ServerHandle
+from tests.harness import ChatClient, ServerHandle, wait_until
 
 GROUP = "#g"
 USERS = ("1", "2", "3", "4")
@@ -185,7 +185,7 @@ async def test_nothing_passes_after_the_answer_to_a_change(three: ProcessGroup, 
         floods = [Flood(chat, to) for chat in chats]
         for number, flood in enumerate(floods):
             await stack.enter_async_context(flood.running(f"f{number}-"))
-        await asyncio.sleep(0.5)
+        await wait_until(lambda: all(flood.acknowledged for flood in floods), "every socket floods")
         if change == "remove":
             await group_helpers.remove(three[0], "1", GROUP, "2")
         else:

@@ -156,11 +156,15 @@ async def late_message_unseen(three: ProcessGroup, one: ChatClient, two: ChatCli
         await one.put(1, "late2\nheld again", to=GROUP)
         await held.wait()
         await two.put(1, "early2\nhello", to=GROUP)
-        await asyncio.sleep(0.5)
+        await receive_answer(two, "early2")  # it is stored, so a socket opened from now on does not get it live
         yield
-    for chat, id in ((one, "late2"), (two, "early2")):
-        while (answer := await chat.receive())["from"] != "System" or answer["id"] != id:
-            pass
+    await receive_answer(one, "late2")
+
+
+async def receive_answer(chat: ChatClient, id: str) -> None:
+    """Read frames up to the server's answer to the message with this id."""
+    while (answer := await chat.receive())["from"] != "System" or answer["id"] != id:
+        pass
 
 
 @pytest.mark.parametrize("to", ["2", GROUP])
