@@ -99,9 +99,12 @@ def search(server: SubprocessServer, examples: int, number: int) -> tuple[Slowes
         @given(strategy)
         def costs(given: T) -> None:
             nonlocal found
-            before = cpu_seconds(pid)
-            size = send(given)
-            cost = cpu_seconds(pid) - before
+            cost = bound + 1
+            for _ in range(3):  # the cheapest of three attempts counts, because the server may have other work
+                if cost > bound:
+                    before = cpu_seconds(pid)
+                    size = send(given)
+                    cost = min(cost, cpu_seconds(pid) - before)
             target(cost * 1e9 / (size + OVERHEAD), label="CPU time in ns per byte")
             found = max(found, SlowestInput(cost, size, show(given)))
             assert cost < bound, (cost, show(given))

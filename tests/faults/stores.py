@@ -14,8 +14,10 @@ from tests.e2e.http_helpers import check_refusal, post, try_upgrade
 from tests.harness import PASSWORD, TIMEOUT, ChatClient, Frame, ServerHandle, run_py, wait_until
 from tests.servers import DatabaseServer
 
-# StoreTimeout and HeartbeatSeconds of the servers under test.
-SHORT_TIMEOUTS: dict[str, Any] = {"StoreTimeout": 0.7, "HeartbeatSeconds": 0.8}
+# Settings of the servers under test. A busy machine stops a client for seconds; it must not miss two heartbeats.
+SHORT_HEARTBEAT: dict[str, Any] = {"HeartbeatSeconds": 1.5}
+# Settings of the servers whose stores are away: tests wait for StoreTimeout many times.
+SHORT_TIMEOUTS: dict[str, Any] = {"StoreTimeout": 1.2, **SHORT_HEARTBEAT}
 # The longest wait for an answer, in seconds.
 ANSWER_TIMEOUT = 25.0
 OUTAGE_KINDS = ("killed", "frozen")
@@ -92,8 +94,8 @@ async def history(chat: ChatClient) -> list[str]:
 
 
 async def expect_open(chat: ChatClient) -> None:
-    """Fail unless the socket still answers after several heartbeats."""
-    await asyncio.sleep(SHORT_TIMEOUTS["HeartbeatSeconds"] * 3)
+    """Fail unless the socket still answers after two heartbeats."""
+    await asyncio.sleep(SHORT_TIMEOUTS["HeartbeatSeconds"] * 2)
     async with asyncio.timeout(ANSWER_TIMEOUT):
         await (await chat.connection.ping())
 
@@ -118,7 +120,7 @@ async def start_error(folder: Path, stores: Mapping[str, str], **settings: Any) 
 
 async def expect_start_timeout(folder: Path, stores: Mapping[str, str], name: str) -> None:
     """Fail unless a start names the unreachable store, waits for it, and ends after StartTimeout."""
-    line, before = await start_error(folder / "data", stores, StartTimeout=5, StoreTimeout=0.5)
+    line, before = await start_error(folder / "data", stores, StartTimeout=5, StoreTimeout=4)
     for text in (f"{name} at ", "connection refused", "gave up after 5 s (StartTimeout)"):
         assert text in line
     [waiting] = before

@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests import servers
 from tests.e2e.http_helpers import post, send_request, try_login
-from tests.faults.stores import ANSWER_TIMEOUT, SHORT_TIMEOUTS, send_until_acknowledged, tcp_proxy, unique_names
+from tests.faults.stores import ANSWER_TIMEOUT, SHORT_HEARTBEAT, send_until_acknowledged, tcp_proxy, unique_names
 from tests.harness import PASSWORD, subprocess_server, wait_until
 from tests.servers import DatabaseServer
 
@@ -36,7 +36,7 @@ async def test_the_server_leaves_a_demoted_redis(
         new.replicaof("127.0.0.1", redis.port)
         async with tcp_proxy(redis) as proxy:
             stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISADDR": f"127.0.0.1:{proxy.port}"}
-            async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
+            async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_HEARTBEAT) as server:
                 await server.add_users(one, two)
                 async with server.chat(one, two) as chat:
                     await send_until_acknowledged(chat, "m0\nhello")
@@ -73,11 +73,13 @@ async def test_the_server_leaves_a_demoted_mysql(
 ) -> None:
     """It closes all connections, because reading ones would continue to read old data."""
     one, new = unique_names(2)
-    async with subprocess_server(tmp_path / "data", stores=servers.environ(mysql=promoted), **SHORT_TIMEOUTS) as server:
+    async with subprocess_server(
+        tmp_path / "data", stores=servers.environ(mysql=promoted), **SHORT_HEARTBEAT
+    ) as server:
         await server.add_users(one)  # without replication, the user must be in both
     async with tcp_proxy(mysql) as proxy:
         stores = servers.environ(mysql=mysql) | {"CHAT_MYSQL_DBPORT": str(proxy.port)}
-        async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
+        async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_HEARTBEAT) as server:
             await server.add_users(one)
             await asyncio.gather(*(try_login(server, one) for _ in range(8)))
             assert connections_of_chat(mysql) > 1

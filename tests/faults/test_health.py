@@ -14,7 +14,7 @@ from tests.e2e.http_helpers import check_success, envelope, send_request
 from tests.e2e.test_metrics import scraped
 from tests.harness import ServerHandle, serving, wait_until
 
-TIMEOUT = 1.0  # StoreTimeout
+TIMEOUT = 2.5  # StoreTimeout
 STORES = {"users": servers.mysql, "messages": servers.mongodb, "cache": servers.redis}
 METRICS = {"users": "mysql", "messages": "mongodb", "cache": "redis"}  # the names of the stores in metrics
 SECRETS = ("secret", "127.0.0.1", "chat_demo")

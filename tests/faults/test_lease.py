@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from tests import servers
-from tests.faults.stores import ANSWER_TIMEOUT, SHORT_TIMEOUTS, send_until_acknowledged, start_error, unique_names
+from tests.faults.stores import ANSWER_TIMEOUT, SHORT_HEARTBEAT, send_until_acknowledged, start_error, unique_names
 from tests.faults.tools import WallClock
 from tests.harness import ChatClient, SubprocessServer, run_py, short_lease, subprocess_server
 from tests.servers import DatabaseServer
@@ -56,7 +56,7 @@ def leases(request: pytest.FixtureRequest, mongodb: DatabaseServer, redis: Datab
 
 @asynccontextmanager
 async def serving(folder: Path, leases: LeaseStores, **options: Any) -> AsyncIterator[SubprocessServer]:
-    async with subprocess_server(folder / "data", stores=leases.stores(), **SHORT_TIMEOUTS, **options) as server:
+    async with subprocess_server(folder / "data", stores=leases.stores(), **SHORT_HEARTBEAT, **options) as server:
         yield server
 
 

@@ -71,6 +71,7 @@ async def test_known_users_chat_on_while_mysql_is_away(mysql: DatabaseServer, tm
                     expect_http_store_away(server, "/user/register", new),
                     expect_upgrade_store_away(server, one, new),
                     expect_store_away(asking, 1, 40008, "m0\nhello", type=1, to=new),
+                    expect_open(first),
                 )
                 for number in range(10):
                     assert (await first.send(f"m{number}\nhello"))["op_type"] == 40018
@@ -82,7 +83,6 @@ async def test_known_users_chat_on_while_mysql_is_away(mysql: DatabaseServer, tm
                     for op, content, status in ((3, "", 40005), (4, "*", 40007), (6, "all", 40009), (7, "-9", 40023)):
                         assert (await third.answer(op, content))["op_type"] == status
                 assert (await send_request(server, "GET", "/health")).status_code == 503
-                await expect_open(first)
 
             async def is_back() -> bool:
                 return (await try_login(server, one)).status_code == 200

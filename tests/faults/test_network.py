@@ -72,7 +72,7 @@ def reached_through(cable: Cable, server: ServerHandle) -> ServerHandle:
 async def test_a_cut_cable_loses_no_message_and_affects_no_other(namespace: str, tmp_path: Path) -> None:
     mine, theirs = Cable(namespace), Cable(namespace)
     inside = (needs.program("ip"), "netns", "exec", namespace)
-    settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 1, "HttpHost": "0.0.0.0"}
+    settings: dict[str, Any] = {"StrangerLimit": 0, "HeartbeatSeconds": 2, "HttpHost": "0.0.0.0"}
     async with subprocess_server(tmp_path / "data", prefix=inside, **settings) as server:
         here, there = reached_through(mine, server), reached_through(theirs, server)
         await here.add_users("a", "z")

@@ -22,6 +22,7 @@ from tests import servers
 from tests.e2e.http_helpers import check_refusal, check_success, is_valid_session, post, send_request, try_login
 from tests.faults.stores import (
     OUTAGE_KINDS,
+    SHORT_HEARTBEAT,
     SHORT_TIMEOUTS,
     count_connections,
     expect_http_store_away,
@@ -105,11 +106,12 @@ async def test_pairs_without_a_limit_chat_on_while_redis_is_away(
                     # Redis may complete this logout later.
                     expect_http_store_away(server, "/user/logout", four, server.tokens[four]),
                     expect_upgrade_store_away(server, one, two),
+                    expect_open(second),
+                    expect_open(limited),
                 )
                 assert (await limited.answer(6, "to all"))["op_type"] == 40009
                 assert (await limited.ask(2, "-10"))[-1]["op_type"] == 40005
                 assert (await send_request(server, "GET", "/health")).status_code == 503
-                await asyncio.gather(expect_open(second), expect_open(limited))
 
             async def is_back() -> bool:
                 return (await try_login(server, one)).status_code == 200
@@ -279,7 +281,7 @@ async def test_every_redis_key_has_the_prefix_and_expires(redis: DatabaseServer,
         client.flushall()
         settings: dict[str, Any] = {"RegistrationsPerHour": 100, "BroadcastsPerMinute": 100}
         stores = servers.environ(redis=redis) | {"CHAT_REDIS_REDISPREFIX": "ours:"}
-        async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS, **settings) as server:
+        async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_HEARTBEAT, **settings) as server:
             await server.add_users(one, two, three)
             check_refusal(await try_login(server, one, "wrong password"), 401, 41010, "wrong_password")
             await server.make_contacts(one, two)

@@ -17,7 +17,7 @@ from redis import Redis
 from chat_server.model.mysql import connect
 from tests import servers
 from tests.e2e.http_helpers import post, send_request
-from tests.faults.stores import SHORT_TIMEOUTS, start_error, unique_names
+from tests.faults.stores import SHORT_HEARTBEAT, SHORT_TIMEOUTS, start_error, unique_names
 from tests.faults.tools import small_disk
 from tests.harness import PASSWORD, ROOT, ServerHandle, SubprocessServer, run_py, subprocess_server, wait_until
 from tests.servers import DatabaseServer
@@ -86,7 +86,7 @@ ACCOUNT = "chat_demo.* TO 'chat'@'127.0.0.1'"
 @asynccontextmanager
 async def serving(folder: Path, **stores: DatabaseServer) -> AsyncIterator[SubprocessServer]:
     environ = servers.environ(**stores) | {"CHAT_REDIS_REDISPREFIX": unique_names(1)[0]}
-    async with subprocess_server(folder / "data", stores=environ, **SHORT_TIMEOUTS) as server:
+    async with subprocess_server(folder / "data", stores=environ, **SHORT_HEARTBEAT) as server:
         yield server
 
 
@@ -156,7 +156,9 @@ async def test_health_is_503_while_the_mysql_binary_log_is_full(tmp_path: Path) 
     with small_disk(tmp_path / "log"):
         mysql = servers.mysql(f"--log-bin={tmp_path}/log/bin", "--server-id=1")
         try:
-            async with serving(tmp_path, mysql=mysql) as server:
+            async with subprocess_server(
+                tmp_path / "data", stores=servers.environ(mysql=mysql), **SHORT_TIMEOUTS
+            ) as server:
                 fill(tmp_path / "log")
 
                 async def is_away() -> bool:
@@ -173,7 +175,7 @@ async def test_health_is_503_on_a_full_disk(tmp_path: Path) -> None:
     """This needs no failed write: the test sends no message."""
     (tmp_path / "data").mkdir()
     with small_disk(tmp_path / "data"):
-        async with subprocess_server(tmp_path / "data", **SHORT_TIMEOUTS) as server:
+        async with subprocess_server(tmp_path / "data", **SHORT_HEARTBEAT) as server:
 
             async def states_are(state: str) -> bool:
                 return set((await health(server)).values()) == {state}
@@ -194,7 +196,7 @@ async def test_the_health_probe_leaves_no_data(
     stores |= {"CHAT_MONGODB_MONGODBNAME": own, "CHAT_REDIS_REDISPREFIX": own}
     execute(mysql, "CREATE TABLE IF NOT EXISTS chat_demo.chat_users (name INT)", "DROP TABLE chat_demo.chat_users")
     execute(mysql, "DROP TABLE IF EXISTS chat_demo.chat_schema")
-    async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_TIMEOUTS) as server:
+    async with subprocess_server(tmp_path / "data", stores=stores, **SHORT_HEARTBEAT) as server:
         for _ in range(3):
             assert (await send_request(server, "GET", "/health")).status_code == 200
             await asyncio.sleep(1)
@@ -375,7 +377,7 @@ async def test_the_documented_redis_rights_are_sufficient(redis: DatabaseServer,
             "CHAT_REDIS_REDISPW": "secret",
         }
         async with subprocess_server(
-            tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SHORT_TIMEOUTS
+            tmp_path / "data", stores=stores, RegistrationsPerHour=9, **SHORT_HEARTBEAT
         ) as server:
             one, two = unique_names(2)
             await server.add_users(one, two)
