@@ -39,6 +39,8 @@ REMOVAL = (
 )
 BALANCER = "the buffers of the balancer hide from the server how a client reads"
 PER_PROCESS = "the limit applies to each process (docs/protocol.md, section 3.7)"
+PASSWORDS = "each process has its own queue of passwords"
+TOGETHER = "the server must stop when its client does: two heartbeats without a pong take a fifth of a second"
 PORT = "the test listens on the port of the killed server, which the balancer still has"
 # File, or file::test, below tests/e2e -> the reason.
 ONE_PROCESS: dict[str, str] = {
@@ -71,6 +73,7 @@ ONE_PROCESS: dict[str, str] = {
     "test_cli.py::test_check_reports_its_findings_and_changes_nothing": COMMANDS,
     "test_cli.py::test_check_does_not_affect_a_running_server": COMMANDS,
     "test_cli.py::test_check_after_a_kill_changes_nothing": COMMANDS,
+    "test_cli.py::test_a_second_signal_ends_the_server_immediately": EMBEDDED,
     "test_cli.py::test_a_second_process_on_the_same_data_is_refused": FOLDER,
     "test_connection.py::test_a_deleted_session_closes_its_sockets_with_4001": EMBEDDED,
     "test_connection.py::test_an_unavailable_store_closes_no_socket": EMBEDDED,
@@ -83,6 +86,11 @@ ONE_PROCESS: dict[str, str] = {
     "test_go_faults.py::test_nothing_is_acknowledged_while_the_store_is_unavailable": EMBEDDED,
     "test_group_barrier.py::test_no_former_member_passes_after_the_answer": EMBEDDED,
     "test_group_chat.py::test_a_pong_skips_no_message_that_was_missed": KEPT,
+    "test_heartbeat.py::test_an_idle_client_that_answers_pings_stays": TOGETHER,
+    "test_heartbeat.py::test_an_idle_client_of_another_library_stays": TOGETHER,
+    "test_heartbeat.py::test_an_unresponsive_client_is_disconnected": TOGETHER,
+    "test_heartbeat.py::test_a_client_that_sends_a_frame_slowly_stays": TOGETHER,
+    "test_heartbeat.py::test_a_client_that_reads_a_page_slowly_stays": TOGETHER,
     "test_heartbeat.py::test_a_reader_that_stops_in_a_page_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_half_closed_reader_that_stops_is_disconnected": BALANCER,
     "test_heartbeat.py::test_a_client_that_reads_each_message_stays": BALANCER,
@@ -94,6 +102,7 @@ ONE_PROCESS: dict[str, str] = {
     "test_http.py::test_an_unreadable_database_is_unavailable": EMBEDDED,
     "test_http.py::test_a_database_too_damaged_to_write_is_unavailable": EMBEDDED,
     "test_limits.py::test_a_disconnected_client_leaves_the_queue": EMBEDDED,
+    "test_limits.py::test_a_flood_of_logins_does_not_delay_other_addresses": PASSWORDS,
     "test_limits.py::test_sockets_per_address_are_limited": PER_PROCESS,
     "test_logs.py::test_debug_lines_are_readable_and_contain_no_secret": EMBEDDED,
     "test_logs.py::test_release_lines_are_json_and_contain_no_secret": EMBEDDED,

@@ -14,8 +14,12 @@ from chat_server.utils.clock import Clock
 from tests.e2e.http_helpers import check_refusal
 from tests.harness import CLUSTER, ChatClient, CommandResult, ServerHandle, run_command, serving
 
-# Settings of the tested servers and commands.
-SHORT_TIMES: dict[str, Any] = {"HeartbeatSeconds": 0.3, "StoreTimeout": 1}
+# Settings of the tested servers and commands. The processes of a cluster do not stop when the test does, so a short
+# heartbeat would close its sockets; they learn of a command without the heartbeat.
+SHORT_TIMES: dict[str, Any] = {"HeartbeatSeconds": 3 if CLUSTER else 0.3}
+# `user remove` waits for the requests of running servers, twice as long as this. The servers have the default, because
+# a command that stops in a transaction delays them.
+COMMAND_TIMES: dict[str, Any] = {"StoreTimeout": 1}
 
 
 class Deployment:
@@ -41,7 +45,7 @@ class Deployment:
     @property
     def environ(self) -> dict[str, str]:
         """The environment variables of the commands."""
-        values = {"DataDir": self.folder, "PasswordCost": 4, "StartTimeout": 30, **self.settings}
+        values = {"DataDir": self.folder, "PasswordCost": 4, "StartTimeout": 30, **COMMAND_TIMES, **self.settings}
         environ = {f"CHAT_SERVICE_{key.upper()}": str(value) for key, value in values.items()}
         if CLUSTER and not self.stores:
             from tests.cluster import suite  # noqa: PLC0415 - only a run on several processes needs it

@@ -548,11 +548,19 @@ async def test_sigint_ends_the_server(tmp_path: Path) -> None:
 
 
 async def test_a_second_signal_ends_the_server_immediately(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", users=("1", "2")) as server, slow_connections(server):
-        server.send_signal(signal.SIGTERM)
-        assert await server.next_output() == "chat-server is ending\n"
-        server.send_signal(signal.SIGTERM)
-        assert await server.wait() == -signal.SIGTERM
+    async with (
+        subprocess_server(tmp_path / "data", users=("1", "2"), StoreTimeout=60) as server,
+        slow_connections(server),
+        server.chat("1", to="2") as one,
+    ):
+        with closing(sqlite3.connect(tmp_path / "data" / "chat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # the server waits for the message, so its shutdown takes long
+            await one.put(1, "m1\nhello")
+            await (await one.connection.ping())  # the pong follows the message
+            server.send_signal(signal.SIGTERM)
+            assert await server.next_output() == "chat-server is ending\n"
+            server.send_signal(signal.SIGTERM)
+            assert await server.wait() == -signal.SIGTERM
     async with subprocess_server(tmp_path / "data") as again:
         check_success(await send_request(again, "GET", "/health"), 200)
         assert await is_valid_session(again, server.tokens["1"])
