@@ -42,6 +42,7 @@ async def test_openapi_has_the_endpoints_of_the_protocol() -> None:
     assert found == set(table) - {("GET", path) for path in ("/", "/sw.js", "/web/{version}/{name}")}
 
 
+@pytest.mark.timeout(420)
 async def test_schemathesis_finds_no_error(tmp_path: Path) -> None:
     """All checks of schemathesis pass, for valid and for invalid requests."""
     config = tmp_path / "schemathesis.toml"

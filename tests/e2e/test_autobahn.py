@@ -3,12 +3,15 @@
 import asyncio
 import sys
 
+import pytest
+
 from tests.harness import CLEAN_ENVIRON, ROOT, TIMEOUT
 
 # Frames, pings, reserved bits and opcodes, fragments, UTF-8, closing, limits, and a few compressed cases.
 QUICK = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.7.1", "9.8.1", "10.*", "12.1.1", "12.2.3", "13.3.1")
 
 
+@pytest.mark.timeout(420)
 async def test_the_fast_autobahn_cases_pass() -> None:
     command = (sys.executable, "-m", "tests.autobahn", *QUICK)
     run = await asyncio.create_subprocess_exec(

@@ -478,7 +478,7 @@ async def test_one_of_many_texts_with_the_same_id_is_stored(
 async def test_a_retry_after_a_store_failure_delivers_once(tmp_path: Path) -> None:
     """The message may have been stored although the first attempt was answered with 40008."""
     async with (
-        serving(tmp_path, users=("1", "2"), StoreTimeout=0.5, StrangerLimit=0) as server,
+        serving(tmp_path, users=("1", "2"), StoreTimeout=3, StrangerLimit=0) as server,
         server.chat("1", to="2") as one,
         server.chat("2", to="1") as two,
     ):

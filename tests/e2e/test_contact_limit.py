@@ -132,7 +132,7 @@ async def test_refused_messages_and_retries_do_not_count(server: ServerHandle) -
 async def test_a_message_that_was_not_stored_counts_once(tmp_path: Path) -> None:
     """Its retry does not count again."""
     async with (
-        serving(tmp_path, users=("1", "2"), StoreTimeout=0.3, StrangerLimit=LIMIT) as server,
+        serving(tmp_path, users=("1", "2"), StoreTimeout=3, StrangerLimit=LIMIT) as server,
         server.chat("1", to="2") as one,
     ):
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as database:

@@ -48,7 +48,7 @@ async def test_health_reports_each_store_with_its_start_time(server: ServerHandl
     for store in data.values():
         assert set(store) == {"state", "since", "took_ms"}
         assert store["state"] == "up"
-        assert 0 <= store["took_ms"] < 1000
+        assert 0 <= store["took_ms"] < 60_000  # a number of milliseconds, on a busy machine too
         assert store["since"] > 1_700_000_000_000
 
 
@@ -290,7 +290,10 @@ async def test_an_error_in_the_server_is_500(server: ServerHandle, tmp_path: Pat
 
 
 async def test_an_unresponsive_database_is_503_until_it_recovers(tmp_path: Path) -> None:
-    async with serving(tmp_path, users=("1",), StoreTimeout=0.2) as server:
+    async with serving(tmp_path, users=("1",)) as server:
+        tokens = server.tokens
+    async with serving(tmp_path, StoreTimeout=0.2) as server:
+        server.tokens.update(tokens)
         with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for response in (

@@ -125,8 +125,10 @@ async def _cause_server_errors(server: ServerHandle, folder: Path) -> None:
         # An unresponsive database.
         with closing(sqlite3.connect(folder / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            check_refusal(await post(server, path, server.tokens["broken"], **change), 503, 44444, "store_away")
-            refusal = await broken.send(f"m5\n{TEXT}", to="1")
+            refused, refusal = await asyncio.gather(
+                post(server, path, server.tokens["broken"], **change), broken.send(f"m5\n{TEXT}", to="1")
+            )
+            check_refusal(refused, 503, 44444, "store_away")
             assert (refusal["op_type"], refusal["reason"]) == (40008, "store_away")
 
     async def again() -> bool:
@@ -151,7 +153,7 @@ async def stop(server: SubprocessServer) -> list[str]:
 
 
 async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=1) as server:
+    async with subprocess_server(tmp_path / "data", AppMode="debug", StoreTimeout=3) as server:
         tokens = await cause_all_events(server, tmp_path / "data")
         lines = await stop(server)
     check_no_secret(lines, tokens)
@@ -168,7 +170,7 @@ async def test_debug_lines_are_readable_and_contain_no_secret(tmp_path: Path) ->
 
 
 async def test_release_lines_are_json_and_contain_no_secret(tmp_path: Path) -> None:
-    async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=1) as server:
+    async with subprocess_server(tmp_path / "data", AppMode="release", StoreTimeout=3) as server:
         tokens = await cause_all_events(server, tmp_path / "data")
         lines = await stop(server)
     check_no_secret(lines, tokens)
@@ -188,7 +190,7 @@ async def test_debug_level_lines_contain_no_secret(tmp_path: Path, caplog: pytes
     """This includes the lines of aiohttp and asyncio."""
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
-    async with serving(tmp_path, StoreTimeout=1) as server:
+    async with serving(tmp_path, StoreTimeout=3) as server:
         tokens = await cause_all_events(server, tmp_path)
     records = [record for record in caplog.records if not record.name.startswith(CLIENTS)]
     assert {record.name.partition(".")[0] for record in records} >= {"chat_server", "asyncio"}

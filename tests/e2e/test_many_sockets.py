@@ -141,12 +141,12 @@ async def test_free_lists_are_cleared_after_most_sockets_close(tmp_path: Path, m
     calls = []
     monkeypatch.setattr(connection_manager, "MANY", 20)
     monkeypatch.setattr(connection_manager, "clear_free_lists", lambda: calls.append(1))
-    async with serving(tmp_path, users=("a",), HeartbeatSeconds=0.5) as server, server.chat("a"):
+    async with serving(tmp_path, users=("a",), HeartbeatSeconds=1) as server, server.chat("a"):
         async with AsyncExitStack() as stack:
             for _ in range(20):
                 await stack.enter_async_context(raw.chat(server, "a"))
-            await asyncio.sleep(1)
+            await asyncio.sleep(1.5)  # more than a heartbeat; two would close the sockets, which answer no ping
             assert not calls
         await wait_until(lambda: bool(calls))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1.5)
         assert calls == [1]

@@ -167,7 +167,7 @@ async def test_loop_lag_passwords_and_memory_are_measured(server: ServerHandle, 
 
     await wait_until(measured)
     now = await scraped(port)
-    assert now("chat_loop_lag_seconds_sum") < 5
+    assert now("chat_loop_lag_seconds_sum") < 30
     assert now("chat_passwords_waiting") == 0
     assert now("process_resident_memory_bytes") > 10_000_000
 

@@ -153,7 +153,7 @@ async def running_proxy(sample: Sample, folder: Path, *behind: int) -> AsyncIter
 async def chatting(sample: Sample, folder: Path) -> AsyncIterator[tuple[RunningProxy, ServerHandle]]:
     """Run a server with the users 1 and 2 behind the proxy."""
     async with (
-        serving(folder / "data", users=("1", "2"), TrustedProxies="127.0.0.1", HeartbeatSeconds=0.5) as server,
+        serving(folder / "data", users=("1", "2"), TrustedProxies="127.0.0.1", HeartbeatSeconds=1.5) as server,
         running_proxy(sample, folder, server.port) as proxy,
     ):
         yield proxy, server
@@ -195,7 +195,7 @@ async def test_sockets_work_and_stay_open_while_silent(sample: Sample, tmp_path:
         await server.make_contacts("1", "2")
         one, two = server.tokens["1"], server.tokens["2"]
         async with proxy.chat("1", "2", one) as sender, proxy.chat("2", "1", two) as receiver:
-            await asyncio.sleep(2)  # several heartbeats
+            await asyncio.sleep(5)  # more than three heartbeats
             for number in range(50):
                 assert (await sender.send(f"m{number}\n{'x' * 10_000}"))["op_type"] == 40018
                 assert (await receiver.receive())["id"] == f"m{number}"

@@ -26,6 +26,7 @@ from tests.harness import (
     TIMEOUT,
     ServerHandle,
     SubprocessServer,
+    serving,
     shell,
     subprocess_server,
     wait_until,
@@ -159,7 +160,9 @@ async def test_in_release_mode_a_failed_start_is_json(tmp_path: Path) -> None:
 
 async def test_repeated_errors_are_counted(tmp_path: Path) -> None:
     """The log has one line at once and one line with the count."""
-    async with subprocess_server(tmp_path / "data", users=("1",), StoreTimeout=0.2, LoginFailures=1000) as server:
+    async with serving(tmp_path / "data", users=("1",)):
+        pass
+    async with subprocess_server(tmp_path / "data", StoreTimeout=0.2, LoginFailures=1000) as server:
         with closing(sqlite3.connect(tmp_path / "data" / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for _ in range(10):
