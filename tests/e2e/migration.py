@@ -77,6 +77,12 @@ class ConfigFiles:
         """The name of the MongoDB database of this test."""
         return f"test_{abs(hash(self.folder))}"
 
+    @property
+    def mongodb_port(self) -> int:
+        """The port of MongoDB, which is on this host."""
+        [(_, port)] = pymongo.uri_parser.parse_uri(self._mongodb_uri())["nodelist"]
+        return int(port)
+
     @contextmanager
     def mysql(self) -> Iterator["pymysql.cursors.Cursor"]:
         """Open a cursor on the MySQL database."""

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from chat_server.model.messages import GroupKey, Message, Pair, Record
 from chat_server.model.users import State, User
 from chat_server.utils.clock import Clock
 from chat_server.utils.digest import digest
+from tests.cluster.relay import FaultyNetwork
 from tests.e2e.migration import (
     MIGRATION_TIMEOUT,
     ConfigFiles,
@@ -59,6 +60,7 @@ GROUPS = [
     Group(T - 7, "#A", "A", {"A": T - 7}),
 ]
 LEASE = 1.5  # seconds: the lease of a migration with a short lease
+HELD = "a text that a held migration cannot write"
 
 
 async def fill(path: Path, conversations: int = 3, messages: int = 8) -> None:
@@ -126,10 +128,22 @@ async def only_deleted(stores: ExportableStores, time: int) -> None:
 
 
 async def large_source(configs: ConfigFiles) -> tuple[Path, Path]:
-    """Return the files of an embedded source with 3,200 messages and of an empty target on servers."""
+    """Return the files of an embedded source with 3,200 messages and HELD, and of an empty target on servers."""
     source, target = configs.write_ini("source"), configs.write_ini("target", EVERYWHERE)
     await fill(source, conversations=8, messages=400)
+    async with open_exportable([load_settings(source)], Clock(), print) as [stores]:
+        await stores.messages.add([Message("a-b", "a@b", "held", HELD, T)])
     return source, target
+
+
+@asynccontextmanager
+async def held_network(configs: ConfigFiles) -> AsyncIterator[tuple[FaultyNetwork, dict[str, str]]]:
+    """Yield a network before MongoDB and the environment of migrations that use it.
+
+    While it holds HELD, a migration copies all other messages and cannot end, even if the test stops for a while.
+    """
+    async with FaultyNetwork(lambda: configs.mongodb_port).running() as network:
+        yield network, {"CHAT_MONGODB_MONGODBADDR": f"mongodb://127.0.0.1:{network.port}/?directConnection=true"}
 
 
 async def wait_copied(database: Any, count: int) -> None:
@@ -198,31 +212,35 @@ async def test_a_second_migration_copies_changes_of_the_source(configs: ConfigFi
 async def test_a_killed_migration_can_be_completed(configs: ConfigFiles) -> None:
     """The second run completes it without duplicates."""
     source, target = await large_source(configs)
-    child = await run_py("migrate", "--from", str(source), "--config", str(target))
-    try:
-        with configs.mongodb() as database:
-            await wait_copied(database, 500)
-            child.kill()
-            await child.wait()
-            stored = database["chat_messages"].count_documents({})
-    finally:
-        if child.returncode is None:
-            child.kill()
-        await child.communicate()
+    async with held_network(configs) as (network, environ), network.holding(HELD.encode()):
+        child = await run_py("migrate", "--from", str(source), "--config", str(target), environ=environ)
+        try:
+            with configs.mongodb() as database:
+                await wait_copied(database, 500)
+                child.kill()
+                await child.wait()
+                stored = database["chat_messages"].count_documents({})
+        finally:
+            if child.returncode is None:
+                child.kill()
+            await child.communicate()
     assert child.returncode == -9
-    assert 500 < stored < 8 * 400
     await migrate_successfully(source, target)
+    with configs.mongodb() as database:
+        assert 500 < stored < database["chat_messages"].count_documents({})
     assert await stored_data(target, 500) == await stored_data(source, 500)
 
 
 async def test_an_interrupted_migration_says_how_to_continue(configs: ConfigFiles) -> None:
     source, target = await large_source(configs)
-    child = await run_py("migrate", "--from", str(source), "--config", str(target))
-    try:
-        with configs.mongodb() as database:
-            await wait_copied(database, 0)
-    finally:
-        child.terminate()
+    async with held_network(configs) as (network, environ):
+        async with network.holding(HELD.encode()):
+            child = await run_py("migrate", "--from", str(source), "--config", str(target), environ=environ)
+            try:
+                with configs.mongodb() as database:
+                    await wait_copied(database, 0)
+            finally:
+                child.terminate()
         _, err = await child.communicate()
     assert child.returncode == 1
     assert err.decode() == "chat-server: interrupted; run the same command again to continue\n"
@@ -234,16 +252,18 @@ async def test_a_killed_database_ends_the_migration_with_one_line(configs: Confi
     impatient = configs.write_ini("impatient", EVERYWHERE, data="target-data", StartTimeout=5, StoreTimeout=5)
     if configs.mongodb_server is None:
         pytest.skip("the mongod that CHAT_TEST_MONGODB names must not be killed")
-    moving = asyncio.create_task(migrate("--from", source, "--config", impatient))
-    try:
-        with configs.mongodb() as database:
-            await wait_copied(database, 500)
-        configs.mongodb_server.kill()
-        result = await moving
-    finally:
-        moving.cancel()
-        configs.mongodb_server.kill()
-        configs.mongodb_server.start()  # for the following tests
+    async with held_network(configs) as (network, environ):
+        moving = asyncio.create_task(migrate("--from", source, "--config", impatient, environ=environ))
+        try:
+            async with network.holding(HELD.encode()):
+                with configs.mongodb() as database:
+                    await wait_copied(database, 500)
+                configs.mongodb_server.kill()
+            result = await moving
+        finally:
+            moving.cancel()
+            configs.mongodb_server.kill()
+            configs.mongodb_server.start()  # for the following tests
     assert result.code == 1
     assert "Traceback" not in result.err
     last = result.err.splitlines()[-1]
@@ -273,27 +293,31 @@ async def test_a_store_slower_than_the_lease_only_delays_migration(configs: Conf
 async def test_a_frozen_and_replaced_migration_ends_with_one_line(configs: ConfigFiles) -> None:
     """Another process took its lease. The migration can be run again."""
     source, target = await large_source(configs)
-    child = await start_migration(source, target)
-    with configs.mongodb() as database:
-        await wait_copied(database, 500)
-        child.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(LEASE * 1.2)
-        elsewhere = {"holder": b'{"host":"elsewhere","boot":"other","pid":1,"started":"1"}', "until": 2.0**40}
-        assert database["chat_leases"].update_one({"_id": "server"}, {"$set": elsewhere}).modified_count == 1
-        child.send_signal(signal.SIGCONT)
-        async with asyncio.timeout(MIGRATION_TIMEOUT):
-            _, err = await child.communicate()
-        assert database["chat_leases"].delete_one({"_id": "server"}).deleted_count == 1
+    async with held_network(configs) as (network, environ):
+        with configs.mongodb() as database:
+            async with network.holding(HELD.encode()):
+                child = await start_migration(source, target, environ)
+                await wait_copied(database, 500)
+                child.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(LEASE * 1.2)
+                elsewhere = {"holder": b'{"host":"elsewhere","boot":"other","pid":1,"started":"1"}', "until": 2.0**40}
+                assert database["chat_leases"].update_one({"_id": "server"}, {"$set": elsewhere}).modified_count == 1
+            child.send_signal(signal.SIGCONT)
+            async with asyncio.timeout(MIGRATION_TIMEOUT):
+                _, err = await child.communicate()
+            assert database["chat_leases"].delete_one({"_id": "server"}).deleted_count == 1
     assert child.returncode == 1
     last = err.decode().splitlines()[-1]
     assert "another chat_server (host elsewhere, process 1) took this one's place; run the same command" in last
     await migrate_successfully(source, target)
 
 
-async def start_migration(source: Path, target: Path) -> asyncio.subprocess.Process:
+async def start_migration(
+    source: Path, target: Path, environ: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
     """Start a migration with a short lease. The caller must wait for the process or kill it."""
     command = ("migrate", "--from", str(source), "--config", str(target))
-    return await run_py(*command, prefix=short_lease(source.parent, LEASE))
+    return await run_py(*command, prefix=short_lease(source.parent, LEASE), environ=environ)
 
 
 # --- refusals
