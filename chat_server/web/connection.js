@@ -19,7 +19,7 @@ const PAGES = new Set([40005, 40023]);
 const OPEN = 1;
 const FIRST_DELAY = 500; // milliseconds, as below
 const LONGEST_DELAY = 30_000;
-const RETRY_ATTEMPT = 3; // the delay after a refused request: that of this connection attempt, some seconds
+const RETRY_ATTEMPT = 3; // the delay before the first retry of a request: that of this connection attempt, some seconds
 const SILENCE = 15_000; // without any frame while a request is open: the connection is lost
 
 /**
@@ -127,10 +127,10 @@ export class Connection {
     return new Promise((resolve) => setTimeout(resolve, this.#options.wait(n)));
   }
 
-  /** Wait before a request is repeated. Rejects with ConnectionLost if the connection was lost meanwhile. */
-  async pauseBeforeRetry() {
+  /** Wait before a request is repeated for the `retry`th time, from 0. Rejects with ConnectionLost after a loss. */
+  async pauseBeforeRetry(retry = 0) {
     const socket = this.#socket;
-    await this.pause(RETRY_ATTEMPT);
+    await this.pause(RETRY_ATTEMPT + retry);
     if (this.#socket !== socket) throw new ConnectionLost();
   }
 

@@ -141,8 +141,9 @@ let returning = false;
 function leaveHistory() {
   clearTimeout(leaving);
   leaving = setTimeout(() => {
-    returning = Boolean(history.state?.dialog) && !document.querySelector("dialog");
-    if (returning) history.back();
+    if (returning || !history.state?.dialog || document.querySelector("dialog")) return;
+    returning = true;
+    history.back();
   });
 }
 

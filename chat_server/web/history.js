@@ -32,13 +32,13 @@ export class HistoryReader {
   }
 
   /** As `page`, again while the server refuses it for the moment. */
-  async #pageAtLast(conversation, content) {
-    let page;
-    while (!(page = await this.page(conversation, content)) && RETRYABLE.has(conversation.why)) {
+  async #retriedPage(conversation, content) {
+    for (let retry = 0; ; retry++) {
+      const page = await this.page(conversation, content);
+      if (page || !RETRYABLE.has(conversation.why)) return page;
       this.#changed(conversation.peer);
-      await this.#connection.pauseBeforeRetry();
+      await this.#connection.pauseBeforeRetry(retry);
     }
-    return page;
   }
 
   /** Read what was missed, in order. Then read the shown messages again, because they may have changed. */
@@ -48,7 +48,7 @@ export class HistoryReader {
     let page;
     let missed = 0;
     do {
-      page = await this.#pageAtLast(conversation, `+${LARGEST_PAGE}@${conversation.cursor}`);
+      page = await this.#retriedPage(conversation, `+${LARGEST_PAGE}@${conversation.cursor}`);
       missed += page?.length ?? 0;
       if (!page || missed >= MAX_MISSED) {
         conversation.reset();
@@ -86,7 +86,7 @@ export class HistoryReader {
     let size = PAGE;
     let complete;
     do {
-      page = await this.#pageAtLast(conversation, `-${size}${read.length ? `@${read[0].key}` : ""}`);
+      page = await this.#retriedPage(conversation, `-${size}${read.length ? `@${read[0].key}` : ""}`);
       if (!page) return this.#changed(conversation.peer);
       read = page.concat(read);
       complete = page.length < size;
@@ -102,7 +102,7 @@ export class HistoryReader {
     let read = [];
     let page;
     do {
-      page = await this.#pageAtLast(conversation, `-${LARGEST_PAGE}${read.length ? `@${read[0].key}` : ""}`);
+      page = await this.#retriedPage(conversation, `-${LARGEST_PAGE}${read.length ? `@${read[0].key}` : ""}`);
       if (!page) return;
       read = page.concat(read);
     } while (page.length === LARGEST_PAGE && read[0].time >= top);

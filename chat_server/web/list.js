@@ -121,9 +121,11 @@ export class ConversationList {
 
   /** Request a page of the list, again while the server refuses it for the moment. */
   async #page(content) {
-    let page;
-    while (RETRYABLE.has((page = await this.#connection.ask(7, "", content)).answer.reason)) await this.#connection.pauseBeforeRetry();
-    return page;
+    for (let retry = 0; ; retry++) {
+      const page = await this.#connection.ask(7, "", content);
+      if (!RETRYABLE.has(page.answer.reason)) return page;
+      await this.#connection.pauseBeforeRetry(retry);
+    }
   }
 
   /** Take in one conversation of the list; returns its peer. */
