@@ -129,17 +129,19 @@ async def test_the_same_id_with_another_text_changes_nothing(messages: MessageSt
     assert await writer.all() == [first]
 
 
-@pytest.mark.parametrize("text", TEXTS)
 async def test_a_retry_is_recognized_by_any_text_and_after_deletion(
-    messages: MessageStore, writer: Contributor, text: str
+    messages: MessageStore, writer: Contributor
 ) -> None:
-    first = writer.message("m", text)
-    await messages.add([first])
-    assert await messages.add([writer.message("m", text)]) == [Added(first.time, new=False)]
-    assert not (await messages.add([writer.message("m", text + "x")]))[0].same
-    await messages.delete(PAIR, [[("1", "m")]])
-    assert await messages.add([writer.message("m", text)]) == [Added(first.time, new=False, unread=False)]
-    assert not (await messages.add([writer.message("m", text + "x")]))[0].same
+    for number, text in enumerate(TEXTS):
+        first = writer.message(f"m{number}", text)
+        await messages.add([first])
+        assert await messages.add([writer.message(first.id, text)]) == [Added(first.time, new=False)], text
+        assert not (await messages.add([writer.message(first.id, text + "x")]))[0].same, text
+        await messages.delete(PAIR, [[("1", first.id)]])
+        assert await messages.add([writer.message(first.id, text)]) == [Added(first.time, new=False, unread=False)], (
+            text
+        )
+        assert not (await messages.add([writer.message(first.id, text + "x")]))[0].same, text
 
 
 async def test_a_retry_within_a_batch_is_stored_once(messages: MessageStore, writer: Contributor) -> None:
