@@ -30,7 +30,8 @@ test-failures: $(VENV)/.dev
 # As on a machine without the optional programs: collect all tests, and run those that need most of these programs.
 test-bare: $(VENV)/.dev
 	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q --collect-only > /dev/null
-	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q tests/browser tests/faults/test_redis.py tests/faults/test_tls.py
+	CHAT_TEST_ALL= CHAT_TEST_HIDE=all $(BIN)/python -m pytest -q tests/browser tests/contract/test_backplane.py \
+		tests/faults/test_redis.py tests/faults/test_tls.py
 
 # Hypothesis searches SEARCH times as long as in `make test`, with other random choices in each run.
 SEARCH ?= 20

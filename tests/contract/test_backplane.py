@@ -634,7 +634,8 @@ async def test_a_subscription_can_be_cancelled_at_any_moment(prefix: str) -> Non
 
 async def test_a_process_ends_although_redis_does_not_answer(prefix: str) -> None:
     """It does not wait a second for each part of what it has to publish."""
-    async with FaultyNetwork(lambda: _server("redis").port).running() as network:
+    port = _server("redis").port
+    async with FaultyNetwork(lambda: port).running() as network:
         async with _process(network.port, prefix, timeout=1) as process:
             network.delay = 3600
             publishing = [process.backplane.publish([Item([], b"")]) for _ in range(20_000)]
