@@ -29,20 +29,24 @@ class KeyedLock:
 
 
 class ConcurrencyLimiter:
-    """Allows `width` callers at a time. Keys take turns; a caller waits at most `timeout` seconds."""
+    """Allows `width` callers at a time. Keys take turns; a caller waits at most `timeout` seconds.
 
-    def __init__(self, width: int, timeout: float) -> None:
+    The error of a caller that waited for too long begins with `refusal`.
+    """
+
+    def __init__(self, width: int, timeout: float, refusal: str = "no place") -> None:
         self._places = FairSemaphore(width)
         self._timeout = timeout
+        self._refusal = refusal
 
     @asynccontextmanager
-    async def hold(self, key: str) -> AsyncIterator[None]:
+    async def hold(self, key: str = "") -> AsyncIterator[None]:
         """Wait for a place and hold it. Raises StoreUnavailable."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._places.acquire(key)
         except TimeoutError as error:
-            raise StoreUnavailable(f"no place within {self._timeout:g} s") from error
+            raise StoreUnavailable(f"{self._refusal} within {self._timeout:g} s") from error
         try:
             yield
         finally:

@@ -3,8 +3,7 @@
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import pymongo
@@ -13,6 +12,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 from chat_server.conf import MongoDBSettings
 from chat_server.model.mongodb.documents import MESSAGES
 from chat_server.utils.errors import StartError, StoreMisconfigured, StoreUnavailable, cause
+from chat_server.utils.locks import ConcurrencyLimiter
 from chat_server.utils.metrics import NO_STORE_METRICS, StoreMetrics
 
 T = TypeVar("T")
@@ -134,18 +134,9 @@ class Calls:
         """As `call`."""
         return await self._watch.time_call(call(work, self.timeout, self.name))
 
-    @asynccontextmanager
-    async def hold(self, lock: asyncio.Lock) -> AsyncIterator[None]:
-        """Hold a lock. Raises StoreUnavailable for all callers that wait longer than a call may take."""
-        try:
-            async with asyncio.timeout(self.timeout):
-                await lock.acquire()
-        except TimeoutError as error:
-            raise failure(self.name, error) from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def one_at_a_time(self) -> ConcurrencyLimiter:
+        """Return a lock whose callers wait no longer than for a call, and learn together that MongoDB is away."""
+        return ConcurrencyLimiter(1, self.timeout, f"{self.name}: no answer")
 
     def incomplete(self) -> StoreUnavailable:
         """The error for a bulk write that MongoDB stored only in part."""

@@ -45,7 +45,7 @@ class MongoGroupMessages:
         self._call = calls
         self._messages = database[MESSAGES]
         self._positions = database[POSITIONS]
-        self._moving = asyncio.Lock()  # one caller at a time: the next one continues where this one ends
+        self._moving = calls.one_at_a_time()  # the next caller continues where this one ends
 
     async def newest_with_id(self, group: GroupKey, id: str) -> tuple[str, int] | None:
         query = {"conv": conversation_key(group), "mid": id, "group": True, "_id": {"$gt": EARLIEST, "$lt": LATEST}}
@@ -73,7 +73,7 @@ class MongoGroupMessages:
             return await asyncio.gather(*(self._read_range(number, one, limit) for one in ranges))
 
         keys = {user: position_key(number, user) for user in confirmed}
-        async with self._call.hold(self._moving):
+        async with self._moving.hold():
             stored = await self._stored_positions(list(keys.values()))
             positions = {user: stored[key] for user, key in keys.items() if key in stored}
             moves = await find_moves(confirmed, positions, read)

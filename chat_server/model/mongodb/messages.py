@@ -73,7 +73,7 @@ class MongoMessages(MongoGroupMessages):
         self._watch = watch
         self._database = database
         self._conversations = MongoConversations(database, self._call)
-        self._marking = asyncio.Lock()  # one caller at a time, so that only one of them marks a message
+        self._marking = self._call.one_at_a_time()  # so that only one caller marks a message
         self._adding: Batcher[Sequence[Message], list[Added]] = Batcher(
             self._add_batches, most=MAX_CALLERS, timeout=timeout, watch=watch, name=name
         )
@@ -142,7 +142,7 @@ class MongoMessages(MongoGroupMessages):
             return set(), []
         conv = pair_key(sender, receiver)
         query = {"conv": conv, "from": sender, "mid": {"$in": list(ids)}, "deleted": False}
-        async with self._call.hold(self._marking):
+        async with self._marking.hold():
             documents = await self._call(self._messages.find(query, {"mid": 1, "read": 1}).to_list(None))
             found = {document["mid"] for document in documents}
             unread = {document["mid"]: document["_id"] for document in documents if not document["read"]}
@@ -151,7 +151,7 @@ class MongoMessages(MongoGroupMessages):
 
     async def mark_delivered(self, times: Sequence[int]) -> set[int]:
         query = {"_id": {"$in": [Int64(time) for time in times]}, "read": False}
-        async with self._call.hold(self._marking):
+        async with self._marking.hold():
             documents = await self._call(self._messages.find(query, {"_id": 1}).to_list(None))
             return await self._mark_times([document["_id"] for document in documents]) if documents else set()
 
