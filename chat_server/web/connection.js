@@ -127,6 +127,11 @@ export class Connection {
     return new Promise((resolve) => setTimeout(resolve, this.#options.wait(n)));
   }
 
+  /** Call `ask` again, at growing intervals, while it resolves with a reason of RETRYABLE. Rejects with ConnectionLost. */
+  async repeat(ask) {
+    for (let retry = 0; RETRYABLE.has(await ask()); retry++) await this.pauseBeforeRetry(retry);
+  }
+
   /** Wait before a request is repeated for the `retry`th time, from 0. Rejects with ConnectionLost after a loss. */
   async pauseBeforeRetry(retry = 0) {
     const socket = this.#socket;

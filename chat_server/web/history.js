@@ -1,5 +1,4 @@
 /** Reads the messages of conversations (op 2). Does not use the DOM. */
-import { RETRYABLE } from "./connection.js";
 import { messageOf } from "./conversation.js";
 
 const PAGE = 50;
@@ -33,12 +32,13 @@ export class HistoryReader {
 
   /** As `page`, again while the server refuses it for the moment. */
   async #retriedPage(conversation, content) {
-    for (let retry = 0; ; retry++) {
-      const page = await this.page(conversation, content);
-      if (page || !RETRYABLE.has(conversation.why)) return page;
-      this.#changed(conversation.peer);
-      await this.#connection.pauseBeforeRetry(retry);
-    }
+    let page;
+    await this.#connection.repeat(async () => {
+      page = await this.page(conversation, content);
+      if (!page) this.#changed(conversation.peer);
+      return conversation.why;
+    });
+    return page;
   }
 
   /** Read what was missed, in order. Then read the shown messages again, because they may have changed. */
@@ -87,7 +87,7 @@ export class HistoryReader {
     let complete;
     do {
       page = await this.#retriedPage(conversation, `-${size}${read.length ? `@${read[0].key}` : ""}`);
-      if (!page) return this.#changed(conversation.peer);
+      if (!page) return;
       read = page.concat(read);
       complete = page.length < size;
       size = LARGEST_PAGE;

@@ -1,5 +1,4 @@
 /** The list of conversations (op 7), and the presence of peers. Does not use the DOM. */
-import { RETRYABLE } from "./connection.js";
 import { Conversation, EVERYBODY, messageOf, peerOf } from "./conversation.js";
 
 const PAGE = 50;
@@ -100,8 +99,9 @@ export class ConversationList {
     const size = Math.min(this.#wanted, LARGEST_PAGE);
     let page;
     let after = "";
+    const ask = async () => (page = await this.#connection.ask(7, "", `-${size}${after}`)).answer.reason;
     do {
-      page = await this.#page(`-${size}${after}`);
+      await this.#connection.repeat(ask);
       if (page.answer.reason) return;
       for (const frame of page.frames) peers.add((after = this.#add(frame)));
       after = `@${after}`;
@@ -117,15 +117,6 @@ export class ConversationList {
       this.#keeper.keepSoon(conversation);
     }
     this.#changed(null);
-  }
-
-  /** Request a page of the list, again while the server refuses it for the moment. */
-  async #page(content) {
-    for (let retry = 0; ; retry++) {
-      const page = await this.#connection.ask(7, "", content);
-      if (!RETRYABLE.has(page.answer.reason)) return page;
-      await this.#connection.pauseBeforeRetry(retry);
-    }
   }
 
   /** Take in one conversation of the list; returns its peer. */
