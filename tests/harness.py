@@ -154,15 +154,16 @@ class ChatClient:
         """Send a message (op 1); return the server's answer."""
         return await self.answer(1, content, type=1, **keys)
 
-    async def send_all(self, contents: Sequence[str]) -> None:
-        """Send messages, many at a time; return when all are stored."""
+    async def send_all(self, *contents: str, to: str = "") -> None:
+        """Send messages, many at a time; return when all are acknowledged. Frames of other users are dropped."""
         for start in range(0, len(contents), 100):
             some = contents[start : start + 100]
             for content in some:
-                await self.put(1, content)
+                await self.put(1, content, to=to)
             for _ in some:
-                answer = await self.receive()
-                assert answer["op_type"] in (40018, 40019), answer
+                while (frame := await self.receive())["from"] != "System":
+                    pass
+                assert frame["op_type"] in (40018, 40019), frame
 
     async def expect_nothing(self) -> None:
         """Fail if an unread frame other than presence and changes of groups exists."""

@@ -101,7 +101,7 @@ async def test_a_reconnection_shows_missed_and_no_deleted_messages(browser: Brow
             page = await bob.ask(2, "-1")
             assert (await bob.answer(5, f"<{page[0]['id']}"))["op_type"] == 40013
             await bob.answer(4, "*")
-            await bob.send_all([f"m{number}\nmissed {number}" for number in range(230)])
+            await bob.send_all(*(f"m{number}\nmissed {number}" for number in range(230)))
         await alice.set_offline(False)
         await alice.sees("missed 229")
         await alice.misses("goes")

@@ -19,7 +19,7 @@ async def is_all_read(server: ServerHandle, user: str) -> bool:
 async def test_a_conversation_opens_at_the_first_unread_message(browser: Browser, server: ServerHandle) -> None:
     await server.make_contacts("alice", "bob")
     async with server.chat("bob", to="alice") as bob:
-        await bob.send_all([f"m{number}\nmessage {number}" for number in range(300)])
+        await bob.send_all(*(f"m{number}\nmessage {number}" for number in range(300)))
     async with server.chat("alice", to="bob", sync=True) as alice:
         await alice.answer(4, "\n".join(["hello-bob-alice", *(f"m{number}" for number in range(100))]))
     async with person(browser, server, "alice") as window:
@@ -105,7 +105,7 @@ async def test_a_row_opens_although_its_text_changes(browser: Browser, server: S
 
 async def test_resizing_keeps_the_scroll_position(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
-        await bob.send_all([f"m{number}\nmessage {number}" + " and more" * 20 for number in range(60)])
+        await bob.send_all(*(f"m{number}\nmessage {number}" + " and more" * 20 for number in range(60)))
         await bob.send("last\nlast")
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("link", name="bob").click()

@@ -325,7 +325,7 @@ SCROLL_UP = """async () => {
 
 async def test_ten_thousand_messages_keep_the_document_small(browser: Browser, server: ServerHandle) -> None:
     async with server.chat("bob", to="alice") as bob:
-        await bob.send_all([f"m{number}\nmessage {number}" for number in range(10_000)])
+        await bob.send_all(*(f"m{number}\nmessage {number}" for number in range(10_000)))
     async with person(browser, server, "alice") as alice:
         await alice.page.get_by_role("link", name="bob").click()
         await expect(alice.page.get_by_role("heading", name="999+ new messages")).to_be_in_viewport()

@@ -15,18 +15,6 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerHandle]:
         yield server
 
 
-async def send_all(chat: ChatClient, *contents: str, to: str = "") -> None:
-    """Send messages, which must all be acknowledged."""
-    for content in contents:
-        await chat.put(1, content, to=to)
-    answered = 0
-    while answered < len(contents):
-        frame = await chat.receive()
-        if frame["from"] == "System":
-            assert frame["op_type"] in (40018, 40019), frame
-            answered += 1
-
-
 async def page(chat: ChatClient, content: str, op_type: int = 2, to: str = "") -> list[Frame]:
     """Return the frames of a page without live frames and without the answer, which contains their number."""
     *frames, answer = await chat.ask(op_type, content, to=to)
@@ -78,7 +66,7 @@ async def test_a_page_contains_the_messages_of_both_users(server: ServerHandle) 
 async def test_s_n_returns_n_messages_after_the_s_oldest(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(10)]
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"{name}\nhello" for name in names))
+        await one.send_all(*(f"{name}\nhello" for name in names))
         assert await ids(one, "0-3") == names[:3]
         assert await ids(one, "2-3") == names[2:5]
         assert await ids(one, "8-5") == names[8:]
@@ -100,7 +88,7 @@ async def test_a_page_beyond_the_end_is_empty(server: ServerHandle) -> None:
 async def test_minus_n_returns_the_newest_n_in_order(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(10)]
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"{name}\nhello" for name in names))
+        await one.send_all(*(f"{name}\nhello" for name in names))
         assert await ids(one, "-3") == names[-3:]
         assert await ids(one, "-1") == names[-1:]
         assert await ids(one, "-200") == names
@@ -110,7 +98,7 @@ async def test_a_page_at_a_message_returns_its_neighbours(server: ServerHandle) 
     """`-N@ID` returns the N messages just before it, and `+N@ID` the N messages just after it."""
     names = [f"m{number}" for number in range(10)]
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"{name}\nhello" for name in names))
+        await one.send_all(*(f"{name}\nhello" for name in names))
         assert await ids(one, "-3@m5") == names[2:5]
         assert await ids(one, "+3@m5") == names[6:9]
         assert await ids(one, "-200@m5") == names[:5]
@@ -120,7 +108,7 @@ async def test_a_page_at_a_message_returns_its_neighbours(server: ServerHandle) 
 async def test_paging_from_either_end_returns_each_message_once(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(450)]
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"{name}\nhello" for name in names))
+        await one.send_all(*(f"{name}\nhello" for name in names))
         upwards = await ids(one, "-200")
         while older := await ids(one, f"-200@{upwards[0]}"):
             upwards = older + upwards
@@ -132,8 +120,8 @@ async def test_paging_from_either_end_returns_each_message_once(server: ServerHa
 
 async def test_an_id_means_the_own_message_before_the_peer_s(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one, server.chat("2", to="1") as two:
-        await send_all(one, "a\nhello", "both\nmine", "b\nhello")
-        await send_all(two, "c\nhello", "both\nthe other's", "theirs\nhello", "d\nhello")
+        await one.send_all("a\nhello", "both\nmine", "b\nhello")
+        await two.send_all("c\nhello", "both\nthe other's", "theirs\nhello", "d\nhello")
         assert await ids(one, "-1@both") == ["a"]
         assert await ids(one, "-1@>both") == ["a"]
         assert await ids(one, "-1@<both") == ["c"]
@@ -147,7 +135,7 @@ async def test_an_id_means_the_own_message_before_the_peer_s(server: ServerHandl
 async def test_a_deleted_message_is_hidden_but_stays_a_page_marker(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(6)]
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"{name}\nhello" for name in names))
+        await one.send_all(*(f"{name}\nhello" for name in names))
         assert (await one.answer(5, "m1\nm3"))["op_type"] == 40013
         assert await ids(one, "0-200") == ["m0", "m2", "m4", "m5"]
         assert await ids(one, "1-2") == ["m2", "m4"]
@@ -159,8 +147,8 @@ async def test_a_deleted_message_is_hidden_but_stays_a_page_marker(server: Serve
 
 async def test_an_unknown_page_marker_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "m1\nhello")
-        await send_all(one, "m3\nhello", to="3")
+        await one.send_all("m1\nhello")
+        await one.send_all("m3\nhello", to="3")
         for id in ("m2", "m3", "M1", ">m2", "<m1", "m1.", "x" * 64):
             assert await reason(one, 2, f"-5@{id}") == "no_such_message"
             assert await reason(one, 2, f"+5@{id}") == "no_such_message"
@@ -172,7 +160,7 @@ async def test_an_unknown_page_marker_is_refused(server: ServerHandle) -> None:
 
 async def test_only_pages_of_1_to_200_messages_are_accepted(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "m1\nhello")
+        await one.send_all("m1\nhello")
         for content in ("0-{}", "-{}", "-{}@m1", "+{}@m1"):
             for count in ("0", "201", "1000", "00", "", "-1", "1.0", "1e1", " 1", "1 ", "１", "٣", "x", "\n", "9" * 99):
                 assert await reason(one, 2, content.format(count)) == "bad_page"
@@ -182,8 +170,8 @@ async def test_only_pages_of_1_to_200_messages_are_accepted(server: ServerHandle
 
 async def test_each_conversation_has_its_own_history(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "m1\nhello")
-        await send_all(one, "m2\nhello", to="3")
+        await one.send_all("m1\nhello")
+        await one.send_all("m2\nhello", to="3")
         assert await ids(one, "-5") == await ids(one, "0-5") == ["m1"]
         assert await ids(one, "-5", to="3") == await ids(one, "0-5", to="3") == ["m2"]
 
@@ -194,10 +182,10 @@ async def test_each_conversation_has_its_own_history(server: ServerHandle) -> No
 async def test_op_3_returns_all_unread_messages_from_the_peer(server: ServerHandle) -> None:
     """The oldest message comes first."""
     async with server.chat("1", to="2") as one, server.chat("3", to="2") as three:
-        await send_all(one, "m1\nhello", "m2\nhello", "m3\nhello", "m4\nhello")
-        await send_all(three, "m5\nhello")
+        await one.send_all("m1\nhello", "m2\nhello", "m3\nhello", "m4\nhello")
+        await three.send_all("m5\nhello")
     async with server.chat("2", to="1") as two:
-        await send_all(two, "mine\nhello")
+        await two.send_all("mine\nhello")
         await two.answer(4, "m2")
         await two.answer(5, "m3")
         frames = await page(two, "", 3)
@@ -210,7 +198,7 @@ async def test_op_3_returns_all_unread_messages_from_the_peer(server: ServerHand
 
 async def test_op_3_with_n_returns_the_n_oldest_unread_messages(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"m{number}\nhello" for number in range(5)))
+        await one.send_all(*(f"m{number}\nhello" for number in range(5)))
     async with server.chat("2", to="1") as two:
         assert await ids(two, "1", 3) == ["m0"]
         assert await ids(two, "3", 3) == ["m0", "m1", "m2"]
@@ -222,7 +210,7 @@ async def test_op_3_with_n_returns_the_n_oldest_unread_messages(server: ServerHa
 async def test_op_3_returns_any_number_of_messages_and_marks_none(server: ServerHandle) -> None:
     names = [f"m{number}" for number in range(350)]
     async with server.chat("1", to="2") as one:
-        await send_all(one, *(f"{name}\nhello" for name in names))
+        await one.send_all(*(f"{name}\nhello" for name in names))
     async with server.chat("2", to="1") as two:
         for _ in range(2):
             assert await ids(two, "", 3) == names
@@ -234,7 +222,7 @@ async def test_op_3_returns_any_number_of_messages_and_marks_none(server: Server
 async def test_op_3_without_unread_messages_returns_an_empty_page(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
         assert await ids(one, "", 3) == []
-        await send_all(one, "mine\nhello")
+        await one.send_all("mine\nhello")
         assert await ids(one, "", 3) == []
         assert await ids(one, "5", 3, to="3") == []
 
@@ -245,7 +233,7 @@ async def test_op_3_without_unread_messages_returns_an_empty_page(server: Server
 async def test_op_7_lists_the_newest_conversations_first(server: ServerHandle) -> None:
     """Each conversation has its last message."""
     async with server.chat("1", to="2") as one:
-        await send_all(one, "a\nhello", "b\nto two")
+        await one.send_all("a\nhello", "b\nto two")
         async with server.chat("3", to="1") as three:
             sent = await three.send("c\nfrom three")
         offline = await page(one, "-10", 7)
@@ -260,16 +248,16 @@ async def test_op_7_lists_the_newest_conversations_first(server: ServerHandle) -
             "id": "c",
             "time": sent["time"],
         }
-        await send_all(one, "d\nhello")
+        await one.send_all("d\nhello")
         assert await ids(one, "-10", 7) == ["d", "c"]
 
 
 async def test_a_conversation_has_its_number_of_unread_messages(server: ServerHandle) -> None:
     async with server.chat("2", to="1") as two, server.chat("3", to="1") as three:
-        await send_all(two, "a\nhello", "b\nhello", "c\nhello")
-        await send_all(three, "d\nhello")
+        await two.send_all("a\nhello", "b\nhello", "c\nhello")
+        await three.send_all("d\nhello")
     async with server.chat("1", to="2") as one:
-        await send_all(one, "mine\nhello")
+        await one.send_all("mine\nhello")
         await one.answer(4, "b")
         await one.answer(4, "d", to="3")
         frames = await page(one, "-10", 7)
@@ -279,26 +267,23 @@ async def test_a_conversation_has_its_number_of_unread_messages(server: ServerHa
 
 async def test_a_conversation_says_whether_the_peer_is_online(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "a\nhello")
-        await send_all(one, "b\nhello", to="3")
+        await one.send_all("a\nhello")
+        await one.send_all("b\nhello", to="3")
 
-        async def online() -> bool:
-            return [frame["online"] for frame in await page(one, "-10", 7)] == [False, True]
-
-        async def offline() -> bool:
-            return [frame["online"] for frame in await page(one, "-10", 7)] == [False, False]
+        async def are_online(*expected: bool) -> bool:
+            return [frame["online"] for frame in await page(one, "-10", 7)] == [*expected]
 
         async with server.chat("2"):
-            await wait_until(online)
-        await wait_until(offline)
+            await wait_until(lambda: are_online(False, True))
+        await wait_until(lambda: are_online(False, False))
 
 
 async def test_the_unread_count_of_a_conversation_ends_at_1000(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, *["hello"] * 999)
+        await one.send_all(*["hello"] * 999)
         async with server.chat("2", sync=True) as two:
             assert [frame["unread"] for frame in await page(two, "-1", 7)] == [999]
-            await send_all(one, "hello", "hello")
+            await one.send_all("hello", "hello")
             for _ in range(2):
                 await two.receive()
             assert [frame["unread"] for frame in await page(two, "-1", 7)] == [1000]
@@ -309,7 +294,7 @@ async def test_paging_returns_each_conversation_once(server: ServerHandle) -> No
     await server.add_users(*others)
     async with server.chat("1") as one:
         for name in others:
-            await send_all(one, f"to-{name}\nhello", to=name)
+            await one.send_all(f"to-{name}\nhello", to=name)
         newest_first = [f"to-{name}" for name in reversed(others)]
         assert await ids(one, "-200", 7) == newest_first
         assert await ids(one, "-3", 7) == newest_first[:3]
@@ -320,7 +305,7 @@ async def test_paging_returns_each_conversation_once(server: ServerHandle) -> No
 
 async def test_an_invalid_page_of_conversations_is_refused(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "m1\nhello")
+        await one.send_all("m1\nhello")
         for content in ("", "5", "0-5", "+5", "-0", "-201", "-5@", "*", "-", "-x", "- 5", "-5\n", "-٣", "-" + "9" * 99):
             assert await reason(one, 7, content) == "bad_page"
         for user in ("3", "unknown", "1", ">2", "2 ", "\0", "$ne", "%", "*", "'", "א", "😀", "m1", "x" * 5000, "\n"):
@@ -330,15 +315,15 @@ async def test_an_invalid_page_of_conversations_is_refused(server: ServerHandle)
 async def test_the_user_in_a_page_of_conversations_is_normalised(server: ServerHandle) -> None:
     await server.add_users("é")
     async with server.chat("1") as one:
-        await send_all(one, "m1\nhello", to="2")
-        await send_all(one, "m2\nhello", to="é")
+        await one.send_all("m1\nhello", to="2")
+        await one.send_all("m2\nhello", to="é")
         assert await ids(one, "-5@e\u0301", 7) == ["m1"]
 
 
 async def test_a_deleted_message_is_never_the_last_message(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "m1\nhello", "m2\nhello")
-        await send_all(one, "m3\nhello", to="3")
+        await one.send_all("m1\nhello", "m2\nhello")
+        await one.send_all("m3\nhello", to="3")
         await one.answer(5, "m2")
         assert await ids(one, "-5", 7) == ["m3", "m1"]
         await one.answer(5, "m1")
@@ -350,23 +335,23 @@ async def test_a_deleted_message_is_never_the_last_message(server: ServerHandle)
 
 async def test_deleting_a_last_message_keeps_the_list_sorted(server: ServerHandle) -> None:
     async with server.chat("1") as one:
-        await send_all(one, "m1\nhello", to="2")
-        await send_all(one, "m2\nhello", to="3")
-        await send_all(one, "m3\nhello", to="2")
+        await one.send_all("m1\nhello", to="2")
+        await one.send_all("m2\nhello", to="3")
+        await one.send_all("m3\nhello", to="2")
         await one.answer(5, "m3", to="2")
         assert await ids(one, "-5", 7) == ["m2", "m1"]
 
 
 async def test_a_retry_does_not_move_its_conversation_up(server: ServerHandle) -> None:
     async with server.chat("1") as one:
-        await send_all(one, "m1\nhello", to="2")
-        await send_all(one, "m2\nhello", to="3")
-        await send_all(one, "m1\nhello", to="2")
+        await one.send_all("m1\nhello", to="2")
+        await one.send_all("m2\nhello", to="3")
+        await one.send_all("m1\nhello", to="2")
         assert await ids(one, "-5", 7) == ["m2", "m1"]
 
 
 async def test_a_new_user_has_no_conversations(server: ServerHandle) -> None:
     async with server.chat("1", to="2") as one:
-        await send_all(one, "m1\nhello")
+        await one.send_all("m1\nhello")
     async with server.chat("3") as three:
         assert await ids(three, "-5", 7) == []
